@@ -1,0 +1,51 @@
+"""mtpack: pack multi-turn dialogues into sequences in which every assistant turn weighs the same.
+
+    pack(inputs, seq_len=4096, output="packed")     write shards, return a report
+    open_shards("packed")                           read them, row by row, without a copy
+    mtpack.loss.turn_mean_loss                      the loss that the columns are for (torch)
+
+Names are loaded when they are first used, so `import mtpack` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mtpack.errors import InputError, MtpackError, SetupError
+    from mtpack.manifest import PackReport
+    from mtpack.options import PackOptions
+    from mtpack.run import Listener, pack
+    from mtpack.shards import Shards, open_shards
+
+__all__ = [
+    "InputError",
+    "Listener",
+    "MtpackError",
+    "PackOptions",
+    "PackReport",
+    "SetupError",
+    "Shards",
+    "__version__",
+    "open_shards",
+    "pack",
+]
+
+_HOMES = {
+    "InputError": "errors",
+    "Listener": "run",
+    "MtpackError": "errors",
+    "PackOptions": "options",
+    "PackReport": "manifest",
+    "SetupError": "errors",
+    "Shards": "shards",
+    "open_shards": "shards",
+    "pack": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,178 @@
+"""A model's chat template: compiled, with its variables, and what has to be known of its habits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mtpack.dialogue import Message
+from mtpack.errors import SetupError
+from mtpack.template.environment import make_environment
+from mtpack.template.marking import IndexedMessage, MarkedText, compile_marked, read_marks
+from mtpack.tokenizer.loading import LoadedTokenizer
+
+_PROBE = "mtpackprobe"
+_GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+class TemplateRaisedError(Exception):
+    """The template refused to render; the text is its own reason."""
+
+
+class ChatTemplate:
+    """Renders messages to text exactly as transformers' `apply_chat_template` does."""
+
+    def __init__(self, sources: dict[str, str], variables: dict[str, Any], date: str) -> None:
+        """Compile the templates.
+
+        sources: by name; `tool_use`, where there is one, is for dialogues with tools. variables:
+        special tokens and template arguments. Raises jinja2.TemplateSyntaxError.
+        """
+        plain = make_environment(date, marked=False)
+        marked = make_environment(date, marked=True)
+        self._variables = variables
+        self._plain = {name: plain.from_string(text) for name, text in sources.items()}
+        self._marked = {name: compile_marked(marked, text) for name, text in sources.items()}
+        self.marks_generations = any(_GENERATION_TAG.search(text) for text in sources.values())
+        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
+        self.sha256 = digest.hexdigest()
+
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> str:
+        """Return the text; with `prompt`, the generation prompt stands at its end.
+
+        Raises TemplateRaisedError.
+        """
+        fields = [message.fields for message in self._readable(messages)]
+        return self._write(self._plain, fields, tools, prompt)
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> MarkedText:
+        """Return the same text as `render` with what was written for each message.
+
+        Raises TemplateRaisedError. Where the marks would have changed the text, no message has
+        a region.
+        """
+        text = self.render(messages, tools, prompt=prompt)
+        indexed = [
+            IndexedMessage(message.fields, index)
+            for index, message in enumerate(self._readable(messages))
+        ]
+        try:
+            found = read_marks(self._write(self._marked, indexed, tools, prompt))
+        except TemplateRaisedError:
+            return MarkedText(text, {}, [])
+        return found if found.text == text else MarkedText(text, {}, [])
+
+    def _write(
+        self,
+        templates: dict[str, jinja2.Template],
+        messages: Sequence[dict[str, Any]],
+        tools: list[Any] | None,
+        prompt: bool,
+    ) -> str:
+        if not messages:
+            raise TemplateRaisedError("no messages")  # as in transformers
+        name = "tool_use" if tools is not None and "tool_use" in templates else "default"
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self._variables,
+        }
+        try:
+            return templates[name].render(variables)
+        except Exception as error:  # templates are foreign code and can raise anything
+            detail = (str(error) or type(error).__name__).split("\n")[0]
+            raise TemplateRaisedError(detail[:200]) from error
+
+    def _readable(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Join the text parts of a content for a template that can't read a list of them."""
+        if self._reads_parts or all(
+            not isinstance(message.fields.get("content"), list) for message in messages
+        ):
+            return messages
+        return [
+            Message(message.role, message.fields | {"content": _joined(content)}, message.trained)
+            if isinstance(content := message.fields.get("content"), list)
+            else message
+            for message in messages
+        ]
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        parts = [{"type": "text", "text": _PROBE}]
+        return _PROBE in self._probe([{"role": "user", "content": parts}])
+
+    @cached_property
+    def encodes_text_twice(self) -> bool:
+        """Whether tool-call arguments that are JSON text come out quoted once more."""
+        function = {"name": "probe", "arguments": f'{{"{_PROBE}": 1}}'}
+        call = {"id": "call_1", "type": "function", "function": function}
+        text = self._probe(
+            [
+                {"role": "user", "content": "probe"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ]
+        )
+        return f'\\"{_PROBE}\\"' in text
+
+    def _probe(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            text = self._write(self._plain, messages, None, False)
+        except TemplateRaisedError:
+            return ""
+        # A list that is written as it is shows its keys; one that is read does not.
+        return "" if "'text':" in text or '"text":' in text else text
+
+
+def load_chat_template(
+    tokenizer: LoadedTokenizer, file: str | None, arguments: Sequence[str], date: str
+) -> ChatTemplate:
+    """Load the template in `file`, or the tokenizer's own; raise SetupError.
+
+    arguments: as KEY=VALUE; a value that is JSON is taken as such, any other as text.
+    """
+    sources, name = tokenizer.chat_templates, tokenizer.source
+    if file is not None:
+        try:
+            sources, name = {"default": Path(file).read_text(encoding="utf-8")}, file
+        except (OSError, UnicodeDecodeError) as error:
+            raise SetupError(f"{file}: the chat template can't be read ({error})") from error
+    if "default" not in sources:
+        raise SetupError(
+            f"{name}: the tokenizer has no chat template; name one with --chat-template FILE"
+        )
+    variables: dict[str, Any] = dict(tokenizer.special_tokens)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key.isidentifier():
+            raise SetupError(f"--template-arg {argument}: write it as KEY=VALUE")
+        variables[key] = _json_or_text(value)
+    try:
+        return ChatTemplate(sources, variables, date)
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f" line {line}" if line else ""
+        raise SetupError(f"{name}{where}: the chat template is not valid ({error})") from error
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _joined(parts: list[dict[str, str]]) -> str:
+    return "".join(part["text"] for part in parts)

@@ -1,0 +1,144 @@
+"""Find what a template writes for each message: marks in its loops over the messages.
+
+A chat template writes messages in a `for` loop. In the parsed template, every loop gets two calls:
+at the start of its body one that writes a mark if the loop's variable is one of the dialogue's
+messages, and at the end of the body (and before `continue` and `break`) one that closes it. The
+marks travel inside the text, so they are right in macros and `set` blocks as well; taken out, they
+must leave exactly what the plain template writes, or the template can't be read this way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+
+from mtpack.template.environment import GENERATION_END, GENERATION_START
+
+_REGION_START = "\ufdd0"
+_INDEX_END = "\ufdd1"
+_REGION_END = "\ufdd2"
+_MARK = re.compile(
+    f"{_REGION_START}([0-9]+){_INDEX_END}|[{_REGION_END}{GENERATION_START}{GENERATION_END}]"
+)
+
+Range = tuple[int, int]
+
+
+class IndexedMessage(dict[str, Any]):
+    """A message that knows its place; to a template it is the dict that it is."""
+
+    __slots__ = ("_mtpack_index",)  # the sandbox hides what starts with an underscore
+
+    def __init__(self, fields: dict[str, Any], index: int) -> None:
+        super().__init__(fields)
+        self._mtpack_index = index
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedText:
+    """A rendered text, and what of it was written for which message."""
+
+    text: str
+    regions: dict[int, Range]
+    """Characters [start, end) by message; a message written in no or several places is missing."""
+    generations: list[Range]
+    """Characters [start, end) inside `generation` tags."""
+
+
+def compile_marked(
+    environment: jinja2.Environment, source: str
+) -> jinja2.Template:
+    """Compile `source` with marks in its loops."""
+    environment.globals["mtpack_enter"] = _enter
+    environment.globals["mtpack_leave"] = _leave
+    tree = environment.parse(source)
+    for number, loop in enumerate(list(tree.find_all(nodes.For))):
+        if isinstance(loop.target, nodes.Name):
+            _mark_loop(loop, f"mtpack_region_{number}")
+    tree.set_environment(environment)
+    return environment.from_string(tree)
+
+
+def read_marks(marked: str) -> MarkedText:
+    """Take the marks out of a text, and tell what they said."""
+    pieces: list[str] = []
+    open_regions: list[Range] = []  # message, start
+    regions: dict[int, list[Range]] = defaultdict(list)
+    generations: list[Range] = []
+    generation_start = position = copied = 0
+    for mark in _MARK.finditer(marked):
+        pieces.append(marked[copied : mark.start()])
+        position += mark.start() - copied
+        copied = mark.end()
+        if mark[1] is not None:
+            open_regions.append((int(mark[1]), position))
+        elif mark[0] == GENERATION_START:
+            generation_start = position
+        elif mark[0] == GENERATION_END:
+            generations.append((generation_start, position))
+        elif open_regions:
+            message, start = open_regions.pop()
+            if start < position:
+                regions[message].append((start, position))
+    pieces.append(marked[copied:])
+    return MarkedText(
+        text="".join(pieces),
+        regions={message: found[0] for message, found in regions.items() if len(found) == 1},
+        generations=generations,
+    )
+
+
+def _enter(value: Any) -> str:
+    if type(value) is IndexedMessage:
+        return f"{_REGION_START}{value._mtpack_index}{_INDEX_END}"
+    return ""
+
+
+def _leave(entered: str) -> str:
+    return _REGION_END if entered else ""
+
+
+def _mark_loop(loop: nodes.For, variable: str) -> None:
+    """Write marks around the body of `loop`; `variable` remembers whether one was opened.
+
+    The loop's own variable can't tell at the end of the body, since the body may set it anew.
+    """
+    target = loop.target
+    assert isinstance(target, nodes.Name)
+
+    def call(function: str, argument: str) -> nodes.Call:
+        return nodes.Call(
+            nodes.Name(function, "load"), [nodes.Name(argument, "load")], [], None, None
+        )
+
+    def leave() -> nodes.Output:
+        return nodes.Output([call("mtpack_leave", variable)])
+
+    enter: list[nodes.Node] = [
+        nodes.Assign(nodes.Name(variable, "store"), call("mtpack_enter", target.name)),
+        nodes.Output([nodes.Name(variable, "load")]),
+    ]
+    loop.body = [*enter, *_leave_before_jumps(loop.body, leave), leave()]
+    for node in loop.body:
+        for added in (node, *node.find_all(nodes.Node)):
+            if not added.lineno:
+                added.lineno = loop.lineno
+
+
+def _leave_before_jumps(body: list[nodes.Node], leave: Any) -> list[nodes.Node]:
+    """Close the mark before each `continue` and `break` of this loop (not of loops inside it)."""
+    result: list[nodes.Node] = []
+    for node in body:
+        if isinstance(node, nodes.Continue | nodes.Break):
+            result.append(leave())
+        elif not isinstance(node, nodes.For):
+            for name, value in node.iter_fields():
+                if isinstance(value, list) and any(isinstance(item, nodes.Stmt) for item in value):
+                    setattr(node, name, _leave_before_jumps(value, leave))
+        result.append(node)
+    return result

@@ -1,0 +1,188 @@
+"""Where every turn starts and ends in the rendered text, and whether merging it is exact.
+
+The definition is on one page in docs/turns.md. For a trained message i, `own` is the dialogue
+rendered up to and with i, `prompt` is what the model would be given in its place, and `full` is
+the whole dialogue. A turn is what `own` has behind `prompt`, up to its end-of-turn token; it may
+be trained in `full` exactly if `full` and `own` agree up to that end.
+"""
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import dataclass, replace
+
+from mtpack.dialogue import Dialogue, Message, Reason, Reject
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.marking import MarkedText, Range
+from mtpack.tokenizer.added_tokens import AddedTokens
+from mtpack.turns import TurnFlag
+
+
+@dataclass(frozen=True, slots=True)
+class TurnText:
+    """One turn in a rendered text."""
+
+    message: int
+    spans: tuple[Range, ...]
+    """Characters [start, end) that carry loss; one range unless the template marks several."""
+    start: int
+    """Where the model takes over: characters before it are given."""
+    end: int
+    """Behind the last character of the turn."""
+    flags: TurnFlag
+    own_text: str | None = None
+    """What the ids up to `end` are to be compared with, where equal text does not settle them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentText:
+    """A rendered text and the turns that are trained in it."""
+
+    text: str
+    turns: tuple[TurnText, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedDialogue:
+    """A dialogue as documents."""
+
+    dialogue: Dialogue
+    merged: DocumentText
+    """The whole dialogue, with the turns that may be trained in it."""
+    own: tuple[DocumentText, ...]
+    """One document for each of the other turns."""
+    merged_end: int
+    """Where the whole dialogue would be cut if all turns were trained in it."""
+
+
+class _TurnNotFoundError(Exception):
+    """The template writes a message in no one place that can be found."""
+
+
+def render_dialogue(
+    template: ChatTemplate, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
+) -> RenderedDialogue | Reject:
+    """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
+    turns = _Turns(template, added_tokens, dialogue)
+    try:
+        full = template.render_marked(dialogue.messages, dialogue.tools)
+        return turns.render(full, merge)
+    except TemplateRaisedError as error:
+        return Reject(
+            dialogue.row,
+            dialogue.origin,
+            Reason.TEMPLATE_RAISED,
+            f"the chat template refuses this dialogue: {error}",
+        )
+    except _TurnNotFoundError as error:
+        return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """Finds the turns of one dialogue."""
+
+    template: ChatTemplate
+    added_tokens: AddedTokens
+    dialogue: Dialogue
+
+    def render(self, full: MarkedText, merge: str) -> RenderedDialogue:
+        merged: list[TurnText] = []
+        own: list[DocumentText] = []
+        trained = self.dialogue.trained_messages()
+        for message in trained:
+            text = self._own(full, message)
+            if text is None:  # nothing to compare with, so the turn stays where it is
+                turn = self._locate(full, message, TurnFlag.UNPROVEN)
+                merged.append(turn)
+                continue
+            turn = self._locate(text, message, TurnFlag(0))
+            exact = full.text.startswith(text.text[: turn.end])
+            if merge == "never" or (merge == "auto" and not exact):
+                flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
+                own.append(DocumentText(text.text, (replace(turn, flags=flags),)))
+            elif not exact:
+                merged.append(self._locate(full, message, TurnFlag.BENT))
+            elif self.added_tokens.cut_behind(text.text[: turn.end]):
+                merged.append(turn)
+            else:
+                merged.append(replace(turn, own_text=text.text))
+        merged_end = 0
+        if trained:
+            last = trained[-1]
+            in_full = [turn.end for turn in merged if turn.message == last]
+            merged_end = in_full[0] if in_full else self._locate(full, last, TurnFlag(0)).end
+        return RenderedDialogue(
+            self.dialogue, DocumentText(full.text, tuple(merged)), tuple(own), merged_end
+        )
+
+    def _own(self, full: MarkedText, message: int) -> MarkedText | None:
+        """Render the dialogue up to and with `message`; None where the template refuses."""
+        if message == len(self.dialogue.messages) - 1:
+            return full
+        try:
+            return self.template.render_marked(
+                self.dialogue.messages[: message + 1], self.dialogue.tools
+            )
+        except TemplateRaisedError:
+            return None
+
+    def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
+        """Find the turn of `message` in a text that has it."""
+        if message not in text.regions:
+            raise _TurnNotFoundError(
+                f"message {message}: where the chat template writes it can't be found; "
+                "use a template that writes messages one by one in a loop"
+            )
+        region_start, region_end = text.regions[message]
+        end = region_start + len(text.text[region_start:region_end].rstrip())
+        start, as_prompted = self._start(text.text, message, region_start, region_end)
+        spans: tuple[Range, ...] = ((start, end),)
+        if self.template.marks_generations:
+            spans = tuple(
+                (max(first, region_start), min(last, region_end))
+                for first, last in text.generations
+                if first < region_end and last > region_start
+            )
+            end = max((last for _, last in spans), default=end)
+        if not as_prompted:
+            flags |= TurnFlag.PROMPT_DIFFERS
+        if not self.added_tokens.end_a_turn(text.text[:end].rstrip()):
+            flags |= TurnFlag.NO_EOT
+        return TurnText(message, spans, start, end, flags)
+
+    def _start(
+        self, text: str, message: int, region_start: int, region_end: int
+    ) -> tuple[int, bool]:
+        """Return where the model takes over, and whether that is where its prompt ends."""
+        tools = self.dialogue.tools
+        before, with_message = self.dialogue.messages[:message], self.dialogue.messages[: message + 1]
+        try:
+            prompt = self.template.render(before, tools, prompt=True)
+        except TemplateRaisedError:
+            prompt = None
+        if prompt is not None:
+            if text.startswith(prompt):
+                return len(prompt), True
+            start = self._agreement(prompt, text)
+            if start > region_start:
+                return start, False
+        # The message's own header, since nothing before it can be compared: either there is no
+        # prompt, or it already differs from the text in an earlier message.
+        header = self._generation_prompt(with_message if prompt is None else before)
+        region = text[region_start:region_end]
+        agreed = len(header) if region.startswith(header) else self._agreement(header, region)
+        return region_start + agreed, prompt is None and agreed == len(header)
+
+    def _generation_prompt(self, messages: tuple[Message, ...]) -> str:
+        """Return what the template writes behind `messages` to have the model speak."""
+        try:
+            prompt = self.template.render_marked(messages, self.dialogue.tools, prompt=True)
+        except TemplateRaisedError:
+            return ""
+        return prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
+
+    def _agreement(self, prompt: str, text: str) -> int:
+        """Return how far `text` starts like `prompt`, cut back to an added token's edge in it."""
+        agreed = len(os.path.commonprefix([prompt, text]))
+        return self.added_tokens.last_boundary(prompt, agreed)

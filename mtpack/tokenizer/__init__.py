@@ -1,0 +1,1 @@
+"""Tokenizers: found, checked, loaded, and the small one that ships with mtpack."""

@@ -1,0 +1,260 @@
+"""The units of work of a run: tokenize one split, write one shard. Each runs in any process.
+
+What they need beside their task is loaded once a process (`load_pipeline`), from the options.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from mtpack.assembling import assemble, padded_lengths
+from mtpack.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.encoding import encode_dialogues
+from mtpack.formats import read_dialogue
+from mtpack.manifest import ShardRecord
+from mtpack.options import PackOptions
+from mtpack.overlong import fit, piece_maker
+from mtpack.reading import LINE_LIMIT, Split
+from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
+from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.spans import RenderedDialogue, render_dialogue
+from mtpack.token_store import open_batch, save_batch
+from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
+
+_FLAG_COUNTS = {
+    "turns_own_document": TurnFlag.OWN_DOCUMENT,
+    "prompt_differs": TurnFlag.PROMPT_DIFFERS,
+    "no_eot": TurnFlag.NO_EOT,
+    "unproven": TurnFlag.UNPROVEN,
+    "bent": TurnFlag.BENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What turns rows into documents."""
+
+    options: PackOptions
+    tokenizer: LoadedTokenizer
+    template: ChatTemplate
+
+    @property
+    def shard_metadata(self) -> ShardMetadata:
+        """What the shards of this run say of themselves."""
+        return ShardMetadata(
+            seq_len=self.options.seq_len,
+            label_alignment=self.options.label_alignment,
+            pad_documents_to=self.options.pad_documents_to,
+            pad_id=self.tokenizer.pad_id,
+            tokenizer_sha256=self.tokenizer.sha256,
+            template_sha256=self.template.sha256,
+        )
+
+
+def load_pipeline(options: PackOptions) -> Pipeline:
+    """Load tokenizer and template; raise SetupError."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    template = load_chat_template(
+        tokenizer, options.chat_template, options.template_arg, options.date
+    )
+    return Pipeline(options, tokenizer, template)
+
+
+class _Stopwatch:
+    """Counts seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last lap for `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last  # type: ignore[assignment]  # Counter adds floats
+        self._last = now
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTask:
+    """Read, render and tokenize one split, and keep its documents in a file."""
+
+    split: Split
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRecord:
+    """What became of a split."""
+
+    file: Path
+    counts: Counter[str]
+    rejects: list[Reject]
+    document_lengths: Int32
+    """(documents,): tokens, without padding."""
+    seconds: Counter[str]
+    warnings: frozenset[str] = field(default_factory=frozenset)
+
+
+def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
+    """Run one `SplitTask`."""
+    watch = _Stopwatch()
+    options = pipeline.options
+    dialogues, rejects = _read(task.split)
+    watch.lap("read")
+    rendered: list[RenderedDialogue] = []
+    for dialogue in dialogues:
+        result = render_dialogue(
+            pipeline.template, pipeline.tokenizer.added_tokens, dialogue, options.merge
+        )
+        if isinstance(result, Reject):
+            rejects.append(result)
+        else:
+            rendered.append(result)
+    watch.lap("render")
+    by_row = {dialogue.row: dialogue for dialogue in dialogues}
+    make_piece = piece_maker(pipeline.template, pipeline.tokenizer, by_row, options.seq_len)
+    batch, counts = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
+    fitted = fit(batch, options.seq_len, options.overlong, make_piece)
+    if fitted.rejected_rows:  # they leave no trace in any count
+        rejects += [_overlong(by_row[row], options.seq_len) for row in fitted.rejected_rows]
+        rendered = [item for item in rendered if item.dialogue.row not in fitted.rejected_rows]
+        batch, counts = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
+        fitted = replace(fitted, batch=batch)
+    accepted = [item.dialogue for item in rendered]
+    save_batch(task.file, fitted.batch)
+    watch.lap("tokenize")
+    return SplitRecord(
+        file=task.file,
+        counts=_count(task.split, accepted, rejects, fitted.batch, counts + fitted.counts),
+        rejects=sorted(rejects, key=lambda reject: reject.row),
+        document_lengths=fitted.batch.document_lengths.astype(np.int32),
+        seconds=watch.seconds,
+        warnings=_warnings(pipeline.template, accepted),
+    )
+
+
+def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:
+    dialogues: list[Dialogue] = []
+    rejects: list[Reject] = []
+    for row, raw in enumerate(split.rows, split.first_row):
+        result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT)
+        if isinstance(result, Reject):
+            rejects.append(result)
+        else:
+            dialogues.append(result)
+    return dialogues, rejects
+
+
+def _overlong(dialogue: Dialogue, seq_len: int) -> Reject:
+    return Reject(
+        dialogue.row,
+        dialogue.origin,
+        Reason.OVERLONG,
+        f"longer than {seq_len:,} tokens; choose a larger --seq-len or another --overlong",
+    )
+
+
+def _count(
+    split: Split,
+    accepted: list[Dialogue],
+    rejects: list[Reject],
+    batch: TokenBatch,
+    counts: Counter[str],
+) -> Counter[str]:
+    """Account for every row and turn of a split."""
+    packed_rows = set(batch.document_rows.tolist())
+    for dialogue in accepted:
+        if dialogue.row not in packed_rows:
+            reason = "no_turn" if not dialogue.trained_messages() else "no_turn_left"
+            counts[f"rows_dropped.{reason}"] += 1
+    for reject in rejects:
+        counts[f"rows_rejected.{reject.reason}"] += 1
+    counts["rows_read"] = len(split.rows)
+    counts["rows_packed"] = len(packed_rows)
+    counts["rendered"] = len(accepted)
+    counts["documents"] = batch.num_documents
+    counts["turns_read"] = sum(len(dialogue.trained_messages()) for dialogue in accepted)
+    counts["turns_packed"] = batch.num_turns
+    counts["tokens"] = len(batch.ids)
+    counts["loss_tokens"] = int(batch.loss_token_num.sum())
+    for name, flag in _FLAG_COUNTS.items():
+        counts[name] = int(np.count_nonzero(batch.turn_flags & flag))
+    return counts
+
+
+def _warnings(template: ChatTemplate, dialogues: list[Dialogue]) -> frozenset[str]:
+    if not any(_has_text_arguments(dialogue) for dialogue in dialogues):
+        return frozenset()
+    if not template.encodes_text_twice:
+        return frozenset()
+    return frozenset(
+        {
+            "the chat template encodes tool-call arguments as JSON, and in some rows they are JSON "
+            "text already, so they come out quoted twice; give them as objects"
+        }
+    )
+
+
+def _has_text_arguments(dialogue: Dialogue) -> bool:
+    return any(
+        isinstance(call.get("function", call).get("arguments"), str)
+        for message in dialogue.messages
+        for call in message.fields.get("tool_calls", ())
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Assemble and write one shard."""
+
+    number: int
+    folder: Path
+    pieces: list[tuple[Path, Int64]]
+    """Split files, and which of their documents to take."""
+    order: Int64
+    """(documents,): which of the taken documents comes first, second, ..."""
+    sequence_offsets: Int64
+    """(sequences + 1,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A shard in the work area, and the seconds that it took."""
+
+    record: ShardRecord
+    seconds: Counter[str]
+
+
+def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
+    """Run one `ShardTask`."""
+    watch = _Stopwatch()
+    options = pipeline.options
+    batch = concatenate([open_batch(file).take(documents) for file, documents in task.pieces])
+    metadata = pipeline.shard_metadata
+    columns = assemble(batch.take(task.order), task.sequence_offsets, metadata.layout)
+    watch.lap("assemble")
+    name = f"shard-{task.number:05d}.arrow"
+    sha256 = write_shard(
+        task.folder / name,
+        columns,
+        metadata,
+        ipc_format=options.ipc_format,
+        compression=options.compression,
+        batch_rows=rows_per_batch(options.seq_len, options.shard_bytes, options.compression),
+    )
+    watch.lap("write")
+    size = (task.folder / name).stat().st_size
+    return WrittenShard(
+        ShardRecord(name, len(task.sequence_offsets) - 1, size, sha256), watch.seconds
+    )
+
+
+def places_taken(record: SplitRecord, options: PackOptions) -> Int64:
+    """Return how many places of a sequence each document of a split takes, (documents,)."""
+    return padded_lengths(record.document_lengths.astype(np.int64), options.pad_documents_to)
