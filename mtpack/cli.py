@@ -60,7 +60,8 @@ def _pack_options(command: Command) -> Command:
             settings["multiple"] = True
         else:
             settings["type"] = type(option.default) if option.default is not None else str
-        shown = details.get("show_default", True) and option.default not in (None, (), False)
+        has_default = not isinstance(option.default, bool | tuple | None)
+        shown = has_default and details.get("show_default", True)
         if "short" in details:
             names.insert(0, details["short"])
         command = click.option(

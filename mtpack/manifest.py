@@ -145,7 +145,8 @@ class Run:
         """Name what sets another run apart from this one, or return None."""
         for name, value in self.options.items():
             if other.options.get(name) != value:
-                return f"{name} is {_shown(other.options.get(name))}, not {_shown(value)}"
+                wanted = _shown(other.options.get(name))
+                return f"its {name} is {_shown(value)}, not {wanted}"
         if self.tokenizer_sha256 != other.tokenizer_sha256:
             return "the tokenizer is another one"
         if self.template_sha256 != other.template_sha256:

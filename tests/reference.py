@@ -177,7 +177,10 @@ class Reference:
             prompt = self.render(messages[:index], tools, prompt=True)
         except TemplateRaised:
             # A dialogue that the assistant opens, say: transformers renders no empty dialogue.
-            return behind_header
+            # What the prompt would have given is what it gives behind this message.
+            prompt = self.render(messages[: index + 1], tools, prompt=True)
+            generation_prompt = prompt[prompt.rindex(self.header) :]
+            return region + self.shared(generation_prompt, text[region:])
         if text.startswith(prompt):
             return len(prompt)
         # The prompt ends in something that the text has not got. What they share is given.

@@ -1,0 +1,120 @@
+"""Documents and loss tokens equal the slow reference, on real dialogues, for every --merge."""
+
+import gzip
+import itertools
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mtpack.dialogue import Dialogue, Origin, Reject
+from mtpack.encoding import encode_dialogues
+from mtpack.formats import read_dialogue
+from mtpack.reading import LINE_LIMIT
+from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.spans import render_dialogue
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
+from tests.conftest import SAMPLE_DATA, SHARED, shared
+from tests.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
+
+CHATML = ("<|im_start|>assistant\n", "<|im_end|>")
+PHI_3 = ("<|assistant|>\n", "<|end|>")
+TOKENIZERS = {
+    "embedded": CHATML,
+    "qwen3": CHATML,
+    "minimind": CHATML,
+    "phi-3-mini": PHI_3,
+}
+SAMPLE_FILES = sorted(path.name for path in SAMPLE_DATA.glob("*.jsonl"))
+SHARED_FILES = (
+    "bench_en.jsonl.gz",
+    "bench_zh.jsonl.gz",
+    "glaive_toolcall_en.jsonl",
+    "glaive_toolcall_zh.jsonl",
+    "reason_tool_use.jsonl",
+    "tools_long_en.jsonl.gz",
+)
+NUM_DIALOGUES = 500
+
+
+class RenderOnce(Reference):
+    """The reference, but a text that it asks for again is not rendered again."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.rendered: dict[str, str] = {}
+
+    def render(self, messages, tools, prompt=False) -> str:
+        key = json.dumps([messages, tools, prompt])
+        if key not in self.rendered:
+            self.rendered[key] = super().render(messages, tools, prompt)
+        return self.rendered[key]
+
+
+@cache
+def loaded(name: str) -> tuple[LoadedTokenizer, ChatTemplate, Reference]:
+    folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
+    tokenizer = load_tokenizer(str(folder))
+    template = load_chat_template(tokenizer, None, (), "2026-01-01")
+    return tokenizer, template, RenderOnce(folder, *TOKENIZERS[name])
+
+
+def first_lines(path: Path) -> list[bytes]:
+    opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    with opened as file:
+        return list(itertools.islice(file, NUM_DIALOGUES))
+
+
+def packed_documents(
+    tokenizer: LoadedTokenizer, template: ChatTemplate, dialogue: Dialogue, merge: str
+) -> list[ReferenceDocument] | None:
+    """Return the documents that mtpack makes, or None for a refused dialogue."""
+    rendered = render_dialogue(template, tokenizer.added_tokens, dialogue, merge)
+    if isinstance(rendered, Reject):
+        assert rendered.reason == "template_raised", rendered
+        return None
+    batch, _ = encode_dialogues(tokenizer, [rendered], merge)
+    documents = []
+    for document in range(batch.num_documents):
+        turns = []
+        for turn in range(*batch.turn_offsets[document : document + 2]):
+            positions: list[int] = []
+            for span in range(*batch.span_offsets[turn : turn + 2]):
+                positions += range(batch.span_starts[span], batch.span_ends[span])
+            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions)))
+        ids = batch.ids[slice(*batch.document_offsets[document : document + 2])]
+        documents.append(ReferenceDocument(tuple(ids.tolist()), tuple(turns)))
+    return documents
+
+
+def reference_documents(reference: Reference, row: dict, merge: str):
+    try:
+        return reference.documents(row, merge)
+    except TemplateRaised:
+        return None
+
+
+def compare(name: str, path: Path) -> None:
+    tokenizer, template, reference = loaded(name)
+    for line, text in enumerate(first_lines(path), 1):
+        dialogue = read_dialogue(line - 1, Origin(path.name, line), text, LINE_LIMIT)
+        assert isinstance(dialogue, Dialogue), dialogue
+        for merge in ("auto", "always", "never"):
+            expected = reference_documents(reference, json.loads(text), merge)
+            found = packed_documents(tokenizer, template, dialogue, merge)
+            assert found == expected, f"{path.name} line {line}, --merge {merge}"
+        reference.rendered.clear()
+
+
+@pytest.mark.parametrize("file", SAMPLE_FILES)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_sample_dialogues_get_the_documents_of_the_reference(name, file):
+    compare(name, SAMPLE_DATA / file)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, which is not here")
+@pytest.mark.parametrize("file", SHARED_FILES)
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "embedded"])
+def test_real_dialogues_get_the_documents_of_the_reference(name, file):
+    compare(name, shared(f"data/{file}"))
