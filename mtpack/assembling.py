@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def assemble(batch: TokenBatch, sequence_offsets: Int64, layout: Layout) -> Colu
 
 def _entries(
     batch: TokenBatch, padded: Int64, sequence_offsets: Int64, seq_len: int
-) -> dict[str, Int32 | Int64]:
+) -> dict[str, Any]:
     """Return the columns with one entry a document, and one for the padding where there is any."""
     used = np.diff(offsets_of(padded)[sequence_offsets])
     padding = seq_len - used

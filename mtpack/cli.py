@@ -6,6 +6,7 @@ is imported when it runs, so that `mtpack --help` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -64,13 +65,15 @@ def _pack_options(command: Command) -> Command:
         shown = has_default and details.get("show_default", True)
         if "short" in details:
             names.insert(0, details["short"])
-        command = click.option(
-            *names, default=option.default, show_default=shown, **settings
-        )(command)
+        command = click.option(*names, default=option.default, show_default=shown, **settings)(
+            command
+        )
     return command
 
 
-@click.group(cls=_Group, context_settings={"auto_envvar_prefix": "MTPACK", "max_content_width": 100})
+@click.group(
+    cls=_Group, context_settings={"auto_envvar_prefix": "MTPACK", "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="mtpack")
 def main() -> None:
     """Pack multi-turn dialogues into sequences in which every assistant turn weighs the same."""
@@ -133,7 +136,9 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 
 @main.command()
 @click.argument("paths", nargs=-1, metavar="[PATH...]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
 @_json_option
 def verify(paths: tuple[str, ...], device: str, as_json: bool) -> None:
     """Prove that shards are sound and that their loss is right. PATH is `packed` by default."""
@@ -162,6 +167,8 @@ def _remark(text: str) -> None:
 def _console() -> Any:
     from rich.console import Console
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # dialogues hold what a terminal may not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console(highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""The data model of the input: messages, dialogues, where they come from, and why one is refused."""
+"""The data model of the input: messages, dialogues, where they stand, why one is refused."""
 
 from __future__ import annotations
 

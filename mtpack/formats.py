@@ -8,9 +8,8 @@ switches (`train`, `loss`, `weight`), which speak to the trainer, are taken out.
 
 from __future__ import annotations
 
+import json
 from typing import Any
-
-import orjson
 
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.strict_json import StrictJsonError, parse
@@ -28,7 +27,9 @@ class _RowError(Exception):
         self.reason = reason
 
 
-def read_dialogue(row: int, origin: Origin, text: bytes | None, line_limit: int) -> Dialogue | Reject:
+def read_dialogue(
+    row: int, origin: Origin, text: bytes | None, line_limit: int
+) -> Dialogue | Reject:
     """Read one row; `text` is None where it is longer than `line_limit` bytes."""
     try:
         if text is None:
@@ -67,7 +68,9 @@ def _read_message(index: int, message: Any) -> Message:
     role = fields.get("role")
     if role not in ROLES:
         found = "no role" if role is None else f"role {_quoted(role)}"
-        raise _RowError(Reason.UNKNOWN_ROLE, f"{where}: {found}; expected one of {', '.join(ROLES)}")
+        raise _RowError(
+            Reason.UNKNOWN_ROLE, f"{where}: {found}; expected one of {', '.join(ROLES)}"
+        )
     where = f"{where} ({role})"
     trained = _read_loss_switch(where, role, fields)
     _check_content(where, role, fields)
@@ -87,9 +90,7 @@ def _read_loss_switch(where: str, role: str, fields: dict[str, Any]) -> bool:
                     f'{where}: "weight" must be 0 or 1; mtpack weighs every trained turn the same',
                 )
         elif type(value) is not bool:
-            raise _RowError(
-                Reason.INVALID_LOSS_SWITCH, f'{where}: "{key}" must be true or false'
-            )
+            raise _RowError(Reason.INVALID_LOSS_SWITCH, f'{where}: "{key}" must be true or false')
     wanted = {bool(value) for value in switches.values()}
     if len(wanted) > 1:
         raise _RowError(
@@ -108,9 +109,7 @@ def _check_content(where: str, role: str, fields: dict[str, Any]) -> None:
         if role != "assistant":
             raise _RowError(Reason.INVALID_CONTENT, f'{where}: no "content"')
         if not any(key in fields for key in ("tool_calls", *_REASONING_KEYS)):
-            raise _RowError(
-                Reason.INVALID_CONTENT, f'{where}: neither "content" nor "tool_calls"'
-            )
+            raise _RowError(Reason.INVALID_CONTENT, f'{where}: neither "content" nor "tool_calls"')
     elif isinstance(content, list):
         for part in content:
             kind = part.get("type", "text") if isinstance(part, dict) else _kind(part)
@@ -163,7 +162,9 @@ def _read_tools(tools: Any) -> list[Any] | None:
         try:
             tools = parse(tools.encode())
         except StrictJsonError as error:
-            raise _RowError(Reason.INVALID_TOOLS, f'"tools" is text but not JSON: {error}') from None
+            raise _RowError(
+                Reason.INVALID_TOOLS, f'"tools" is text but not JSON: {error}'
+            ) from None
     if tools is None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -180,5 +181,7 @@ def _kind(value: Any) -> str:
 
 def _quoted(value: Any) -> str:
     """Show a short name from a row; anything longer might be content."""
-    text = orjson.dumps(value).decode() if isinstance(value, str) else _kind(value)
+    if not isinstance(value, str):
+        return _kind(value)
+    text = json.dumps(value, ensure_ascii=not value.isprintable())
     return text if len(text) <= 32 else f"{text[:29]}..."

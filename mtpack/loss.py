@@ -1,4 +1,4 @@
-"""The loss in which every turn weighs the same, from the columns of the shards. Needs torch only."""
+"""The loss in which every turn weighs the same, from the columns of the shards (torch only)."""
 
 from __future__ import annotations
 

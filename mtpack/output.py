@@ -109,7 +109,7 @@ def write_datasets_files(area: Path, shards: list[ShardRecord], seq_len: int) ->
     features["turn_num"] = {"dtype": "int32", "_type": "Value"}
     for name in (*TURN_COLUMNS, *ENTRY_COLUMNS):
         features[name] = sequence("int64" if name == "dialogue_ids" else "int32", -1)
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": shard.path} for shard in shards],
         "_fingerprint": digest.hexdigest()[:16],
         "_format_columns": None,

@@ -19,7 +19,6 @@ import numpy as np
 
 from mtpack.turns import Int64, expand_ranges, offsets_of
 
-
 _Order = Callable[[tuple[int, int]], tuple[int, int]]
 
 
@@ -188,9 +187,7 @@ def _fullest_fill(left: list[tuple[int, int]], room: int) -> list[int]:
     return chosen
 
 
-def _lay_out(
-    patterns: list[tuple[list[int], int]], seed: tuple[int, ...]
-) -> tuple[Int64, Int64]:
+def _lay_out(patterns: list[tuple[list[int], int]], seed: tuple[int, ...]) -> tuple[Int64, Int64]:
     """Return the length of every slot and the slots of every sequence, both in shuffled order."""
     sizes = np.repeat(
         np.array([len(pattern) for pattern, _ in patterns], dtype=np.int64),

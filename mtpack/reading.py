@@ -74,15 +74,13 @@ def find_inputs(inputs: Iterable[str]) -> list[str]:
         if name == STANDARD_INPUT or os.path.isfile(name):
             found = [name]
         elif os.path.isdir(name):
-            found = sorted(
-                str(path) for path in Path(name).rglob("*") if path.is_file() and _suffix(str(path))
-            )
+            found = sorted(path for path in map(str, Path(name).rglob("*")) if _is_input(path))
             if not found:
                 raise SetupError(
                     f"{name}: the folder holds no input; mtpack reads {', '.join(SUFFIXES)}"
                 )
         else:
-            found = sorted(match for match in glob.glob(name, recursive=True) if _suffix(match))
+            found = sorted(filter(_is_input, glob.glob(name, recursive=True)))
             if not found:
                 raise SetupError(f"{name}: no such file; check the name or the pattern")
         names += found
@@ -120,6 +118,10 @@ def read_splits(files: Iterable[InputFile], line_limit: int = LINE_LIMIT) -> Ite
         yield Split(number, first_row, rows)
 
 
+def _is_input(name: str) -> bool:
+    return _suffix(name) is not None and os.path.isfile(name)
+
+
 def _suffix(name: str) -> str | None:
     fitting = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
     return max(fitting, key=len, default=None)
@@ -134,7 +136,7 @@ def _read_errors(name: str) -> Iterator[None]:
         raise InputError(
             f"{name}: damaged or cut off ({error}); restore the file and run again"
         ) from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         detail = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise InputError(f"{name}: can't be read ({detail})") from error
 
@@ -226,6 +228,8 @@ def _list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
         position = _skip_space(text, end)
         if text.startswith(",", position):
             position = _skip_space(text, position + 1)
+            if text.startswith("]", position):
+                raise error("a comma before the end of the list")
         elif not text.startswith("]", position):
             raise error("expected a comma or the end of the list")
     position = _skip_space(text, position + 1)

@@ -32,7 +32,7 @@ def show_report(report: PackReport, console: Console) -> None:
         table.add_row(name, f"{number:,}", remark)
     console.print(table)
     for line in notes(report):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     seconds = report.about.seconds["total"]
     num_bytes = sum(shard.bytes for shard in report.shards)
     shards = "1 shard" if len(report.shards) == 1 else f"{len(report.shards):,} shards"
@@ -45,26 +45,33 @@ def show_report(report: PackReport, console: Console) -> None:
 def notes(report: PackReport) -> list[str]:
     """Return what is out of the ordinary in a run, a line each, with the remedy."""
     tally = report.tally
-    found = [
+    turns = [
         (
             tally.turns_own_document,
-            f"turns can't be merged exactly, because the chat template rewrites history; each has "
-            f"a document of its own. {tally.tokens:,} tokens instead of "
-            f"{tally.tokens_if_merged:,}: a template that keeps history avoids it, "
-            "or --merge always",
+            "can't be merged exactly, because the chat template rewrites history, and have "
+            f"documents of their own: {tally.tokens:,} tokens instead of "
+            f"{tally.tokens_if_merged:,}. A template that keeps history avoids it, or "
+            "--merge always",
         ),
-        (tally.bent, "turns are merged although the chat template rewrites them (--merge always)"),
+        (tally.bent, "merged although the chat template rewrites history (--merge always)"),
         (
             tally.prompt_differs,
-            "turns do not start where the model's prompt ends; a --template-arg such as "
-            "enable_thinking=false may make them",
+            "not where the model's prompt ends; a --template-arg such as enable_thinking=false "
+            "may help",
         ),
-        (tally.no_eot, "turns end in no control token, so the model won't learn to stop"),
-        (tally.unproven, "turns can't be rendered alone, so that merging is exact is not proven"),
-        (tally.given_trained, "tokens carry loss that the prompt gives, as the template marks them"),
-        (tally.straddles, "tokens reach over the edge of a turn and carry no loss"),
+        (tally.no_eot, "without a control token at the end, so the model won't learn to stop"),
+        (tally.unproven, "can't be rendered alone, so it is not proven that merging is exact"),
     ]
-    return [f"{number:,} {text}" for number, text in found if number]
+    tokens = [
+        (tally.given_trained, "carry loss although the prompt gives them, as the template has it"),
+        (tally.straddles, "left out of the loss, since they reach over the edge of a turn"),
+    ]
+    return [
+        f"{kind}: {number:,} {text}"
+        for kind, found in (("turns", turns), ("tokens", tokens))
+        for number, text in found
+        if number
+    ]
 
 
 def _left_out(packed: int, reasons: dict[str, int]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +30,13 @@ from mtpack.planning import Plan, plan_sequences
 from mtpack.reading import (
     STANDARD_INPUT,
     InputFile,
-    Split,
     describe_input,
     find_inputs,
     read_splits,
 )
 from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.shard import rows_per_shard
+from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.turns import Int64, offsets_of
 from mtpack.work import (
@@ -89,8 +87,7 @@ class _Run:
 
     options: PackOptions
     listener: Listener
-    started: float = field(default_factory=time.perf_counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
@@ -142,7 +139,7 @@ class _Run:
                     "repair or remove the row, or go on without such rows: --on-error skip"
                 )
             records.append(record)
-            self.seconds.update(record.seconds)
+            self.watch.add(record.seconds)
             self.listener.progress("tokenize", record.counts["rows_read"])
         for file in files:
             if not rows_by_file[file.name]:
@@ -157,11 +154,11 @@ class _Run:
         def tasks() -> Iterator[ShardTask]:
             number = 0
             for window, splits in enumerate(_windows(records, self.options.window_tokens)):
-                started = time.perf_counter()
+                self.watch.restart()
                 lengths = np.concatenate([places_taken(split, self.options) for split in splits])
                 seed = (self.options.seed, window)
                 plan = plan_sequences(lengths, self.options.seq_len, self.options.packing, seed)
-                self.seconds["plan"] += time.perf_counter() - started  # type: ignore[assignment]
+                self.watch.lap("plan")
                 counts["sequences"] += plan.num_sequences
                 counts["sequences_lower_bound"] += plan.lower_bound
                 for task in self._cut_into_shards(splits, plan, area, number):
@@ -171,7 +168,7 @@ class _Run:
         shards = []
         for written in runner.run(write_one_shard, tasks()):
             shards.append(written.record)
-            self.seconds.update(written.seconds)
+            self.watch.add(written.seconds)
             self.listener.progress("write", written.record.rows)
         return shards
 
@@ -203,11 +200,11 @@ class _Run:
         warnings = sorted(frozenset[str]().union(*(record.warnings for record in records)))
         for warning in warnings:
             self.listener.remark(f"warning: {warning}")
-        self.seconds["total"] = time.perf_counter() - self.started  # type: ignore[assignment]
+        seconds = {**self.watch.seconds, "total": self.watch.total}
         about = About(
             mtpack_version=__version__,
             tokenizer=pipeline.tokenizer.source,
-            seconds={stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
         )
         return PackReport(

@@ -31,7 +31,7 @@ _LIST_TYPES = {
     name: pa.int64() if name == "dialogue_ids" else pa.int32()
     for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
 }
-_BYTES_PER_TOKEN = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
+_BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
 _BATCH_BYTES = 4 * 2**20  # of an uncompressed record batch: few batches to walk, small to decode
 
 
@@ -204,15 +204,16 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
 def columns_of(table: pa.Table) -> Iterator[Columns]:
     """Yield the columns of a shard, batch by batch, as views of its memory where it is mapped."""
     for batch in table.to_batches():
-        lists = {name: _list_of(batch.column(name)) for name in _LIST_TYPES}
+        lists: dict[str, Any] = {name: _list_of(batch.column(name)) for name in _LIST_TYPES}
         turn_offsets = lists["turn_starts"][1]
         entry_offsets = lists["seq_lengths"][1]
         for names, offsets in ((TURN_COLUMNS, turn_offsets), (ENTRY_COLUMNS, entry_offsets)):
             for name in names:
                 if not np.array_equal(lists[name][1], offsets):
                     raise InputError(f"{name} and {names[0]} have lists of different lengths")
+        matrices = {name: _matrix_of(batch.column(name)) for name in TOKEN_COLUMNS}
         yield Columns(
-            **{name: _matrix_of(batch.column(name)) for name in TOKEN_COLUMNS},
+            **matrices,
             turn_num=batch.column("turn_num").to_numpy(),
             turn_offsets=turn_offsets,
             entry_offsets=entry_offsets,

@@ -17,7 +17,6 @@ from mtpack.dialogue import Reason
 MAX_DEPTH = 100
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _LONG_INTEGER = re.compile(rb"[0-9]{19,}")
-_NOT_A_NUMBER = re.compile(rb"NaN|Infinity|[0-9][eE]\+?[0-9]{3,}")
 
 
 class StrictJsonError(ValueError):
@@ -50,13 +49,13 @@ def parse(text: bytes) -> Any:
 
 
 def _count_keys(value: Any, depth: int) -> int:
-    if depth > MAX_DEPTH:
+    if not isinstance(value, dict | list):
+        return 0
+    if depth == MAX_DEPTH:
         raise StrictJsonError(Reason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, dict):
         return len(value) + sum(_count_keys(item, depth + 1) for item in value.values())
-    if isinstance(value, list):
-        return sum(_count_keys(item, depth + 1) for item in value)
-    return 0
+    return sum(_count_keys(item, depth + 1) for item in value)
 
 
 def _parse_long_integers(text: bytes) -> Any:
@@ -81,7 +80,7 @@ def _explain(text: bytes, error: orjson.JSONDecodeError) -> StrictJsonError:
         )
     if "depth" in problem_text or "recursion" in problem_text:
         return StrictJsonError(Reason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
-    if _NOT_A_NUMBER.search(_STRING.sub(b"", text)):
+    if "infinity" in problem_text or error.doc.startswith(("NaN", "Infinity"), error.pos):
         return StrictJsonError(
             Reason.NOT_A_NUMBER, "NaN, infinite or too large a number, which JSON does not have"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntFlag
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +160,7 @@ def gather_ranges(offsets: Int64, pieces: Int64) -> Int64:
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     """Put batches one behind the other."""
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in fields(TokenBatch):
         arrays = [getattr(batch, field.name) for batch in (_EMPTY, *batches)]
         if field.name.endswith("_offsets"):

@@ -5,8 +5,8 @@ What they need beside their task is loaded once a process (`load_pipeline`), fro
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mtpack.options import PackOptions
 from mtpack.overlong import fit, piece_maker
 from mtpack.reading import LINE_LIMIT, Split
 from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
+from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.spans import RenderedDialogue, render_dialogue
 from mtpack.token_store import open_batch, save_batch
@@ -66,20 +67,6 @@ def load_pipeline(options: PackOptions) -> Pipeline:
     return Pipeline(options, tokenizer, template)
 
 
-class _Stopwatch:
-    """Counts seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Count the time since the last lap for `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._last  # type: ignore[assignment]  # Counter adds floats
-        self._last = now
-
-
 @dataclass(frozen=True, slots=True)
 class SplitTask:
     """Read, render and tokenize one split, and keep its documents in a file."""
@@ -97,13 +84,13 @@ class SplitRecord:
     rejects: list[Reject]
     document_lengths: Int32
     """(documents,): tokens, without padding."""
-    seconds: Counter[str]
+    seconds: Mapping[str, float]
     warnings: frozenset[str] = field(default_factory=frozenset)
 
 
 def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask`."""
-    watch = _Stopwatch()
+    watch = Stopwatch()
     options = pipeline.options
     dialogues, rejects = _read(task.split)
     watch.lap("read")
@@ -228,12 +215,12 @@ class WrittenShard:
     """A shard in the work area, and the seconds that it took."""
 
     record: ShardRecord
-    seconds: Counter[str]
+    seconds: Mapping[str, float]
 
 
 def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
     """Run one `ShardTask`."""
-    watch = _Stopwatch()
+    watch = Stopwatch()
     options = pipeline.options
     batch = concatenate([open_batch(file).take(documents) for file, documents in task.pieces])
     metadata = pipeline.shard_metadata

@@ -61,8 +61,7 @@ def loaded(name: str) -> tuple[LoadedTokenizer, ChatTemplate, Reference]:
 
 
 def first_lines(path: Path) -> list[bytes]:
-    opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
-    with opened as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         return list(itertools.islice(file, NUM_DIALOGUES))
 
 

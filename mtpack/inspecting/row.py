@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,20 @@ class RowView:
             token_turns[turn.positions] = number
         return token_turns
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `inspect --row N --json` prints."""
+        return {
+            "row": self.number,
+            "rows": self.rows,
+            "documents": [asdict(document) for document in self.documents],
+            "turns": [
+                asdict(turn) | {"positions": turn.positions.tolist(), "weight": turn.weight}
+                for turn in self.turns
+            ],
+            "input_ids": self.token_ids.tolist(),
+            "padding": self.padding,
+        }
+
 
 def row_view(shards: Shards, number: int) -> RowView:
     """Return the view of one sequence; raise SetupError where there is no such one."""
@@ -90,7 +105,9 @@ def row_view(shards: Shards, number: int) -> RowView:
 def _documents_of(row: Row) -> tuple[DocumentView, ...]:
     offsets = offsets_of(row["seq_lengths"])
     lengths, padded = row["document_lengths"], row["seq_lengths"]
-    if offsets[-1] != len(row["input_ids"]) or (lengths < 0).any() or (lengths > padded).any():
+    is_document = row["dialogue_ids"] >= 0
+    fit = (lengths >= is_document) & (lengths <= padded)  # a document has a token, at least
+    if offsets[-1] != len(row["input_ids"]) or not fit.all():
         raise InputError("its documents do not fit into it")
     if row["input_ids"].min() < 0:
         raise InputError("it has a negative token id")
@@ -102,17 +119,16 @@ def _turns_of(row: Row, documents: tuple[DocumentView, ...], shift: int) -> tupl
     """Return the turns: a turn's loss places reach from its head to the next turn's head."""
     places, heads = np.flatnonzero(row["loss_mask"]), row["turn_starts"]
     turn_of_place = np.searchsorted(heads, places, side="right") - 1
-    if len(heads) != row["turn_num"] or (np.diff(heads) <= 0).any() or (turn_of_place < 0).any():
+    ascending = (np.diff(heads) > 0).all() and (turn_of_place >= 0).all()
+    if not len(heads) or len(heads) != row["turn_num"] or not ascending:
         raise InputError("its turn_num and turn_starts do not fit its loss_mask")
     sizes = np.bincount(turn_of_place, minlength=len(heads))
     if not sizes.all() or (row["loss_token_num"][places] != sizes[turn_of_place]).any():
         raise InputError("its loss_token_num does not fit its loss_mask")
-    cuts = offsets_of(sizes)[1:-1]
+    by_turn = np.split(places + shift, offsets_of(sizes)[1:-1])
     return tuple(
         TurnView(_document_around(positions, documents), int(message), positions, len(positions))
-        for message, positions in zip(
-            row["turn_messages"], np.split(places + shift, cuts), strict=bool(len(heads))
-        )
+        for message, positions in zip(row["turn_messages"], by_turn, strict=True)
     )
 
 

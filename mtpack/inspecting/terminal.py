@@ -36,7 +36,7 @@ _COMMANDING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates
 
 def show_figures(figures: Figures, console: Console) -> None:
     """Print what is in shards."""
-    _print_heading("Contents", console)
+    console.print(Text("Contents", style="bold"))
     console.print(_indented(_contents_table(figures)))
     _print_heading("Document lengths, in tokens", console)
     console.print(_spread(figures.document_lengths))

@@ -50,9 +50,7 @@ class MarkedText:
     """Characters [start, end) inside `generation` tags."""
 
 
-def compile_marked(
-    environment: jinja2.Environment, source: str
-) -> jinja2.Template:
+def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Template:
     """Compile `source` with marks in its loops."""
     environment.globals["mtpack_enter"] = _enter
     environment.globals["mtpack_leave"] = _leave

@@ -156,7 +156,10 @@ class _Turns:
     ) -> tuple[int, bool]:
         """Return where the model takes over, and whether that is where its prompt ends."""
         tools = self.dialogue.tools
-        before, with_message = self.dialogue.messages[:message], self.dialogue.messages[: message + 1]
+        before, with_message = (
+            self.dialogue.messages[:message],
+            self.dialogue.messages[: message + 1],
+        )
         try:
             prompt = self.template.render(before, tools, prompt=True)
         except TemplateRaisedError:
@@ -184,5 +187,5 @@ class _Turns:
 
     def _agreement(self, prompt: str, text: str) -> int:
         """Return how far `text` starts like `prompt`, cut back to an added token's edge in it."""
-        agreed = len(os.path.commonprefix([prompt, text]))
+        agreed = len(os.path.commonprefix([prompt, text]))  # noqa: RUF071 (by character, as meant)
         return self.added_tokens.last_boundary(prompt, agreed)

@@ -1,4 +1,4 @@
-"""The tokens that a tokenizer cuts out of the text before anything else: control tokens and such."""
+"""The tokens that a tokenizer cuts out of a text before anything else: control tokens, tags."""
 
 from __future__ import annotations
 

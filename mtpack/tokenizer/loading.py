@@ -168,22 +168,26 @@ def _add_declared_tokens(
     config: dict[str, Any],
     special_tokens: dict[str, str],
 ) -> list[str]:
-    """Add tokens that only the config declares, and return them; the stored ones stay as they are."""
+    """Add tokens that only the config declares, and return them; stored ones stay as they are."""
     declared = config.get("added_tokens_decoder") or {}
     wanted: list[tuple[int | None, tokenizers.AddedToken]] = []
     try:
         for number, token in sorted(declared.items(), key=lambda item: int(item[0])):
             flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip")}
             flags["normalized"] = bool(token.get("normalized", not token.get("special")))
-            added = tokenizers.AddedToken(token["content"], special=bool(token.get("special")), **flags)
+            added = tokenizers.AddedToken(
+                token["content"], special=bool(token.get("special")), **flags
+            )
             wanted.append((int(number), added))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SetupError(
             f"{path.parent / 'tokenizer_config.json'}: added_tokens_decoder is malformed ({error})"
         ) from error
-    for name in _NAMED_TOKENS:
-        if content := special_tokens.get(f"{name}_token"):
-            wanted.append((None, tokenizers.AddedToken(content, special=True, normalized=False)))
+    wanted += [
+        (None, tokenizers.AddedToken(content, special=True, normalized=False))
+        for name in _NAMED_TOKENS
+        if (content := special_tokens.get(f"{name}_token"))
+    ]
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     added_here = []
     for number, token in wanted:

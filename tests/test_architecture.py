@@ -1,0 +1,129 @@
+"""The structure of the package, as docs/architecture.md draws it: data and imports flow one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# In the order in which data flows: a module may import only what stands above it.
+LAYERS = """
+    errors
+    options
+    dialogue
+    turns
+    planning
+    assembling
+    ---- pure above: integers, text and numpy; effects below
+    strict_json
+    formats
+    reading
+    tokenizer.added_tokens
+    tokenizer.loading
+    tokenizer.encode
+    template.environment
+    template.marking
+    template.chat_template
+    template.spans
+    encoding
+    overlong
+    shard
+    manifest
+    shards
+    token_store
+    stopwatch
+    work
+    runners.local
+    output
+    run
+    reporting
+    inspecting.figures
+    inspecting.row
+    inspecting.decoding
+    inspecting.terminal
+    loss
+    verifying.structure
+    verifying.model
+    verifying.equivalence
+    verifying.verify
+    verifying.terminal
+    tokenizer.train_embedded
+    cli
+    __main__
+"""
+MODULES = [line.split()[0] for line in LAYERS.split("\n") if line.strip() and "----" not in line]
+PURE = [line.strip() for line in LAYERS.split("----")[0].split("\n") if line.strip()]
+HEAVY = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "rich")
+
+
+def imports_of(module: str) -> set[str]:
+    """Return the names of the modules that a module's source names in its imports."""
+    tree = ast.parse((ROOT / "mtpack" / f"{module.replace('.', '/')}.py").read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add(node.module)
+    return found
+
+
+def test_every_module_has_its_place():
+    files = (ROOT / "mtpack").rglob("*.py")
+    names = {".".join(path.relative_to(ROOT / "mtpack").with_suffix("").parts) for path in files}
+    assert {name for name in names if not name.endswith("__init__")} == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_above_it(module):
+    above = MODULES[: MODULES.index(module)]
+    own = {name.removeprefix("mtpack.") for name in imports_of(module) if "mtpack." in name}
+    assert own <= set(above)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_pure_core_knows_no_file_format_and_no_tokenizer(module):
+    outside = {name.split(".")[0] for name in imports_of(module)} - set(sys.stdlib_module_names)
+    assert outside <= {"mtpack", "numpy"}
+
+
+def test_the_loss_needs_torch_and_nothing_else():
+    outside = {name.split(".")[0] for name in imports_of("loss")} - set(sys.stdlib_module_names)
+    assert outside == {"torch"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_held_in_the_head(module):
+    lines = (ROOT / "mtpack" / f"{module.replace('.', '/')}.py").read_text().splitlines()
+    assert len(lines) <= 400
+
+
+def test_import_and_help_load_nothing_heavy():
+    code = f"""
+import sys
+import mtpack
+from mtpack.cli import main
+main(["--help"], standalone_mode=False)
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_architecture_page_names_every_module():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for module in MODULES:
+        if module != "__main__":
+            assert f"{Path(module.replace('.', '/')).name}.py" in page, module
+
+
+def test_public_names_are_what_the_package_says():
+    import mtpack
+
+    assert set(mtpack._HOMES) | {"__version__"} == set(mtpack.__all__)
+    for name in mtpack.__all__:
+        assert getattr(mtpack, name) is not None

@@ -1,0 +1,225 @@
+"""What `--overlong` leaves: nothing longer than a sequence, no turn cut unasked, none uncounted."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtpack.overlong import Fitted, fit
+from tests.strategies import (
+    Document,
+    Turn,
+    as_batch,
+    as_documents,
+    assert_same_batch,
+    token_batches,
+)
+
+DROPPED = "turns_dropped.overlong"
+POLICIES = ("turns", "split", "truncate", "drop", "error")
+
+limits = st.integers(1, 65)
+"""The sequence length: of the documents drawn, some fit, some don't."""
+
+policies = st.sampled_from(POLICIES)
+
+
+def no_piece(row: int, message: int) -> None:
+    """Make no further document."""
+
+
+def some_pieces(row: int, message: int):
+    """Make a document of one token with loss for two turns of three; the others can't fit alone."""
+    if (row + message) % 3 == 0:
+        return None
+    return as_batch([piece(row, message)])
+
+
+def piece(row: int, message: int) -> Document:
+    return Document(row, [-message - 1], [Turn(message, 0, [(0, 1)])])
+
+
+def up_to(document: Document, turns: list[Turn]) -> list[Document]:
+    """The document with these turns, up to its last one; nothing if there is none."""
+    return [replace(document, ids=document.ids[: turns[-1].end], turns=turns)] if turns else []
+
+
+def slow_turns(documents: list[Document], seq_len: int) -> list[Document]:
+    result = []
+    for document in documents:
+        result += up_to(document, [turn for turn in document.turns if turn.end <= seq_len])
+    return result
+
+
+def slow_truncate(documents: list[Document], seq_len: int) -> list[Document]:
+    result = []
+    for document in documents:
+        left = []
+        for turn in document.turns:
+            positions = [position for position in turn.positions if position < seq_len]
+            spans = [(a, min(b, seq_len)) for a, b in turn.spans if a in positions]
+            if positions:
+                left.append(replace(turn, spans=spans))
+        result += up_to(document, left)
+    return result
+
+
+def slow_drop(documents: list[Document], seq_len: int) -> list[Document]:
+    return [document for document in documents if len(document.ids) <= seq_len]
+
+
+def slow_error(documents: list[Document], seq_len: int) -> list[Document]:
+    bad = {document.row for document in documents if len(document.ids) > seq_len}
+    return [document for document in documents if document.row not in bad]
+
+
+def slow_split(documents: list[Document], seq_len: int) -> list[Document]:
+    too_long = [
+        (document.row, turn.message)
+        for document in documents
+        for turn in document.turns
+        if turn.end > seq_len
+    ]
+    made = [some_pieces(*turn) for turn in too_long]
+    pieces = [as_documents(one)[0] for one in made if one is not None]
+    return slow_turns(documents, seq_len) + pieces
+
+
+SLOW_TWINS = {
+    "turns": slow_turns,
+    "split": slow_split,
+    "truncate": slow_truncate,
+    "drop": slow_drop,
+    "error": slow_error,
+}
+
+
+def turns_of(documents: list[Document]) -> list[tuple[int, Turn]]:
+    """(row, turn) of all documents."""
+    return [(document.row, turn) for document in documents for turn in document.turns]
+
+
+def assert_empty(fitted: Fitted) -> None:
+    assert (fitted.batch.num_documents, fitted.batch.num_turns, len(fitted.batch.ids)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(batch=token_batches(), seq_len=limits)
+def test_every_policy_does_what_its_obvious_twin_does(policy, batch, seq_len):
+    fitted = fit(batch, seq_len, policy, some_pieces)
+    assert_same_batch(fitted.batch, SLOW_TWINS[policy](as_documents(batch), seq_len))
+
+
+@given(token_batches(), limits, policies)
+def test_nothing_longer_than_a_sequence_is_left(batch, seq_len, policy):
+    fitted = fit(batch, seq_len, policy, some_pieces)
+    for document in as_documents(fitted.batch):
+        assert len(document.ids) <= seq_len
+        assert document.turns
+        assert len(document.ids) == document.turns[-1].end
+
+
+@given(token_batches(), limits, policies)
+def test_every_turn_is_kept_or_counted_as_dropped_or_its_row_is_rejected(batch, seq_len, policy):
+    fitted = fit(batch, seq_len, policy, some_pieces)
+    rejected = [row for row, _ in turns_of(as_documents(batch)) if row in fitted.rejected_rows]
+    assert set(fitted.counts) <= {DROPPED}
+    assert batch.num_turns == fitted.batch.num_turns + fitted.counts[DROPPED] + len(rejected)
+
+
+@given(token_batches(), limits, policies)
+def test_each_turn_is_trained_at_most_once(batch, seq_len, policy):
+    turns = turns_of(as_documents(fit(batch, seq_len, policy, some_pieces).batch))
+    names = [(row, turn.message) for row, turn in turns]
+    assert len(names) == len(set(names))
+    assert set(names) <= {(row, turn.message) for row, turn in turns_of(as_documents(batch))}
+
+
+@given(token_batches(), limits, st.sampled_from([one for one in POLICIES if one != "truncate"]))
+def test_only_truncate_cuts_a_turn(batch, seq_len, policy):
+    whole = turns_of(as_documents(batch))
+    for turn in turns_of(as_documents(fit(batch, seq_len, policy, no_piece).batch)):
+        assert turn in whole
+
+
+@given(token_batches(), limits)
+def test_truncate_keeps_the_loss_tokens_that_fit_and_counts_those(batch, seq_len):
+    left = {
+        (row, turn.message): [position for position in turn.positions if position < seq_len]
+        for row, turn in turns_of(as_documents(batch))
+    }
+    fitted = fit(batch, seq_len, "truncate", no_piece)
+    found = {
+        (row, turn.message): turn.positions for row, turn in turns_of(as_documents(fitted.batch))
+    }
+    assert found == {name: positions for name, positions in left.items() if positions}
+    assert fitted.batch.loss_token_num.tolist() == [len(positions) for positions in found.values()]
+    assert fitted.counts[DROPPED] == sum(not positions for positions in left.values())
+
+
+@given(token_batches(), limits)
+def test_split_asks_for_each_turn_that_does_not_fit_once(batch, seq_len):
+    asked = []
+    fit(batch, seq_len, "split", lambda row, message: asked.append((row, message)))
+    assert asked == [
+        (row, turn.message) for row, turn in turns_of(as_documents(batch)) if turn.end > seq_len
+    ]
+
+
+@given(token_batches(), limits)
+def test_split_trains_every_turn_if_every_piece_fits(batch, seq_len):
+    fitted = fit(batch, seq_len, "split", lambda *turn: as_batch([piece(*turn)]))
+    assert fitted.batch.num_turns == batch.num_turns
+    assert not fitted.counts[DROPPED]
+
+
+@given(token_batches(), limits)
+def test_error_rejects_all_documents_of_the_rows_with_one_that_is_too_long(batch, seq_len):
+    fitted = fit(batch, seq_len, "error", no_piece)
+    documents = as_documents(batch)
+    assert fitted.rejected_rows == {one.row for one in documents if len(one.ids) > seq_len}
+    assert not fitted.counts[DROPPED]
+
+
+@given(token_batches(), limits, policies)
+def test_only_error_rejects_rows(batch, seq_len, policy):
+    fitted = fit(batch, seq_len, policy, no_piece)
+    assert policy == "error" or not fitted.rejected_rows
+
+
+@given(token_batches(), policies)
+def test_documents_that_fit_are_left_alone(batch, policy):
+    longest = max(batch.document_lengths.tolist(), default=1)
+    fitted = fit(batch, longest, policy, no_piece)
+    assert_same_batch(fitted.batch, as_documents(batch))
+    assert (+fitted.counts, fitted.rejected_rows) == ({}, set())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_run_may_be_left_with_nothing(policy):
+    batch = as_batch([Document(3, [10, 11, 12], [Turn(1, 0, [(2, 3)])])])
+    fitted = fit(batch, 2, policy, no_piece)
+    assert_empty(fitted)
+    assert fitted.counts[DROPPED] == (0 if policy == "error" else 1)
+    assert fitted.rejected_rows == ({3} if policy == "error" else set())
+
+
+def test_the_policies_side_by_side():
+    """Rows 0 and 1 have a document of 9 tokens each, and row 1 one of 4 besides; 6 tokens fit."""
+    early, cut, late = Turn(1, 0, [(1, 3)]), Turn(3, 0, [(5, 7)]), Turn(5, 0, [(8, 9)])
+    short = Document(1, [20, 21, 22, 23], [Turn(7, 0, [(1, 4)])])
+    long = Document(0, list(range(9)), [early, cut])
+    longer = Document(1, list(range(9)), [early, late])
+    batch = as_batch([replace(long, ids=long.ids[:7]), longer, short])
+
+    def after(policy: str) -> list[Document]:
+        return as_documents(fit(batch, 6, policy, some_pieces).batch)
+
+    cut_short = Turn(3, 0, [(5, 6)])
+    head = [Document(0, [0, 1, 2], [early]), Document(1, [0, 1, 2], [early]), short]
+    assert after("turns") == head
+    assert after("split") == head  # both pieces are refused: (0 + 3) % 3 == (1 + 5) % 3 == 0
+    assert after("truncate") == [Document(0, list(range(6)), [early, cut_short]), *head[1:]]
+    assert after("drop") == [short]
+    assert after("error") == []
