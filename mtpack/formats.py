@@ -112,19 +112,24 @@ def _check_content(where: str, role: str, fields: dict[str, Any]) -> None:
             raise _RowError(Reason.INVALID_CONTENT, f'{where}: neither "content" nor "tool_calls"')
     elif isinstance(content, list):
         for part in content:
-            kind = part.get("type", "text") if isinstance(part, dict) else _kind(part)
-            if kind != "text":
-                raise _RowError(
-                    Reason.INVALID_CONTENT,
-                    f"{where}: a content part of type {_quoted(kind)}; mtpack packs text only",
-                )
-            if not isinstance(part.get("text"), str):
-                raise _RowError(Reason.INVALID_CONTENT, f'{where}: a content part without "text"')
+            _check_part(where, part)
     elif not isinstance(content, str):
         raise _RowError(
             Reason.INVALID_CONTENT,
             f"{where}: content must be text or a list of text parts, found {_kind(content)}",
         )
+
+
+def _check_part(where: str, part: Any) -> None:
+    if not isinstance(part, dict):
+        detail = f"a content part must be an object, found {_kind(part)}"
+    elif (kind := part.get("type", "text")) != "text":
+        detail = f"a content part of type {_quoted(kind)}; mtpack packs text only"
+    elif not isinstance(part.get("text"), str):
+        detail = 'a content part without "text"'
+    else:
+        return
+    raise _RowError(Reason.INVALID_CONTENT, f"{where}: {detail}")
 
 
 def _check_tool_calls(where: str, calls: Any) -> None:

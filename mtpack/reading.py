@@ -216,7 +216,8 @@ def _list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
     if not text.startswith("[", position):
         raise error("not a JSON list; one dialogue a line belongs into a .jsonl file")
     position = _skip_space(text, position + 1)
-    while not text.startswith("]", position):
+    more = not text.startswith("]", position)
+    while more:
         try:
             _, end = decoder.raw_decode(text, position)
         except RecursionError:
@@ -226,12 +227,10 @@ def _list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
             raise error("not valid JSON") from None
         yield position, end, line_at(position)
         position = _skip_space(text, end)
-        if text.startswith(",", position):
-            position = _skip_space(text, position + 1)
-            if text.startswith("]", position):
-                raise error("a comma before the end of the list")
-        elif not text.startswith("]", position):
+        if not text.startswith((",", "]"), position):
             raise error("expected a comma or the end of the list")
+        if more := text.startswith(",", position):
+            position = _skip_space(text, position + 1)
     position = _skip_space(text, position + 1)
     if position < len(text):
         raise error("text behind the end of the list")

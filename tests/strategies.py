@@ -122,7 +122,7 @@ _first_rows = st.sampled_from([0, 7, 2**31, 2**40])
 
 @st.composite
 def token_batches(draw, min_documents: int = 0):
-    """Draw documents of up to 60 tokens with up to 4 turns of up to 3 spans; some share a row.
+    """Draw documents of 2 to 93 tokens with up to 4 turns of up to 3 spans; some share a row.
 
     Token p of document d has the id 1000 * (d + 1) + p; (row, message) is unique; the first token
     of a document carries no loss, and its last one does.

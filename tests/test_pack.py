@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -255,7 +256,7 @@ def turns_in(folder: Path) -> list[tuple[int, int, tuple[int, ...]]]:
     for row in shards:
         ends = np.cumsum(row["seq_lengths"])
         heads = [*row["turn_starts"].tolist(), shards.metadata.seq_len]
-        for start, end, message in zip(heads, heads[1:], row["turn_messages"], strict=True):
+        for (start, end), message in zip(pairwise(heads), row["turn_messages"], strict=True):
             document = int(np.searchsorted(ends, start + shift, side="right"))
             labels = row["labels"][start : min(end, int(ends[document]))]
             trained = tuple(labels[labels != -100].tolist())

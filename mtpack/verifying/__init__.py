@@ -1,0 +1,1 @@
+"""Proof that shards are sound and that their loss is the mean over turns."""

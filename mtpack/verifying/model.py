@@ -1,0 +1,131 @@
+"""A small decoder-only transformer with random weights: what the loss is computed with, twice.
+
+Rotary positions, RMSNorm, gated feed-forward, no dropout: what today's models are made of. A packed
+sequence and a single document go through the same code; only their document ids differ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+LAYERS = 2
+WIDTH = 64
+HEADS = 4
+HIDDEN = 128
+_ROTARY_BASE = 10_000.0
+_BLOCK_SCORES = 2**22  # query rows x keys in memory at a time, a head: 32 MiB in float64
+
+
+def block_rows(length: int) -> int:
+    """Return how many query rows attention takes at a time in a sequence of that length."""
+    return max(32, min(256, _BLOCK_SCORES // length))
+
+
+class Transformer(nn.Module):
+    """The model; equal seeds give equal weights."""
+
+    def __init__(self, vocabulary: int, seed: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, WIDTH)
+        self.layers = nn.ModuleList(_Layer() for _ in range(LAYERS))
+        self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        self.output = nn.Linear(WIDTH, vocabulary, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.dim() == 2:
+                    scale = 1 / math.sqrt(parameter.shape[1])
+                    parameter.normal_(0, scale, generator=generator)
+            self.embedding.weight.mul_(math.sqrt(WIDTH))
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
+        """Return the logits for the token behind every place, float (1, seq_len, vocabulary).
+
+        input_ids, position_ids: integers (1, seq_len). document_ids: integers (seq_len,),
+        ascending; a place attends to itself and to those before it in its document.
+        """
+        hidden = self.embedding(input_ids[0])
+        turning = _rotations(position_ids[0], hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, turning, document_ids)
+        logits: Tensor = self.output(self.norm(hidden))
+        return logits[None]
+
+
+class _Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.attention_output = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.forward_norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        self.gate_up = nn.Linear(WIDTH, 2 * HIDDEN, bias=False)
+        self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
+
+    def forward(self, hidden: Tensor, turning: Tensor, document_ids: Tensor) -> Tensor:
+        mixed = self.query_key_value(self.attention_norm(hidden))
+        query, key, value = mixed.view(-1, 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)
+        attended = _attend(_rotate(query, turning), _rotate(key, turning), value, document_ids)
+        hidden = hidden + self.attention_output(attended.transpose(0, 1).flatten(1))
+        gate, up = self.gate_up(self.forward_norm(hidden)).chunk(2, dim=-1)
+        return hidden + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+
+
+def _rotations(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the cosines and sines to turn heads by, (2, seq_len, head width / 2)."""
+    half = WIDTH // HEADS // 2
+    steps = torch.arange(half, device=positions.device, dtype=dtype) / half
+    angles = positions[:, None].to(dtype) * _ROTARY_BASE**-steps
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def _rotate(heads: Tensor, turning: Tensor) -> Tensor:
+    cosine, sine = turning
+    left, right = heads.chunk(2, dim=-1)
+    return torch.cat((left * cosine - right * sine, left * sine + right * cosine), dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> Tensor:
+    """Attend causally within documents, (heads, seq_len, head width).
+
+    Blocks of query rows, each against the keys from the first document that it overlaps; their
+    scores are computed again for the gradient, so memory grows with the length, not its square.
+    """
+    length = query.shape[1]
+    rows = block_rows(length)
+    first_keys = torch.searchsorted(document_ids, document_ids[::rows].contiguous()).tolist()
+    blocks = []
+    for start, first in zip(range(0, length, rows), first_keys, strict=True):
+        stop = min(start + rows, length)
+        keys = slice(first, stop)
+        blocks.append(
+            checkpoint(
+                _attend_block,
+                query[:, start:stop],
+                key[:, keys],
+                value[:, keys],
+                document_ids[keys],
+                use_reentrant=False,
+            )
+        )
+    return torch.cat(blocks, dim=1)
+
+
+def _attend_block(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> Tensor:
+    """Attend from the last places of `key` to all of them."""
+    places = torch.arange(key.shape[1], device=key.device)
+    rows = slice(key.shape[1] - query.shape[1], None)
+    same_document = document_ids[rows, None] == document_ids
+    mask = same_document & (places[rows, None] >= places)
+    # CUDA's fused kernels may round more coarsely than the tolerance allows.
+    backends = [SDPBackend.MATH] + ([] if query.is_cuda else [SDPBackend.FLASH_ATTENTION])
+    with sdpa_kernel(backends):
+        return functional.scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=mask[None, None]
+        )[0]

@@ -1,0 +1,96 @@
+"""What the README says is so: its commands run, its options exist, its training step is right."""
+
+import itertools
+import re
+import shlex
+import subprocess
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import mtpack
+from mtpack.cli import main
+from mtpack.options import PackOptions, flag
+from tests.conftest import ROOT, SAMPLE_DATA
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_command_packs_the_sample_data_and_shows_it(tmp_path):
+    (tmp_path / "sample_data").symlink_to(SAMPLE_DATA)
+    commands = [
+        command
+        for command in blocks("bash")[0].strip().split(" && ")
+        if command.startswith("mtpack")
+    ]
+    assert [shlex.split(command)[1] for command in commands] == ["pack", "inspect"]
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(commands)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "320" in done.stdout
+
+
+def test_every_option_is_in_the_readme_and_has_a_help_text():
+    shown = CliRunner().invoke(main, ["pack", "--help"]).stdout
+    for option in fields(PackOptions):
+        assert flag(option.name) in README
+        assert flag(option.name) in shown
+        assert option.metadata["help"].split()[0] in shown
+
+
+def test_an_option_can_be_set_by_environment(tmp_path):
+    arguments = [
+        "pack",
+        str(SAMPLE_DATA / "conversations_en.jsonl"),
+        "-o",
+        str(tmp_path / "packed"),
+    ]
+    result = CliRunner().invoke(main, arguments, env={"MTPACK_PACK_SEQ_LEN": "512"})
+    assert result.exit_code == 0, result.output
+    assert mtpack.open_shards(tmp_path / "packed").metadata.seq_len == 512
+
+
+def test_the_training_step_gives_the_gradients_of_the_mean_over_turns(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    source = SAMPLE_DATA / "conversations_en.jsonl"
+    mtpack.pack(source, output=str(tmp_path / "packed"), seq_len=256, packing="none", workers=1)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=8192,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).double()
+    (training,) = [block for block in blocks("python") if "turn_mean_loss" in block]
+    exec(training, {"model": model, "batch": [0, 1, 2]})
+    found = model.model.embed_tokens.weight.grad.clone()
+
+    model.zero_grad()
+    means = []
+    for row in mtpack.open_shards("packed")[:3]:
+        ids = torch.tensor(np.array(row["input_ids"]))[None].long()
+        logits = model(input_ids=ids[:, : row["seq_lengths"][0]]).logits[0]
+        turns = [*row["turn_starts"].tolist(), len(row["labels"])]
+        for start, end in itertools.pairwise(turns):
+            trained = [p for p in range(start, end) if row["labels"][p] != -100]
+            logs = torch.log_softmax(logits[[p - 1 for p in trained]], -1)
+            means.append(-logs[range(len(trained)), ids[0, trained]].mean())
+    torch.stack(means).mean().backward()
+    expected = model.model.embed_tokens.weight.grad
+    # The README's step computes losses in float32.
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7)
