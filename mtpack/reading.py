@@ -10,6 +10,7 @@ import glob
 import gzip
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")
 LINE_LIMIT = 64 * 2**20
 # What one split holds: small enough that many workers share a small input, large enough that
 # handing it over costs nothing beside tokenizing it.
-SPLIT_BYTES = 2 * 2**20
+SPLIT_BYTES = 2**20
 _BLOCK_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -266,6 +267,8 @@ def _without_nulls(value: Any) -> Any:
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError("NaN or an infinity, which JSON does not have")
     return value
 
 

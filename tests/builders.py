@@ -1,4 +1,4 @@
-"""Hand-made outputs: documents as a reader sees them -> columns, shards, a folder with a manifest."""
+"""Hand-made outputs: documents a reader can see -> columns, shards, a folder and its manifest."""
 
 from __future__ import annotations
 

@@ -22,8 +22,6 @@ POLICIES = ("turns", "split", "truncate", "drop", "error")
 limits = st.integers(1, 65)
 """The sequence length: of the documents drawn, some fit, some don't."""
 
-policies = st.sampled_from(POLICIES)
-
 
 def no_piece(row: int, message: int) -> None:
     """Make no further document."""
@@ -111,8 +109,9 @@ def test_every_policy_does_what_its_obvious_twin_does(policy, batch, seq_len):
     assert_same_batch(fitted.batch, SLOW_TWINS[policy](as_documents(batch), seq_len))
 
 
-@given(token_batches(), limits, policies)
-def test_nothing_longer_than_a_sequence_is_left(batch, seq_len, policy):
+@pytest.mark.parametrize("policy", POLICIES)
+@given(batch=token_batches(), seq_len=limits)
+def test_nothing_longer_than_a_sequence_is_left(policy, batch, seq_len):
     fitted = fit(batch, seq_len, policy, some_pieces)
     for document in as_documents(fitted.batch):
         assert len(document.ids) <= seq_len
@@ -120,27 +119,31 @@ def test_nothing_longer_than_a_sequence_is_left(batch, seq_len, policy):
         assert len(document.ids) == document.turns[-1].end
 
 
-@given(token_batches(), limits, policies)
-def test_every_turn_is_kept_or_counted_as_dropped_or_its_row_is_rejected(batch, seq_len, policy):
+@pytest.mark.parametrize("policy", POLICIES)
+@given(batch=token_batches(), seq_len=limits)
+def test_every_turn_is_kept_or_counted_as_dropped_or_its_row_is_rejected(policy, batch, seq_len):
     fitted = fit(batch, seq_len, policy, some_pieces)
     rejected = [row for row, _ in turns_of(as_documents(batch)) if row in fitted.rejected_rows]
     assert set(fitted.counts) <= {DROPPED}
     assert batch.num_turns == fitted.batch.num_turns + fitted.counts[DROPPED] + len(rejected)
 
 
-@given(token_batches(), limits, policies)
-def test_each_turn_is_trained_at_most_once(batch, seq_len, policy):
-    turns = turns_of(as_documents(fit(batch, seq_len, policy, some_pieces).batch))
-    names = [(row, turn.message) for row, turn in turns]
-    assert len(names) == len(set(names))
-    assert set(names) <= {(row, turn.message) for row, turn in turns_of(as_documents(batch))}
+@given(token_batches(), limits)
+def test_each_turn_is_trained_at_most_once(batch, seq_len):
+    there = {(row, turn.message) for row, turn in turns_of(as_documents(batch))}
+    for policy in POLICIES:
+        turns = turns_of(as_documents(fit(batch, seq_len, policy, some_pieces).batch))
+        names = [(row, turn.message) for row, turn in turns]
+        assert len(names) == len(set(names))
+        assert set(names) <= there
 
 
-@given(token_batches(), limits, st.sampled_from([one for one in POLICIES if one != "truncate"]))
-def test_only_truncate_cuts_a_turn(batch, seq_len, policy):
+@given(token_batches(), limits)
+def test_only_truncate_cuts_a_turn(batch, seq_len):
     whole = turns_of(as_documents(batch))
-    for turn in turns_of(as_documents(fit(batch, seq_len, policy, no_piece).batch)):
-        assert turn in whole
+    for policy in ("turns", "split", "drop", "error"):
+        for turn in turns_of(as_documents(fit(batch, seq_len, policy, no_piece).batch)):
+            assert turn in whole
 
 
 @given(token_batches(), limits)
@@ -182,18 +185,19 @@ def test_error_rejects_all_documents_of_the_rows_with_one_that_is_too_long(batch
     assert not fitted.counts[DROPPED]
 
 
-@given(token_batches(), limits, policies)
-def test_only_error_rejects_rows(batch, seq_len, policy):
-    fitted = fit(batch, seq_len, policy, no_piece)
-    assert policy == "error" or not fitted.rejected_rows
+@given(token_batches(), limits)
+def test_only_error_rejects_rows(batch, seq_len):
+    for policy in ("turns", "split", "truncate", "drop"):
+        assert not fit(batch, seq_len, policy, no_piece).rejected_rows
 
 
-@given(token_batches(), policies)
-def test_documents_that_fit_are_left_alone(batch, policy):
+@given(token_batches())
+def test_documents_that_fit_are_left_alone(batch):
     longest = max(batch.document_lengths.tolist(), default=1)
-    fitted = fit(batch, longest, policy, no_piece)
-    assert_same_batch(fitted.batch, as_documents(batch))
-    assert (+fitted.counts, fitted.rejected_rows) == ({}, set())
+    for policy in POLICIES:
+        fitted = fit(batch, longest, policy, no_piece)
+        assert_same_batch(fitted.batch, as_documents(batch))
+        assert (+fitted.counts, fitted.rejected_rows) == ({}, set())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -206,20 +210,25 @@ def test_a_run_may_be_left_with_nothing(policy):
 
 
 def test_the_policies_side_by_side():
-    """Rows 0 and 1 have a document of 9 tokens each, and row 1 one of 4 besides; 6 tokens fit."""
+    """Row 0 has 7 tokens, row 1 a document of 9 and one of 4; a sequence holds 6."""
     early, cut, late = Turn(1, 0, [(1, 3)]), Turn(3, 0, [(5, 7)]), Turn(5, 0, [(8, 9)])
     short = Document(1, [20, 21, 22, 23], [Turn(7, 0, [(1, 4)])])
-    long = Document(0, list(range(9)), [early, cut])
-    longer = Document(1, list(range(9)), [early, late])
-    batch = as_batch([replace(long, ids=long.ids[:7]), longer, short])
+    batch = as_batch(
+        [
+            Document(0, list(range(7)), [early, cut]),
+            Document(1, list(range(9)), [early, late]),
+            short,
+        ]
+    )
 
-    def after(policy: str) -> list[Document]:
-        return as_documents(fit(batch, 6, policy, some_pieces).batch)
+    def after(policy: str) -> tuple[list[Document], int]:
+        fitted = fit(batch, 6, policy, no_piece)
+        return as_documents(fitted.batch), fitted.counts[DROPPED]
 
-    cut_short = Turn(3, 0, [(5, 6)])
-    head = [Document(0, [0, 1, 2], [early]), Document(1, [0, 1, 2], [early]), short]
-    assert after("turns") == head
-    assert after("split") == head  # both pieces are refused: (0 + 3) % 3 == (1 + 5) % 3 == 0
-    assert after("truncate") == [Document(0, list(range(6)), [early, cut_short]), *head[1:]]
-    assert after("drop") == [short]
-    assert after("error") == []
+    heads = [Document(0, [0, 1, 2], [early]), Document(1, [0, 1, 2], [early])]
+    truncated = Document(0, [0, 1, 2, 3, 4, 5], [early, Turn(3, 0, [(5, 6)])])
+    assert after("turns") == ([*heads, short], 2)
+    assert after("split") == ([*heads, short], 2)
+    assert after("truncate") == ([truncated, heads[1], short], 1)
+    assert after("drop") == ([short], 4)
+    assert after("error") == ([], 0)

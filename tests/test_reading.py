@@ -474,6 +474,12 @@ def test_a_gzip_file_with_one_damaged_byte_fails(write, where):
     failure(write("a.jsonl.gz", bytes(damaged)))
 
 
+def test_a_gzip_file_with_a_block_of_no_known_kind_fails(write):
+    damaged = bytearray(gz(many_lines()))
+    damaged[10] |= 0b110  # the first byte behind the header
+    failure(write("a.jsonl.gz", bytes(damaged)))
+
+
 def test_a_damaged_zstd_frame_fails(write):
     whole = zst(many_lines())
     failure(write("a.jsonl.zst", whole[:1000] + whole[1100:]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from mtpack.errors import MtpackError
@@ -34,6 +35,7 @@ class LocalRunner:
         """Take the pipeline of this process; workers load their own from its options."""
         self._pipeline = pipeline
         self._pool: ProcessPoolExecutor | None = None
+        self._others: set[BaseProcess] = set()  # processes that are none of ours
 
     def run(self, unit: Unit[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the results of `tasks` in their order."""
@@ -50,6 +52,7 @@ class LocalRunner:
         self, unit: Unit[Task, Result], tasks: Iterator[Task], num_workers: int
     ) -> Iterator[Result]:
         if self._pool is None:
+            self._others = set(multiprocessing.active_children())
             self._pool = ProcessPoolExecutor(
                 num_workers,
                 mp_context=multiprocessing.get_context("spawn"),  # threads are running: no fork
@@ -71,9 +74,16 @@ class LocalRunner:
             ) from error
 
     def close(self) -> None:
-        """End the workers without waiting for tasks that have not started."""
+        """End the workers when all results have been taken."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown()
+
+    def abort(self) -> None:
+        """End the workers at once, whatever they are at; what they write is in the work area."""
+        if self._pool is not None:
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.terminate()
+            self._pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -82,8 +92,10 @@ def local_runner(pipeline: Pipeline) -> Iterator[LocalRunner]:
     runner = LocalRunner(pipeline)
     try:
         yield runner
-    finally:
-        runner.close()
+    except BaseException:
+        runner.abort()
+        raise
+    runner.close()
 
 
 def _start_worker(options: PackOptions) -> None:

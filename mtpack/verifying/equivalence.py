@@ -73,7 +73,7 @@ def compare(sample: Sample, label_alignment: str, device: str) -> EquivalenceRep
     rows = _compacted(sample.rows)
     vocabulary = 1 + max(int(row["input_ids"].max()) for row in rows)
     model = Transformer(max(2, vocabulary), MODEL_SEED).to(device, dtype)
-    with _full_precision():
+    with _exact_and_repeatable():
         packed, losses = _packed(model, rows, label_alignment)
         reference = _reference(model, rows, label_alignment)
     tolerance = tolerance_of(dtype, sum(len(row["input_ids"]) for row in rows))
@@ -221,10 +221,17 @@ def _tensor(values: Any, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+def _exact_and_repeatable() -> Iterator[None]:
+    """Leave TF32 off, and use one thread.
+
+    The passes are small: with threads they take longer on a busy machine (7 times, measured), and
+    the last digits depend on how many there are.
+    """
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)

@@ -21,10 +21,10 @@ BUDGET = 30.0
 """Seconds that a sample may cost, as estimated; machines differ by a factor of two."""
 _CANDIDATES = 256  # sequences to look at where the first one is too long
 
-# Seconds on two cores in float64, forwards and backwards; see `pass_cost`.
-_PER_PASS = 0.02
-_PER_TOKEN = 3e-5
-_PER_SCORE = 3e-7
+# Seconds in float64, forwards and backwards, as one core of two took them; see `pass_cost`.
+_PER_PASS = 5e-3
+_PER_TOKEN = 6e-5
+_PER_SCORE = 1.4e-7
 
 
 @dataclass(frozen=True, slots=True)
