@@ -45,8 +45,12 @@ LAYERS = """
     inspecting.decoding
     inspecting.terminal
     loss
+    verifying.batch
+    verifying.token_laws
+    verifying.list_laws
     verifying.structure
     verifying.model
+    verifying.sampling
     verifying.equivalence
     verifying.verify
     verifying.terminal

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mtpack.verifying.structure import check_structure
 
 import mtpack
+from mtpack.verifying.structure import check_structure
 from tests.conftest import SAMPLE_DATA
 
 SAMPLE_FILES = sorted(SAMPLE_DATA.glob("*.jsonl"))

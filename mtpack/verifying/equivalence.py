@@ -85,7 +85,7 @@ def tolerance_of(dtype: torch.dtype, tokens: int) -> float:
 
     Both ways add up the same terms, in another order. Adding n terms with a relative error eps
     each is off by about eps * sqrt(n) of their size (the errors have no common direction), and
-    n is at most the number of tokens, for the gradient of a weight. Terms of both signs cancel, so
+    n is about the number of tokens, for the gradient of a weight. Terms of both signs cancel, so
     the sum is smaller than they are: FACTOR allows for that and for the depth of the model. A wrong
     weight, mask or label changes the sum by far more than the ceilings.
     """
@@ -212,7 +212,8 @@ def _difference(found: _Result, reference: _Result) -> float:
 
 def _gradients(model: Transformer) -> Gradients:
     return [
-        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for parameter in model.parameters()
     ]
 
 

@@ -32,10 +32,11 @@ class Transformer(nn.Module):
 
     def __init__(self, vocabulary: int, seed: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, WIDTH)
-        self.layers = nn.ModuleList(_Layer() for _ in range(LAYERS))
-        self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
-        self.output = nn.Linear(WIDTH, vocabulary, bias=False)
+        with torch.random.fork_rng(devices=[]):  # layers draw weights; the caller's state stays
+            self.embedding = nn.Embedding(vocabulary, WIDTH)
+            self.layers = nn.ModuleList(_Layer() for _ in range(LAYERS))
+            self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
+            self.output = nn.Linear(WIDTH, vocabulary, bias=False)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpack.assembling import Layout
+from mtpack.assembling import IGNORED
+from mtpack.shard import TOKEN_COLUMNS
 from mtpack.shards import Row, Shards
 from mtpack.turns import Int64, offsets_of
 from mtpack.verifying.model import block_rows
@@ -69,9 +70,9 @@ def leading_turns(row: Row, turns: int, label_alignment: str) -> Row:
     starts = offsets_of(row["seq_lengths"])[:-1]
     entries = int(np.searchsorted(starts, end))
     room = end - starts[:entries]
-    cut: dict[str, Any] = {
-        name: row[name][:end] for name in ("input_ids", "labels", "loss_mask", "loss_token_num")
-    }
+    cut: dict[str, Any] = {name: row[name][:end].copy() for name in TOKEN_COLUMNS}
+    if label_alignment == "shifted":  # the last place may predict the next turn, right behind it
+        cut["labels"][-1], cut["loss_mask"][-1], cut["loss_token_num"][-1] = IGNORED, 0, 1
     return cut | {
         "turn_num": turns,
         "turn_starts": row["turn_starts"][:turns],
@@ -136,17 +137,17 @@ def _seeded_order(count: int) -> Int64:
 
 def _affordable(shards: Shards, budget: float) -> Row:
     """Cut a sequence to the turns that fit the budget; where none fits, take what costs least."""
-    layout: Layout = shards.metadata.layout
+    alignment = shards.metadata.label_alignment
     cheapest: tuple[float, Row] | None = None
     for number in _seeded_order(len(shards))[:_CANDIDATES]:
         row = shards[number]
-        cost = row_cost(row, 1, layout.label_alignment)
+        cost = row_cost(row, 1, alignment)
         if cost <= budget:
-            return _longest_affordable(row, budget, layout.label_alignment)
+            return _longest_affordable(row, budget, alignment)
         if cheapest is None or cost < cheapest[0]:
             cheapest = cost, row
     assert cheapest is not None
-    return leading_turns(cheapest[1], 1, layout.label_alignment)
+    return leading_turns(cheapest[1], 1, alignment)
 
 
 def _longest_affordable(row: Row, budget: float, label_alignment: str) -> Row:

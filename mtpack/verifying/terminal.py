@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.inspecting.terminal import escaped
 from mtpack.manifest import Tally
 from mtpack.verifying.structure import Violation
 from mtpack.verifying.verify import VerifyReport
@@ -16,10 +17,10 @@ from mtpack.verifying.verify import VerifyReport
 _INDENT = "  "
 _CHECKED = {
     "structure": "every law of the format, in every sequence",
-    "equivalence": "packed = one sample per turn: loss, gradients",
+    "equivalence": "packed = one sample per turn",
 }
 _WEIGHED = {
-    "turn_mean": "every turn weighs the same: what mtpack's columns give",
+    "turn_mean": "every turn weighs the same: what mtpack gives",
     "token_mean": "every token does: the usual mean; long turns rule",
     "dialogue_mean": "every dialogue does: its turns share its weight",
 }
@@ -71,7 +72,7 @@ def _loss_table(losses: dict[str, float]) -> Table:
 
 
 def _print_violation(violation: Violation, console: Console) -> None:
-    where = violation.shard
+    where = escaped(violation.shard)
     if violation.row is not None:
         where += f", row {violation.row:,}"
     if violation.position is not None:
