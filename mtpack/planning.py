@@ -94,9 +94,9 @@ def sequences_lower_bound(histogram: dict[int, int], seq_len: int) -> int:
     none with each other; what the rest exceeds the room beside the latter by needs more.
     Martello and Toth (1990), bound L2, where the proof stands.
 
-    >>> sequences_lower_bound({6: 3, 5: 1}, 10)
+    >>> sequences_lower_bound({6: 3, 4: 2}, 10)
     3
-    >>> sequences_lower_bound({6: 3, 4: 2, 3: 3}, 10)
+    >>> sequences_lower_bound({6: 3, 5: 1}, 10)
     4
     """
     if not histogram:

@@ -115,14 +115,14 @@ _turns = st.tuples(
     st.integers(0, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 31), _spans
 )
 _documents = st.lists(
-    st.tuples(st.integers(0, 2), st.lists(_turns, min_size=1, max_size=4)), max_size=6
+    st.tuples(st.integers(0, 2), st.lists(_turns, min_size=1, max_size=3)), max_size=5
 )
 _first_rows = st.sampled_from([0, 7, 2**31, 2**40])
 
 
 @st.composite
 def token_batches(draw, min_documents: int = 0):
-    """Draw documents of 2 to 93 tokens with up to 4 turns of up to 3 spans; some share a row.
+    """Draw documents of 2 to 70 tokens with up to 3 turns of up to 3 spans; some share a row.
 
     Token p of document d has the id 1000 * (d + 1) + p; (row, message) is unique; the first token
     of a document carries no loss, and its last one does.

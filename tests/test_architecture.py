@@ -22,6 +22,7 @@ LAYERS = """
     formats
     reading
     tokenizer.added_tokens
+    tokenizer.declared_tokens
     tokenizer.loading
     tokenizer.encode
     template.environment

@@ -220,8 +220,10 @@ def test_the_template_named_tool_use_is_for_dialogues_with_tools():
 
 
 def test_templates_see_special_tokens_and_missing_ones_are_undefined():
-    template = compile_source("{{ bos_token }}{{ cls_token is defined }}{{ tools is none }}")
-    assert template.render(as_messages(say("user", "")), None) == "<s>FalseTrue"
+    template = compile_source(
+        "{{ bos_token }}{{ cls_token is defined }}{{ tools is none }}{{ documents is none }}"
+    )
+    assert template.render(as_messages(say("user", "")), None) == "<s>FalseTrueTrue"
 
 
 def test_strftime_now_tells_the_date_of_the_run():

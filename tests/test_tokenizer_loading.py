@@ -230,12 +230,27 @@ DECLARED = {
         tiny_tokenizer().token_to_id("Ġwalrus"): added("Ġwalrus"),
         NEXT_ID: added("<tool>"),
     },
+    "flags left out": {
+        NEXT_ID: {"content": "<tool>"},
+        NEXT_ID + 1: {"content": "<|end|>", "special": True},
+    },
     "one that is stored already": {
         0: added("<unk>", special=True),
         NEXT_ID: added("<|end|>", special=True),
     },
 }
-PIECES = ("<|start|>", "<|end|>", "<tool>", "</tool>", "<TOOL>", "<unk>", "walrus", "the", "x")
+PIECES = (
+    "<|start|>",
+    "<|end|>",
+    "<|END|>",
+    "<tool>",
+    "</tool>",
+    "<TOOL>",
+    "<unk>",
+    "walrus",
+    "the",
+    "x",
+)
 
 
 @pytest.mark.parametrize("normalizer", [None, normalizers.Lowercase()], ids=["", "lowercase"])
@@ -273,6 +288,57 @@ def test_named_tokens_that_are_missing_are_added_in_the_order_of_transformers(tm
     assert special == {*names}
 
 
+FILES_BESIDE = {
+    "an older config leaves names to the map": {
+        "tokenizer_config.json": {"eos_token": "<|old|>"},
+        "special_tokens_map.json": {"eos_token": "<|end|>", "pad_token": {"content": "<|pad|>"}},
+    },
+    "a newer config has said all": {
+        "tokenizer_config.json": {"added_tokens_decoder": {}, "eos_token": "<|end|>"},
+        "special_tokens_map.json": {"eos_token": "<|other|>"},
+    },
+    "additional special tokens": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {},
+            "additional_special_tokens": ["<|user|>", "<|tool|>"],
+            "eos_token": "<|end|>",
+        },
+    },
+    "extra special tokens by name": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {},
+            "extra_special_tokens": {"image_token": "<|image|>"},
+            "audio_token": "<|audio|>",
+        },
+    },
+    "a name with flags": {
+        "tokenizer_config.json": {},
+        "special_tokens_map.json": {
+            "eos_token": {
+                "content": "<|end|>",
+                "lstrip": True,
+                "rstrip": True,
+                "normalized": False,
+                "single_word": False,
+            }
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("files", FILES_BESIDE.values(), ids=FILES_BESIDE)
+def test_files_beside_the_tokenizer_count_as_in_transformers(tmp_path, files):
+    folder = save(tmp_path, config=files["tokenizer_config.json"])
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    loaded, twin = load_tokenizer(str(folder)), in_transformers(folder)
+    names = "<|old|> <|end|> <|pad|> <|other|> <|user|> <|tool|> <|image|> <|audio|> <|ignored|>"
+    for text in [names, names.replace(" ", ""), "the walrus<|end|>\nx <|user|> y"]:
+        found = loaded.backend.encode(text, add_special_tokens=False).ids
+        assert found == twin(text, add_special_tokens=False)["input_ids"]
+    assert loaded.special_tokens == twin.special_tokens_map
+
+
 def test_declared_tokens_come_before_named_ones(tmp_path):
     config = {
         "added_tokens_decoder": {str(NEXT_ID): added("<tool>")},
@@ -306,7 +372,7 @@ def test_a_declared_id_that_can_not_be_had_is_refused(tmp_path, number):
 def test_declared_tokens_that_make_no_sense_are_refused(tmp_path, declared):
     words = refusal(save(tmp_path, config={"added_tokens_decoder": declared}))
     assert words.startswith(str(tmp_path / "tokenizer_config.json"))
-    assert "added_tokens_decoder is malformed" in words
+    assert "its tokens are malformed" in words
 
 
 # Special tokens

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mtpack.template.marking import IndexedMessage, MarkedText, compile_marked, 
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -98,21 +100,33 @@ class ChatTemplate:
 
     def _readable(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Join the text parts of a content for a template that can't read a list of them."""
-        if self._reads_parts or all(
-            not isinstance(message.fields.get("content"), list) for message in messages
-        ):
+        if all(isinstance(message.fields.get("content", ""), str) for message in messages):
             return messages
         return [
-            Message(message.role, message.fields | {"content": _joined(content)}, message.trained)
+            replace(message, fields=message.fields | {"content": _joined(content)})
             if isinstance(content := message.fields.get("content"), list)
+            and message.role not in self._roles_read_in_parts
             else message
             for message in messages
         ]
 
     @cached_property
-    def _reads_parts(self) -> bool:
+    def _roles_read_in_parts(self) -> frozenset[str]:
         parts = [{"type": "text", "text": _PROBE}]
-        return _PROBE in self._probe([{"role": "user", "content": parts}])
+        user = {"role": "user", "content": "probe"}
+        call = {"function": {"name": "probe"}}
+        probes: dict[str, list[dict[str, Any]]] = {
+            "system": [{"role": "system", "content": parts}, user],
+            "developer": [{"role": "developer", "content": parts}, user],
+            "user": [{"role": "user", "content": parts}],
+            "assistant": [user, {"role": "assistant", "content": parts}],
+            "tool": [
+                user,
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": parts},
+            ],
+        }
+        return frozenset(role for role, probe in probes.items() if _PROBE in self._probe(probe))
 
     @cached_property
     def encodes_text_twice(self) -> bool:
@@ -158,19 +172,22 @@ def load_chat_template(
         key, equals, value = argument.partition("=")
         if not equals or not key.isidentifier():
             raise SetupError(f"--template-arg {argument}: write it as KEY=VALUE")
+        if key in _GIVEN:
+            raise SetupError(f"--template-arg {argument}: {key} is given by mtpack")
         variables[key] = _json_or_text(value)
     try:
         return ChatTemplate(sources, variables, date)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # beside its own errors, Jinja lets Python's compiler refuse
         line = getattr(error, "lineno", None)
         where = f" line {line}" if line else ""
-        raise SetupError(f"{name}{where}: the chat template is not valid ({error})") from error
+        detail = str(error).split("\n")[0]
+        raise SetupError(f"{name}{where}: the chat template is not valid ({detail})") from error
 
 
 def _json_or_text(value: str) -> Any:
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

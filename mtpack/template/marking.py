@@ -50,6 +50,11 @@ class MarkedText:
     """Characters [start, end) inside `generation` tags."""
 
 
+def holds_marks(text: str) -> bool:
+    """Return whether a text has characters that marks are made of, and so can't be marked."""
+    return not {_REGION_START, _REGION_END, GENERATION_START, GENERATION_END}.isdisjoint(text)
+
+
 def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Template:
     """Compile `source` with marks in its loops."""
     environment.globals["mtpack_enter"] = _enter
@@ -134,7 +139,9 @@ def _leave_before_jumps(body: list[nodes.Node], leave: Any) -> list[nodes.Node]:
     for node in body:
         if isinstance(node, nodes.Continue | nodes.Break):
             result.append(leave())
-        elif not isinstance(node, nodes.For):
+        elif isinstance(node, nodes.For):  # jumps in its `else` are this loop's again
+            node.else_ = _leave_before_jumps(node.else_, leave)
+        else:
             for name, value in node.iter_fields():
                 if isinstance(value, list) and any(isinstance(item, nodes.Stmt) for item in value):
                     setattr(node, name, _leave_before_jumps(value, leave))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from mtpack.dialogue import Dialogue, Message, Reason, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.marking import MarkedText, Range
+from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.turns import TurnFlag
 
@@ -89,29 +89,28 @@ class _Turns:
     def render(self, full: MarkedText, merge: str) -> RenderedDialogue:
         merged: list[TurnText] = []
         own: list[DocumentText] = []
-        trained = self.dialogue.trained_messages()
-        for message in trained:
+        merged_end: int | None = 0
+        for message in self.dialogue.trained_messages():
             text = self._own(full, message)
             if text is None:  # nothing to compare with, so the turn stays where it is
-                turn = self._locate(full, message, TurnFlag.UNPROVEN)
-                merged.append(turn)
+                merged.append(self._locate(full, message, TurnFlag.UNPROVEN))
+                merged_end = merged[-1].end
                 continue
             turn = self._locate(text, message, TurnFlag(0))
             exact = full.text.startswith(text.text[: turn.end])
+            merged_end = turn.end if exact else None
             if merge == "never" or (merge == "auto" and not exact):
                 flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
                 own.append(DocumentText(text.text, (replace(turn, flags=flags),)))
             elif not exact:
                 merged.append(self._locate(full, message, TurnFlag.BENT))
+                merged_end = merged[-1].end
             elif self.added_tokens.cut_behind(text.text[: turn.end]):
                 merged.append(turn)
             else:
                 merged.append(replace(turn, own_text=text.text))
-        merged_end = 0
-        if trained:
-            last = trained[-1]
-            in_full = [turn.end for turn in merged if turn.message == last]
-            merged_end = in_full[0] if in_full else self._locate(full, last, TurnFlag(0)).end
+        if merged_end is None:  # of the last turn, which only its own document has so far
+            merged_end = self._locate(full, message, TurnFlag(0)).end
         return RenderedDialogue(
             self.dialogue, DocumentText(full.text, tuple(merged)), tuple(own), merged_end
         )
@@ -131,7 +130,10 @@ class _Turns:
         """Find the turn of `message` in a text that has it."""
         if message not in text.regions:
             raise _TurnNotFoundError(
-                f"message {message}: where the chat template writes it can't be found; "
+                "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
+                "text; remove them"
+                if holds_marks(text.text)
+                else f"message {message}: where the chat template writes it can't be found; "
                 "use a template that writes messages one by one in a loop"
             )
         region_start, region_end = text.regions[message]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtpack.errors import SetupError
-from mtpack.tokenizer.loading import LoadedTokenizer
+from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
 from mtpack.turns import Bools, Int32
 
 _BATCH = 64  # texts encoded at a time; their offsets are Python objects until they are arrays
@@ -45,7 +45,7 @@ def encode_texts(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> Iterator[E
         try:
             encodings = tokenizer.backend.encode_batch(batch, add_special_tokens=False)
         except BaseException as error:
-            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            if is_tokenizer_failure(error):
                 raise SetupError(f"{tokenizer.source}: the tokenizer failed ({error})") from error
             raise
         for text, encoding in zip(batch, encodings, strict=True):

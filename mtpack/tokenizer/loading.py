@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from mtpack.errors import SetupError
+from mtpack.errors import MtpackError, SetupError
 from mtpack.tokenizer.added_tokens import AddedTokens, added_tokens_of
+from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_tokens
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
-_HUB_FILES = ("tokenizer*.json", "special_tokens_map.json", "*.jinja")
-_NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_HUB_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +49,42 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
     folder = path.parent
     content = _read(path)
     _refuse_unfit(path, content)
+    config = _read_json(folder / "tokenizer_config.json")
+    try:
+        declared = read_declared_tokens(
+            config,
+            _read_json(folder / "special_tokens_map.json"),
+            _read_json(folder / "added_tokens.json"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SetupError(
+            f"{folder / 'tokenizer_config.json'}: its tokens are malformed ({error})"
+        ) from error
     try:
         backend = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
-    # It would only add special tokens, which come from the template, and trim offsets.
-    backend.post_processor = None
-    config = _read_json(folder / "tokenizer_config.json")
-    special_tokens = _special_tokens(_read_json(folder / "special_tokens_map.json") | config)
-    declared = _add_declared_tokens(path, backend, config, special_tokens)
+        # It would only add special tokens, which come from the template, and trim offsets.
+        backend.post_processor = None
+        added_here = _add(path, backend, declared)
+    except BaseException as error:
+        if is_tokenizer_failure(error):
+            raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
+        raise
     return LoadedTokenizer(
         source=EMBEDDED if source is None else source,
         backend=backend,
-        added_tokens=added_tokens_of(backend, special_tokens.get("eos_token")),
-        special_tokens=special_tokens,
+        added_tokens=added_tokens_of(backend, declared.named.get("eos_token")),
+        special_tokens=declared.named,
         chat_templates=_chat_templates(folder, config),
-        pad_id=_pad_id(backend, special_tokens),
-        sha256=hashlib.sha256("\n".join([content, *declared]).encode()).hexdigest(),
+        pad_id=_pad_id(backend, declared.named),
+        sha256=hashlib.sha256("\n".join([content, *added_here]).encode()).hexdigest(),
     )
+
+
+def is_tokenizer_failure(error: BaseException) -> bool:
+    """Return whether `tokenizers` raised this: plain exceptions, and panics, which are none."""
+    if isinstance(error, MtpackError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _locate(source: str | None) -> Path:
@@ -80,7 +100,7 @@ def _locate(source: str | None) -> Path:
         return path / "tokenizer.json"
     if path.is_file():
         return path
-    if path.suffix or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not _HUB_ID.fullmatch(source) or path.suffix == ".json":
         raise SetupError(f"{source}: no such tokenizer file or folder")
     return _from_hub(source)
 
@@ -116,7 +136,12 @@ def _read(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    return _parse_object(path, _read(path))
+    value = _parse_object(path, _read(path))
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise SetupError(f"{path}: holds half of a surrogate pair; repair it") from None
+    return value
 
 
 def _parse_object(path: Path, text: str) -> dict[str, Any]:
@@ -148,54 +173,14 @@ def _refuse_unfit(path: Path, content: str) -> None:
             )
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Return the named special tokens, as transformers' special_tokens_map has them."""
-    named = dict(config)
-    extra = config.get("extra_special_tokens")
-    if isinstance(extra, dict):
-        named |= extra
-    found = {}
-    for key, value in named.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str):
-            found[key] = text
-    return found
-
-
-def _add_declared_tokens(
-    path: Path,
-    backend: tokenizers.Tokenizer,
-    config: dict[str, Any],
-    special_tokens: dict[str, str],
-) -> list[str]:
-    """Add tokens that only the config declares, and return them; stored ones stay as they are."""
-    declared = config.get("added_tokens_decoder") or {}
-    wanted: list[tuple[int | None, tokenizers.AddedToken]] = []
-    try:
-        for number, token in sorted(declared.items(), key=lambda item: int(item[0])):
-            flags = {key: bool(token.get(key)) for key in ("single_word", "lstrip", "rstrip")}
-            flags["normalized"] = bool(token.get("normalized", not token.get("special")))
-            added = tokenizers.AddedToken(
-                token["content"], special=bool(token.get("special")), **flags
-            )
-            wanted.append((int(number), added))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SetupError(
-            f"{path.parent / 'tokenizer_config.json'}: added_tokens_decoder is malformed ({error})"
-        ) from error
-    wanted += [
-        (None, tokenizers.AddedToken(content, special=True, normalized=False))
-        for name in _NAMED_TOKENS
-        if (content := special_tokens.get(f"{name}_token"))
-    ]
+def _add(path: Path, backend: tokenizers.Tokenizer, declared: DeclaredTokens) -> list[str]:
+    """Add tokens that tokenizer.json does not have, and return them; stored ones stay as stored."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     added_here = []
-    for number, token in wanted:
+    for number, token in declared.tokens:
         if token.content in known:
             continue
         known.add(token.content)
-        if number is None and backend.token_to_id(token.content) is not None:
-            continue  # a named token that is an ordinary word of the vocabulary stays one
         backend.add_tokens([token])
         found = backend.token_to_id(token.content)
         if number is not None and found != number:
@@ -208,19 +193,20 @@ def _add_declared_tokens(
 
 
 def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Collect templates by name; files beside the tokenizer win over the config."""
-    found: dict[str, str] = {}
+    """Collect templates by name; the config's count only where there is no file of them."""
+    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: _read(path) for name, path in files.items()}
     stored = config.get("chat_template")
     if isinstance(stored, str):
-        found["default"] = stored
-    elif isinstance(stored, list):
-        for entry in stored:
-            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
-                found[str(entry.get("name"))] = entry["template"]
-    files = {"default": folder / "chat_template.jinja"}
-    more = folder / "additional_chat_templates"
-    files |= {path.stem: path for path in sorted(more.glob("*.jinja"))}
-    return found | {name: _read(path) for name, path in files.items() if path.is_file()}
+        return {"default": stored}
+    return {
+        str(entry.get("name")): entry["template"]
+        for entry in (stored if isinstance(stored, list) else [])
+        if isinstance(entry, dict) and isinstance(entry.get("template"), str)
+    }
 
 
 def _pad_id(backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> int:
