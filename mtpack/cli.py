@@ -6,9 +6,11 @@ is imported when it runs, so that `mtpack --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ class _Group(click.Group):
     """Turns mtpack's errors into one or two lines and the right exit status."""
 
     def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C does
         try:
             return super().invoke(context)
         except MtpackError as error:
@@ -43,7 +46,13 @@ class _Group(click.Group):
             context.exit(0)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"mtpack: {where}{error.strerror or error}", err=True)
+            remedy = "; free some and run again" if error.errno == errno.ENOSPC else ""
+            click.echo(f"mtpack: {where}{error.strerror or error}{remedy}", err=True)
+            context.exit(1)
+        except UnicodeEncodeError:
+            click.echo(
+                "mtpack: a file name can't be written in this locale; set PYTHONUTF8=1", err=True
+            )
             context.exit(1)
 
 
@@ -167,9 +176,13 @@ def _remark(text: str) -> None:
 def _console() -> Any:
     from rich.console import Console
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # handled where all other errors are
+
     if isinstance(sys.stdout, io.TextIOWrapper):  # dialogues hold what a terminal may not have
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False)
+    return PipedConsole(highlight=False)
 
 
 @contextmanager

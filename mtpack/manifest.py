@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mtpack.errors import InputError
 from mtpack.shard import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
+
+_Record = TypeVar("_Record", "Run", "Tally", "ShardRecord", "About")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class About:
 
     mtpack_version: str
     tokenizer: str
+    inputs: list[str]
+    """The files, as the user named them."""
     seconds: dict[str, float]
     """By stage, summed over workers; `total` is wall time, process start excluded."""
     warnings: list[str]
@@ -137,16 +141,16 @@ class Run:
 
     options: dict[str, Any]
     inputs: list[dict[str, Any]]
-    """`name`, `bytes` and `sha256` of every file, in order."""
+    """`bytes` and `sha256` of every file, in order."""
     tokenizer_sha256: str
     template_sha256: str
 
     def difference(self, other: Run) -> str | None:
         """Name what sets another run apart from this one, or return None."""
-        for name, value in self.options.items():
-            if other.options.get(name) != value:
-                wanted = _shown(other.options.get(name))
-                return f"its {name} is {_shown(value)}, not {wanted}"
+        for name in sorted(self.options.keys() | other.options.keys()):
+            value, wanted = self.options.get(name), other.options.get(name)
+            if value != wanted:
+                return f"its {name} is {_shown(value)}, not {_shown(wanted)}"
         if self.tokenizer_sha256 != other.tokenizer_sha256:
             return "the tokenizer is another one"
         if self.template_sha256 != other.template_sha256:
@@ -173,14 +177,14 @@ class Manifest:
         }
         sha256 = hashlib.sha256(_canonical(hashed).encode()).hexdigest()
         whole = {**hashed, "sha256": sha256, "about": asdict(self.report.about)}
-        path.write_text(json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(whole, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an output folder; raise InputError."""
     path = folder / MANIFEST
     try:
-        whole = json.loads(path.read_text())
+        whole = json.loads(path.read_text(encoding="utf-8"))
         sha256, about = whole.pop("sha256"), whole.pop("about")
         if whole["format_version"] != FORMAT_VERSION:
             raise InputError(
@@ -189,15 +193,15 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if hashlib.sha256(_canonical(whole).encode()).hexdigest() != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
-        run = Run(**whole["run"])
+        run = _checked(Run, whole["run"])
         return Manifest(
             run,
             PackReport(
                 output=str(folder),
                 seq_len=run.options["seq_len"],
-                tally=Tally(**whole["tally"]),
-                shards=[ShardRecord(**shard) for shard in whole["shards"]],
-                about=About(**about),
+                tally=_checked(Tally, whole["tally"]),
+                shards=[_checked(ShardRecord, shard) for shard in whole["shards"]],
+                about=_checked(About, about),
             ),
         )
     except OSError as error:
@@ -206,8 +210,29 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path}: damaged; pack the data again") from error
 
 
+def is_manifest(path: Path) -> bool:
+    """Return whether a file looks like a manifest that mtpack wrote, whole or damaged."""
+    try:
+        return b'"format_version"' in path.read_bytes() and b'"tally"' in path.read_bytes()
+    except OSError:
+        return False
+
+
+_TYPES = {"int": int, "str": str, "dict": dict, "list": list}
+
+
+def _checked(kind: type[_Record], values: dict[str, Any]) -> _Record:
+    """Build a data class from JSON; raise TypeError where a value is of another type."""
+    record = kind(**values)
+    for field in fields(record):
+        expected = _TYPES[str(field.type).split("[")[0]]
+        if type(getattr(record, field.name)) is not expected:
+            raise TypeError(field.name)
+    return record
+
+
 def _canonical(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _shown(value: Any) -> str:

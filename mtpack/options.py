@@ -7,8 +7,10 @@ Command-line flags, defaults, help texts, the checks and the fingerprint derive 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -30,7 +32,7 @@ def _option(default: Any, help_text: str, *, changes_output: bool = True, **more
 class PackOptions:
     """The options of `mtpack pack`."""
 
-    seq_len: int = _option(4096, "Tokens in every sequence.", minimum=2)
+    seq_len: int = _option(4096, "Tokens in every sequence.", minimum=2, maximum=2**24)
     output: str = _option(
         "packed", "Folder for the shards.", changes_output=False, short="-o", metavar="DIR"
     )
@@ -144,6 +146,35 @@ class PackOptions:
         return chosen
 
 
+def options_from(values: Mapping[str, Any]) -> PackOptions:
+    """Build options from what a Python caller naturally passes; raise SetupError.
+
+    Paths are taken for file names, whole numbers for sizes, and a mapping or one text for template
+    arguments.
+    """
+    known = {option.name: option for option in fields(PackOptions)}
+    taken: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise SetupError(f"{name}: no such option; see mtpack pack --help")
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        elif "size" in known[name].metadata and type(value) is int:
+            value = str(value)
+        elif name == "template_arg":
+            value = _template_arguments(value)
+        taken[name] = value
+    return PackOptions(**taken)
+
+
+def _template_arguments(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Mapping):
+        return tuple(f"{key}={json.dumps(item)}" for key, item in value.items())
+    return tuple(value)
+
+
 def flag(name: str) -> str:
     """Return the command-line flag of an option.
 
@@ -178,9 +209,12 @@ def _check(option: Field[Any], value: Any) -> None:
     name = flag(option.name)
     if _is_choice(option) and value not in choices(option):
         raise SetupError(f"{name} {value}: not one of {', '.join(choices(option))}")
-    minimum = option.metadata.get("minimum")
-    if minimum is not None and (type(value) is not int or value < minimum):
-        raise SetupError(f"{name} {value}: must be a whole number, at least {minimum}")
+    if "minimum" in option.metadata:
+        minimum, maximum = option.metadata["minimum"], option.metadata.get("maximum", 2**63)
+        if type(value) is not int or value < minimum:
+            raise SetupError(f"{name} {value}: must be a whole number, at least {minimum}")
+        if value > maximum:
+            raise SetupError(f"{name} {value}: must be {maximum:,} at most")
     if "size" in option.metadata:
         unit = option.metadata["size"]
         try:

@@ -124,7 +124,9 @@ def piece_maker(
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
             piece = _render_piece(template, tokenizer, dialogue, first, users[candidate], message)
-            if piece is not None and piece.document_lengths[0] <= seq_len:
+            if piece is None:  # the template refuses this run; a longer one it may take
+                fitting = candidate
+            elif piece.document_lengths[0] <= seq_len:
                 best, fitting = piece, candidate
             else:
                 growing = False

@@ -12,7 +12,7 @@ order of sequences are drawn from the seed, so packing does not sort the data by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,11 +141,12 @@ def _patterns(
 
     A pattern starts with the first length in the order `first`; its room is filled by `fill`.
     """
-    left = dict(sorted(histogram.items(), reverse=True))
+    left = dict(sorted(histogram.items(), reverse=True))  # and so it stays: longest first
     while left:
-        start = min(left.items(), key=first)[0]
+        start = next(iter(left)) if first is _longest else min(left.items(), key=first)[0]
         left[start] -= 1
-        pattern = Counter(_fullest_fill(sorted(left.items(), key=fill), seq_len - start))
+        items = left.items() if fill is _longest else sorted(left.items(), key=fill)
+        pattern = Counter(_fullest_fill(items, seq_len - start))
         left[start] += 1
         pattern[start] += 1
         times = min(left[length] // num for length, num in pattern.items())
@@ -156,7 +157,7 @@ def _patterns(
         yield sorted(pattern.elements(), reverse=True), times
 
 
-def _fullest_fill(left: list[tuple[int, int]], room: int) -> list[int]:
+def _fullest_fill(left: Iterable[tuple[int, int]], room: int) -> list[int]:
     """Choose lengths from `left` (length, count) that fill `room` best.
 
     A subset-sum by dynamic programming on one Python integer as a bit set: bit s of `reached` is on

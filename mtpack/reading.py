@@ -65,26 +65,12 @@ class Split:
     rows: list[RawRow]
 
 
-def find_inputs(inputs: Iterable[str]) -> list[str]:
+def find_inputs(inputs: Iterable[str], output: Path | None = None) -> list[str]:
     """Expand folders and globs into file names, sorted within each; raise SetupError.
 
-    `-` (standard input) stays as it is.
+    `-` (standard input) stays as it is. What a folder or a glob has below `output` is no input.
     """
-    names: list[str] = []
-    for name in inputs:
-        if name == STANDARD_INPUT or os.path.isfile(name):
-            found = [name]
-        elif os.path.isdir(name):
-            found = sorted(path for path in map(str, Path(name).rglob("*")) if _is_input(path))
-            if not found:
-                raise SetupError(
-                    f"{name}: the folder holds no input; mtpack reads {', '.join(SUFFIXES)}"
-                )
-        else:
-            found = sorted(filter(_is_input, glob.glob(name, recursive=True)))
-            if not found:
-                raise SetupError(f"{name}: no such file; check the name or the pattern")
-        names += found
+    names = [file for name in inputs for file in _expand(name, output)]
     for name in names:
         if name != STANDARD_INPUT and not _suffix(name):
             raise SetupError(
@@ -94,6 +80,26 @@ def find_inputs(inputs: Iterable[str]) -> list[str]:
     if names.count(STANDARD_INPUT) > 1:
         raise SetupError("-: standard input can be read only once; name it once")
     return names
+
+
+def _expand(name: str, output: Path | None) -> list[str]:
+    def is_input(found: str) -> bool:
+        if _suffix(found) is None or not os.path.isfile(found):
+            return False
+        return output is None or not Path(found).resolve().is_relative_to(output.resolve())
+
+    if name == STANDARD_INPUT or os.path.isfile(name):
+        return [name]
+    if os.path.isdir(name):
+        inside = sorted(filter(is_input, map(str, Path(name).rglob("*"))))
+        if not inside:
+            kinds = ", ".join(SUFFIXES)
+            raise SetupError(f"{name}: the folder holds no input; mtpack reads {kinds}")
+        return inside
+    matching = sorted(filter(is_input, glob.glob(name, recursive=True)))
+    if not matching:
+        raise SetupError(f"{name}: no such file; check the name or the pattern")
+    return matching
 
 
 def describe_input(name: str, path: Path) -> InputFile:
@@ -117,10 +123,6 @@ def read_splits(files: Iterable[InputFile], line_limit: int = LINE_LIMIT) -> Ite
                 rows, num_bytes = [], 0
     if rows:
         yield Split(number, first_row, rows)
-
-
-def _is_input(name: str) -> bool:
-    return _suffix(name) is not None and os.path.isfile(name)
 
 
 def _suffix(name: str) -> str | None:
@@ -250,7 +252,9 @@ def _read_parquet(file: InputFile, line_limit: int) -> Iterator[RawRow]:
     null one: null fields are taken as missing, as in TRL.
     """
     with _read_errors(file.name), pa.parquet.ParquetFile(file.path) as table:
-        columns = [name for name in ROW_KEYS if name in table.schema_arrow.names]
+        columns = [name for name in table.schema_arrow.names if name in ROW_KEYS]
+        if len(set(columns)) < len(columns):
+            raise InputError(f"{file.name}: has two columns of the same name; remove one")
         line = 0
         for batch in table.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from mtpack import __version__
 from mtpack.errors import InputError
 from mtpack.manifest import About, Manifest, PackReport, Run, ShardRecord, Tally
-from mtpack.options import PackOptions
+from mtpack.options import PackOptions, options_from
 from mtpack.output import (
     find_complete,
     put_in_place,
@@ -77,8 +78,9 @@ def pack(
     unless `workers=1`.
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    found = find_inputs([os.fspath(name) for name in names])
-    return _Run(PackOptions(**options), listener or Listener()).pack(found)
+    chosen = options_from(options)
+    found = find_inputs([os.fspath(name) for name in names], Path(chosen.output))
+    return _Run(chosen, listener or Listener()).pack(found)
 
 
 @dataclass(slots=True)
@@ -98,27 +100,47 @@ class _Run:
             )
         output = Path(self.options.output)
         refuse_foreign(output)
-        if was_interrupted(output):
-            self.listener.remark(f"{output}: an earlier run did not complete; starting over")
-        with work_area(output) as area:
-            files = _describe(names, area)
+        with ExitStack() as stack:
+            area = None
+            if STANDARD_INPUT in names:  # it can be read only once, so it is kept for the run
+                area = stack.enter_context(self._work_area(output))
+            files = [describe_input(name, _spooled(name, area)) for name in names]
             described = _describe_run(self.options, files, pipeline)
-            complete = find_complete(output, described, overwrite=self.options.overwrite)
+            complete = find_complete(
+                output,
+                described,
+                overwrite=self.options.overwrite,
+                on_error=self.options.on_error,
+            )
             if complete is not None:
                 self.listener.remark(f"{output}: already complete")
                 return complete
-            with local_runner(pipeline) as runner:
-                records = self._tokenize(files, area, runner)
-                counts = sum((record.counts for record in records), Counter[str]())
-                if not counts["documents"]:
-                    raise InputError(_nothing_to_pack(files, Tally.of(counts)))
-                shards = self._write_shards(records, counts, area, runner)
-            report = self._report(pipeline, records, counts, shards)
-            write_rejects(area, (reject for record in records for reject in record.rejects))
-            if self.options.ipc_format == "stream":
-                write_datasets_files(area, shards, self.options.seq_len)
-            put_in_place(output, area, Manifest(described, report))
-            return report
+            if area is None:
+                area = stack.enter_context(self._work_area(output))
+            return self._write_output(output, area, files, described, pipeline)
+
+    @contextmanager
+    def _work_area(self, output: Path) -> Iterator[Path]:
+        if was_interrupted(output):
+            self.listener.remark(f"{output}: an earlier run did not complete; starting over")
+        with work_area(output) as area:
+            yield area
+
+    def _write_output(
+        self, output: Path, area: Path, files: list[InputFile], run: Run, pipeline: Pipeline
+    ) -> PackReport:
+        with local_runner(pipeline) as runner:
+            records = self._tokenize(files, area, runner)
+            counts = sum((record.counts for record in records), Counter[str]())
+            if not counts["documents"]:
+                raise InputError(_nothing_to_pack(files, records, Tally.of(counts)))
+            shards = self._write_shards(records, counts, area, runner)
+        report = self._report(pipeline, files, records, counts, shards)
+        write_rejects(area, (reject for record in records for reject in record.rejects))
+        if self.options.ipc_format == "stream":
+            write_datasets_files(area, shards, pipeline.shard_metadata)
+        put_in_place(output, area, Manifest(run, report))
+        return report
 
     def _tokenize(
         self, files: list[InputFile], area: Path, runner: LocalRunner
@@ -191,6 +213,7 @@ class _Run:
     def _report(
         self,
         pipeline: Pipeline,
+        files: list[InputFile],
         records: list[SplitRecord],
         counts: Counter[str],
         shards: list[ShardRecord],
@@ -204,6 +227,7 @@ class _Run:
         about = About(
             mtpack_version=__version__,
             tokenizer=pipeline.tokenizer.source,
+            inputs=[file.name for file in files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
         )
@@ -216,25 +240,20 @@ class _Run:
         )
 
 
-def _describe(names: list[str], area: Path) -> list[InputFile]:
-    """Hash the inputs; what comes from standard input is put into a file first."""
-    files = []
-    for name in names:
-        path = Path(name)
-        if name == STANDARD_INPUT:
-            path = area / "standard-input.jsonl"
-            with open(path, "xb") as spool:
-                shutil.copyfileobj(sys.stdin.buffer, spool)
-        files.append(describe_input(name, path))
-    return files
+def _spooled(name: str, area: Path | None) -> Path:
+    """Return where an input can be read; what comes from standard input is put into a file."""
+    if name != STANDARD_INPUT or area is None:
+        return Path(name)
+    path = area / "standard-input.jsonl"
+    with open(path, "xb") as spool:
+        shutil.copyfileobj(sys.stdin.buffer, spool)
+    return path
 
 
 def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeline) -> Run:
     return Run(
         options=options.that_change_output(),
-        inputs=[
-            {"name": file.name, "bytes": file.num_bytes, "sha256": file.sha256} for file in files
-        ],
+        inputs=[{"bytes": file.num_bytes, "sha256": file.sha256} for file in files],
         tokenizer_sha256=pipeline.tokenizer.sha256,
         template_sha256=pipeline.template.sha256,
     )
@@ -268,10 +287,12 @@ def _by_split(
     ]
 
 
-def _nothing_to_pack(files: list[InputFile], tally: Tally) -> str:
+def _nothing_to_pack(files: list[InputFile], records: list[SplitRecord], tally: Tally) -> str:
     names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if not tally.rows_read:
         return f"{names}: no rows, so nothing to pack"
     reasons = {**tally.rows_rejected, **tally.rows_dropped}
     told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    return f"{names}: nothing to pack; none of {tally.rows_read:,} rows has a turn left ({told})"
+    first = next((f"\n{record.rejects[0]}" for record in records if record.rejects), "")
+    none = f"none of {tally.rows_read:,} rows has a turn left"
+    return f"{names}: nothing to pack; {none} ({told}){first}"

@@ -166,12 +166,17 @@ def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:
         table.validate()
         for name in ("turn_num", *_LIST_TYPES):  # offsets out of bounds would crash a reader
             table.column(name).validate(full=True)
-        if any(column.null_count for column in table.columns):
+        if any(_num_nulls(chunk) for column in table.columns for chunk in column.chunks):
             raise InputError(f"{path}: damaged: it has nulls")
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         detail = str(error).split("\n")[0]
         raise InputError(f"{path}: not a shard that can be read ({detail})") from error
     return metadata, table
+
+
+def _num_nulls(array: pa.Array) -> int:
+    inside = 0 if pa.types.is_integer(array.type) else array.flatten().null_count
+    return int(array.null_count + inside)
 
 
 def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
@@ -189,7 +194,7 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
             f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
         )
     whole = all(
-        type(value) is int and value >= low
+        type(value) is int and low <= value < 2**31
         for value, low in (
             (metadata.seq_len, 2),
             (metadata.pad_documents_to, 1),

@@ -130,6 +130,8 @@ def _open_all(paths: list[Path]) -> tuple[list[OpenShard], ShardMetadata]:
     opened: list[OpenShard] = []
     known: ShardMetadata | None = None
     for path in paths:
+        if path.is_dir():
+            raise SetupError(f"{path}: a folder; name one output folder, or one or more shards")
         if not path.is_file():
             raise SetupError(f"{path}: no such shard or output folder")
         metadata, table = open_shard(path)

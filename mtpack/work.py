@@ -6,8 +6,8 @@ What they need beside their task is loaded once a process (`load_pipeline`), fro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,10 @@ from mtpack.template.spans import RenderedDialogue, render_dialogue
 from mtpack.token_store import open_batch, save_batch
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
+
+# Texts that are rendered before they are encoded: documents of their own repeat what came before,
+# so a small split can make many.
+_CHARS_AT_A_TIME = 4 * 2**20
 
 _FLAG_COUNTS = {
     "turns_own_document": TurnFlag.OWN_DOCUMENT,
@@ -91,39 +95,77 @@ class SplitRecord:
 def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask`."""
     watch = Stopwatch()
-    options = pipeline.options
     dialogues, rejects = _read(task.split)
     watch.lap("read")
-    rendered: list[RenderedDialogue] = []
-    for dialogue in dialogues:
-        result = render_dialogue(
-            pipeline.template, pipeline.tokenizer.added_tokens, dialogue, options.merge
-        )
-        if isinstance(result, Reject):
-            rejects.append(result)
-        else:
-            rendered.append(result)
-    watch.lap("render")
-    by_row = {dialogue.row: dialogue for dialogue in dialogues}
-    make_piece = piece_maker(pipeline.template, pipeline.tokenizer, by_row, options.seq_len)
-    batch, counts = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
-    fitted = fit(batch, options.seq_len, options.overlong, make_piece)
-    if fitted.rejected_rows:  # they leave no trace in any count
-        rejects += [_overlong(by_row[row], options.seq_len) for row in fitted.rejected_rows]
-        rendered = [item for item in rendered if item.dialogue.row not in fitted.rejected_rows]
-        batch, counts = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
-        fitted = replace(fitted, batch=batch)
-    accepted = [item.dialogue for item in rendered]
-    save_batch(task.file, fitted.batch)
+    done = _tokenize(pipeline, dialogues, watch)
+    if done.rejected_rows:  # they leave no trace in any count
+        kept = [dialogue for dialogue in dialogues if dialogue.row not in done.rejected_rows]
+        overlong = [dialogue for dialogue in dialogues if dialogue.row in done.rejected_rows]
+        rejects += [_overlong(dialogue, pipeline.options.seq_len) for dialogue in overlong]
+        done = _tokenize(pipeline, kept, watch)
+    rejects += done.rejects
+    save_batch(task.file, done.batch)
     watch.lap("tokenize")
     return SplitRecord(
         file=task.file,
-        counts=_count(task.split, accepted, rejects, fitted.batch, counts + fitted.counts),
+        counts=_count(task.split, done.accepted, rejects, done.batch, done.counts),
         rejects=sorted(rejects, key=lambda reject: reject.row),
-        document_lengths=fitted.batch.document_lengths.astype(np.int32),
+        document_lengths=done.batch.document_lengths.astype(np.int32),
         seconds=watch.seconds,
-        warnings=_warnings(pipeline.template, accepted),
+        warnings=_warnings(pipeline.template, done.accepted),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokenized:
+    """Dialogues as documents that fit."""
+
+    batch: TokenBatch
+    accepted: list[Dialogue]
+    rejects: list[Reject]
+    counts: Counter[str]
+    rejected_rows: set[int]
+    """Accepted so far, but too long under `--overlong error`."""
+
+
+def _tokenize(pipeline: Pipeline, dialogues: list[Dialogue], watch: Stopwatch) -> _Tokenized:
+    options = pipeline.options
+    accepted: list[Dialogue] = []
+    rejects: list[Reject] = []
+    counts: Counter[str] = Counter()
+    batches: list[TokenBatch] = []
+    for rendered in _rendered(pipeline, dialogues, rejects):
+        watch.lap("render")
+        batch, found = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
+        batches.append(batch)
+        accepted += [item.dialogue for item in rendered]
+        counts += found
+        watch.lap("tokenize")
+    by_row = {dialogue.row: dialogue for dialogue in accepted}
+    make_piece = piece_maker(pipeline.template, pipeline.tokenizer, by_row, options.seq_len)
+    fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece)
+    return _Tokenized(fitted.batch, accepted, rejects, counts + fitted.counts, fitted.rejected_rows)
+
+
+def _rendered(
+    pipeline: Pipeline, dialogues: list[Dialogue], rejects: list[Reject]
+) -> Iterator[list[RenderedDialogue]]:
+    """Yield rendered dialogues, some at a time; add those that can't be rendered to `rejects`."""
+    rendered: list[RenderedDialogue] = []
+    num_chars = 0
+    for dialogue in dialogues:
+        result = render_dialogue(
+            pipeline.template, pipeline.tokenizer.added_tokens, dialogue, pipeline.options.merge
+        )
+        if isinstance(result, Reject):
+            rejects.append(result)
+            continue
+        rendered.append(result)
+        num_chars += sum(len(document.text) for document in (result.merged, *result.own))
+        if num_chars >= _CHARS_AT_A_TIME:
+            yield rendered
+            rendered, num_chars = [], 0
+    yield rendered
 
 
 def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:

@@ -222,8 +222,8 @@ def test_a_template_whose_turns_cannot_be_found_is_never_a_silent_mask(good, tmp
     template.write_text(
         "{% for i in range(messages | length) %}{{ messages[i].content }}{% endfor %}"
     )
-    said = refuse(1, "pack", good, "-o", tmp_path / "packed", "--chat-template", template)
-    assert "turn_not_found" in said
+    said = refuse(2, "pack", good, "-o", tmp_path / "packed", "--chat-template", template)
+    assert "where the chat template writes an assistant message can't be found" in said
 
 
 def test_a_template_with_a_syntax_error_is_refused_with_its_line(good, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -60,9 +61,17 @@ class LocalRunner:
                 initargs=(self._pipeline.options,),
             )
         waiting: deque[Future[Result]] = deque()
+        failed: MtpackError | None = None
         try:
-            for task in tasks:
-                waiting.append(self._pool.submit(_run_unit, unit, task))
+            while True:
+                try:
+                    task = next(tasks, None)
+                except MtpackError as error:  # comes after whatever the tasks before it find
+                    task, failed = None, error
+                if task is None:
+                    break
+                with _interrupts_held():  # a worker that starts would be hit as well
+                    waiting.append(self._pool.submit(_run_unit, unit, task))
                 if len(waiting) >= num_workers * _TASKS_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -72,6 +81,8 @@ class LocalRunner:
                 "a worker process died, most likely for want of memory; "
                 "run again with fewer --workers"
             ) from error
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         """End the workers when all results have been taken."""
@@ -98,11 +109,29 @@ def local_runner(pipeline: Pipeline) -> Iterator[LocalRunner]:
     runner.close()
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 def _start_worker(options: PackOptions) -> None:
     global _pipeline
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _pipeline = load_pipeline(options)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent, which may be killed without a chance to end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_unit(unit: Callable[[Pipeline, Any], Result], task: Any) -> Result:

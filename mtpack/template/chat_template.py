@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,12 +15,17 @@ import jinja2
 from mtpack.dialogue import Message
 from mtpack.errors import SetupError
 from mtpack.template.environment import make_environment
-from mtpack.template.marking import IndexedMessage, MarkedText, compile_marked, read_marks
+from mtpack.template.marking import (
+    IndexedMessage,
+    MarkedText,
+    compile_marked,
+    has_generation_tags,
+    read_marks,
+)
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
-_GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class TemplateRaisedError(Exception):
@@ -42,7 +46,7 @@ class ChatTemplate:
         self._variables = variables
         self._plain = {name: plain.from_string(text) for name, text in sources.items()}
         self._marked = {name: compile_marked(marked, text) for name, text in sources.items()}
-        self.marks_generations = any(_GENERATION_TAG.search(text) for text in sources.values())
+        self._tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
 
@@ -69,11 +73,17 @@ class ChatTemplate:
             IndexedMessage(message.fields, index)
             for index, message in enumerate(self._readable(messages))
         ]
+        has_generations = self._name(tools) in self._tagged
+        nothing = MarkedText(text, {}, [] if has_generations else None, frozenset())
         try:
-            found = read_marks(self._write(self._marked, indexed, tools, prompt))
+            marked = self._write(self._marked, indexed, tools, prompt)
         except TemplateRaisedError:
-            return MarkedText(text, {}, [])
-        return found if found.text == text else MarkedText(text, {}, [])
+            return nothing
+        found = read_marks(marked, has_generations=has_generations)
+        return found if found.text == text else nothing
+
+    def _name(self, tools: list[Any] | None) -> str:
+        return "tool_use" if tools is not None and "tool_use" in self._plain else "default"
 
     def _write(
         self,
@@ -84,7 +94,6 @@ class ChatTemplate:
     ) -> str:
         if not messages:
             raise TemplateRaisedError("no messages")  # as in transformers
-        name = "tool_use" if tools is not None and "tool_use" in templates else "default"
         variables = {
             "messages": messages,
             "tools": tools,
@@ -93,7 +102,7 @@ class ChatTemplate:
             **self._variables,
         }
         try:
-            return templates[name].render(variables)
+            return templates[self._name(tools)].render(variables)
         except Exception as error:  # templates are foreign code and can raise anything
             detail = (str(error) or type(error).__name__).split("\n")[0]
             raise TemplateRaisedError(detail[:200]) from error
@@ -141,6 +150,18 @@ class ChatTemplate:
         )
         return f'\\"{_PROBE}\\"' in text
 
+    @property
+    def writes_turns(self) -> bool:
+        """Whether an assistant message can be found in what is written; true where in doubt."""
+        messages = [
+            Message(role, {"role": role, "content": _PROBE}, role == "assistant")
+            for role in ("user", "assistant")
+        ]
+        try:
+            return 1 in self.render_marked(messages, None).regions
+        except TemplateRaisedError:  # it may ask for more than the simplest dialogue has
+            return True
+
     def _probe(self, messages: list[dict[str, Any]]) -> str:
         try:
             text = self._write(self._plain, messages, None, False)
@@ -162,7 +183,8 @@ def load_chat_template(
         try:
             sources, name = {"default": Path(file).read_text(encoding="utf-8")}, file
         except (OSError, UnicodeDecodeError) as error:
-            raise SetupError(f"{file}: the chat template can't be read ({error})") from error
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise SetupError(f"{file}: the chat template can't be read ({reason})") from error
     if "default" not in sources:
         raise SetupError(
             f"{name}: the tokenizer has no chat template; name one with --chat-template FILE"
@@ -176,12 +198,18 @@ def load_chat_template(
             raise SetupError(f"--template-arg {argument}: {key} is given by mtpack")
         variables[key] = _json_or_text(value)
     try:
-        return ChatTemplate(sources, variables, date)
+        template = ChatTemplate(sources, variables, date)
     except Exception as error:  # beside its own errors, Jinja lets Python's compiler refuse
         line = getattr(error, "lineno", None)
         where = f" line {line}" if line else ""
         detail = str(error).split("\n")[0]
         raise SetupError(f"{name}{where}: the chat template is not valid ({detail})") from error
+    if not template.writes_turns:
+        raise SetupError(
+            f"{name}: where the chat template writes an assistant message can't be found; "
+            "use a template that writes messages one by one in a loop"
+        )
+    return template
 
 
 def _json_or_text(value: str) -> Any:

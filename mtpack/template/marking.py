@@ -46,8 +46,10 @@ class MarkedText:
     text: str
     regions: dict[int, Range]
     """Characters [start, end) by message; a message written in no or several places is missing."""
-    generations: list[Range]
-    """Characters [start, end) inside `generation` tags."""
+    generations: list[Range] | None
+    """Characters [start, end) inside `generation` tags; None for a template without such tags."""
+    silent: frozenset[int]
+    """Messages that the loops came by without writing anything."""
 
 
 def holds_marks(text: str) -> bool:
@@ -67,11 +69,17 @@ def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Templ
     return environment.from_string(tree)
 
 
-def read_marks(marked: str) -> MarkedText:
+def has_generation_tags(environment: jinja2.Environment, source: str) -> bool:
+    """Return whether a template marks what is trained."""
+    return environment.parse(source).find(nodes.ExtensionAttribute) is not None
+
+
+def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
     """Take the marks out of a text, and tell what they said."""
     pieces: list[str] = []
     open_regions: list[Range] = []  # message, start
     regions: dict[int, list[Range]] = defaultdict(list)
+    passed: set[int] = set()
     generations: list[Range] = []
     generation_start = position = copied = 0
     for mark in _MARK.finditer(marked):
@@ -86,13 +94,15 @@ def read_marks(marked: str) -> MarkedText:
             generations.append((generation_start, position))
         elif open_regions:
             message, start = open_regions.pop()
+            passed.add(message)
             if start < position:
                 regions[message].append((start, position))
     pieces.append(marked[copied:])
     return MarkedText(
         text="".join(pieces),
         regions={message: found[0] for message, found in regions.items() if len(found) == 1},
-        generations=generations,
+        generations=generations if has_generations else None,
+        silent=frozenset(passed - regions.keys()),
     )
 
 

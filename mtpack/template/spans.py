@@ -55,6 +55,9 @@ class RenderedDialogue:
     """Where the whole dialogue would be cut if all turns were trained in it."""
 
 
+_QUESTION = Message("user", {"role": "user", "content": "?"}, trained=False)
+
+
 class _TurnNotFoundError(Exception):
     """The template writes a message in no one place that can be found."""
 
@@ -72,10 +75,18 @@ def render_dialogue(
             dialogue.row,
             dialogue.origin,
             Reason.TEMPLATE_RAISED,
-            f"the chat template refuses this dialogue: {error}",
+            f"the chat template refuses this dialogue: {_without_content(str(error), dialogue)}",
         )
     except _TurnNotFoundError as error:
         return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))
+
+
+def _without_content(words: str, dialogue: Dialogue) -> str:
+    """Return a template's words, unless they quote the dialogue."""
+    contents = (str(message.fields.get("content", "")).strip() for message in dialogue.messages)
+    if any(len(content) > 2 and content in words for content in contents):
+        return "its message quotes the dialogue"
+    return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +121,7 @@ class _Turns:
             else:
                 merged.append(replace(turn, own_text=text.text))
         if merged_end is None:  # of the last turn, which only its own document has so far
-            merged_end = self._locate(full, message, TurnFlag(0)).end
+            merged_end = full.regions.get(message, (0, len(full.text)))[1]
         return RenderedDialogue(
             self.dialogue, DocumentText(full.text, tuple(merged)), tuple(own), merged_end
         )
@@ -128,6 +139,8 @@ class _Turns:
 
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""
+        if message in text.silent and self._says_nothing(message):
+            return TurnText(message, (), 0, 0, flags)
         if message not in text.regions:
             raise _TurnNotFoundError(
                 "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
@@ -140,7 +153,7 @@ class _Turns:
         end = region_start + len(text.text[region_start:region_end].rstrip())
         start, as_prompted = self._start(text.text, message, region_start, region_end)
         spans: tuple[Range, ...] = ((start, end),)
-        if self.template.marks_generations:
+        if text.generations is not None:
             spans = tuple(
                 (max(first, region_start), min(last, region_end))
                 for first, last in text.generations
@@ -177,15 +190,21 @@ class _Turns:
         header = self._generation_prompt(with_message if prompt is None else before)
         region = text[region_start:region_end]
         agreed = len(header) if region.startswith(header) else self._agreement(header, region)
-        return region_start + agreed, prompt is None and agreed == len(header)
+        return region_start + agreed, prompt is None and 0 < agreed == len(header)
 
     def _generation_prompt(self, messages: tuple[Message, ...]) -> str:
         """Return what the template writes behind `messages` to have the model speak."""
-        try:
-            prompt = self.template.render_marked(messages, self.dialogue.tools, prompt=True)
-        except TemplateRaisedError:
-            return ""
-        return prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
+        for asked in (messages, (_QUESTION,)):
+            try:
+                prompt = self.template.render_marked(asked, self.dialogue.tools, prompt=True)
+            except TemplateRaisedError:
+                continue
+            return prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
+        return ""
+
+    def _says_nothing(self, message: int) -> bool:
+        fields = self.dialogue.messages[message].fields
+        return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
 
     def _agreement(self, prompt: str, text: str) -> int:
         """Return how far `text` starts like `prompt`, cut back to an added token's edge in it."""

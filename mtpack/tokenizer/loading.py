@@ -40,7 +40,7 @@ class LoadedTokenizer:
     """By name; `default` is the usual one. Empty where there is none."""
     pad_id: int
     sha256: str
-    """Of tokenizer.json and of the tokens that only the config declares."""
+    """Of tokenizer.json, of the tokens that only the config declares, and of the names."""
 
 
 def load_tokenizer(source: str | None) -> LoadedTokenizer:
@@ -69,6 +69,7 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         if is_tokenizer_failure(error):
             raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
         raise
+    names = json.dumps(declared.named, sort_keys=True)
     return LoadedTokenizer(
         source=EMBEDDED if source is None else source,
         backend=backend,
@@ -76,7 +77,7 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         special_tokens=declared.named,
         chat_templates=_chat_templates(folder, config),
         pad_id=_pad_id(backend, declared.named),
-        sha256=hashlib.sha256("\n".join([content, *added_here]).encode()).hexdigest(),
+        sha256=hashlib.sha256("\n".join([content, *added_here, names]).encode()).hexdigest(),
     )
 
 
