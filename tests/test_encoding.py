@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtpack.dialogue import Dialogue, Message, Origin
+from mtpack.dialogue import Dialogue, Message, Origin, Reject
 from mtpack.encoding import encode_dialogues
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.spans import render_dialogue
@@ -82,3 +82,66 @@ def test_equal_ids_behind_no_control_token_are_merged(tokenizer):
     batch, _ = encode(tokenizer, "One?", " Two", " Three?", " Four")
     assert batch.num_documents == 1
     assert trained(tokenizer, batch) == [" Two", " Four"]
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate({"default": source}, {}, "2026-01-01")
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def spans_of(tokenizer, source: str, *messages: tuple[str, str]) -> list[str]:
+    """Return the text of every turn's spans, by a template of one's own."""
+    dialogue = Dialogue(
+        0,
+        Origin("here", 1),
+        tuple(
+            Message(role, {"role": role, "content": content}, role == "assistant")
+            for role, content in messages
+        ),
+        None,
+    )
+    rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
+    assert not isinstance(rendered, Reject), rendered
+    return [
+        document.text[start:end]
+        for document in (rendered.merged, *rendered.own)
+        for turn in document.turns
+        for start, end in turn.spans
+    ]
+
+
+def test_a_comment_that_names_the_generation_tag_marks_nothing(tokenizer):
+    source = "{# no {% generation %} tags here #}" + CHATML
+    assert spans_of(tokenizer, source, ("user", "Hi"), ("assistant", "Yes.")) == ["Yes.<|im_end|>"]
+
+
+def test_the_header_of_a_dialogue_that_the_assistant_opens_is_given(tokenizer):
+    refusing = "{% if add_generation_prompt and messages[-1].role != 'user' %}"
+    refusing += "{{ raise_exception('a prompt follows a question') }}{% endif %}" + CHATML
+    for source in (CHATML, refusing):
+        found = spans_of(tokenizer, source, ("assistant", "Hello."), ("user", "Hi"))
+        assert found == ["Hello.<|im_end|>"]
+
+
+def test_a_message_that_says_nothing_and_is_not_written_leaves_the_others_alone(tokenizer):
+    source = "{% for message in messages %}{% if message.content %}"
+    source += CHATML.removeprefix("{% for message in messages %}").replace(
+        "{% endfor %}", "{% endif %}{% endfor %}"
+    )
+    messages = (("user", "Hi"), ("assistant", ""), ("user", "Hello?"), ("assistant", "Yes."))
+    assert spans_of(tokenizer, source, *messages) == ["Yes.<|im_end|>"]
+
+
+def test_a_templates_words_are_told_unless_they_quote_the_dialogue(tokenizer):
+    for words, told in (("'no tools'", "no tools"), ("messages[0].content", "quotes the dialogue")):
+        source = f"{{{{ raise_exception({words}) }}}}"
+        message = Message("user", {"role": "user", "content": "my secret"}, False)
+        dialogue = Dialogue(0, Origin("here", 1), (message,), None)
+        rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
+        assert told in rendered.detail
+        assert "secret" not in rendered.detail
