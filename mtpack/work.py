@@ -15,6 +15,7 @@ import numpy as np
 from mtpack.assembling import assemble, padded_lengths
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.encoding import encode_dialogues
+from mtpack.errors import SetupError
 from mtpack.formats import read_dialogue
 from mtpack.manifest import ShardRecord
 from mtpack.options import PackOptions
@@ -68,6 +69,11 @@ def load_pipeline(options: PackOptions) -> Pipeline:
     template = load_chat_template(
         tokenizer, options.chat_template, options.template_arg, options.date
     )
+    if not template.writes_turns:
+        raise SetupError(
+            f"{options.chat_template or tokenizer.source}: where the chat template writes an "
+            "assistant message can't be found; use one that writes messages one by one in a loop"
+        )
     return Pipeline(options, tokenizer, template)
 
 

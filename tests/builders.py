@@ -114,7 +114,9 @@ def write_output(
         tokenizer_sha256=metadata.tokenizer_sha256,
         template_sha256=metadata.template_sha256,
     )
-    about = About(mtpack_version="0", tokenizer="none", seconds={"total": 0.0}, warnings=[])
+    about = About(
+        mtpack_version="0", tokenizer="none", seconds={"total": 0.0}, warnings=[], inputs=[]
+    )
     report = PackReport(
         output=str(folder),
         seq_len=metadata.seq_len,

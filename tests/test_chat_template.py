@@ -405,7 +405,6 @@ GENERATION_TAGS = {
 def test_generation_tags_are_found_wherever_they_stand(source):
     template = compile_source(source)
     marked = template.render_marked(as_messages(*CONVERSATION), None)
-    assert template.marks_generations
     assert marked.text == "<user>walrus</><assistant>otter</><user>badger</><assistant>ferret</>"
     assert [marked.text[start:end] for start, end in marked.generations] == [
         "otter</>",
@@ -414,7 +413,8 @@ def test_generation_tags_are_found_wherever_they_stand(source):
 
 
 def test_a_template_without_generation_tags_says_so():
-    assert not compile_source(LOOPS["plain"]).marks_generations
+    template = compile_source(LOOPS["plain"])
+    assert template.render_marked(as_messages(*CONVERSATION), None).generations is None
 
 
 # The sandbox

@@ -136,7 +136,7 @@ def tally_of(shards: Shards, **counts: Any) -> Tally:
 
 def with_manifest(shards: Shards, tally: Tally, tokenizer: str = "nowhere") -> Shards:
     run = Run(options={}, inputs=[], tokenizer_sha256="0", template_sha256="0")
-    about = About(mtpack_version="0", tokenizer=tokenizer, seconds={}, warnings=[])
+    about = About(mtpack_version="0", tokenizer=tokenizer, seconds={}, warnings=[], inputs=[])
     report = PackReport(output="", seq_len=16, tally=tally, shards=[], about=about)
     return Shards(shards.opened, shards.metadata, Manifest(run, report))
 

@@ -198,18 +198,12 @@ def load_chat_template(
             raise SetupError(f"--template-arg {argument}: {key} is given by mtpack")
         variables[key] = _json_or_text(value)
     try:
-        template = ChatTemplate(sources, variables, date)
+        return ChatTemplate(sources, variables, date)
     except Exception as error:  # beside its own errors, Jinja lets Python's compiler refuse
         line = getattr(error, "lineno", None)
         where = f" line {line}" if line else ""
         detail = str(error).split("\n")[0]
         raise SetupError(f"{name}{where}: the chat template is not valid ({detail})") from error
-    if not template.writes_turns:
-        raise SetupError(
-            f"{name}: where the chat template writes an assistant message can't be found; "
-            "use a template that writes messages one by one in a loop"
-        )
-    return template
 
 
 def _json_or_text(value: str) -> Any:
