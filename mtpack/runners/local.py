@@ -70,7 +70,7 @@ class LocalRunner:
                     task, failed = None, error
                 if task is None:
                     break
-                with _interrupts_held():  # a worker that starts would be hit as well
+                with _interrupts_held():
                     waiting.append(self._pool.submit(_run_unit, unit, task))
                 if len(waiting) >= num_workers * _TASKS_AHEAD:
                     yield waiting.popleft().result()
@@ -111,11 +111,29 @@ def local_runner(pipeline: Pipeline) -> Iterator[LocalRunner]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Put off interrupts while a worker may be starting.
+
+    One that fell into the start would leave half a worker behind: it waits for the other half, and
+    the pool, when it ends, waits for it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # none arrive elsewhere
+        yield
+        return
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    # The new process inherits this mask, so Ctrl-C does not reach it before it is set up either.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _start_worker(options: PackOptions) -> None:
