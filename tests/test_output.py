@@ -189,7 +189,8 @@ def test_no_worker_outlives_a_run_that_is_ended(tmp_path, number):
             os.sched_yield()
         process.send_signal(number)
         errors = process.stderr.read().decode()  # ends with the last process that holds it
-    assert "Traceback" not in errors
+    if number != signal.SIGKILL:  # a parent that is killed can't keep a child from complaining
+        assert "Traceback" not in errors
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     assert (tmp_path / "packed").exists() == (number == signal.SIGKILL)
 
