@@ -53,6 +53,7 @@ class Reason(StrEnum):
     LONE_SURROGATE = "lone_surrogate"
     TOO_DEEP = "too_deep"
     LINE_TOO_LONG = "line_too_long"
+    OTHER_FORMAT = "other_format"
     INVALID_ROW = "invalid_row"
     INVALID_MESSAGE = "invalid_message"
     UNKNOWN_ROLE = "unknown_role"

@@ -52,6 +52,11 @@ class PackOptions:
     template_arg: tuple[str, ...] = _option(
         (), "Set a variable of the template, as in enable_thinking=false.", metavar="KEY=VALUE"
     )
+    format: Literal["auto", "messages", "sharegpt", "alpaca"] = _option(
+        "auto",
+        "How dialogues are written: told from the first row of each file that is one (auto), or "
+        "as named.",
+    )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
         "Train all turns of a dialogue in one document: where that is exact (auto), always, or "

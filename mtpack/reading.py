@@ -1,7 +1,8 @@
 """Files to raw rows: every non-blank line, list element or table row, with its file and line.
 
-Nothing is parsed here; what a row means is decided in `formats`. Text files are read as streams,
-so memory does not grow with their size (`.json` lists are the exception: JSON has no rows).
+What a row means is decided in `formats`; here, only the first rows of a file are parsed, to tell
+which format the file is in. Text files are read as streams, so memory does not grow with their
+size (`.json` lists are the exception: JSON has no rows).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mtpack.errors import InputError, SetupError
-from mtpack.formats import ROW_KEYS
+from mtpack.formats.shapes import ROW_KEYS, format_of
 
 STANDARD_INPUT = "-"
+AUTO = "auto"
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")
 LINE_LIMIT = 64 * 2**20
 # What one split holds: small enough that many workers share a small input, large enough that
@@ -54,6 +56,8 @@ class RawRow(NamedTuple):
     """Line of a text file, row of a table; from 1."""
     text: bytes | None
     """JSON text, or None for a line above the limit."""
+    format: str | None = None
+    """The format of its file, or None where neither this row nor one before it fits any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,18 @@ def describe_input(name: str, path: Path) -> InputFile:
         return InputFile(name, path, file.tell(), digest)
 
 
-def read_splits(files: Iterable[InputFile], line_limit: int = LINE_LIMIT) -> Iterator[Split]:
-    """Cut the rows of all files, in order, into splits of about `SPLIT_BYTES`."""
+def read_splits(
+    files: Iterable[InputFile], line_limit: int = LINE_LIMIT, row_format: str = AUTO
+) -> Iterator[Split]:
+    """Cut the rows of all files, in order, into splits of about `SPLIT_BYTES`.
+
+    row_format: the format of all rows; `auto` tells it for each file from its first rows.
+    """
     rows: list[RawRow] = []
     number = first_row = num_bytes = 0
     for file in files:
-        for row in _READERS[_suffix(file.name) or ".jsonl"](file, line_limit):
+        read = _READERS[_suffix(file.name) or ".jsonl"]
+        for row in _with_format(read(file, line_limit), row_format):
             rows.append(row)
             num_bytes += len(row.text or b"")
             if num_bytes >= SPLIT_BYTES:
@@ -123,6 +133,17 @@ def read_splits(files: Iterable[InputFile], line_limit: int = LINE_LIMIT) -> Ite
                 rows, num_bytes = [], 0
     if rows:
         yield Split(number, first_row, rows)
+
+
+def _with_format(rows: Iterable[RawRow], row_format: str) -> Iterator[RawRow]:
+    """Give the rows of a file their format: that of the first row that fits one, under `auto`.
+
+    It is told here, before rows are cut into splits, so it does not depend on where the cuts are.
+    """
+    told = None if row_format == AUTO else row_format
+    for row in rows:
+        told = told or format_of(row.text)
+        yield RawRow(row.file, row.line, row.text, told)
 
 
 def _suffix(name: str) -> str | None:

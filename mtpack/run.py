@@ -29,8 +29,10 @@ from mtpack.output import (
 )
 from mtpack.planning import Plan, plan_sequences
 from mtpack.reading import (
+    AUTO,
     STANDARD_INPUT,
     InputFile,
+    Split,
     describe_input,
     find_inputs,
     read_splits,
@@ -147,10 +149,12 @@ class _Run:
     ) -> list[SplitRecord]:
         """Read, render and tokenize the whole input; stop at the first bad row if told so."""
         rows_by_file: Counter[str] = Counter()
+        formats = _Formats(self.options.format, self.listener.remark)
 
         def tasks() -> Iterator[SplitTask]:
-            for split in read_splits(files):
+            for split in read_splits(files, row_format=self.options.format):
                 rows_by_file.update(row.file for row in split.rows)
+                formats.note(split)
                 yield SplitTask(split, area / f"split-{split.number:07d}.arrow")
 
         records = []
@@ -163,6 +167,7 @@ class _Run:
             records.append(record)
             self.watch.add(record.seconds)
             self.listener.progress("tokenize", record.counts["rows_read"])
+        formats.sum_up()
         for file in files:
             if not rows_by_file[file.name]:
                 self.listener.remark(f"{file.name}: holds no rows")
@@ -238,6 +243,33 @@ class _Run:
             shards=shards,
             about=about,
         )
+
+
+@dataclass(slots=True)
+class _Formats:
+    """Says which format files were told to be in: the first file of each format, then how many."""
+
+    chosen: str
+    remark: Callable[[str], None]
+    by_file: dict[str, str] = field(default_factory=dict)
+
+    def note(self, split: Split) -> None:
+        """Look at the rows that are about to be packed."""
+        for row in split.rows:
+            if row.format is None or row.file in self.by_file:
+                continue
+            if self._is_worth_saying(row.format) and row.format not in self.by_file.values():
+                self.remark(f"{row.file}: read as {row.format} (choose otherwise with --format)")
+            self.by_file[row.file] = row.format
+
+    def sum_up(self) -> None:
+        """Count the files that were told to be in a format after the first of them was named."""
+        for row_format, count in Counter(self.by_file.values()).items():
+            if self._is_worth_saying(row_format) and count > 1:
+                self.remark(f"{count:,} files read as {row_format}")
+
+    def _is_worth_saying(self, row_format: str) -> bool:
+        return self.chosen == AUTO and row_format != "messages"
 
 
 def _spooled(name: str, area: Path | None) -> Path:

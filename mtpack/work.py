@@ -16,7 +16,7 @@ from mtpack.assembling import assemble, padded_lengths
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.encoding import encode_dialogues
 from mtpack.errors import SetupError
-from mtpack.formats import read_dialogue
+from mtpack.formats.rows import read_dialogue
 from mtpack.manifest import ShardRecord
 from mtpack.options import PackOptions
 from mtpack.overlong import fit, piece_maker
@@ -178,7 +178,7 @@ def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:
     dialogues: list[Dialogue] = []
     rejects: list[Reject] = []
     for row, raw in enumerate(split.rows, split.first_row):
-        result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT)
+        result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
         if isinstance(result, Reject):
             rejects.append(result)
         else:

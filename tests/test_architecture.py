@@ -19,7 +19,14 @@ LAYERS = """
     assembling
     ---- pure above: integers, text and numpy; effects below
     strict_json
-    formats
+    formats.refusal
+    formats.tools
+    formats.message
+    formats.messages
+    formats.sharegpt
+    formats.alpaca
+    formats.shapes
+    formats.rows
     reading
     tokenizer.added_tokens
     tokenizer.declared_tokens

@@ -14,7 +14,7 @@ from transformers.utils import chat_template_utils
 
 from mtpack.dialogue import Dialogue, Message, Origin
 from mtpack.errors import SetupError
-from mtpack.formats import read_dialogue
+from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer

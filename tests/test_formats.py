@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
-from mtpack.formats import ROLES, read_dialogue
+from mtpack.formats.message import ROLES
+from mtpack.formats.rows import read_dialogue
 
 ORIGIN = Origin("rows.jsonl", 7)
 USER = {"role": "user", "content": "Hello"}
@@ -64,7 +65,7 @@ def test_a_line_above_the_limit_is_refused_by_that_name():
 
 @pytest.mark.parametrize(
     "row",
-    [None, True, 5, "text", [], [USER], {}, {"message": [USER]}]
+    [None, True, 5, "text", [], ["text"], [[USER]], {}, {"message": [USER]}]
     + [{"messages": messages} for messages in (None, [], {}, USER, "[]", 1)],
     ids=str,
 )
@@ -110,7 +111,7 @@ plain_values = st.recursive(
     max_leaves=6,
 )
 special_keys = {
-    *("role", "content", "tool_calls", "train", "loss", "weight"),
+    *("role", "content", "tool_calls", "train", "loss", "weight", "loss_weight"),
     *("reasoning_content", "thinking", "reasoning"),
 }
 unknown_keys = st.text().filter(lambda key: key not in special_keys)
@@ -213,6 +214,21 @@ def test_content_in_text_parts_passes_unchanged(role, parts):
     assert read_message({"role": role, "content": parts}).fields["content"] == parts
 
 
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "content": "Hello"},
+        {"type": "text", "value": "Hello"},
+        {"type": "text", "text": None, "content": "Hello"},
+    ],
+    ids=str,
+)
+def test_the_text_of_a_part_is_put_under_the_name_that_templates_read(role, part):
+    content = read_message({"role": role, "content": [{"text": "a"}, part]}).fields["content"]
+    assert in_order(content) == in_order([{"text": "a"}, {"type": "text", "text": "Hello"}])
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -225,6 +241,7 @@ def test_content_in_text_parts_passes_unchanged(role, parts):
         [{"type": None, "text": ""}],
     ]
     + [[{"type": "text", "text": text}] for text in (None, 1, ["Hello"])]
+    + [[{"type": "text", key: 1}] for key in ("content", "value")]
     + [[{"type": "image", "image": "cat.png"}], [{"type": ["text"], "text": "Hello"}]],
     ids=str,
 )
@@ -299,6 +316,8 @@ def test_reasoning_that_is_not_text_is_refused(key, value):
         ({"weight": 0}, False),
         ({"weight": 0.0}, False),
         ({"weight": None}, True),
+        ({"loss_weight": 1.0}, True),
+        ({"loss_weight": 0}, False),
         ({"train": True, "loss": True, "weight": 1}, True),
         ({"train": False, "loss": None, "weight": 0}, False),
     ],
@@ -328,6 +347,7 @@ def test_other_roles_may_say_that_they_are_not_trained_and_may_not_ask_for_it(ro
         {"train": True, "weight": 0},
         {"loss": False, "weight": 1.0},
         {"train": True, "loss": True, "weight": 0.0},
+        {"weight": 1, "loss_weight": 0},
     ],
     ids=str,
 )
@@ -338,7 +358,11 @@ def test_switches_that_contradict_each_other_are_refused(switches):
 @pytest.mark.parametrize(
     "switch",
     [{key: value} for key in ("train", "loss") for value in (0, 1, "true", "", [], {})]
-    + [{"weight": value} for value in (0.5, 2, -1, True, False, "1", [1], 10**30)],
+    + [
+        {key: value}
+        for key in ("weight", "loss_weight")
+        for value in (0.5, 2, -1, True, False, "1", [1], 10**30)
+    ],
     ids=str,
 )
 def test_a_switch_that_is_neither_on_nor_off_is_refused(switch):
@@ -407,7 +431,7 @@ messages = st.fixed_dictionaries(
         )
         | json_values,
         **{key: st.booleans() | json_values for key in ("train", "loss")},
-        "weight": st.sampled_from([0, 1, 0.5]) | json_values,
+        **{key: st.sampled_from([0, 1, 0.5]) | json_values for key in ("weight", "loss_weight")},
         **{key: st.text(min_size=41) | json_values for key in ("thinking", "reasoning")},
     },
 )

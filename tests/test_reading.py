@@ -13,7 +13,7 @@ import pytest
 from mtpack import reading
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.errors import InputError, SetupError
-from mtpack.formats import read_dialogue
+from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT, SUFFIXES, InputFile, describe_input, find_inputs, read_splits
 
 ROWS = [

@@ -10,7 +10,7 @@ import pytest
 
 from mtpack.dialogue import Dialogue, Origin, Reject
 from mtpack.encoding import encode_dialogues
-from mtpack.formats import read_dialogue
+from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.spans import render_dialogue

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mtpack.dialogue import Dialogue, Origin
-from mtpack.formats import read_dialogue
+from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER

@@ -1,0 +1,62 @@
+"""A raw row becomes a `Dialogue` or a `Reject`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtpack.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.formats.alpaca import from_alpaca
+from mtpack.formats.messages import from_messages
+from mtpack.formats.refusal import RowError, kind
+from mtpack.formats.shapes import shapes_of
+from mtpack.formats.sharegpt import from_sharegpt
+from mtpack.strict_json import StrictJsonError, parse
+
+_READERS = {"messages": from_messages, "sharegpt": from_sharegpt, "alpaca": from_alpaca}
+_NEEDED = {
+    "messages": '"messages" (or "prompt" and "completion")',
+    "sharegpt": '"conversations"',
+    "alpaca": '"instruction" and "output"',
+}
+
+
+def read_dialogue(
+    row: int, origin: Origin, text: bytes | None, line_limit: int, row_format: str | None = None
+) -> Dialogue | Reject:
+    """Read one row; `text` is None where it is longer than `line_limit` bytes.
+
+    row_format: the format of the row's file; None where nothing in it told so far, and then the
+    row is read as what it looks like.
+    """
+    try:
+        if text is None:
+            raise RowError(
+                Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
+            )
+        value = parse(text)
+        messages, tools = _READERS[_choose(value, row_format)](value)
+        return Dialogue(row, origin, tuple(messages), tools)
+    except (StrictJsonError, RowError) as error:
+        return Reject(row, origin, error.reason, str(error))
+
+
+def _choose(value: Any, row_format: str | None) -> str:
+    """Return the format to read a row by: that of its file, if it fits; raise RowError."""
+    if row_format and any(shape.format == row_format for shape in shapes_of(value)):
+        return row_format
+    looks_like = next(shapes_of(value), None)
+    if looks_like and row_format is None:
+        return looks_like.format
+    if looks_like:
+        raise RowError(
+            Reason.OTHER_FORMAT,
+            f"the file is read as {row_format}, but this row looks like {looks_like}; "
+            "put such rows into a file of their own, or choose another --format",
+        )
+    if not isinstance(value, dict):
+        raise RowError(Reason.INVALID_ROW, f"expected an object, found {kind(value)}")
+    if row_format is None:
+        found = f"none of {', '.join(_NEEDED.values())}"
+    else:
+        found = f"no {_NEEDED[row_format]}; the file is read as {row_format}"
+    raise RowError(Reason.INVALID_ROW, found)
