@@ -38,6 +38,11 @@ class _Group(click.Group):
         except MtpackError as error:
             click.echo(f"mtpack: {error}", err=True)
             context.exit(error.exit_status)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "mtpack"
+            message = error.format_message().rstrip(".")
+            click.echo(f"mtpack: {message}; see {command} --help", err=True)
+            context.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("mtpack: interrupted", err=True)
             context.exit(130)
@@ -81,7 +86,9 @@ def _pack_options(command: Command) -> Command:
 
 
 @click.group(
-    cls=_Group, context_settings={"auto_envvar_prefix": "MTPACK", "max_content_width": 100}
+    "mtpack",
+    cls=_Group,
+    context_settings={"auto_envvar_prefix": "MTPACK", "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="mtpack")
 def main() -> None:
