@@ -213,9 +213,10 @@ def read_manifest(folder: Path) -> Manifest:
 def is_manifest(path: Path) -> bool:
     """Return whether a file looks like a manifest that mtpack wrote, whole or damaged."""
     try:
-        return b'"format_version"' in path.read_bytes() and b'"tally"' in path.read_bytes()
+        content = path.read_bytes()
     except OSError:
         return False
+    return b'"format_version"' in content and b'"tally"' in content
 
 
 _TYPES = {"int": int, "str": str, "dict": dict, "list": list}

@@ -4,7 +4,7 @@
 slow twins in the tests work on lists of these alone.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -144,3 +144,18 @@ def token_batches(draw, min_documents: int = 0):
         first_id = 1000 * (len(documents) + 1)
         documents.append(Document(row, list(range(first_id, first_id + position)), made))
     return as_batch(documents)
+
+
+def up_to(document: Document, turns: list[Turn]) -> list[Document]:
+    """The document with these turns, up to its last one; nothing if there is none."""
+    return [replace(document, ids=document.ids[: turns[-1].end], turns=turns)] if turns else []
+
+
+def strings_in(value):
+    if isinstance(value, str):
+        yield value
+    for inner in value if isinstance(value, list) else []:
+        yield from strings_in(inner)
+    for key, inner in value.items() if isinstance(value, dict) else []:
+        yield key
+        yield from strings_in(inner)

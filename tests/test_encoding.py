@@ -137,6 +137,23 @@ def test_a_message_that_says_nothing_and_is_not_written_leaves_the_others_alone(
     assert spans_of(tokenizer, source, *messages) == ["Yes.<|im_end|>"]
 
 
+def test_a_last_message_that_says_nothing_does_not_hide_the_merged_length(tokenizer):
+    source = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    roles = ("user", "assistant", "user", "assistant")
+    contents = ("One?", " Two", " Three?", "")
+    dialogue = Dialogue(
+        0,
+        Origin("here", 1),
+        tuple(
+            Message(role, {"role": role, "content": content}, role == "assistant")
+            for role, content in zip(roles, contents, strict=True)
+        ),
+        None,
+    )
+    rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
+    assert rendered.merged_end == len("".join(contents))
+
+
 def test_a_templates_words_are_told_unless_they_quote_the_dialogue(tokenizer):
     for words, told in (("'no tools'", "no tools"), ("messages[0].content", "quotes the dialogue")):
         source = f"{{{{ raise_exception({words}) }}}}"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.formats.message import ROLES
 from mtpack.formats.rows import read_dialogue
+from tests.strategies import strings_in
 
 ORIGIN = Origin("rows.jsonl", 7)
 USER = {"role": "user", "content": "Hello"}
@@ -442,16 +443,6 @@ rows = json_values | st.fixed_dictionaries(
         "tools": st.lists(json_values, max_size=2) | json_values,
     },
 )
-
-
-def strings_in(value):
-    if isinstance(value, str):
-        yield value
-    for inner in value if isinstance(value, list) else []:
-        yield from strings_in(inner)
-    for key, inner in value.items() if isinstance(value, dict) else []:
-        yield key
-        yield from strings_in(inner)
 
 
 @given(rows)

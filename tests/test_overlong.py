@@ -14,6 +14,7 @@ from tests.strategies import (
     as_documents,
     assert_same_batch,
     token_batches,
+    up_to,
 )
 
 DROPPED = "turns_dropped.overlong"
@@ -36,11 +37,6 @@ def some_pieces(row: int, message: int):
 
 def piece(row: int, message: int) -> Document:
     return Document(row, [-message - 1], [Turn(message, 0, [(0, 1)])])
-
-
-def up_to(document: Document, turns: list[Turn]) -> list[Document]:
-    """The document with these turns, up to its last one; nothing if there is none."""
-    return [replace(document, ids=document.ids[: turns[-1].end], turns=turns)] if turns else []
 
 
 def slow_turns(documents: list[Document], seq_len: int) -> list[Document]:

@@ -16,6 +16,7 @@ from mtpack.formats.rows import read_dialogue
 from mtpack.formats.shapes import ROW_KEYS, format_of
 from mtpack.reading import SPLIT_BYTES, describe_input, read_splits
 from tests.conftest import SAMPLE_DATA, shared
+from tests.strategies import strings_in
 
 FORMATS = ("messages", "sharegpt", "alpaca")
 ORIGIN = Origin("rows.jsonl", 7)
@@ -611,16 +612,6 @@ any_row = (
         },
     )
 )
-
-
-def strings_in(value):
-    if isinstance(value, str):
-        yield value
-    for inner in value if isinstance(value, list) else []:
-        yield from strings_in(inner)
-    for key, inner in value.items() if isinstance(value, dict) else []:
-        yield key
-        yield from strings_in(inner)
 
 
 @given(any_row, st.sampled_from([None, *FORMATS]))

@@ -15,19 +15,15 @@ from tests.strategies import (
     as_documents,
     assert_same_batch,
     token_batches,
+    up_to,
 )
-
-
-def with_turns(document: Document, turns: list[Turn]) -> list[Document]:
-    """The document with these turns, up to its last one; nothing if there is none."""
-    return [Document(document.row, document.ids[: turns[-1].end], turns)] if turns else []
 
 
 def slow_keep_turns(documents: list[Document], kept: list[bool]) -> list[Document]:
     marks = iter(kept)
     result = []
     for document in documents:
-        result += with_turns(document, [turn for turn in document.turns if next(marks)])
+        result += up_to(document, [turn for turn in document.turns if next(marks)])
     return result
 
 
@@ -39,7 +35,7 @@ def slow_keep_loss_tokens_before(documents: list[Document], limit: int) -> list[
             spans = [(start, min(end, limit)) for start, end in turn.spans if start < limit]
             if spans:
                 turns.append(replace(turn, spans=spans))
-        result += with_turns(document, turns)
+        result += up_to(document, turns)
     return result
 
 

@@ -68,13 +68,11 @@ class ChatTemplate:
         Raises TemplateRaisedError. Where the marks would have changed the text, no message has
         a region.
         """
-        text = self.render(messages, tools, prompt=prompt)
-        indexed = [
-            IndexedMessage(message.fields, index)
-            for index, message in enumerate(self._readable(messages))
-        ]
+        fields = [message.fields for message in self._readable(messages)]
+        text = self._write(self._plain, fields, tools, prompt)
+        indexed = [IndexedMessage(message, index) for index, message in enumerate(fields)]
         has_generations = self._name(tools) in self._tagged
-        nothing = MarkedText(text, {}, [] if has_generations else None, frozenset())
+        nothing = MarkedText(text, {}, [] if has_generations else None, {})
         try:
             marked = self._write(self._marked, indexed, tools, prompt)
         except TemplateRaisedError:

@@ -48,8 +48,8 @@ class MarkedText:
     """Characters [start, end) by message; a message written in no or several places is missing."""
     generations: list[Range] | None
     """Characters [start, end) inside `generation` tags; None for a template without such tags."""
-    silent: frozenset[int]
-    """Messages that the loops came by without writing anything."""
+    silent: dict[int, int]
+    """Where the loops came by a message without writing anything for it."""
 
 
 def holds_marks(text: str) -> bool:
@@ -79,7 +79,7 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
     pieces: list[str] = []
     open_regions: list[Range] = []  # message, start
     regions: dict[int, list[Range]] = defaultdict(list)
-    passed: set[int] = set()
+    silent: dict[int, int] = {}
     generations: list[Range] = []
     generation_start = position = copied = 0
     for mark in _MARK.finditer(marked):
@@ -94,15 +94,16 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
             generations.append((generation_start, position))
         elif open_regions:
             message, start = open_regions.pop()
-            passed.add(message)
             if start < position:
                 regions[message].append((start, position))
+            else:
+                silent[message] = position
     pieces.append(marked[copied:])
     return MarkedText(
         text="".join(pieces),
         regions={message: found[0] for message, found in regions.items() if len(found) == 1},
         generations=generations if has_generations else None,
-        silent=frozenset(passed - regions.keys()),
+        silent={message: place for message, place in silent.items() if message not in regions},
     )
 
 

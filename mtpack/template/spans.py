@@ -140,7 +140,8 @@ class _Turns:
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""
         if message in text.silent and self._says_nothing(message):
-            return TurnText(message, (), 0, 0, flags)
+            place = text.silent[message]
+            return TurnText(message, (), place, place, flags)
         if message not in text.regions:
             raise _TurnNotFoundError(
                 "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
@@ -170,13 +171,9 @@ class _Turns:
         self, text: str, message: int, region_start: int, region_end: int
     ) -> tuple[int, bool]:
         """Return where the model takes over, and whether that is where its prompt ends."""
-        tools = self.dialogue.tools
-        before, with_message = (
-            self.dialogue.messages[:message],
-            self.dialogue.messages[: message + 1],
-        )
+        before = self.dialogue.messages[:message]
         try:
-            prompt = self.template.render(before, tools, prompt=True)
+            prompt = self.template.render(before, self.dialogue.tools, prompt=True)
         except TemplateRaisedError:
             prompt = None
         if prompt is not None:
@@ -187,7 +184,8 @@ class _Turns:
                 return start, False
         # The message's own header, since nothing before it can be compared: either there is no
         # prompt, or it already differs from the text in an earlier message.
-        header = self._generation_prompt(with_message if prompt is None else before)
+        behind = self.dialogue.messages[: message + 1] if prompt is None else before
+        header = self._generation_prompt(behind)
         region = text[region_start:region_end]
         agreed = len(header) if region.startswith(header) else self._agreement(header, region)
         return region_start + agreed, prompt is None and 0 < agreed == len(header)

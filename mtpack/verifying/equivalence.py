@@ -128,7 +128,7 @@ def _packed(model: Transformer, rows: list[Row], label_alignment: str) -> tuple[
         )
         turn_num = torch.tensor([row["turn_num"]], device=device)
         loss, turns = turn_mean_loss(losses, mask, numbers, turn_num)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types
         loss_sum += loss.detach()
         turn_sum += turns
         token_losses.append(losses.detach()[0].double().cpu().numpy())
@@ -177,7 +177,7 @@ def _reference(model: Transformer, rows: list[Row], label_alignment: str) -> _Re
             torch.zeros(len(sample), dtype=torch.int64, device=device),
         )[0, targets - 1]
         loss = functional.cross_entropy(logits, _tensor(sample[targets], device)) / len(turns)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types
         loss_sum += loss.detach()
     return loss_sum, _gradients(model)
 

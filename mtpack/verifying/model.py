@@ -75,7 +75,7 @@ class _Layer(nn.Module):
         attended = _attend(_rotate(query, turning), _rotate(key, turning), value, document_ids)
         hidden = hidden + self.attention_output(attended.transpose(0, 1).flatten(1))
         gate, up = self.gate_up(self.forward_norm(hidden)).chunk(2, dim=-1)
-        return hidden + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+        return hidden + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]  # layers are untyped
 
 
 def _rotations(positions: Tensor, dtype: torch.dtype) -> Tensor:
