@@ -36,6 +36,20 @@ LAYERS = """
     template.marking
     template.chat_template
     template.spans
+    template.replay.operations
+    template.replay.stand_ins
+    template.replay.recorder
+    template.replay.rewriting
+    template.replay.filters
+    template.replay.closed_macros
+    template.replay.instrument
+    template.replay.automaton
+    template.replay.sheet
+    template.replay.walk
+    template.replay.known_renders
+    template.replay.outline
+    template.replay.plan
+    template.replay.replayer
     encoding
     overlong
     shard

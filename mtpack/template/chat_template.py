@@ -43,10 +43,13 @@ class ChatTemplate:
         """
         plain = make_environment(date, marked=False)
         marked = make_environment(date, marked=True)
-        self._variables = variables
+        self.date = date
+        self.sources = sources
+        self.variables = variables
+        self.environment = plain
         self._plain = {name: plain.from_string(text) for name, text in sources.items()}
         self._marked = {name: compile_marked(marked, text) for name, text in sources.items()}
-        self._tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
+        self.tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
 
@@ -57,7 +60,7 @@ class ChatTemplate:
 
         Raises TemplateRaisedError.
         """
-        fields = [message.fields for message in self._readable(messages)]
+        fields = [message.fields for message in self.readable(messages)]
         return self._write(self._plain, fields, tools, prompt)
 
     def render_marked(
@@ -68,10 +71,10 @@ class ChatTemplate:
         Raises TemplateRaisedError. Where the marks would have changed the text, no message has
         a region.
         """
-        fields = [message.fields for message in self._readable(messages)]
+        fields = [message.fields for message in self.readable(messages)]
         text = self._write(self._plain, fields, tools, prompt)
         indexed = [IndexedMessage(message, index) for index, message in enumerate(fields)]
-        has_generations = self._name(tools) in self._tagged
+        has_generations = self.name_for(tools) in self.tagged
         nothing = MarkedText(text, {}, [] if has_generations else None, {})
         try:
             marked = self._write(self._marked, indexed, tools, prompt)
@@ -80,7 +83,8 @@ class ChatTemplate:
         found = read_marks(marked, has_generations=has_generations)
         return found if found.text == text else nothing
 
-    def _name(self, tools: list[Any] | None) -> str:
+    def name_for(self, tools: list[Any] | None) -> str:
+        """Return the name of the template that a dialogue with these tools is written by."""
         return "tool_use" if tools is not None and "tool_use" in self._plain else "default"
 
     def _write(
@@ -97,15 +101,15 @@ class ChatTemplate:
             "tools": tools,
             "documents": None,
             "add_generation_prompt": prompt,
-            **self._variables,
+            **self.variables,
         }
         try:
-            return templates[self._name(tools)].render(variables)
+            return templates[self.name_for(tools)].render(variables)
         except Exception as error:  # templates are foreign code and can raise anything
             detail = (str(error) or type(error).__name__).split("\n")[0]
             raise TemplateRaisedError(detail[:200]) from error
 
-    def _readable(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def readable(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Join the text parts of a content for a template that can't read a list of them."""
         if all(isinstance(message.fields.get("content", ""), str) for message in messages):
             return messages

@@ -25,9 +25,16 @@ GENERATION_START = "\ufdd3"
 GENERATION_END = "\ufdd4"
 
 
-def make_environment(date: str, *, marked: bool) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def make_environment(
+    date: str,
+    *,
+    marked: bool,
+    kind: type[jinja2.sandbox.ImmutableSandboxedEnvironment] = (
+        jinja2.sandbox.ImmutableSandboxedEnvironment
+    ),
+) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     """Return an environment; `marked` puts marks around the output of `generation` tags."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = kind(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_MarkedGeneration if marked else _Generation, jinja2.ext.loopcontrols],

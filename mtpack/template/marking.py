@@ -61,12 +61,17 @@ def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Templ
     """Compile `source` with marks in its loops."""
     environment.globals["mtpack_enter"] = _enter
     environment.globals["mtpack_leave"] = _leave
+    return environment.from_string(parse_marked(environment, source))
+
+
+def parse_marked(environment: jinja2.Environment, source: str) -> nodes.Template:
+    """Parse `source` and put calls of `mtpack_enter` and `mtpack_leave` into its loops."""
     tree = environment.parse(source)
     for number, loop in enumerate(list(tree.find_all(nodes.For))):
         if isinstance(loop.target, nodes.Name):
             _mark_loop(loop, f"mtpack_region_{number}")
     tree.set_environment(environment)
-    return environment.from_string(tree)
+    return tree
 
 
 def has_generation_tags(environment: jinja2.Environment, source: str) -> bool:

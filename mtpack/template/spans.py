@@ -9,10 +9,12 @@ be trained in `full` exactly if `full` and `own` agree up to that end.
 from __future__ import annotations
 
 import os.path
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from mtpack.dialogue import Dialogue, Message, Reason, Reject
-from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.turns import TurnFlag
@@ -58,12 +60,26 @@ class RenderedDialogue:
 _QUESTION = Message("user", {"role": "user", "content": "?"}, trained=False)
 
 
+class Renderer(Protocol):
+    """What renders: a chat template, or what gives the same texts without rendering."""
+
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> str:
+        """Return the text; raise TemplateRaisedError."""
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> MarkedText:
+        """Return the text and what was written for each message; raise TemplateRaisedError."""
+
+
 class _TurnNotFoundError(Exception):
     """The template writes a message in no one place that can be found."""
 
 
 def render_dialogue(
-    template: ChatTemplate, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
+    template: Renderer, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
 ) -> RenderedDialogue | Reject:
     """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
     turns = _Turns(template, added_tokens, dialogue)
@@ -93,7 +109,7 @@ def _without_content(words: str, dialogue: Dialogue) -> str:
 class _Turns:
     """Finds the turns of one dialogue."""
 
-    template: ChatTemplate
+    template: Renderer
     added_tokens: AddedTokens
     dialogue: Dialogue
 

@@ -46,6 +46,14 @@ class AddedTokens:
         """Return whether the ids of `text` can't depend on what follows it."""
         return text.endswith(self._cutting)
 
+    def surely_end_a_turn(self, ending: str) -> bool | None:
+        """Return whether any text with this ending ends in a control token, or None if some do."""
+        return _surely_ends(ending, self._ending)
+
+    def surely_cut_behind(self, ending: str) -> bool | None:
+        """Return `cut_behind` for any text with this ending, or None if it is not always so."""
+        return _surely_ends(ending, self._cutting)
+
     def last_boundary(self, text: str, limit: int) -> int:
         """Return the last position up to `limit` where an added token of `text` starts or ends."""
         boundary = 0
@@ -54,6 +62,12 @@ class AddedTokens:
                 break
             boundary = match.end() if match.end() <= limit else match.start()
         return boundary
+
+
+def _surely_ends(ending: str, tokens: tuple[str, ...]) -> bool | None:
+    if ending.endswith(tokens):
+        return True
+    return None if any(token.endswith(ending) for token in tokens) else False
 
 
 def added_tokens_of(backend: tokenizers.Tokenizer, end_of_sequence: str | None) -> AddedTokens:

@@ -1,0 +1,117 @@
+"""The renders of one template that are known: recorded once, then walked through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.marking import IndexedMessage
+from mtpack.template.replay.automaton import Automaton
+from mtpack.template.replay.instrument import RecordingEnvironment, compile_recording
+from mtpack.template.replay.recorder import INPUTS, Event, Recorder
+from mtpack.template.replay.sheet import Messages, Sheet
+from mtpack.template.replay.stand_ins import Declined
+from mtpack.template.replay.walk import RaisedError, UnknownError, Walk
+
+Render = tuple[int, bool]
+"""How many of a dialogue's messages are rendered, and whether with a generation prompt."""
+
+
+@dataclass(slots=True)
+class KnownRenders:
+    """What is known of one template, for dialogues with tools or for those without."""
+
+    template: ChatTemplate
+    name: str
+    """Of the one of its sources."""
+    automaton: Automaton = field(default_factory=Automaton)
+    _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
+
+    def walk(
+        self, sheet: Sheet, messages: Messages, tools: Any, wanted: Iterator[Render]
+    ) -> dict[Render, Walk | None]:
+        """Walk through the whole dialogue and the wanted renders; None for one that raises.
+
+        Raises UnknownError where one is not known, or if the template refuses the dialogue.
+        """
+        whole = self._walk(sheet, messages, tools, (len(messages), False), None)
+        if whole is None:
+            raise UnknownError
+        walks: dict[Render, Walk | None] = {(len(messages), False): whole}
+        for render in wanted:
+            if render not in walks:
+                walks[render] = self._walk(sheet, messages, tools, render, whole)
+            if walks[render] is None and render[1]:  # then it is asked for behind the message
+                behind = render[0] + 1, True
+                walks[behind] = self._walk(sheet, messages, tools, behind, whole)
+        return walks
+
+    def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
+        """Record those of the renders that are not known; raise Declined where that can't be."""
+        sheet = Sheet(messages, tools)
+        whole = self._learn(sheet, messages, tools, (len(messages), False), None)
+        for render in wanted:
+            if self._learn(sheet, messages, tools, render, whole) is None and render[1]:
+                self._learn(sheet, messages, tools, (render[0] + 1, True), whole)
+
+    def _learn(
+        self, sheet: Sheet, messages: Messages, tools: Any, render: Render, whole: Walk | None
+    ) -> Walk | None:
+        try:
+            return self._walk(sheet, messages, tools, render, whole)
+        except UnknownError:
+            number, prompt = render
+            self.automaton.learn(self._record(messages[:number], tools, prompt))
+        try:
+            return self._walk(sheet, messages, tools, render, None)
+        except UnknownError as error:
+            raise Declined("a recording that can't be walked through") from error
+
+    def _walk(
+        self, sheet: Sheet, messages: Messages, tools: Any, render: Render, whole: Walk | None
+    ) -> Walk | None:
+        number, prompt = render
+        try:
+            walk = None if whole is None else whole.shorter(number, prompt)
+            if walk is None:
+                walk = Walk(sheet, messages[:number], tools, prompt)
+                walk.from_start(self.automaton.root)
+        except RaisedError:
+            return None
+        return walk
+
+    def _record(self, messages: Messages, tools: Any, prompt: bool) -> list[tuple[Event, Any]]:
+        if self._compiled is None:
+            self._compiled = compile_recording(
+                self.template.date,
+                self.template.sources[self.name],
+                self.template.environment,
+                {"documents", *INPUTS, *self.template.variables},
+            )
+        environment, template = self._compiled
+        environment.recorder = recorder = Recorder()
+        indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
+        given = map(recorder.input, (indexed, tools, prompt))
+        variables = {
+            **dict(zip(INPUTS, given, strict=True)),
+            "documents": None,
+            **self.template.variables,
+        }
+        what = "end"
+        try:
+            for text in template.root_render_func(template.new_context(variables)):
+                recorder.write(text)
+        except (jinja2.TemplateRuntimeError, jinja2.TemplateError) as error:
+            # Raised by the template itself, or for something that is not there: that hangs on
+            # the answers so far, as everything does. Other errors may be the stand-ins'.
+            if type(error) not in (jinja2.TemplateError, jinja2.UndefinedError):
+                raise Declined(str(error)) from error
+            what = "raise"
+        except Exception as error:
+            raise Declined(f"{type(error).__name__}: {error}") from error
+        recorder.events.append((Event(what), None))
+        return recorder.events

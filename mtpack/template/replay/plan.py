@@ -1,0 +1,241 @@
+"""What is the same for every dialogue of a shape: its documents, where its turns start and end.
+
+This is `spans.py` for outlines instead of texts, as far as that can be decided without looking at
+what the cells hold. Where it can't, the plan says so (`None`), and `spans.py` decides on the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mtpack.dialogue import Dialogue
+from mtpack.template.replay.outline import Outline, Place, agreement
+from mtpack.template.spans import DocumentText, RenderedDialogue, TurnText
+from mtpack.tokenizer.added_tokens import AddedTokens
+from mtpack.turns import TurnFlag
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTurn:
+    """A turn in an outline."""
+
+    message: int
+    spans: tuple[tuple[Place, Place], ...]
+    start: Place
+    end: Place
+    flags: TurnFlag
+    cut_behind: bool
+
+    def filled(self, sums: list[int], flags: TurnFlag, own_text: str | None = None) -> TurnText:
+        """Return the turn in a text; sums: characters in the first cells of its outline."""
+        return TurnText(
+            message=self.message,
+            spans=tuple(
+                (sums[cells] + chars, sums[more] + last)
+                for (cells, chars), (more, last) in self.spans
+            ),
+            start=sums[self.start[0]] + self.start[1],
+            end=sums[self.end[0]] + self.end[1],
+            flags=self.flags | flags,
+            own_text=own_text,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlan:
+    """What is known of one trained message."""
+
+    own: Outline | None
+    """The dialogue up to and with it; None where the template refuses that."""
+    turn: PlannedTurn
+    """In `own`; in the whole dialogue where there is none."""
+    in_full: PlannedTurn | None
+    """In the whole dialogue, where that may be needed."""
+    exact: bool | None
+    """Whether merging is exact; None: only the texts can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialoguePlan:
+    """How a dialogue of this shape becomes documents."""
+
+    full: Outline
+    turns: tuple[TurnPlan, ...]
+    last_end: Place
+    """The end of what is written for the last trained message in the whole dialogue."""
+
+    def filled(self, values: Sequence[Any], dialogue: Dialogue, merge: str) -> RenderedDialogue:
+        """Return the documents for a sheet's values."""
+        text, sums = self.full.filled(values)
+        merged: list[TurnText] = []
+        own: list[DocumentText] = []
+        merged_end: int | None = 0
+        for planned in self.turns:
+            if planned.exact and planned.turn.cut_behind and merge != "never":
+                turn = planned.turn.filled(sums, TurnFlag(0))
+                merged.append(turn)
+                merged_end = turn.end
+                continue
+            merged_end = self._fill_apart(planned, values, merge, (text, sums), merged, own)
+        if merged_end is None:
+            merged_end = sums[self.last_end[0]] + self.last_end[1]
+        return RenderedDialogue(dialogue, DocumentText(text, tuple(merged)), tuple(own), merged_end)
+
+    def _fill_apart(
+        self,
+        planned: TurnPlan,
+        values: Sequence[Any],
+        merge: str,
+        full: tuple[str, list[int]],
+        merged: list[TurnText],
+        own: list[DocumentText],
+    ) -> int | None:
+        """Fill in a turn that needs its own text; return its end if merging it is exact."""
+        text, sums = full
+        if planned.own is None:
+            merged.append(planned.turn.filled(sums, TurnFlag.UNPROVEN))
+            return merged[-1].end
+        own_text, own_sums = planned.own.filled(values)
+        turn = planned.turn.filled(own_sums, TurnFlag(0))
+        exact = planned.exact
+        if exact is None:
+            exact = text.startswith(own_text[: turn.end])
+        if merge == "never" or (merge == "auto" and not exact):
+            flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
+            own.append(DocumentText(own_text, (replace(turn, flags=flags),)))
+        elif not exact:
+            assert planned.in_full is not None
+            merged.append(planned.in_full.filled(sums, TurnFlag.BENT))
+            return merged[-1].end
+        else:
+            merged.append(turn if planned.turn.cut_behind else replace(turn, own_text=own_text))
+        return turn.end if exact else None
+
+
+def plan_dialogue(
+    added_tokens: AddedTokens,
+    dialogue: Dialogue,
+    outlines: Mapping[tuple[int, bool], Outline | None],
+    merge: str,
+    has_generations: bool,
+) -> DialoguePlan | None:
+    """Plan a shape from the outlines of its renders; None where its texts have to be looked at."""
+    full = outlines[len(dialogue.messages), False]
+    assert full is not None
+    planner = _Planner(added_tokens, has_generations, outlines)
+    turns = []
+    for message in dialogue.trained_messages():
+        planned = planner.turn(full, message, merge)
+        if planned is None:
+            return None
+        turns.append(planned)
+    if not turns:
+        return None
+    region = _region(full, turns[-1].turn.message)
+    if region is None:
+        return None
+    return DialoguePlan(full, tuple(turns), full.marks[region[1]].place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    added_tokens: AddedTokens
+    has_generations: bool
+    outlines: Mapping[tuple[int, bool], Outline | None]
+
+    def turn(self, full: Outline, message: int, merge: str) -> TurnPlan | None:
+        own = self.outlines[message + 1, False]
+        turn = self._locate(full if own is None else own, message)
+        if turn is None:
+            return None
+        if own is None:
+            return TurnPlan(None, turn, None, None)
+        agreed = agreement(full, own)
+        exact = None
+        if agreed.place >= turn.end:  # places in what is the same in both are in order
+            exact = True
+        elif agreed.differs:
+            exact = False
+        in_full = None
+        if merge == "always" and not exact:
+            in_full = self._locate(full, message)
+            if in_full is None:
+                return None
+        return TurnPlan(own, turn, in_full, exact)
+
+    def _locate(self, outline: Outline, message: int) -> PlannedTurn | None:
+        region = _region(outline, message)
+        prompt = self.outlines.get((message, True))
+        if region is None or prompt is None:
+            return None
+        agreed = agreement(prompt, outline)
+        if agreed.place != prompt.end:
+            return None
+        end = _without_white_space(outline, region)
+        if end is None:
+            return None
+        spans: tuple[tuple[Place, Place], ...] = ((prompt.end, end),)
+        if self.has_generations:
+            found = _generations(outline, region)
+            if found is None:
+                return None
+            spans = found
+            end = max((last for _, last in spans), default=end)
+        literal = outline.literal_before(end)
+        ends = self.added_tokens.surely_end_a_turn(literal.rstrip())
+        cut = self.added_tokens.surely_cut_behind(literal)
+        if ends is None or cut is None:
+            return None
+        flags = TurnFlag(0) if ends else TurnFlag.NO_EOT
+        return PlannedTurn(message, spans, prompt.end, end, flags, cut)
+
+
+def _region(outline: Outline, message: int) -> tuple[int, int] | None:
+    """Return which marks open and close the one region of a message that is not empty."""
+    opened: list[int] = []
+    regions = []
+    for number, mark in enumerate(outline.marks):
+        if mark.kind == "enter":
+            opened.append(number)
+        elif mark.kind == "leave":
+            start = opened.pop()
+            if outline.marks[start].message == message and (
+                outline.marks[start].place != mark.place
+            ):
+                regions.append((start, number))
+    if len(regions) != 1:
+        return None
+    ((start, end),) = regions
+    has_text = outline.marks[start].place[1] < outline.marks[end].place[1]
+    return (start, end) if has_text else None
+
+
+def _without_white_space(outline: Outline, region: tuple[int, int]) -> Place | None:
+    """Return where a region ends without white space, if plain text settles it."""
+    (start_cells, start_chars), (cells, chars) = (outline.marks[mark].place for mark in region)
+    literal = outline.literal_before((cells, chars))
+    if start_cells == cells:
+        literal = literal[len(literal) - (chars - start_chars) :]
+    kept = literal.rstrip()
+    return (cells, chars - (len(literal) - len(kept))) if kept else None
+
+
+def _generations(
+    outline: Outline, region: tuple[int, int]
+) -> tuple[tuple[Place, Place], ...] | None:
+    """Return the tagged spans in a region, if each surely has text and none crosses its edge."""
+    spans = []
+    start = -1
+    for number, mark in enumerate(outline.marks):
+        if mark.kind == "generation":
+            start = number
+        elif mark.kind == "end_generation" and start >= 0:
+            if number < region[0] or start > region[1]:
+                continue
+            first = outline.marks[start].place
+            if start < region[0] or number > region[1] or first[1] == mark.place[1]:
+                return None
+            spans.append((first, mark.place))
+    return tuple(spans)

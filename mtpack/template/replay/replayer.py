@@ -1,0 +1,208 @@
+"""Dialogues rendered by replay where that is known to be the same, and for real elsewhere.
+
+For a dialogue of a new shape, its renders are walked through (`walk.py`), and what is the same for
+every dialogue of that shape is worked out once (`plan.py`); later ones are filled in. Where the
+template's run is not known yet, the dialogue is rendered for real, and recorded (`recorder.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtpack.dialogue import Dialogue, Message, Reject
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.marking import MarkedText
+from mtpack.template.replay import operations
+from mtpack.template.replay.known_renders import KnownRenders, Render
+from mtpack.template.replay.outline import Outline, outline_of
+from mtpack.template.replay.plan import DialoguePlan, plan_dialogue
+from mtpack.template.replay.sheet import Messages, Sheet
+from mtpack.template.replay.stand_ins import Declined
+from mtpack.template.replay.walk import UnknownError
+from mtpack.template.spans import RenderedDialogue, render_dialogue
+from mtpack.tokenizer.added_tokens import AddedTokens
+
+# Plans are dropped, oldest first, beyond this many shapes; some data has a new one every time.
+_MAX_SHAPES = 1024
+# Plans of one shape; they differ in what the texts answer.
+_MAX_PLANS = 8
+# Dialogues that may be recorded, beside one for every replayed one: a template that asks each
+# dialogue other questions is not worth it.
+_RECORDINGS_AHEAD = 256
+# Events known of a template at most (an event takes about half a kilobyte).
+_MAX_EVENTS = 400_000
+# Longer dialogues are rendered, so that the limits on what a template may do are those of renders.
+_MAX_MESSAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How dialogues of one shape, whose texts give the same answers, are filled in."""
+
+    sheet: Sheet
+    outlines: dict[Render, Outline | None]
+    plan: DialoguePlan | None
+    """None where turns can't be placed without looking at the texts."""
+
+
+class Replayer:
+    """Renders dialogues and finds their turns; `replayed` and `rendered` count how."""
+
+    def __init__(self, template: ChatTemplate, added_tokens: AddedTokens, merge: str) -> None:
+        """Take the template; merge: `auto`, `always` or `never`."""
+        self.replayed = 0
+        self.rendered = 0
+        self._template = template
+        self._added_tokens = added_tokens
+        self._merge = merge
+        self._known: dict[tuple[str, bool], KnownRenders] = {}
+        self._shapes: dict[Any, list[_Shape]] = {}
+        self._recorded = 0
+
+    def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
+        """Return what `render_dialogue` of `spans.py` does."""
+        if len(dialogue.messages) <= _MAX_MESSAGES:
+            messages = [message.fields for message in self._template.readable(dialogue.messages)]
+            replayed = self._replay(dialogue, messages)
+            if replayed is not None:
+                self.replayed += 1
+                return replayed
+        rendered = self.render_for_real(dialogue)
+        self.rendered += 1
+        if isinstance(rendered, RenderedDialogue) and len(dialogue.messages) <= _MAX_MESSAGES:
+            self._record(dialogue, messages)
+        return rendered
+
+    def render_for_real(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
+        """Render without replay."""
+        return render_dialogue(self._template, self._added_tokens, dialogue, self._merge)
+
+    def _replay(self, dialogue: Dialogue, messages: Messages) -> RenderedDialogue | None:
+        key = _shape_key(dialogue, messages)
+        for shape in self._shapes.get(key, ()):
+            values = shape.sheet.filled(messages, dialogue.tools)
+            if values is not None:
+                return self._fill(shape, values, dialogue)
+        sheet = Sheet(messages, dialogue.tools)
+        try:
+            shape = self._new_shape(dialogue, messages, sheet)
+        except UnknownError:
+            return None
+        self._keep(key, shape)
+        return self._fill(shape, sheet.values, dialogue)
+
+    def _new_shape(self, dialogue: Dialogue, messages: Messages, sheet: Sheet) -> _Shape:
+        known = self._known_renders(dialogue)
+        walks = known.walk(sheet, messages, dialogue.tools, _renders(dialogue))
+        outlines = {
+            render: None if walk is None else outline_of(walk.pieces)
+            for render, walk in walks.items()
+        }
+        plan = plan_dialogue(
+            self._added_tokens,
+            dialogue,
+            outlines,
+            self._merge,
+            has_generations=known.name in self._template.tagged,
+        )
+        return _Shape(sheet, outlines, plan)
+
+    def _keep(self, key: Any, shape: _Shape) -> None:
+        shapes = self._shapes.setdefault(key, [])
+        if len(shapes) < _MAX_PLANS:
+            shapes.append(shape)
+        if len(self._shapes) > _MAX_SHAPES:
+            del self._shapes[next(iter(self._shapes))]
+
+    def _fill(
+        self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
+    ) -> RenderedDialogue | None:
+        if shape.plan is not None:
+            return shape.plan.filled(values, dialogue, self._merge)
+        tagged = self._template.name_for(dialogue.tools) in self._template.tagged
+        stand_in = _FilledTemplate(shape.outlines, values, dialogue.messages, tagged)
+        try:
+            rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self._merge)
+        except UnknownError:
+            return None
+        return rendered if isinstance(rendered, RenderedDialogue) else None
+
+    def _record(self, dialogue: Dialogue, messages: Messages) -> None:
+        known = self._known_renders(dialogue)
+        if self._recorded > self.replayed + _RECORDINGS_AHEAD:
+            return
+        if known.automaton.size > _MAX_EVENTS:
+            return
+        self._recorded += 1
+        try:
+            known.learn(messages, dialogue.tools, _renders(dialogue))
+        except Declined:
+            self._recorded += 1
+
+    def _known_renders(self, dialogue: Dialogue) -> KnownRenders:
+        name = self._template.name_for(dialogue.tools)
+        key = (name, dialogue.tools is not None)
+        if key not in self._known:
+            self._known[key] = KnownRenders(self._template, name)
+        return self._known[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _FilledTemplate:
+    """What a template gives for one dialogue, filled in: all that `render_dialogue` asks for."""
+
+    outlines: dict[Render, Outline | None]
+    values: Sequence[Any]
+    messages: tuple[Message, ...]
+    tagged: bool
+
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> str:
+        return self._outline(messages, prompt).filled(self.values)[0]
+
+    def render_marked(
+        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+    ) -> MarkedText:
+        return self._outline(messages, prompt).marked(self.values, self.tagged)
+
+    def _outline(self, messages: Sequence[Message], prompt: bool) -> Outline:
+        if not messages:
+            raise TemplateRaisedError("no messages")
+        render = len(messages), prompt
+        if render not in self.outlines or messages[0] is not self.messages[0]:
+            raise UnknownError
+        outline = self.outlines[render]
+        if outline is None:
+            raise TemplateRaisedError
+        return outline
+
+
+def _renders(dialogue: Dialogue) -> Iterator[Render]:
+    """Yield what it takes to find the turns: the dialogue up to each, and its prompt."""
+    for message in dialogue.trained_messages():
+        yield message + 1, False
+        yield max(message, 1), True
+
+
+def _shape_key(dialogue: Dialogue, messages: Messages) -> Any:
+    """Return what tells shapes apart: roles, and which fields of which kinds there are."""
+    return (
+        dialogue.tools is None,
+        *(
+            (message.role, message.trained)
+            if len(fields) == 2 and type(fields.get("content")) is str
+            else _detailed_key(message, fields)
+            for message, fields in zip(dialogue.messages, messages, strict=True)
+        ),
+    )
+
+
+def _detailed_key(message: Message, fields: dict[str, Any]) -> Any:
+    kinds = []
+    for name, value in fields.items():
+        kind = operations.kind(value)
+        kinds.append((name, kind if kind in ("str", "list", "dict") else repr(value)))
+    return (message.role, message.trained, *sorted(kinds))
