@@ -49,6 +49,7 @@ LAYERS = """
     template.replay.known_renders
     template.replay.outline
     template.replay.plan
+    template.replay.audit
     template.replay.replayer
     encoding
     overlong

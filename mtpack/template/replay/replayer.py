@@ -15,6 +15,7 @@ from mtpack.dialogue import Dialogue, Message, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText
 from mtpack.template.replay import operations
+from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
 from mtpack.template.replay.outline import Outline, outline_of
 from mtpack.template.replay.plan import DialoguePlan, plan_dialogue
@@ -48,12 +49,18 @@ class _Shape:
 
 
 class Replayer:
-    """Renders dialogues and finds their turns; `replayed` and `rendered` count how."""
+    """Renders dialogues and finds their turns."""
 
-    def __init__(self, template: ChatTemplate, added_tokens: AddedTokens, merge: str) -> None:
-        """Take the template; merge: `auto`, `always` or `never`."""
+    def __init__(
+        self, template: ChatTemplate, added_tokens: AddedTokens, merge: str, seed: int = 0
+    ) -> None:
+        """Take the template; merge: `auto`, `always` or `never`; seed: of the audit."""
         self.replayed = 0
         self.rendered = 0
+        self.audited = 0
+        self.mismatches = 0
+        """Replayed dialogues that were found to differ from their real render."""
+        self._audit = Audit(seed)
         self._template = template
         self._added_tokens = added_tokens
         self._merge = merge
@@ -68,7 +75,7 @@ class Replayer:
             replayed = self._replay(dialogue, messages)
             if replayed is not None:
                 self.replayed += 1
-                return replayed
+                return self._audited(dialogue, replayed)
         rendered = self.render_for_real(dialogue)
         self.rendered += 1
         if isinstance(rendered, RenderedDialogue) and len(dialogue.messages) <= _MAX_MESSAGES:
@@ -78,6 +85,15 @@ class Replayer:
     def render_for_real(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render without replay."""
         return render_dialogue(self._template, self._added_tokens, dialogue, self._merge)
+
+    def _audited(self, dialogue: Dialogue, replayed: RenderedDialogue) -> RenderedDialogue | Reject:
+        if not self._audit.is_due(dialogue.row):
+            return replayed
+        with self._audit.timed():
+            rendered = self.render_for_real(dialogue)
+        self.audited += 1
+        self.mismatches += rendered != replayed
+        return rendered
 
     def _replay(self, dialogue: Dialogue, messages: Messages) -> RenderedDialogue | None:
         key = _shape_key(dialogue, messages)
