@@ -56,6 +56,11 @@ class TurnPlan:
     exact: bool | None
     """Whether merging is exact; None: only the texts can tell."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the turn can be merged without a look at any text."""
+        return bool(self.exact) and self.turn.cut_behind
+
 
 @dataclass(frozen=True, slots=True)
 class DialoguePlan:
@@ -65,20 +70,36 @@ class DialoguePlan:
     turns: tuple[TurnPlan, ...]
     last_end: Place
     """The end of what is written for the last trained message in the whole dialogue."""
+    simple: tuple[tuple[int, TurnFlag, Place, Place], ...] | None
+    """Message, flags, start and end of each turn, if all are plain and of one span."""
 
     def filled(self, values: Sequence[Any], dialogue: Dialogue, merge: str) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
         text, sums = self.full.filled(values)
+        if self.simple is not None and merge != "never":  # nearly all dialogues of most templates
+            turns = tuple(
+                [
+                    TurnText(
+                        message,
+                        ((start := sums[cells] + chars, end := sums[more] + last),),
+                        start,
+                        end,
+                        flags,
+                    )
+                    for message, flags, (cells, chars), (more, last) in self.simple
+                ]
+            )
+            return RenderedDialogue(dialogue, DocumentText(text, turns), (), turns[-1].end)
         merged: list[TurnText] = []
         own: list[DocumentText] = []
         merged_end: int | None = 0
         for planned in self.turns:
-            if planned.exact and planned.turn.cut_behind and merge != "never":
+            if planned.is_plain and merge != "never":
                 turn = planned.turn.filled(sums, TurnFlag(0))
                 merged.append(turn)
                 merged_end = turn.end
-                continue
-            merged_end = self._fill_apart(planned, values, merge, (text, sums), merged, own)
+            else:
+                merged_end = self._fill_apart(planned, values, merge, (text, sums), merged, own)
         if merged_end is None:
             merged_end = sums[self.last_end[0]] + self.last_end[1]
         return RenderedDialogue(dialogue, DocumentText(text, tuple(merged)), tuple(own), merged_end)
@@ -136,7 +157,17 @@ def plan_dialogue(
     region = _region(full, turns[-1].turn.message)
     if region is None:
         return None
-    return DialoguePlan(full, tuple(turns), full.marks[region[1]].place)
+    simple = None
+    if all(planned.is_plain and _is_one_span(planned.turn) for planned in turns):
+        simple = tuple(
+            (planned.turn.message, planned.turn.flags, planned.turn.start, planned.turn.end)
+            for planned in turns
+        )
+    return DialoguePlan(full, tuple(turns), full.marks[region[1]].place, simple)
+
+
+def _is_one_span(turn: PlannedTurn) -> bool:
+    return turn.spans == ((turn.start, turn.end),)
 
 
 @dataclass(frozen=True, slots=True)
