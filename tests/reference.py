@@ -18,6 +18,7 @@ A position in a text counts characters; a position in a document counts tokens.
 It holds for dialogues that do not spell control tokens in their own text.
 """
 
+import re
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -114,12 +115,14 @@ class Reference:
                 own = self.render(messages[: index + 1], tools)
             except TemplateRaised:
                 # No own document to compare with or to write: merged, whatever `merge` says.
-                merged.append(self.turn_in_full(messages, tools, index, full))
+                merged.append(self.turn_in_full(messages, tools, index, full, None))
                 continue
             turn = self.turn_in_own(messages, tools, index, own)
             if merge == "always":
                 exact = self.same_up_to(turn.end, own, full)
-                merged.append(turn if exact else self.turn_in_full(messages, tools, index, full))
+                words = None if self.has_tags else own[turn.spans[0][0] : turn.end]
+                bent = self.turn_in_full(messages, tools, index, full, words)
+                merged.append(turn if exact else bent)
             elif merge == "auto" and self.same_up_to(turn.end, own, full):
                 merged.append(turn)
             else:
@@ -162,74 +165,91 @@ class Reference:
 
     def readable(self, messages: list[Message], tools: Any) -> list[Message]:
         """Join the text parts of every role whose content the template does not read in parts."""
-        if not any(isinstance(message.get("content"), list) for message in messages):
-            return messages
-        for role in ("system", "user", "assistant", "tool"):
-            joined = [with_joined_parts(m) if m["role"] != role else m for m in messages]
-            words = [
-                part["text"]
-                for m in messages
-                if m["role"] == role and isinstance(m.get("content"), list)
-                for part in m["content"]
-            ]
-            try:
-                text = self.render(joined, tools)
-                read = all(word in text for word in words) and "'text'" not in text
-            except TemplateRaised:
-                read = False
-            if not read:
-                messages = [with_joined_parts(m) if m["role"] == role else m for m in messages]
-        return messages
+        return [
+            message if self.reads_parts(messages, message["role"], tools) else with_text(message)
+            for message in messages
+        ]
+
+    def reads_parts(self, messages: list[Message], role: str, tools: Any) -> bool:
+        """Say whether all words in parts of this role come out, and not as a list shows itself."""
+        words = [
+            part["text"]
+            for message in messages
+            if message["role"] == role and isinstance(message.get("content"), list)
+            for part in message["content"]
+        ]
+        others_as_text = [m if m["role"] == role else with_text(m) for m in messages]
+        for asked in (messages, others_as_text):
+            with suppress(TemplateRaised):
+                text = self.render(asked, tools)
+                if all(word in text for word in words) and not re.search("[\"']text[\"']: ", text):
+                    return True
+        return not words
 
     def turn_in_own(self, messages: list[Message], tools: Any, index: int, own: str) -> Turn:
         """Find the turn of the last message, number `index`, in its own document's text."""
-        end = self.end_in_own(own)
-        region = self.region_in_own(messages, tools, index, own, end)
-        start = self.start(messages, tools, index, own, region)
+        said = says_something(messages[index])
+        end = self.end_in_own(own, said)
+        region = self.region(messages[: index + 1], tools, index, own)
+        start = self.start(messages, tools, index, own, region, end)
         return self.turn(messages[: index + 1], tools, index, (region, len(own)), (start, end))
 
-    def end_in_own(self, own: str) -> int:
+    def end_in_own(self, own: str, said: bool) -> int:
         """Find where the last message of a text ends: white space and a closing text excepted."""
-        if self.facts.closing:
-            own = own[: own.rindex(self.facts.closing)]
-        own = own.rstrip()
-        assert not self.facts.ends or own.endswith(self.facts.ends), (
-            "a turn ends otherwise than tests/template_facts.py"
-        )
+        own = self.without_closing(own).rstrip()
+        if self.facts.ends and self.facts.ends_last and said:
+            assert own.endswith(self.facts.ends), "otherwise than in tests/template_facts.py"
         return len(own)
 
-    def region_in_own(
-        self, messages: list[Message], tools: Any, index: int, own: str, end: int
-    ) -> int:
-        """Find where the header of message `index` stands in its own document's text."""
-        with suppress(TemplateRaised):
-            before = self.render(messages[:index], tools)
-            if self.facts.closing:
-                before = before[: before.rindex(self.facts.closing)]
-            if own.startswith(before):
-                return len(before)
-        # Nothing stands before it, or the template writes that otherwise once this one follows.
-        return self.last_header(own[:end])[0]
+    def without_closing(self, text: str) -> str:
+        """Cut off what is written behind a conversation and belongs to no message."""
+        place = text.rfind(self.facts.closing) if self.facts.closing else -1
+        return text if place < 0 else text[:place]
 
-    def turn_in_full(self, messages: list[Message], tools: Any, index: int, full: str) -> Turn:
+    def turn_in_full(
+        self, messages: list[Message], tools: Any, index: int, full: str, own_words: str | None
+    ) -> Turn:
         """Find the turn of message `index` in the whole dialogue's text.
 
-        What changes in the text if the message says something else is the message's.
+        own_words: what its own document has of it, which ends it where it stands here as well.
         """
+        region = self.region(messages, tools, index, full)
+        _, said = self.words(messages, tools, index, full)
+        ends = [
+            full.index(text, said) + (len(text) if text in self.facts.ends else 0)
+            for text in (*self.facts.ends, *self.facts.next_headers)
+            if text in full[said:]
+        ]
+        if index + 1 < len(messages) and messages[index + 1]["role"] == "assistant":
+            ends.append(self.region(messages, tools, index + 1, full))
+        end = len(full[: min(ends)].rstrip()) if ends else self.end_in_own(full, False)
+        start = self.start(messages, tools, index, full, region, end)
+        if own_words and full.startswith(own_words, start):
+            end = start + len(own_words)
+        return self.turn(messages, tools, index, (region, end), (start, end))
+
+    def region(self, messages: list[Message], tools: Any, index: int, text: str) -> int:
+        """Find where the header of message `index` stands in the text of `messages`."""
+        with suppress(TemplateRaised):
+            before = self.without_closing(self.render(messages[:index], tools))
+            if text.startswith(before):
+                return len(before)
+        # Nothing stands before it, or the template writes that otherwise once this one follows.
+        said, _ = self.words(messages, tools, index, text)
+        region = self.last_header(text[:said])
+        if index and messages[index - 1]["role"] == "assistant":
+            _, said_before = self.words(messages, tools, index - 1, text)
+            region = max(region, said_before)
+        return said if region < 0 else region
+
+    def words(self, messages: list[Message], tools: Any, index: int, text: str) -> Range:
+        """Find what changes in the text if the message says something else."""
         other = self.render(
             [saying_something_else(m) if i == index else m for i, m in enumerate(messages)], tools
         )
-        first = common_prefix(full, other)
-        last = len(full) - common_prefix(full[first:][::-1], other[first:][::-1])
-        region = self.last_header(full[:first])[0]
-        ends = [
-            full.index(text, last) + (len(text) if text in self.facts.ends else 0)
-            for text in (*self.facts.ends, *self.facts.next_headers)
-            if text in full[last:]
-        ]
-        end = len(full[: min(ends)].rstrip()) if ends else self.end_in_own(full)
-        start = self.start(messages, tools, index, full, region)
-        return self.turn(messages, tools, index, (region, end), (start, end))
+        first = common_prefix(text, other)
+        last = len(text) - common_prefix(text[first:][::-1], other[first:][::-1])
+        return first, last
 
     def turn(
         self, messages: list[Message], tools: Any, index: int, region: Range, span: Range
@@ -245,15 +265,18 @@ class Reference:
             **self.renderer.special_tokens_map,
             **self.variables,
         )
+        closing = len(self.without_closing(self.render(messages, tools)))
         spans = tuple(
-            (max(start, region[0]), end)
+            (start, end)
             for start, end in marked[0]
-            if end > region[0] and start < region[1]
+            if end > region[0] and start < min(region[1], closing)
         )
         return Turn(index, spans, max((end for _, end in spans), default=span[1]))
 
-    def start(self, messages: list[Message], tools: Any, index: int, text: str, region: int) -> int:
-        """Find where the model begins to write message `index`, whose region starts at `region`."""
+    def start(
+        self, messages: list[Message], tools: Any, index: int, text: str, region: int, end: int
+    ) -> int:
+        """Find where the model begins to write message `index`, at `region` up to `end`."""
         try:
             prompt = self.render(messages[:index], tools, prompt=True)
         except TemplateRaised:
@@ -262,33 +285,33 @@ class Reference:
             return self.behind_header(text, region, self.generation_prompt(messages, tools, index))
         if text.startswith(prompt):
             return len(prompt)
+        if prompt.startswith(text[:end]):
+            return end  # nothing is left for the model to write
         # The prompt ends in something that the text has not got. What they share is given.
         start = self.shared(prompt, text)
         if start > region:
             return start
         # They differ before the message even begins: the template writes earlier messages in
         # another way here. That is not this turn's business; compare from the header on alone.
-        return self.behind_header(text, region, prompt[self.last_header(prompt)[0] :])
+        return self.behind_header(text, region, prompt[max(0, self.last_header(prompt)) :])
 
     def generation_prompt(self, messages: list[Message], tools: Any, index: int) -> str:
         """Give the generation prompt that is written behind message `index`, or a question."""
         for asked in (messages[: index + 1], [{"role": "user", "content": "?"}]):
-            with suppress(TemplateRaised, ValueError):
+            with suppress(TemplateRaised):
                 prompt = self.render(asked, tools, prompt=True)
-                return prompt[self.last_header(prompt)[0] :]
+                return prompt[max(0, self.last_header(prompt)) :]
         return ""
 
     def behind_header(self, text: str, region: int, generation_prompt: str) -> int:
-        header = text.find(self.facts.headers[0], region)
-        region = region if header < 0 else header
+        """Find what a header and a generation prompt share, from where the header stands."""
+        places = [text.find(header, region) for header in self.facts.headers]
+        region = min((place for place in places if place >= 0), default=region)
         return region + self.shared(generation_prompt, text[region:])
 
-    def last_header(self, text: str) -> Range:
-        """Find the last header of an assistant message in `text`. Raises ValueError."""
-        start, header = max((text.rfind(header), header) for header in self.facts.headers)
-        if start < 0:
-            raise ValueError("no assistant message stands in this text")
-        return start, start + len(header)
+    def last_header(self, text: str) -> int:
+        """Find the last header of an assistant message in `text`; -1 if there is none."""
+        return max(text.rfind(header) for header in self.facts.headers)
 
     def shared(self, prompt: str, text: str) -> int:
         """Give the length of the common prefix, cut back to an edge of an added token of `prompt`.
@@ -347,7 +370,7 @@ def prepared(message: Message) -> Message:
     return kept
 
 
-def with_joined_parts(message: Message) -> Message:
+def with_text(message: Message) -> Message:
     """Give the message with its content as one string."""
     content = message.get("content")
     if not isinstance(content, list):
@@ -355,12 +378,18 @@ def with_joined_parts(message: Message) -> Message:
     return {**message, "content": "".join(part["text"] for part in content)}
 
 
+def says_something(message: Message) -> bool:
+    """Say whether there is anything in the message for the template to write."""
+    return any(message.get(key) for key in ("content", "tool_calls"))
+
+
 def saying_something_else(message: Message) -> Message:
     """Give the message with other words in all that it says."""
     other = deepcopy(message)
-    for key in ("content", "reasoning_content"):
-        if key == "content" or key in other:
-            other[key] = OTHER
+    if other.get("content") or not other.get("tool_calls"):
+        other["content"] = OTHER
+    if "reasoning_content" in other:
+        other["reasoning_content"] = OTHER
     for tool_call in other.get("tool_calls", ()):
         function = tool_call["function"]
         as_text = isinstance(function["arguments"], str)

@@ -15,8 +15,10 @@ class Facts:
     """What may stand before what the model writes; the first is what a prompt mostly ends in."""
     ends: tuple[str, ...] = ()
     """The end-of-turn tokens; none for a template without."""
+    ends_last: bool = True
+    """Whether the last message of a conversation ends in one as well."""
     closing: str = ""
-    """What is written behind a whole conversation and belongs to no turn."""
+    """What is written behind a whole conversation and belongs to no turn, or how it begins."""
     next_headers: tuple[str, ...] = ()
     """What may follow a message in a template without end-of-turn tokens."""
     variables: tuple[tuple[str, str], ...] = ()
@@ -34,7 +36,7 @@ GEMMA_4 = Facts(("<|turn>model\n",), ("<turn|>", "<|tool_response>"))
 GLM = Facts(("<|assistant|>",), (), next_headers=("<|user|>", "<|observation|>", "<|assistant|>"))
 GLM_TRAINING = replace(GLM, ends=("<|user|>", "<|observation|>"))
 GPT_OSS = Facts(("<|start|>assistant",), ("<|return|>", "<|call|>", "<|end|>"))
-IDEFICS = Facts(("\nAssistant:",), ("<end_of_utterance>",))
+IDEFICS = Facts(("Assistant:",), ("<end_of_utterance>",))
 LLAMA_3 = Facts(
     ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>", "<|eom_id|>")
 )
@@ -86,13 +88,13 @@ FACTS: dict[str, Facts] = {
     "axolotl/qwen_25.jinja": CHATML,
     # No end-of-turn token behind the last message, unless `training_prompt` is set.
     "llama.cpp/Apriel-1.6-15b-Thinker-fixed.jinja": Facts(
-        ("<|begin_assistant|>",), (), next_headers=("<|end|>",)
+        ("<|begin_assistant|>",), ("<|end|>",), ends_last=False
     ),
     "llama.cpp/ByteDance-Seed-OSS.jinja": Facts(("<seed:bos>assistant\n",), ("<seed:eos>",)),
     "llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja": replace(
         COMMAND_A,
-        # It forgets the end-of-turn token behind tool calls.
-        ends=("<|END_OF_TURN_TOKEN|>", "]```"),
+        ends=("<|END_OF_TURN_TOKEN|>", "]```"),  # it forgets the token behind tool calls
+        closing="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Write 'Action:'",
     ),
     "llama.cpp/GLM-4.6.jinja": GLM,
     "llama.cpp/GLM-5.2.jinja": GLM,
@@ -113,7 +115,7 @@ FACTS: dict[str, Facts] = {
     "llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": DEEPSEEK,
     "llama.cpp/deepseek-ai-DeepSeek-V3.2.jinja": DEEPSEEK,
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja": replace(
-        LLAMA_3, variables=(("functions", "[]"), ("datetime", "today"))
+        LLAMA_3, closing=LLAMA_3.headers[0], variables=(("functions", "[]"), ("datetime", "today"))
     ),
     "llama.cpp/google-gemma-4-31B-it-interleaved.jinja": GEMMA_4,
     "llama.cpp/ibm-granite-granite-3.3-2B-Instruct.jinja": Facts(

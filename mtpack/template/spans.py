@@ -114,7 +114,7 @@ class _Turns:
                 flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
                 own.append(DocumentText(text.text, (replace(turn, flags=flags),)))
             elif not exact:
-                merged.append(self._locate(full, message, TurnFlag.BENT))
+                merged.append(self._bent(full, text.text[turn.start : turn.end], message))
                 merged_end = merged[-1].end
             elif self.added_tokens.cut_behind(text.text[: turn.end]):
                 merged.append(turn)
@@ -137,28 +137,28 @@ class _Turns:
         except TemplateRaisedError:
             return None
 
+    def _bent(self, full: MarkedText, own_words: str, message: int) -> TurnText:
+        """Find a turn that `full` writes in another context, or with other words."""
+        turn = self._locate(full, message, TurnFlag.BENT)
+        if full.generations is None and full.text.startswith(own_words, turn.start):
+            end = turn.start + len(own_words)  # what follows may be written for other messages
+            return replace(turn, spans=((turn.start, end),), end=end)
+        return turn
+
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""
         if message in text.silent and self._says_nothing(message):
             place = text.silent[message]
             return TurnText(message, (), place, place, flags)
-        if message not in text.regions:
-            raise _TurnNotFoundError(
-                "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
-                "text; remove them"
-                if holds_marks(text.text)
-                else f"message {message}: where the chat template writes it can't be found; "
-                "use a template that writes messages one by one in a loop"
-            )
-        region_start, region_end = text.regions[message]
-        end = region_start + len(text.text[region_start:region_end].rstrip())
-        start, as_prompted = self._start(text.text, message, region_start, region_end)
+        region = self._region(text, message)
+        end = self._end(text, region)
+        start, as_prompted = self._start(text.text, message, region, end)
         spans: tuple[Range, ...] = ((start, end),)
         if text.generations is not None:
             spans = tuple(
-                (max(first, region_start), min(last, region_end))
+                (max(first, region[0]), min(last, region[1]))
                 for first, last in text.generations
-                if first < region_end and last > region_start
+                if first < region[1] and last > region[0]
             )
             end = max((last for _, last in spans), default=end)
         if not as_prompted:
@@ -167,42 +167,105 @@ class _Turns:
             flags |= TurnFlag.NO_EOT
         return TurnText(message, spans, start, end, flags)
 
-    def _start(
-        self, text: str, message: int, region_start: int, region_end: int
-    ) -> tuple[int, bool]:
+    def _region(self, text: MarkedText, message: int) -> Range:
+        """Return what the template writes for `message`, as its marks or its prefixes tell."""
+        region = text.regions.get(message)
+        if region is None and not holds_marks(text.text) and text.generations is None:
+            region = self._region_behind_prefix(text.text, message)
+        if region is None:
+            raise _TurnNotFoundError(
+                "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
+                "text; remove them"
+                if holds_marks(text.text)
+                else f"message {message}: where the chat template writes it can't be found; "
+                "use a template that writes messages one by one in a loop"
+            )
+        return region
+
+    def _region_behind_prefix(self, own: str, message: int) -> Range | None:
+        """Return what `own` adds to the dialogue without its last message, if it only adds.
+
+        The text must start with the dialogue before the message, and the dialogue that goes on
+        with a question must start with the text: then the difference is the message's, whole.
+        """
+        before = self.dialogue.messages[:message]
+        behind = (*self.dialogue.messages[: message + 1], _QUESTION)
+        try:
+            prefix = self.template.render(before, self.dialogue.tools)
+            continued = self.template.render(behind, self.dialogue.tools)
+        except TemplateRaisedError:
+            return None
+        end = len(own.rstrip())
+        if len(prefix) < end and own.startswith(prefix) and continued.startswith(own[:end]):
+            return len(prefix), len(own)
+        return None
+
+    def _end(self, text: MarkedText, region: Range) -> int:
+        """Return the end of what is written for a message, white space excepted.
+
+        Where that is no control token and one alone closes the conversation right behind it, that
+        is what the model has to end the turn with.
+        """
+        end = region[0] + len(text.text[slice(*region)].rstrip())
+        if self.added_tokens.end_a_turn(text.text[:end]):
+            return end
+        closing = text.text[end:].strip()
+        if closing and self.added_tokens.is_control_token(closing):
+            return text.text.index(closing, end) + len(closing)
+        return end
+
+    def _start(self, text: str, message: int, region: Range, end: int) -> tuple[int, bool]:
         """Return where the model takes over, and whether that is where its prompt ends."""
         before = self.dialogue.messages[:message]
         try:
             prompt = self.template.render(before, self.dialogue.tools, prompt=True)
         except TemplateRaisedError:
-            prompt = None
-        if prompt is not None:
-            if text.startswith(prompt):
-                return len(prompt), True
-            start = self._agreement(prompt, text)
-            if start > region_start:
-                return start, False
-        # The message's own header, since nothing before it can be compared: either there is no
-        # prompt, or it already differs from the text in an earlier message.
-        behind = self.dialogue.messages[: message + 1] if prompt is None else before
-        header = self._generation_prompt(behind)
-        region = text[region_start:region_end]
-        agreed = len(header) if region.startswith(header) else self._agreement(header, region)
-        return region_start + agreed, prompt is None and 0 < agreed == len(header)
+            return self._behind_header(text, message, region)
+        if text.startswith(prompt):
+            return len(prompt), True
+        if prompt.startswith(text[:end]):  # the prompt says all of it, and more
+            return end, False
+        start = self._agreement(prompt, text)
+        if start > region[0]:
+            return start, False
+        # It already differs from the text in an earlier message: compare the message's own header.
+        header = self._generation_prompt(before)
+        return region[0] + self._shared(header, text[slice(*region)]), False
+
+    def _behind_header(self, text: str, message: int, region: Range) -> tuple[int, bool]:
+        """Return where the header ends in a message that nothing can be rendered before.
+
+        What opens every conversation may stand before the header: a default system prompt.
+        """
+        header = self._generation_prompt(self.dialogue.messages[: message + 1]).lstrip()
+        words = text[slice(*region)]
+        given = len(header)
+        while given:  # a prompt may say more than the header: a scaffold that the text lacks
+            place = words.find(header[:given])
+            if place >= 0:
+                return region[0] + place + given, given == len(header)
+            given = self.added_tokens.last_boundary(header, given - 1)
+        return region[0], False
 
     def _generation_prompt(self, messages: tuple[Message, ...]) -> str:
         """Return what the template writes behind `messages` to have the model speak."""
         for asked in (messages, (_QUESTION,)):
             try:
                 prompt = self.template.render_marked(asked, self.dialogue.tools, prompt=True)
+                told = self.template.render(asked, self.dialogue.tools)
             except TemplateRaisedError:
                 continue
+            if prompt.text.startswith(told):
+                return prompt.text[len(told) :]
             return prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
         return ""
 
     def _says_nothing(self, message: int) -> bool:
         fields = self.dialogue.messages[message].fields
         return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
+
+    def _shared(self, header: str, text: str) -> int:
+        return len(header) if text.startswith(header) else self._agreement(header, text)
 
     def _agreement(self, prompt: str, text: str) -> int:
         """Return how far `text` starts like `prompt`, cut back to an added token's edge in it."""

@@ -42,6 +42,10 @@ class AddedTokens:
         """Return whether `text` ends in a control token."""
         return text.endswith(self._ending)
 
+    def is_control_token(self, text: str) -> bool:
+        """Return whether `text` is a control token and nothing else."""
+        return text in self._ending
+
     def cut_behind(self, text: str) -> bool:
         """Return whether the ids of `text` can't depend on what follows it."""
         return text.endswith(self._cutting)
