@@ -214,19 +214,37 @@ class Reference:
         own_words: what its own document has of it, which ends it where it stands here as well.
         """
         region = self.region(messages, tools, index, full)
+        end = self.end_in_full(messages, tools, index, full, region)
+        start = self.start(messages, tools, index, full, region, end)
+        if own_words and full.startswith(own_words, start):
+            end = start + len(own_words)
+        last = self.next_region(messages, tools, index, full) if self.has_tags else end
+        return self.turn(messages, tools, index, (region, last), (start, end))
+
+    def end_in_full(
+        self, messages: list[Message], tools: Any, index: int, full: str, region: int
+    ) -> int:
+        """Find the first end-of-turn token behind what the message says, or what else ends it."""
         _, said = self.words(messages, tools, index, full)
+        if index + 1 < len(messages) and messages[index + 1]["role"] == "tool":
+            answer, _ = self.words(messages, tools, index + 1, full)
+            if answer < said:  # the tool's answer stands inside the message: it ends before that
+                ends = [full.rfind(end, region, answer) + len(end) for end in self.facts.ends]
+                return max(ends)
         ends = [
             full.index(text, said) + (len(text) if text in self.facts.ends else 0)
             for text in (*self.facts.ends, *self.facts.next_headers)
             if text in full[said:]
         ]
-        if index + 1 < len(messages) and messages[index + 1]["role"] == "assistant":
-            ends.append(self.region(messages, tools, index + 1, full))
-        end = len(full[: min(ends)].rstrip()) if ends else self.end_in_own(full, False)
-        start = self.start(messages, tools, index, full, region, end)
-        if own_words and full.startswith(own_words, start):
-            end = start + len(own_words)
-        return self.turn(messages, tools, index, (region, end), (start, end))
+        last = self.next_region(messages, tools, index, full)
+        return len(full[: min([*ends, last])].rstrip())
+
+    def next_region(self, messages: list[Message], tools: Any, index: int, full: str) -> int:
+        """Find where the next assistant message stands, or where the conversation ends."""
+        for later in range(index + 1, len(messages)):
+            if messages[later]["role"] == "assistant":
+                return self.region(messages, tools, later, full)
+        return len(self.without_closing(full))
 
     def region(self, messages: list[Message], tools: Any, index: int, text: str) -> int:
         """Find where the header of message `index` stands in the text of `messages`."""
@@ -237,16 +255,18 @@ class Reference:
         # Nothing stands before it, or the template writes that otherwise once this one follows.
         said, _ = self.words(messages, tools, index, text)
         region = self.last_header(text[:said])
-        if index and messages[index - 1]["role"] == "assistant":
+        if index:
             _, said_before = self.words(messages, tools, index - 1, text)
             region = max(region, said_before)
         return said if region < 0 else region
 
     def words(self, messages: list[Message], tools: Any, index: int, text: str) -> Range:
         """Find what changes in the text if the message says something else."""
-        other = self.render(
-            [saying_something_else(m) if i == index else m for i, m in enumerate(messages)], tools
-        )
+        changed = saying_something_else(messages[index])
+        other = self.render([*messages[:index], changed, *messages[index + 1 :]], tools)
+        if other == text:  # only its calls were changed, and the template does not write them
+            changed["content"] = OTHER
+            other = self.render([*messages[:index], changed, *messages[index + 1 :]], tools)
         first = common_prefix(text, other)
         last = len(text) - common_prefix(text[first:][::-1], other[first:][::-1])
         return first, last
@@ -296,8 +316,8 @@ class Reference:
         return self.behind_header(text, region, prompt[max(0, self.last_header(prompt)) :])
 
     def generation_prompt(self, messages: list[Message], tools: Any, index: int) -> str:
-        """Give the generation prompt that is written behind message `index`, or a question."""
-        for asked in (messages[: index + 1], [{"role": "user", "content": "?"}]):
+        """Give the generation prompt that is written behind a question, or message `index`."""
+        for asked in ([{"role": "user", "content": "?"}], messages[: index + 1]):
             with suppress(TemplateRaised):
                 prompt = self.render(asked, tools, prompt=True)
                 return prompt[max(0, self.last_header(prompt)) :]
@@ -387,7 +407,8 @@ def saying_something_else(message: Message) -> Message:
     """Give the message with other words in all that it says."""
     other = deepcopy(message)
     if other.get("content") or not other.get("tool_calls"):
-        other["content"] = OTHER
+        in_parts = isinstance(other.get("content"), list)
+        other["content"] = [{"type": "text", "text": OTHER}] if in_parts else OTHER
     if "reasoning_content" in other:
         other["reasoning_content"] = OTHER
     for tool_call in other.get("tool_calls", ()):

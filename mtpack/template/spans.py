@@ -140,10 +140,14 @@ class _Turns:
     def _bent(self, full: MarkedText, own_words: str, message: int) -> TurnText:
         """Find a turn that `full` writes in another context, or with other words."""
         turn = self._locate(full, message, TurnFlag.BENT)
-        if full.generations is None and full.text.startswith(own_words, turn.start):
-            end = turn.start + len(own_words)  # what follows may be written for other messages
-            return replace(turn, spans=((turn.start, end),), end=end)
-        return turn
+        if full.generations is not None:
+            return turn
+        end, closing = turn.end, self.added_tokens.control_token_behind(own_words)
+        if full.text.startswith(own_words, turn.start):
+            end = turn.start + len(own_words)
+        elif not full.text.endswith(closing, turn.start, end):
+            end += len(closing) if full.text.startswith(closing, end) else 0
+        return replace(turn, spans=((turn.start, end),), end=end)
 
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""
@@ -151,8 +155,9 @@ class _Turns:
             place = text.silent[message]
             return TurnText(message, (), place, place, flags)
         region = self._region(text, message)
-        end = self._end(text, region)
-        start, as_prompted = self._start(text.text, message, region, end)
+        prompt = self._prompt(message)
+        end = self._end(text, message, region, prompt)
+        start, as_prompted = self._start(text.text, message, region, end, prompt)
         spans: tuple[Range, ...] = ((start, end),)
         if text.generations is not None:
             spans = tuple(
@@ -166,6 +171,15 @@ class _Turns:
         if not self.added_tokens.end_a_turn(text.text[:end].rstrip()):
             flags |= TurnFlag.NO_EOT
         return TurnText(message, spans, start, end, flags)
+
+    def _prompt(self, message: int) -> str | None:
+        """Return what the model is given to write `message`; None where nothing can be."""
+        try:
+            return self.template.render(
+                self.dialogue.messages[:message], self.dialogue.tools, prompt=True
+            )
+        except TemplateRaisedError:
+            return None
 
     def _region(self, text: MarkedText, message: int) -> Range:
         """Return what the template writes for `message`, as its marks or its prefixes tell."""
@@ -200,26 +214,29 @@ class _Turns:
             return len(prefix), len(own)
         return None
 
-    def _end(self, text: MarkedText, region: Range) -> int:
+    def _end(self, text: MarkedText, message: int, region: Range, prompt: str | None) -> int:
         """Return the end of what is written for a message, white space excepted.
 
-        Where that is no control token and one alone closes the conversation right behind it, that
-        is what the model has to end the turn with.
+        It ends before a later message that the template writes inside it (a tool's answer). Where
+        the model would have no control token to stop with, but one alone closes the conversation,
+        that token is the turn's.
         """
-        end = region[0] + len(text.text[slice(*region)].rstrip())
-        if self.added_tokens.end_a_turn(text.text[:end]):
-            return end
+        inside = [start for later, (start, _) in text.regions.items() if later > message]
+        last = min((start for start in inside if region[0] < start), default=region[1])
+        end = region[0] + len(text.text[region[0] : min(last, region[1])].rstrip())
+        given = prompt is not None and prompt.startswith(text.text[:end])
         closing = text.text[end:].strip()
-        if closing and self.added_tokens.is_control_token(closing):
+        if self.added_tokens.end_a_turn(text.text[:end]) and not given:
+            return end
+        if self.added_tokens.control_token_behind(closing) == closing != "":
             return text.text.index(closing, end) + len(closing)
         return end
 
-    def _start(self, text: str, message: int, region: Range, end: int) -> tuple[int, bool]:
+    def _start(
+        self, text: str, message: int, region: Range, end: int, prompt: str | None
+    ) -> tuple[int, bool]:
         """Return where the model takes over, and whether that is where its prompt ends."""
-        before = self.dialogue.messages[:message]
-        try:
-            prompt = self.template.render(before, self.dialogue.tools, prompt=True)
-        except TemplateRaisedError:
+        if prompt is None:
             return self._behind_header(text, message, region)
         if text.startswith(prompt):
             return len(prompt), True
@@ -229,8 +246,10 @@ class _Turns:
         if start > region[0]:
             return start, False
         # It already differs from the text in an earlier message: compare the message's own header.
-        header = self._generation_prompt(before)
-        return region[0] + self._shared(header, text[slice(*region)]), False
+        header = self._generation_prompt(self.dialogue.messages[:message])
+        words = text[slice(*region)]
+        shared = len(header) if words.startswith(header) else self._agreement(header, words)
+        return region[0] + shared, False
 
     def _behind_header(self, text: str, message: int, region: Range) -> tuple[int, bool]:
         """Return where the header ends in a message that nothing can be rendered before.
@@ -255,17 +274,15 @@ class _Turns:
                 told = self.template.render(asked, self.dialogue.tools)
             except TemplateRaisedError:
                 continue
-            if prompt.text.startswith(told):
-                return prompt.text[len(told) :]
-            return prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
+            behind = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
+            added = prompt.text[len(told) :] if prompt.text.startswith(told) else ""
+            if added or behind.strip():
+                return added or behind
         return ""
 
     def _says_nothing(self, message: int) -> bool:
         fields = self.dialogue.messages[message].fields
         return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
-
-    def _shared(self, header: str, text: str) -> int:
-        return len(header) if text.startswith(header) else self._agreement(header, text)
 
     def _agreement(self, prompt: str, text: str) -> int:
         """Return how far `text` starts like `prompt`, cut back to an added token's edge in it."""

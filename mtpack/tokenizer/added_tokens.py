@@ -42,9 +42,9 @@ class AddedTokens:
         """Return whether `text` ends in a control token."""
         return text.endswith(self._ending)
 
-    def is_control_token(self, text: str) -> bool:
-        """Return whether `text` is a control token and nothing else."""
-        return text in self._ending
+    def control_token_behind(self, text: str) -> str:
+        """Return the control token that `text` ends in, the longest if in doubt; or nothing."""
+        return max(filter(text.endswith, self._ending), key=len, default="")
 
     def cut_behind(self, text: str) -> bool:
         """Return whether the ids of `text` can't depend on what follows it."""
