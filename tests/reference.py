@@ -302,7 +302,9 @@ class Reference:
         except TemplateRaised:
             # A dialogue that the assistant opens, say: transformers renders no empty dialogue.
             # What the prompt would have given is what it gives behind this message.
-            return self.behind_header(text, region, self.generation_prompt(messages, tools, index))
+            return self.behind_header(
+                text[:end], region, self.generation_prompt(messages, tools, index)
+            )
         if text.startswith(prompt):
             return len(prompt)
         if prompt.startswith(text[:end]):
@@ -313,7 +315,7 @@ class Reference:
             return start
         # They differ before the message even begins: the template writes earlier messages in
         # another way here. That is not this turn's business; compare from the header on alone.
-        return self.behind_header(text, region, prompt[max(0, self.last_header(prompt)) :])
+        return self.behind_header(text[:end], region, prompt[max(0, self.last_header(prompt)) :])
 
     def generation_prompt(self, messages: list[Message], tools: Any, index: int) -> str:
         """Give the generation prompt that is written behind a question, or message `index`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,11 +134,7 @@ def _mark_loop(loop: nodes.For, variable: str) -> None:
     def leave() -> nodes.Output:
         return nodes.Output([_call("mtpack_leave", variable)])
 
-    body: list[nodes.Node] = []
-    for node in _leave_before_jumps(loop.body, leave):
-        body.append(node)
-        if taken := _taken_by_index(node, target.name):
-            body += _enter_late(variable, taken)
+    body = _enter_by_index(_leave_before_jumps(loop.body, leave), target.name, variable)
     loop.body = [*enter, *body, leave()]
     for node in loop.body:
         for added in (node, *node.find_all(nodes.Node)):
@@ -145,24 +142,27 @@ def _mark_loop(loop: nodes.For, variable: str) -> None:
                 added.lineno = loop.lineno
 
 
-def _taken_by_index(node: nodes.Node, index: str) -> str | None:
-    """Return the variable that `node` sets to the element of a list at the loop's `index`."""
-    match node:
-        case nodes.Assign(
-            target=nodes.Name(name=taken), node=nodes.Getitem(arg=nodes.Name(name=used))
-        ) if used == index:
-            return str(taken)
-    return None
-
-
-def _enter_late(variable: str, taken: str) -> list[nodes.Node]:
+def _enter_by_index(body: Sequence[nodes.Node], index: str, variable: str) -> list[nodes.Node]:
+    """Open the mark behind each `set` that takes an element of a list at the loop's `index`."""
     late = f"{variable}_late"
-    entered = nodes.Or(nodes.Name(variable, "load"), nodes.Name(late, "load"))
-    return [
-        nodes.Assign(nodes.Name(late, "store"), _call("mtpack_enter", taken, variable)),
-        nodes.Output([nodes.Name(late, "load")]),
-        nodes.Assign(nodes.Name(variable, "store"), entered),
-    ]
+    result: list[nodes.Node] = []
+    for node in body:
+        result.append(node)
+        match node:
+            case nodes.If():
+                node.body = _enter_by_index(node.body, index, variable)
+                node.else_ = _enter_by_index(node.else_, index, variable)
+                _enter_by_index(node.elif_, index, variable)
+            case nodes.Assign(
+                target=nodes.Name(name=taken), node=nodes.Getitem(arg=nodes.Name(name=used))
+            ) if used == index:
+                opened = nodes.Or(nodes.Name(variable, "load"), nodes.Name(late, "load"))
+                result += [
+                    nodes.Assign(nodes.Name(late, "store"), _call("mtpack_enter", taken, variable)),
+                    nodes.Output([nodes.Name(late, "load")]),
+                    nodes.Assign(nodes.Name(variable, "store"), opened),
+                ]
+    return result
 
 
 def _call(function: str, *arguments: str) -> nodes.Call:
