@@ -33,6 +33,7 @@ DEEPSEEK = Facts(("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("<｜en
 EXAONE = Facts(("[|assistant|]",), ("[|endofturn|]",))
 GEMMA = Facts(("<start_of_turn>model\n",), ("<end_of_turn>",))
 GEMMA_4 = Facts(("<|turn>model\n", "<tool_response|>"), ("<turn|>", "<|tool_response>"))
+DIFFUSION_GEMMA = replace(GEMMA_4, headers=("<|turn>model\n",))
 GLM = Facts(("<|assistant|>",), (), next_headers=("<|user|>", "<|observation|>", "<|assistant|>"))
 GLM_TRAINING = replace(GLM, ends=("<|user|>", "<|observation|>"))
 GPT_OSS = Facts(("<|start|>assistant",), ("<|return|>", "<|call|>", "<|end|>"))
@@ -138,8 +139,8 @@ FACTS: dict[str, Facts] = {
     "trl/cohere_training.jinja": COHERE,
     "trl/deepseekv3.jinja": DEEPSEEK,
     "trl/deepseekv3_training.jinja": DEEPSEEK,
-    "trl/diffusion_gemma.jinja": GEMMA_4,
-    "trl/diffusion_gemma_training.jinja": GEMMA_4,
+    "trl/diffusion_gemma.jinja": DIFFUSION_GEMMA,
+    "trl/diffusion_gemma_training.jinja": DIFFUSION_GEMMA,
     "trl/gemma.jinja": GEMMA,
     "trl/gemma3.jinja": GEMMA,
     "trl/gemma3_training.jinja": GEMMA,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os.path
 from dataclasses import dataclass, replace
 
-from mtpack.dialogue import Dialogue, Message, Reason, Reject
+from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
@@ -81,6 +81,18 @@ def render_dialogue(
         return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))
 
 
+def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:
+    """Return whether the turn of a simple dialogue is found; true where the template refuses it."""
+    answer = Message("assistant", {"role": "assistant", "content": "mtpackprobe"}, trained=True)
+    dialogue = Dialogue(0, Origin("probe", 1), (_QUESTION, answer), None)
+    rendered = render_dialogue(template, added_tokens, dialogue, "never")
+    if isinstance(rendered, Reject):
+        return rendered.reason is not Reason.TURN_NOT_FOUND
+    text = rendered.own[0].text
+    spans = [text[slice(*span)] for turn in rendered.own[0].turns for span in turn.spans]
+    return "mtpackprobe" not in text or any("mtpackprobe" in span for span in spans)
+
+
 def _without_content(words: str, dialogue: Dialogue) -> str:
     """Return a template's words, unless they quote the dialogue."""
     contents = (str(message.fields.get("content", "")).strip() for message in dialogue.messages)
@@ -142,11 +154,11 @@ class _Turns:
         turn = self._locate(full, message, TurnFlag.BENT)
         if full.generations is not None:
             return turn
-        end, closing = turn.end, self.added_tokens.control_token_behind(own_words)
+        end, last_token = turn.end, self.added_tokens.control_token_behind(own_words)
         if full.text.startswith(own_words, turn.start):
             end = turn.start + len(own_words)
-        elif not full.text.endswith(closing, turn.start, end):
-            end += len(closing) if full.text.startswith(closing, end) else 0
+        elif full.text.startswith(last_token, end) and not full.text[:end].endswith(last_token):
+            end += len(last_token)  # here it opens the tool's answer, too
         return replace(turn, spans=((turn.start, end),), end=end)
 
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
@@ -224,11 +236,11 @@ class _Turns:
         inside = [start for later, (start, _) in text.regions.items() if later > message]
         last = min((start for start in inside if region[0] < start), default=region[1])
         end = region[0] + len(text.text[region[0] : min(last, region[1])].rstrip())
-        given = prompt is not None and prompt.startswith(text.text[:end])
-        closing = text.text[end:].strip()
-        if self.added_tokens.end_a_turn(text.text[:end]) and not given:
+        says_no_more = prompt is not None and prompt.startswith(text.text[:end])
+        if self.added_tokens.end_a_turn(text.text[:end]) and not says_no_more:
             return end
-        if self.added_tokens.control_token_behind(closing) == closing != "":
+        closing = text.text[end:].strip()
+        if closing and closing == self.added_tokens.control_token_behind(closing):
             return text.text.index(closing, end) + len(closing)
         return end
 
