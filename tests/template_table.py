@@ -60,6 +60,8 @@ class TableRow:
     """Kinds with another outcome."""
     not_exact: tuple[str, ...] = ()
     """Kinds in which a turn needs a document of its own."""
+    replayed: float | None = None
+    """The share of its renders that a replay took the place of; None where none is tried."""
 
 
 class RenderOnce(Reference):
@@ -98,16 +100,17 @@ class Bench:
 
 
 @contextmanager
-def bench(name: str) -> Iterator[Bench]:
-    """Load a template and a tokenizer that has its control tokens."""
+def bench(name: str, folder: Path | None = None) -> Iterator[Bench]:
+    """Load a template with the tokenizer in `folder`, or one that has its control tokens."""
     source = (SHARED / "templates" / name).read_text(encoding="utf-8")
-    with TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder), source)
-        tokenizer = load_tokenizer(folder)
-        variables = dict(tokenizer.special_tokens) | dict(FACTS[name].variables)
+    with TemporaryDirectory() as made, frozen_clock():
+        if folder is None:
+            folder = Path(made)
+            write_tokenizer(folder, source)
+        tokenizer = load_tokenizer(str(folder))
+        variables = tokenizer.special_tokens | dict(FACTS[name].variables)
         template = ChatTemplate({"default": source}, variables, DATE)
-        with frozen_clock():
-            yield Bench(RenderOnce(Path(folder), FACTS[name], source), tokenizer, template)
+        yield Bench(RenderOnce(folder, FACTS[name], source), tokenizer, template)
 
 
 def write_tokenizer(folder: Path, source: str) -> None:
@@ -142,13 +145,13 @@ def frozen_clock() -> Iterator[None]:
         yield
 
 
-def table_row(name: str, kinds: dict[str, Row] = KINDS) -> TableRow:
+def table_row(name: str, folder: Path | None = None) -> TableRow:
     """Compare all kinds of dialogues, under every `--merge`."""
     outcomes: dict[str, list[str]] = {
         outcome: [] for outcome in ("passed", "refused", "not_found", "failed", "not_exact")
     }
-    with bench(name) as loaded:
-        for kind, row in kinds.items():
+    with bench(name, folder) as loaded:
+        for kind, row in KINDS.items():
             found = [packed(loaded, row, merge) for merge in MERGES]
             expected = [reference_documents(loaded.reference, row, merge) for merge in MERGES]
             if found == expected:
@@ -208,19 +211,25 @@ def as_dialogue(row: Row) -> Dialogue:
     return dialogue
 
 
+COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>9}  {}"
+HEADINGS = ("template", "passed", "refused", "not exact", "replayed", "kinds not exact or wrong")
+
+
 def line(row: TableRow) -> str:
     """Return a row of the printed table."""
-    told = [
-        f"{name}: {', '.join(kinds)}"
-        for name, kinds in (("not found", row.not_found), ("failed", row.failed))
-        if kinds
-    ]
-    counts = [len(row.passed), len(row.refused), len(row.not_exact)]
-    return f"{row.template:<68}" + "".join(f"{n:>8}" for n in counts) + "  " + "; ".join(told)
+    told = {"not exact": row.not_exact, "turn not found": row.not_found, "WRONG": row.failed}
+    return COLUMNS.format(
+        row.template,
+        len(row.passed),
+        len(row.refused),
+        len(row.not_exact),
+        "-" if row.replayed is None else f"{row.replayed:.0%}",
+        "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in told.items() if kinds),
+    ).rstrip()
 
 
 def main(names: list[str]) -> None:
-    print(f"{'template':<68}{'passed':>8}{'refused':>8}{'inexact':>8}")
+    print(COLUMNS.format(*HEADINGS))
     for name in names or TEMPLATES:
         print(line(table_row(name)), flush=True)
 
