@@ -163,10 +163,9 @@ class _Turns:
 
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""
-        if message in text.silent and self._says_nothing(message):
-            place = text.silent[message]
-            return TurnText(message, (), place, place, flags)
         region = self._region(text, message)
+        if region is None:
+            return TurnText(message, (), text.silent[message], text.silent[message], flags)
         prompt = self._prompt(message)
         end = self._end(text, message, region, prompt)
         start, as_prompted = self._start(text.text, message, region, end, prompt)
@@ -193,16 +192,20 @@ class _Turns:
         except TemplateRaisedError:
             return None
 
-    def _region(self, text: MarkedText, message: int) -> Range:
-        """Return what the template writes for `message`, as its marks or its prefixes tell."""
+    def _region(self, text: MarkedText, message: int) -> Range | None:
+        """Return what the template writes for `message`, as its marks or its prefixes tell.
+
+        None for a message that says nothing and is not written.
+        """
         region = text.regions.get(message)
-        if region is None and not holds_marks(text.text) and text.generations is None:
+        marks_in_words = holds_marks(text.text)
+        if region is None and not marks_in_words and text.generations != []:
             region = self._region_behind_prefix(text.text, message)
-        if region is None:
+        if region is None and not (message in text.silent and self._says_nothing(message)):
             raise _TurnNotFoundError(
                 "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
                 "text; remove them"
-                if holds_marks(text.text)
+                if marks_in_words
                 else f"message {message}: where the chat template writes it can't be found; "
                 "use a template that writes messages one by one in a loop"
             )
