@@ -51,8 +51,6 @@ class TurnPlan:
     """The dialogue up to and with it; None where the template refuses that."""
     turn: PlannedTurn
     """In `own`; in the whole dialogue where there is none."""
-    in_full: PlannedTurn | None
-    """In the whole dialogue, where that may be needed."""
     exact: bool | None
     """Whether merging is exact; None: only the texts can tell."""
 
@@ -126,10 +124,6 @@ class DialoguePlan:
         if merge == "never" or (merge == "auto" and not exact):
             flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
             own.append(DocumentText(own_text, (replace(turn, flags=flags),)))
-        elif not exact:
-            assert planned.in_full is not None
-            merged.append(planned.in_full.filled(sums, TurnFlag.BENT))
-            return merged[-1].end
         else:
             merged.append(turn if planned.turn.cut_behind else replace(turn, own_text=own_text))
         return turn.end if exact else None
@@ -182,29 +176,25 @@ class _Planner:
         if turn is None:
             return None
         if own is None:
-            return TurnPlan(None, turn, None, None)
+            return TurnPlan(None, turn, None)
         agreed = agreement(full, own)
         exact = None
         if agreed.place >= turn.end:  # places in what is the same in both are in order
             exact = True
         elif agreed.differs:
             exact = False
-        in_full = None
-        if merge == "always" and not exact:
-            in_full = self._locate(full, message)
-            if in_full is None:
-                return None
-        return TurnPlan(own, turn, in_full, exact)
+        if merge == "always" and not exact:  # where it is bent to needs its texts
+            return None
+        return TurnPlan(own, turn, exact)
 
     def _locate(self, outline: Outline, message: int) -> PlannedTurn | None:
         region = _region(outline, message)
         prompt = self.outlines.get((message, True))
-        if region is None or prompt is None:
+        if region is None or prompt is None or _holds_a_later(outline, region, message):
             return None
-        agreed = agreement(prompt, outline)
-        if agreed.place != prompt.end:
+        if agreement(prompt, outline).place != prompt.end:
             return None
-        end = _without_white_space(outline, region)
+        end = self._end(outline, region, prompt.end)
         if end is None:
             return None
         spans: tuple[tuple[Place, Place], ...] = ((prompt.end, end),)
@@ -221,6 +211,22 @@ class _Planner:
             return None
         flags = TurnFlag(0) if ends else TurnFlag.NO_EOT
         return PlannedTurn(message, spans, prompt.end, end, flags, cut)
+
+    def _end(self, outline: Outline, region: tuple[int, int], start: Place) -> Place | None:
+        """Return where a turn ends; start: where its prompt does."""
+        end = _without_white_space(outline, region)
+        if end is None or end[0] < start[0] or end[1] <= start[1]:
+            return None
+        ends = self.added_tokens.surely_end_a_turn(outline.literal_before(end))
+        if ends:
+            return end
+        if ends is None or end[0] != len(outline.cells):
+            return None
+        behind = outline.literals[-1][len(outline.literal_before(end)) :]
+        closing = behind.strip()
+        if closing and closing == self.added_tokens.control_token_behind(closing):
+            return end[0], end[1] + behind.index(closing) + len(closing)
+        return end
 
 
 def _region(outline: Outline, message: int) -> tuple[int, int] | None:
@@ -241,6 +247,12 @@ def _region(outline: Outline, message: int) -> tuple[int, int] | None:
     ((start, end),) = regions
     has_text = outline.marks[start].place[1] < outline.marks[end].place[1]
     return (start, end) if has_text else None
+
+
+def _holds_a_later(outline: Outline, region: tuple[int, int], message: int) -> bool:
+    """Return whether a later message is written inside the region of `message`."""
+    inside = outline.marks[region[0] + 1 : region[1]]
+    return any(mark.message is not None and mark.message > message for mark in inside)
 
 
 def _without_white_space(outline: Outline, region: tuple[int, int]) -> Place | None:

@@ -115,24 +115,27 @@ class Replayer:
             known = self._new_shape(dialogue, messages, sheet)
         except UnknownError:
             return None
-        self._keep(shape, known)
-        return self._fill(known, sheet.values, dialogue)
+        filled = self._fill(known, sheet.values, dialogue)
+        if filled is not None:
+            self._keep(shape, known)
+        return filled
 
     def _new_shape(self, dialogue: Dialogue, messages: Messages, sheet: Sheet) -> _Shape:
         known = self._known_renders(dialogue)
-        walks = known.walk(sheet, messages, dialogue.tools, _renders(dialogue))
-        outlines = {
-            render: None if walk is None else outline_of(walk.pieces)
-            for render, walk in walks.items()
-        }
-        plan = plan_dialogue(
-            self._added_tokens,
-            dialogue,
-            outlines,
-            self._merge,
-            has_generations=known.name in self._template.tagged,
-        )
-        return _Shape(sheet, outlines, plan)
+
+        def outlines(wanted: Iterator[Render]) -> dict[Render, Outline | None]:
+            walks = known.walk(sheet, messages, dialogue.tools, wanted)
+            return {
+                render: None if walk is None else outline_of(walk.pieces)
+                for render, walk in walks.items()
+            }
+
+        found = outlines(_renders(dialogue))
+        tagged = known.name in self._template.tagged
+        plan = plan_dialogue(self._added_tokens, dialogue, found, self._merge, tagged)
+        if plan is None and known.asks_before:
+            found |= outlines(_renders_before(dialogue))
+        return _Shape(sheet, found, plan)
 
     def _keep(self, shape: Hashable, known: _Shape) -> None:
         alike = self._shapes.setdefault(shape, [])
@@ -151,6 +154,7 @@ class Replayer:
         try:
             rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self._merge)
         except UnknownError:
+            self._known_renders(dialogue).asks_before = True
             return None
         return rendered if isinstance(rendered, RenderedDialogue) else None
 
@@ -163,6 +167,8 @@ class Replayer:
         self._recorded += 1
         try:
             known.learn(messages, dialogue.tools, _renders(dialogue))
+            if known.asks_before:
+                known.learn(messages, dialogue.tools, _renders_before(dialogue))
         except Declined:
             self._recorded += 1
 
@@ -210,6 +216,13 @@ def _renders(dialogue: Dialogue) -> Iterator[Render]:
     for message in dialogue.trained_messages():
         yield message + 1, False
         yield max(message, 1), True
+
+
+def _renders_before(dialogue: Dialogue) -> Iterator[Render]:
+    """Yield what `spans.py` asks for beside, where a prompt is not how a turn begins."""
+    for message in dialogue.trained_messages():
+        if message:
+            yield message, False
 
 
 def _shape_of(dialogue: Dialogue) -> Hashable | None:
