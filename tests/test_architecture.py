@@ -35,6 +35,7 @@ LAYERS = """
     template.environment
     template.marking
     template.chat_template
+    template.dropped
     template.spans
     encoding
     overlong
@@ -47,6 +48,7 @@ LAYERS = """
     runners.local
     output
     run
+    findings
     reporting
     inspecting.figures
     inspecting.row
