@@ -174,6 +174,28 @@ def test_a_system_message_that_only_a_prompt_shows_is_dropped():
     assert count_dropped(prompt_alone, [CHAT]) == {"system.content": 1}
 
 
+def test_a_later_system_message_is_not_taken_for_the_one_that_opens_the_dialogue():
+    after_the_second = writing("{{ m.content if m.role != 'assistant' or loop.index > 2 }}")
+    row = [say("system", "marmot"), say("user", "walrus"), say("system", "lemur")]
+    assert count_dropped(after_the_second, [dialogue(*row, say("assistant", "otter"))]) == {}
+    all_but_the_second = writing("{{ m.content if loop.index != 2 }}")
+    assert count_dropped(all_but_the_second, [CHAT]) == {"user.content": 1}
+
+
+def test_two_system_messages_are_asked_about_in_front_of_a_user():
+    needs_a_user = writing(
+        "{{ raise_exception('no user') if not 'user' in messages | map(attribute='role') }}"
+        "{{ m.content if m.role != 'system' }}"
+    )
+    row = dialogue(
+        say("system", "marmot"),
+        say("system", "lemur"),
+        say("user", "walrus"),
+        say("assistant", "otter"),
+    )
+    assert count_dropped(needs_a_user, [row]) == {"system.content": 2}
+
+
 def test_what_is_not_there_is_not_dropped():
     silent = writing("")
     row = dialogue(say("user", " \n"), say("assistant", "", tool_calls=[]), tools=[])
