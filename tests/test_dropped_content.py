@@ -114,6 +114,14 @@ def test_calls_without_their_name_or_their_arguments_are_dropped(written):
     assert count_dropped(template, [CALLING])["assistant.tool_calls"] == 1
 
 
+@pytest.mark.parametrize("arguments", [{}, "{}", "", " { } "])
+def test_arguments_of_which_there_are_none_are_not_dropped(arguments):
+    names = writing("{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}")
+    call = {"function": {"name": "weather", "arguments": arguments}}
+    row = dialogue(say("user", ""), say("assistant", "", tool_calls=[call]))
+    assert count_dropped(names, [row]) == {}
+
+
 def test_one_call_of_several_that_is_left_out_counts():
     template = writing("{{ m.tool_calls[0] if m.tool_calls }}")
     one, two = (

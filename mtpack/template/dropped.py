@@ -32,7 +32,7 @@ class _Calls(NamedTuple):
     nested: bool
     """Under `function`, as the chat APIs have it."""
     arguments: str
-    """`object`, `text` or `none`."""
+    """`object` or `text`; where there are none, `empty object` or `empty text`."""
 
 
 class _Kind(NamedTuple):
@@ -151,7 +151,10 @@ def _is_blank(text: str) -> bool:
 def _kind_of_calls(calls: list[_Fields]) -> _Calls:
     nested = "function" in calls[0]
     arguments = (calls[0]["function"] if nested else calls[0]).get("arguments")
-    kind = "none" if not arguments else "text" if isinstance(arguments, str) else "object"
+    if isinstance(arguments, str):
+        kind = "text" if arguments.strip("{} \n") else "empty text"
+    else:
+        kind = "object" if arguments else "empty object"
     return _Calls(len(calls) > 1, nested, kind)
 
 
@@ -245,7 +248,7 @@ def _message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
         fields["tool_calls"] = [_call(*name, kind.calls) for name in names]
         for name, argument in names:
             words[name] = "tool_calls"
-            if kind.calls.arguments != "none":
+            if not kind.calls.arguments.startswith("empty"):
                 words[argument] = "tool_calls"
     return fields, words
 
@@ -256,9 +259,10 @@ def _part(word: str) -> _Fields:
 
 def _call(name: str, argument: str, calls: _Calls) -> _Fields:
     arguments: dict[str, Any] = {
-        "none": {},
         "object": {"leaf": argument},
         "text": json.dumps({"leaf": argument}),
+        "empty object": {},
+        "empty text": "{}",
     }
     function = {"name": name, "arguments": arguments[calls.arguments]}
     call = {"id": _CALL_ID, "type": "function"}
