@@ -24,6 +24,7 @@ from mtpack.reading import LINE_LIMIT, Split
 from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.dropped import count_dropped
 from mtpack.template.spans import RenderedDialogue, finds_turns, render_dialogue
 from mtpack.token_store import open_batch, save_batch
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
@@ -112,6 +113,9 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     rejects += done.rejects
     save_batch(task.file, done.batch)
     watch.lap("tokenize")
+    for part, number in count_dropped(pipeline.template, done.accepted).items():
+        done.counts[f"content_dropped.{part}"] = number
+    watch.lap("render")
     return SplitRecord(
         file=task.file,
         counts=_count(task.split, done.accepted, rejects, done.batch, done.counts),

@@ -35,6 +35,7 @@ LAYERS = """
     template.environment
     template.marking
     template.chat_template
+    template.dropped
     template.spans
     template.replay.operations
     template.replay.stand_ins
@@ -62,6 +63,7 @@ LAYERS = """
     runners.local
     output
     run
+    findings
     reporting
     inspecting.figures
     inspecting.row
