@@ -62,6 +62,10 @@ class Tally:
     tokens_if_merged: int
     """Of all accepted rows, had every turn been merged, before the overlong policy."""
     loss_tokens: int
+    control_tokens: int
+    """Accepted rows whose given text spells a control token, which is kept as one."""
+    control_tokens_literal: int
+    """Accepted rows whose given text spells a control token, which is encoded as text."""
     sequences: int
     sequences_lower_bound: int
     rendered: int

@@ -45,6 +45,17 @@ def show_report(report: PackReport, console: Console) -> None:
 def notes(report: PackReport) -> list[str]:
     """Return what is out of the ordinary in a run, a line each, with the remedy."""
     tally = report.tally
+    rows = [
+        (
+            tally.control_tokens,
+            "spell control tokens in the text of users, systems or tools, and the model will read "
+            "them as such; --control-tokens literal makes them ordinary text, error refuses them",
+        ),
+        (
+            tally.control_tokens_literal,
+            "spell control tokens in the text of users, systems or tools, encoded as ordinary text",
+        ),
+    ]
     turns = [
         (
             tally.turns_own_document,
@@ -68,7 +79,7 @@ def notes(report: PackReport) -> list[str]:
     ]
     return [
         f"{kind}: {number:,} {text}"
-        for kind, found in (("turns", turns), ("tokens", tokens))
+        for kind, found in (("rows", rows), ("turns", turns), ("tokens", tokens))
         for number, text in found
         if number
     ]

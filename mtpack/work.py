@@ -21,10 +21,11 @@ from mtpack.manifest import ShardRecord
 from mtpack.options import PackOptions
 from mtpack.overlong import fit, piece_maker
 from mtpack.reading import LINE_LIMIT, Split
+from mtpack.rendering import Renderer, load_renderer
 from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
-from mtpack.template.spans import RenderedDialogue, render_dialogue
+from mtpack.template.spans import RenderedDialogue
 from mtpack.token_store import open_batch, save_batch
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
@@ -49,6 +50,7 @@ class Pipeline:
     options: PackOptions
     tokenizer: LoadedTokenizer
     template: ChatTemplate
+    renderer: Renderer
 
     @property
     def shard_metadata(self) -> ShardMetadata:
@@ -74,7 +76,8 @@ def load_pipeline(options: PackOptions) -> Pipeline:
             f"{options.chat_template or tokenizer.source}: where the chat template writes an "
             "assistant message can't be found; use one that writes messages one by one in a loop"
         )
-    return Pipeline(options, tokenizer, template)
+    renderer = load_renderer(template, tokenizer, options.control_tokens)
+    return Pipeline(options, tokenizer, template, renderer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +151,10 @@ def _tokenize(pipeline: Pipeline, dialogues: list[Dialogue], watch: Stopwatch) -
         counts += found
         watch.lap("tokenize")
     by_row = {dialogue.row: dialogue for dialogue in accepted}
-    make_piece = piece_maker(pipeline.template, pipeline.tokenizer, by_row, options.seq_len)
+    make_piece = piece_maker(pipeline.renderer, pipeline.tokenizer, by_row, options.seq_len)
     fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece)
-    return _Tokenized(fitted.batch, accepted, rejects, counts + fitted.counts, fitted.rejected_rows)
+    counts += fitted.counts + pipeline.renderer.count_spelling(accepted)
+    return _Tokenized(fitted.batch, accepted, rejects, counts, fitted.rejected_rows)
 
 
 def _rendered(
@@ -160,9 +164,7 @@ def _rendered(
     rendered: list[RenderedDialogue] = []
     num_chars = 0
     for dialogue in dialogues:
-        result = render_dialogue(
-            pipeline.template, pipeline.tokenizer.added_tokens, dialogue, pipeline.options.merge
-        )
+        result = pipeline.renderer.render(dialogue, pipeline.options.merge)
         if isinstance(result, Reject):
             rejects.append(result)
             continue

@@ -32,10 +32,13 @@ LAYERS = """
     tokenizer.declared_tokens
     tokenizer.loading
     tokenizer.encode
+    tokenizer.spelled_tokens
+    tokenizer.literal_tokens
     template.environment
     template.marking
     template.chat_template
     template.spans
+    rendering
     encoding
     overlong
     shard

@@ -37,6 +37,8 @@ REPORT_KEYS = {
     "tokens",
     "tokens_if_merged",
     "loss_tokens",
+    "control_tokens",
+    "control_tokens_literal",
     "sequences",
     "sequences_lower_bound",
     "fill",

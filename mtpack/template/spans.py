@@ -15,6 +15,7 @@ from mtpack.dialogue import Dialogue, Message, Reason, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
+from mtpack.tokenizer.encode import EncodedText
 from mtpack.turns import TurnFlag
 
 
@@ -32,6 +33,8 @@ class TurnText:
     flags: TurnFlag
     own_text: str | None = None
     """What the ids up to `end` are to be compared with, where equal text does not settle them."""
+    own_encoded: EncodedText | None = None
+    """`own_text` as tokens, where they are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class DocumentText:
 
     text: str
     turns: tuple[TurnText, ...]
+    encoded: EncodedText | None = None
+    """The text as tokens, where they are known already."""
 
 
 @dataclass(frozen=True, slots=True)

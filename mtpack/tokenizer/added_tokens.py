@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import tokenizers
@@ -30,17 +30,18 @@ class AddedTokens:
         self.tokens = tuple(tokens)
         self.swallowing = {token.id: token.content for token in self.tokens if token.swallows_space}
         self._cutting = tuple(token.content for token in self.tokens if token.cuts)
-        self._ending = tuple(
-            token.content
+        self.control = {
+            token.id: token.content
             for token in self.tokens
             if token.special or token.content == end_of_sequence
-        )
+        }
+        """Contents by id: control tokens are those called special, and the one named here."""
         longest_first = sorted((token.content for token in self.tokens), key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def end_a_turn(self, text: str) -> bool:
         """Return whether `text` ends in a control token."""
-        return text.endswith(self._ending)
+        return text.endswith(tuple(self.control.values()))
 
     def cut_behind(self, text: str) -> bool:
         """Return whether the ids of `text` can't depend on what follows it."""
@@ -54,6 +55,19 @@ class AddedTokens:
                 break
             boundary = match.end() if match.end() <= limit else match.start()
         return boundary
+
+    def control_tokens_in(self, text: str, ordinary: Container[int]) -> list[int]:
+        """Return where control tokens start in `text`; those that start at `ordinary` are none."""
+        control = frozenset(self.control.values())
+        starts: list[int] = []
+        position = 0
+        while found := self._any.search(text, position):
+            position = found.end()
+            if found[0] in control and found.start() in ordinary:
+                position = found.start() + 1
+            elif found[0] in control:
+                starts.append(found.start())
+        return starts
 
 
 def added_tokens_of(backend: tokenizers.Tokenizer, end_of_sequence: str | None) -> AddedTokens:
