@@ -63,6 +63,8 @@ class Reason(StrEnum):
     INVALID_LOSS_SWITCH = "invalid_loss_switch"
     TEMPLATE_RAISED = "template_raised"
     TURN_NOT_FOUND = "turn_not_found"
+    CONTROL_TOKEN = "control_token"
+    NOT_LITERAL = "not_literal"
     OVERLONG = "overlong"
 
 

@@ -32,6 +32,8 @@ LAYERS = """
     tokenizer.declared_tokens
     tokenizer.loading
     tokenizer.encode
+    tokenizer.spelled_tokens
+    tokenizer.literal_tokens
     template.environment
     template.marking
     template.chat_template
@@ -52,6 +54,7 @@ LAYERS = """
     template.replay.plan
     template.replay.audit
     template.replay.replayer
+    rendering
     encoding
     overlong
     shard

@@ -17,6 +17,7 @@ from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
+from mtpack.tokenizer.encode import EncodedText
 from mtpack.turns import TurnFlag
 
 
@@ -34,6 +35,8 @@ class TurnText:
     flags: TurnFlag
     own_text: str | None = None
     """What the ids up to `end` are to be compared with, where equal text does not settle them."""
+    own_encoded: EncodedText | None = None
+    """`own_text` as tokens, where they are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class DocumentText:
 
     text: str
     turns: tuple[TurnText, ...]
+    encoded: EncodedText | None = None
+    """The text as tokens, where they are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class RenderedDialogue:
 _QUESTION = Message("user", {"role": "user", "content": "?"}, trained=False)
 
 
-class Renderer(Protocol):
-    """What renders: a chat template, or what gives the same texts without rendering."""
+class Template(Protocol):
+    """What gives the texts of dialogues: a chat template, or what fills in what one would."""
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
@@ -79,7 +84,7 @@ class _TurnNotFoundError(Exception):
 
 
 def render_dialogue(
-    template: Renderer, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
+    template: Template, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
 ) -> RenderedDialogue | Reject:
     """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
     turns = _Turns(template, added_tokens, dialogue)
@@ -97,7 +102,7 @@ def render_dialogue(
         return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))
 
 
-def finds_turns(template: Renderer, added_tokens: AddedTokens) -> bool:
+def finds_turns(template: Template, added_tokens: AddedTokens) -> bool:
     """Return whether the turn of a simple dialogue is found; true where the template refuses it."""
     answer = Message("assistant", {"role": "assistant", "content": "mtpackprobe"}, trained=True)
     dialogue = Dialogue(0, Origin("probe", 1), (_QUESTION, answer), None)
@@ -121,7 +126,7 @@ def _without_content(words: str, dialogue: Dialogue) -> str:
 class _Turns:
     """Finds the turns of one dialogue."""
 
-    template: Renderer
+    template: Template
     added_tokens: AddedTokens
     dialogue: Dialogue
 

@@ -58,12 +58,12 @@ class Replayer:
         self.replayed = 0
         self.rendered = 0
         self.audited = 0
-        self.mismatches = 0
+        self.audit_mismatches = 0
         """Replayed dialogues that were found to differ from their real render."""
         self._audit = Audit(seed)
         self._template = template
         self._added_tokens = added_tokens
-        self._merge = merge
+        self.merge = merge
         self._known: dict[tuple[str, bool], KnownRenders] = {}
         self._shapes: dict[Hashable, list[_Shape]] = {}
         self._recorded = 0
@@ -92,7 +92,7 @@ class Replayer:
 
     def render_for_real(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render without replay."""
-        return render_dialogue(self._template, self._added_tokens, dialogue, self._merge)
+        return render_dialogue(self._template, self._added_tokens, dialogue, self.merge)
 
     def _audited(self, dialogue: Dialogue, replayed: RenderedDialogue) -> RenderedDialogue | Reject:
         if not self._audit.is_due(dialogue.row):
@@ -100,7 +100,7 @@ class Replayer:
         with self._audit.timed():
             rendered = self.render_for_real(dialogue)
         self.audited += 1
-        self.mismatches += rendered != replayed
+        self.audit_mismatches += rendered != replayed
         return rendered
 
     def _replay(
@@ -132,7 +132,7 @@ class Replayer:
 
         found = outlines(_renders(dialogue))
         tagged = known.name in self._template.tagged
-        plan = plan_dialogue(self._added_tokens, dialogue, found, self._merge, tagged)
+        plan = plan_dialogue(self._added_tokens, dialogue, found, self.merge, tagged)
         if plan is None and known.asks_before:
             found |= outlines(_renders_before(dialogue))
         return _Shape(sheet, found, plan)
@@ -148,11 +148,11 @@ class Replayer:
         self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
         if shape.plan is not None:
-            return shape.plan.filled(values, dialogue, self._merge)
+            return shape.plan.filled(values, dialogue, self.merge)
         tagged = self._template.name_for(dialogue.tools) in self._template.tagged
         stand_in = _FilledTemplate(shape.outlines, values, dialogue.messages, tagged)
         try:
-            rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self._merge)
+            rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self.merge)
         except UnknownError:
             self._known_renders(dialogue).asks_before = True
             return None
