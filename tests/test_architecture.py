@@ -32,6 +32,9 @@ LAYERS = """
     tokenizer.declared_tokens
     tokenizer.loading
     tokenizer.encode
+    template.limits
+    template.guards
+    template.metering
     template.environment
     template.marking
     template.chat_template
@@ -43,7 +46,10 @@ LAYERS = """
     shards
     token_store
     stopwatch
+    activity
     work
+    runners.watching
+    runners.pool
     runners.local
     output
     run

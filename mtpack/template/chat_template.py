@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import jinja2
 from mtpack.dialogue import Message
 from mtpack.errors import SetupError
 from mtpack.template.environment import make_environment
+from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.marking import (
     IndexedMessage,
     MarkedText,
@@ -25,6 +27,7 @@ from mtpack.template.marking import (
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"
+_LIMITS = Limits()
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
@@ -35,14 +38,21 @@ class TemplateRaisedError(Exception):
 class ChatTemplate:
     """Renders messages to text exactly as transformers' `apply_chat_template` does."""
 
-    def __init__(self, sources: dict[str, str], variables: dict[str, Any], date: str) -> None:
+    def __init__(
+        self,
+        sources: dict[str, str],
+        variables: dict[str, Any],
+        date: str,
+        limits: Limits = _LIMITS,
+    ) -> None:
         """Compile the templates.
 
         sources: by name; `tool_use`, where there is one, is for dialogues with tools. variables:
         special tokens and template arguments. Raises jinja2.TemplateSyntaxError.
         """
-        plain = make_environment(date, marked=False)
-        marked = make_environment(date, marked=True)
+        self._meter = Meter(limits)
+        plain = make_environment(date, self._meter, marked=False)
+        marked = make_environment(date, self._meter, marked=True)
         self._variables = variables
         self._plain = {name: plain.from_string(text) for name, text in sources.items()}
         self._marked = {name: compile_marked(marked, text) for name, text in sources.items()}
@@ -55,7 +65,7 @@ class ChatTemplate:
     ) -> str:
         """Return the text; with `prompt`, the generation prompt stands at its end.
 
-        Raises TemplateRaisedError.
+        Raises TemplateRaisedError, and TemplateLimitError where it does more than `limits` allow.
         """
         fields = [message.fields for message in self._readable(messages)]
         return self._write(self._plain, fields, tools, prompt)
@@ -65,7 +75,7 @@ class ChatTemplate:
     ) -> MarkedText:
         """Return the same text as `render` with what was written for each message.
 
-        Raises TemplateRaisedError. Where the marks would have changed the text, no message has
+        Raises what `render` raises. Where the marks would have changed the text, no message has
         a region.
         """
         fields = [message.fields for message in self._readable(messages)]
@@ -100,10 +110,30 @@ class ChatTemplate:
             **self._variables,
         }
         try:
-            return templates[self._name(tools)].render(variables)
+            return self._write_within_limits(templates[self._name(tools)], variables)
+        except (TemplateLimitError, MemoryError):
+            raise
         except Exception as error:  # templates are foreign code and can raise anything
             detail = (str(error) or type(error).__name__).split("\n")[0]
             raise TemplateRaisedError(detail[:200]) from error
+
+    def _write_within_limits(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
+        self._meter.restart()
+        try:
+            return template.render(variables)
+        except RecursionError:
+            # How deep it may go must not depend on what is above it in this process.
+            return self._write_on_a_stack_of_its_own(template, variables)
+
+    def _write_on_a_stack_of_its_own(
+        self, template: jinja2.Template, variables: dict[str, Any]
+    ) -> str:
+        self._meter.restart()
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                return thread.submit(template.render, variables).result()
+            except RecursionError as error:
+                raise TemplateLimitError("nests deeper than Python can follow") from error
 
     def _readable(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Join the text parts of a content for a template that can't read a list of them."""
@@ -157,13 +187,13 @@ class ChatTemplate:
         ]
         try:
             return 1 in self.render_marked(messages, None).regions
-        except TemplateRaisedError:  # it may ask for more than the simplest dialogue has
+        except (TemplateRaisedError, TemplateLimitError):  # it may ask for more than this
             return True
 
     def _probe(self, messages: list[dict[str, Any]]) -> str:
         try:
             text = self._write(self._plain, messages, None, False)
-        except TemplateRaisedError:
+        except (TemplateRaisedError, TemplateLimitError):
             return ""
         # A list that is written as it is shows its keys; one that is read does not.
         return "" if "'text':" in text or '"text":' in text else text
