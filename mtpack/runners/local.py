@@ -8,13 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
 from mtpack.errors import MtpackError
 from mtpack.runners.pool import Pool, Unit, run_unit
-from mtpack.runners.watching import ProcessLimits, Watch, interrupt, process_limits
+from mtpack.runners.watching import ProcessLimits, process_limits, watched_here
 from mtpack.work import Pipeline
 
 Task = TypeVar("Task")
@@ -55,14 +54,8 @@ class LocalRunner:
             return run_unit(self._pipeline, unit, task)
         activity = self._pipeline.activity
         activity.belongs_to(os.getpid())
-        watch = Watch([activity], self._limits or process_limits(1), interrupt)
-        try:
-            with watch:
-                return run_unit(self._pipeline, unit, task)
-        except KeyboardInterrupt:
-            if watch.verdict is not None:
-                raise MtpackError(watch.verdict) from None
-            raise
+        with watched_here(activity, self._limits or process_limits(1)):
+            return run_unit(self._pipeline, unit, task)
 
     def close(self) -> None:
         """End the workers when all results have been taken."""
@@ -80,21 +73,18 @@ def _run_in_pool(
 ) -> Iterator[Result]:
     waiting: deque[Future[Result]] = deque()
     failed: MtpackError | None = None
-    try:
-        while True:
-            try:
-                task = next(tasks, None)
-            except MtpackError as error:  # comes after whatever the tasks before it find
-                task, failed = None, error
-            if task is None:
-                break
-            waiting.append(pool.submit(unit, task))
-            if len(waiting) >= num_workers * _TASKS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise MtpackError(pool.what_broke_it()) from error
+    while True:
+        try:
+            task = next(tasks, None)
+        except MtpackError as error:  # comes after whatever the tasks before it find
+            task, failed = None, error
+        if task is None:
+            break
+        waiting.append(pool.submit(unit, task))
+        if len(waiting) >= num_workers * _TASKS_AHEAD:
+            yield pool.result(waiting.popleft())
+    while waiting:
+        yield pool.result(waiting.popleft())
     if failed is not None:
         raise failed
 

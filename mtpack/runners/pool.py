@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from ctypes import Array, c_int, c_ubyte
 from dataclasses import replace
@@ -25,7 +26,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Unit = Callable[[Pipeline, Task], Result]
 
-_SECONDS_TO_END = 5.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_END = 1.0
+
+_MOST_LIKELY = "most likely for want of memory; run again with fewer --workers"
 
 _pipeline: Pipeline  # of this worker process
 
@@ -50,27 +54,47 @@ class Pool:
         self._watch.__enter__()
 
     def submit(self, unit: Unit[Task, Result], task: Task) -> Future[Result]:
-        """Hand a task to the next worker that is free."""
-        with _interrupts_held():
-            future = self._executor.submit(_run_in_worker, unit, task)
+        """Hand a task to the next worker that is free; raise MtpackError where one has ended."""
+        try:
+            with _interrupts_held():
+                future = self._executor.submit(_run_in_worker, unit, task)
+        except BrokenProcessPool as error:
+            raise MtpackError(self._what_broke_it()) from error
         self._workers |= set(multiprocessing.active_children()) - self._others
         return future
 
-    def what_broke_it(self) -> str:
+    def result(self, future: Future[Result]) -> Result:
+        """Wait for a result; raise MtpackError where a worker ended before its work.
+
+        The executor notices such an end by itself, but not that of a worker that it started while
+        it was waiting for the others.
+        """
+        try:
+            while not wait([future], timeout=_SECONDS_BETWEEN_LOOKS).done:
+                if any(worker.exitcode is not None for worker in self._workers):
+                    raise BrokenProcessPool
+            return future.result()
+        except BrokenProcessPool as error:
+            raise MtpackError(self._what_broke_it()) from error
+
+    def _what_broke_it(self) -> str:
         """Return one line that says why a worker ended before its work."""
         if self._watch.verdict is not None:
             return self._watch.verdict
-        moments = {moment.process: moment for moment in map(Activity.look, self._activities)}
-        for worker in self._workers:
-            worker.join(_SECONDS_TO_END)
-            if worker.exitcode in (None, 0, -signal.SIGTERM):  # the pool ended it
-                continue
-            if worker.pid in moments and moments[worker.pid].what:
-                return (
-                    f"{moments[worker.pid].what} ended the worker process "
-                    f"({_told(worker.exitcode)}), {_MOST_LIKELY}"
-                )
+        culprit = self._ended_by_itself()
+        if culprit is None:  # the executor may be about to learn how it ended
+            for worker in self._workers:
+                worker.join(_SECONDS_TO_END)
+            culprit = self._ended_by_itself()
+        for moment in map(Activity.look, self._activities):
+            if culprit is not None and culprit.pid == moment.process and moment.what:
+                how = _how_it_ended(culprit.exitcode or 0)
+                return f"{moment.what} ended the worker process ({how}), {_MOST_LIKELY}"
         return f"a worker process died, {_MOST_LIKELY}"
+
+    def _ended_by_itself(self) -> BaseProcess | None:
+        by_others = (None, 0, -signal.SIGTERM)  # or not at all
+        return next((worker for worker in self._workers if worker.exitcode not in by_others), None)
 
     def close(self) -> None:
         """End the workers when they have done their work."""
@@ -85,10 +109,7 @@ class Pool:
         self._watch.__exit__()
 
 
-_MOST_LIKELY = "most likely for want of memory; run again with fewer --workers"
-
-
-def _told(exitcode: int) -> str:
+def _how_it_ended(exitcode: int) -> str:
     return signal.Signals(-exitcode).name if exitcode < 0 else f"exit status {exitcode}"
 
 

@@ -6,20 +6,21 @@ with one line that says what the process was at.
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtpack.activity import Activity, Moment
+from mtpack.errors import MtpackError
 
 _SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_TO_REACT = 10.0
+_SECONDS_TO_REACT = 2.0
 _SHARE_OF_MEMORY = 0.9
 
 
@@ -81,7 +82,7 @@ class Watch:
         allowed = self._limits.seconds * moment.effort
         if seconds > allowed:
             return (
-                f"{moment.what} takes longer than {allowed:,.0f} s; "
+                f"{moment.what} takes longer than {allowed:,.3g} s; "
                 "remove the row, or use another chat template or tokenizer"
             )
         memory = self._limits.memory
@@ -99,13 +100,35 @@ def kill(watch: Watch, process: int) -> None:
     os.kill(process, signal.SIGKILL)
 
 
-def interrupt(watch: Watch, process: int) -> None:
-    """Interrupt the main thread of this process; end the process where it does not react.
+@contextmanager
+def watched_here(activity: Activity, limits: ProcessLimits) -> Iterator[None]:
+    """Watch over what the main thread of this process does; raise MtpackError to stop it.
 
-    It can't react in foreign code. Foreign code that also keeps other threads from running keeps
-    the watch from running as well: only another process can end that.
+    Foreign code that can't be interrupted ends with the process. Foreign code that also keeps
+    other threads from running keeps the watch from running as well: only in a worker process can
+    that be ended.
     """
-    _thread.interrupt_main()
+
+    def stop(number: int, frame: object) -> None:
+        raise _StoppedError
+
+    watch = Watch([activity], limits, _interrupt)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with watch:
+            yield
+    except _StoppedError:
+        raise MtpackError(watch.verdict) from None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class _StoppedError(BaseException):
+    """Not an Exception, since foreign code may make us catch those."""
+
+
+def _interrupt(watch: Watch, process: int) -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
     if not watch.over.wait(_SECONDS_TO_REACT):
         sys.stderr.write(f"mtpack: {watch.verdict}\n")
         sys.stderr.flush()

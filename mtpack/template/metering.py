@@ -51,11 +51,15 @@ class MeteredEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """Join what a template, a macro or a block has written."""
         return self.meter.joined(pieces)
 
-    def from_string(self, source: str | nodes.Template, *args: Any, **named: Any) -> Any:
-        """Compile a template so that it is counted what it does."""
-        tree = self.parse(source) if isinstance(source, str) else source
-        tree = _Counting().visit(tree)
+    def parse(self, source: str, *args: Any, **named: Any) -> nodes.Template:
+        """Parse a template, so that it is counted what it does; what is added later is not."""
+        tree: nodes.Template = _Counting().visit(super().parse(source, *args, **named))
         tree.set_environment(self)
+        return tree
+
+    def from_string(self, source: str | nodes.Template, *args: Any, **named: Any) -> Any:
+        """Compile a template, or one that has been parsed."""
+        tree = self.parse(source) if isinstance(source, str) else source
         return super().from_string(tree, *args, **named)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
