@@ -115,6 +115,14 @@ TOO_MANY_STEPS = {
     "a list of lists of lists": doubled("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
     "a list of lists of lists as JSON": doubled("[1]", "[ns.x, ns.x]", "{{ ns.x | tojson }}"),
     "a dict of dicts of dicts": doubled("{}", "{1: ns.x, 2: ns.x}", "{{ ns.x ~ '' }}"),
+    "a tuple of tuples of tuples": doubled("()", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"),
+    "a list of lists by +": doubled("[]", "[ns.x] + [ns.x]", "{{ ns.x == ns.x }}"),
+    "a list of lists by batch": doubled("[]", "'a' | batch(3, ns.x) | list"),
+    "a dict of dicts by dict": doubled("[1]", "[dict(a=ns.x, b=ns.x)]", "{{ ns.x | string }}"),
+    "a list in a list in a list": (
+        "{% set ns = namespace(x=[]) %}{% for _ in range(5000) %}{% set ns.x = [ns.x] %}"
+        "{% endfor %}{{ ns.x | tojson }}"
+    ),
 }
 TOO_LARGE_NUMBERS = {
     "a power": "{{ 9 ** (9 ** 9) }}",
@@ -130,14 +138,6 @@ TOO_DEEP = {
     "a caller that calls itself": (
         "{% macro f() %}{{ caller() }}{% endmacro %}"
         "{% macro g() %}{% call f() %}{{ g() }}{% endcall %}{% endmacro %}{{ g() }}"
-    ),
-    "a list in a list": (
-        "{% set ns = namespace(x=[]) %}{% for _ in range(5000) %}{% set ns.x = [ns.x] %}"
-        "{% endfor %}{{ ns.x }}"
-    ),
-    "a list in a list as JSON": (
-        "{% set ns = namespace(x=[]) %}{% for _ in range(5000) %}{% set ns.x = [ns.x] %}"
-        "{% endfor %}{{ ns.x | tojson }}"
     ),
 }
 HOSTILE = [

@@ -210,6 +210,7 @@ def _guard_batch(
     _guard_walk(meter, values)
     if isinstance(linecount, int) and fill_with is not None:
         meter.step(max(linecount, 0))
+        meter.nest([fill_with, fill_with])
 
 
 def _guard_format(meter: Meter, value: Any, *args: Any, **named: Any) -> None:

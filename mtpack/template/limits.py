@@ -18,6 +18,7 @@ CHARACTERS_PER_STEP = 1024
 _PIECES_AT_A_TIME = 1024
 _NOTHING: dict[str, str] = {}
 _DICT_VIEWS = (type(_NOTHING.keys()), type(_NOTHING.values()), type(_NOTHING.items()))
+_NESTING = (dict, list, tuple)
 _CONTAINERS = (list, tuple, set, frozenset, *_DICT_VIEWS)
 
 
@@ -108,6 +109,27 @@ class Meter:
                 break
         return characters
 
+    def nest(self, container: Any) -> None:
+        """Check how much a container holds, counting everything as often as it stands in it.
+
+        To go through a list that holds a list twice that holds a list twice, and so on, takes
+        forever, be it to hash it or to compare it. Each list is looked at once here.
+        """
+        held: dict[int, int] = {}
+        waiting = [container]
+        while waiting:
+            outer = waiting[-1]
+            inner = [value for value in _values_in(outer) if isinstance(value, _NESTING)]
+            unknown = [value for value in inner if id(value) not in held]
+            if unknown:
+                waiting += unknown
+                continue
+            held[id(outer)] = len(outer) + sum(held[id(value)] for value in inner)
+            waiting.pop()
+            self.step(len(outer))
+        if held[id(container)] > self.limits.steps:
+            self.step(held[id(container)])
+
     def counted(self, values: Iterable[Any]) -> Iterator[Any]:
         """Yield `values`, each a step."""
         for value in values:
@@ -125,3 +147,7 @@ class Meter:
             taken += some
         self.text(characters)
         return "".join(taken)
+
+
+def _values_in(container: Any) -> Iterable[Any]:
+    return (*container, *container.values()) if isinstance(container, dict) else container

@@ -27,6 +27,7 @@ _STEP = "mtpack step"
 _ADD = "mtpack add"
 _CONCATENATE = "mtpack concatenate"
 _LOOK = "mtpack look"
+_NEST = "mtpack nest"
 
 _STEPS_OF_A_CALL = 8  # a macro takes several times as long as a pass of a loop
 
@@ -114,7 +115,12 @@ def _counting_filters(meter: Meter) -> dict[str, Callable[..., Any]]:
             meter.text(len(value))
         return value
 
-    return {_STEP: step, _ADD: add, _CONCATENATE: concatenate, _LOOK: look}
+    @jinja2.pass_context
+    def nest(context: Context, container: Any) -> Any:
+        meter.nest(container)
+        return container
+
+    return {_STEP: step, _ADD: add, _CONCATENATE: concatenate, _LOOK: look, _NEST: nest}
 
 
 class _Counting(NodeTransformer):
@@ -144,6 +150,16 @@ class _Counting(NodeTransformer):
         ]
         return node
 
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        return _counted_container(self.generic_visit(node), node.items)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return node if node.ctx == "store" else _counted_container(node, node.items)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        return _counted_container(self.generic_visit(node), [pair.value for pair in node.items])
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _filtered(nodes.Tuple(node.nodes, "load"), _CONCATENATE)
@@ -169,6 +185,12 @@ def _counted_body(node: Any, steps: int) -> nodes.Node:
     count = _filtered(nodes.Const(steps), _STEP)
     node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
     return node  # type: ignore[no-any-return]
+
+
+def _counted_container(node: Any, items: Sequence[nodes.Node]) -> nodes.Node:
+    if all(isinstance(item, nodes.Const) for item in items):
+        return node  # type: ignore[no-any-return]
+    return _filtered(node, _NEST)
 
 
 class _Formatter(jinja2.sandbox.SandboxedFormatter):
