@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtpack.activity import Activity
 from mtpack.assembling import assemble, padded_lengths
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.encoding import encode_dialogues
@@ -35,6 +36,8 @@ from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
 # so a small split can make many.
 _CHARS_AT_A_TIME = 4 * 2**20
 
+_MESSAGES_OF_A_USUAL_ROW = 60
+
 _FLAG_COUNTS = {
     "turns_own_document": TurnFlag.OWN_DOCUMENT,
     "prompt_differs": TurnFlag.PROMPT_DIFFERS,
@@ -52,6 +55,13 @@ class Pipeline:
     tokenizer: LoadedTokenizer
     template: ChatTemplate
     renderer: Renderer
+    activity: Activity = field(default_factory=Activity)
+    """Where the process says which row it is at."""
+
+    @property
+    def template_source(self) -> str:
+        """Where the chat template comes from."""
+        return self.options.chat_template or self.tokenizer.source
 
     @property
     def shard_metadata(self) -> ShardMetadata:
@@ -164,6 +174,7 @@ def _tokenize(pipeline: Pipeline, dialogues: list[Dialogue], watch: Stopwatch) -
     batches: list[TokenBatch] = []
     for rendered in _rendered(pipeline, dialogues, rejects):
         watch.lap("render")
+        _say_tokenizing(pipeline, rendered)
         batch, found = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
         batches.append(batch)
         accepted += [item.dialogue for item in rendered]
@@ -171,7 +182,13 @@ def _tokenize(pipeline: Pipeline, dialogues: list[Dialogue], watch: Stopwatch) -
         watch.lap("tokenize")
     by_row = {dialogue.row: dialogue for dialogue in accepted}
     make_piece = piece_maker(pipeline.renderer, pipeline.tokenizer, by_row, options.seq_len)
-    fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece)
+
+    def make_piece_and_say_so(row: int, message: int) -> TokenBatch | None:
+        _say_rendering(pipeline, by_row[row])
+        return make_piece(row, message)
+
+    fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece_and_say_so)
+    pipeline.activity.end()
     counts += fitted.counts + pipeline.renderer.count_spelling(accepted)
     return _Tokenized(fitted.batch, accepted, rejects, counts, fitted.rejected_rows)
 
@@ -183,16 +200,38 @@ def _rendered(
     rendered: list[RenderedDialogue] = []
     num_chars = 0
     for dialogue in dialogues:
+        _say_rendering(pipeline, dialogue)
         result = pipeline.renderer.render(dialogue, pipeline.options.merge)
         if isinstance(result, Reject):
             rejects.append(result)
             continue
         rendered.append(result)
-        num_chars += sum(len(document.text) for document in (result.merged, *result.own))
+        num_chars += _num_chars(result)
         if num_chars >= _CHARS_AT_A_TIME:
             yield rendered
             rendered, num_chars = [], 0
     yield rendered
+
+
+def _say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
+    pipeline.activity.begin(
+        f"{dialogue.origin}: rendering with the chat template of {pipeline.template_source}",
+        effort=1 + len(dialogue.messages) / _MESSAGES_OF_A_USUAL_ROW,
+    )
+
+
+def _say_tokenizing(pipeline: Pipeline, rendered: list[RenderedDialogue]) -> None:
+    if rendered:
+        first, last = rendered[0].dialogue.origin, rendered[-1].dialogue.origin
+        rows = str(first) if first == last else f"{first} to {last}"
+        pipeline.activity.begin(
+            f"{rows}: tokenizing with {pipeline.tokenizer.source}",
+            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
+        )
+
+
+def _num_chars(rendered: RenderedDialogue) -> int:
+    return sum(len(document.text) for document in (rendered.merged, *rendered.own))
 
 
 def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:

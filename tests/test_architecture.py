@@ -34,6 +34,9 @@ LAYERS = """
     tokenizer.encode
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
+    template.limits
+    template.guards
+    template.metering
     template.environment
     template.marking
     template.chat_template
@@ -62,7 +65,10 @@ LAYERS = """
     shards
     token_store
     stopwatch
+    activity
     work
+    runners.watching
+    runners.pool
     runners.local
     output
     run

@@ -480,6 +480,30 @@ def test_a_template_can_not_change_what_it_is_given(expression):
 @pytest.mark.parametrize(
     "statement",
     [
+        "{% set ns = namespace(messages[0]) %}{% set ns.content = 'changed' %}{{ ns.content }}",
+        "{% set ns = namespace(all=messages) %}{% set ns.all = [] %}{{ ns.all }}",
+        "{% set m = dict(messages[0], content='changed') %}{{ m.content }}",
+        "{% set messages = messages + [{'role': 'user'}] %}{{ messages | length }}",
+        "{% for message in messages %}{% set message = {} %}{% endfor %}",
+        "{{ messages | sort(attribute='content', reverse=true) | map('list') | list }}",
+        "{{ messages | reverse | list }}{{ messages[0].copy() }}{{ messages[::-1] }}",
+        "{{ messages | map('items') | map('list') | list }}{{ messages[0] | dictsort }}",
+        "{{ messages[0]['pop'] }}{{ '{0.clear}'.format(messages) }}",
+        "{{ messages | map(attribute='pop') | list }}{{ messages | map('attr', 'clear') | list }}",
+    ],
+)
+def test_what_a_template_makes_of_what_it_is_given_is_its_own(statement):
+    template = compile_source(statement)
+    dialogue = as_dialogue({"messages": [say("user", "walrus", tags=["a"]), *CONVERSATION[1:]]})
+    untouched = deepcopy(dialogue)
+    for render in (template.render, template.render_marked):
+        render(dialogue.messages, dialogue.tools)
+        assert dialogue == untouched
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
         "{% set ns = namespace(_hidden=1) %}",
         "{% set ns = namespace({'__class__': 1}) %}",
         "{% set ns = namespace() %}{% set ns._hidden = 1 %}",

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
+from mtpack.template.limits import TemplateLimitError
 from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.encode import EncodedText
@@ -97,6 +98,13 @@ def render_dialogue(
             dialogue.origin,
             Reason.TEMPLATE_RAISED,
             f"the chat template refuses this dialogue: {_without_content(str(error), dialogue)}",
+        )
+    except TemplateLimitError as error:  # in any of its renders, the prompts among them
+        return Reject(
+            dialogue.row,
+            dialogue.origin,
+            Reason.TEMPLATE_LIMIT,
+            f"the chat template {error}; shorten the dialogue or use another --chat-template",
         )
     except _TurnNotFoundError as error:
         return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))

@@ -30,6 +30,8 @@ class KnownRenders:
     """Of the one of its sources."""
     asks_before: bool = False
     """Whether finding turns takes renders of what stands before them, without a prompt."""
+    most_steps: int = 0
+    """Of the recorded renders (`Meter`)."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
@@ -51,6 +53,13 @@ class KnownRenders:
                 behind = render[0] + 1, True
                 walks[behind] = self._walk(sheet, messages, tools, behind, whole)
         return walks
+
+    def is_within_limits(self, num_messages: int) -> bool:
+        """Return whether no render of so many messages can meet the limit on steps.
+
+        What happens between two steps of a walk has happened in one recorded render.
+        """
+        return (num_messages + 2) * self.most_steps <= self.template.meter.limits.steps
 
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
         """Record those of the renders that are not known; raise Declined where that can't be."""
@@ -89,7 +98,6 @@ class KnownRenders:
     def _record(self, messages: Messages, tools: Any, prompt: bool) -> list[tuple[Event, Any]]:
         if self._compiled is None:
             self._compiled = compile_recording(
-                self.template.date,
                 self.template.sources[self.name],
                 self.template.environment,
                 {"documents", *INPUTS, *self.template.variables},

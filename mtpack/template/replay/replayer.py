@@ -34,8 +34,9 @@ _MAX_PLANS = 8
 _RECORDINGS_AHEAD = 256
 # Events known of a template at most (an event takes about half a kilobyte).
 _MAX_EVENTS = 400_000
-# Longer dialogues are rendered, so that the limits on what a template may do are those of renders.
+# Longer dialogues are rendered: rows that meet a limit of `limits.py` must be refused, replay or not.
 _MAX_MESSAGES = 1024
+_MAX_CHARACTERS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,11 @@ class Replayer:
             self.rendered += 1
             return self.render_for_real(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None:
+        if replayed is not None and len(replayed.merged.text) <= _MAX_CHARACTERS:
             self.replayed += 1
             return self._audited(dialogue, replayed)
         self.rendered += 1
+        self._template.meter.most_steps()
         rendered = self.render_for_real(dialogue)
         if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages)
@@ -106,6 +108,9 @@ class Replayer:
     def _replay(
         self, dialogue: Dialogue, messages: Messages, shape: Hashable
     ) -> RenderedDialogue | None:
+        if not self._known_renders(dialogue).is_within_limits(len(messages)):
+            return None
+        self._template.meter.restart()  # filters count as in a render
         for known in self._shapes.get(shape, ()):
             values = known.sheet.filled(messages, dialogue.tools)
             if values is not None:
@@ -165,6 +170,7 @@ class Replayer:
         if known.automaton.size > _MAX_EVENTS:
             return
         self._recorded += 1
+        known.most_steps = max(known.most_steps, self._template.meter.most_steps())
         try:
             known.learn(messages, dialogue.tools, _renders(dialogue))
             if known.asks_before:
