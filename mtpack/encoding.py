@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -68,9 +68,9 @@ def encode_dialogues(
             if _same_ids(merged, own, turn.end):
                 kept.append(turn)
             elif merge == "always":
-                kept.append(replace(turn, flags=turn.flags | TurnFlag.BENT))
+                kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
             else:
-                moved.append((own, replace(turn, flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
+                moved.append((own, turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
         row = dialogue.dialogue.row
         _add_document(columns, counts, row, merged, kept)
         for own, turn in moved:

@@ -142,8 +142,7 @@ def _document_without_marks(literal: LiteralTokenizer, document: DocumentText) -
 
 def _turn_without_marks(literal: LiteralTokenizer, text: str, turn: TurnText) -> TurnText:
     own, own_encoded = (None, None) if turn.own_text is None else _encode(literal, turn.own_text)
-    return replace(
-        turn,
+    return turn._replace(
         spans=tuple(
             (place_without_marks(text, start), place_without_marks(text, end))
             for start, end in turn.spans

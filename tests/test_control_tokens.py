@@ -464,7 +464,7 @@ def test_literal_moves_no_turn_and_leaves_no_mark(content):
     kept, found = (render(row, policy, template_of(content)) for policy in ("keep", "literal"))
 
     def without_ids(document):
-        turns = tuple(replace(turn, own_encoded=None) for turn in document.turns)
+        turns = tuple(turn._replace(own_encoded=None) for turn in document.turns)
         return replace(document, turns=turns, encoded=None)
 
     assert found.merged.encoded is not None

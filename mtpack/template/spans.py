@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
@@ -22,9 +22,8 @@ from mtpack.tokenizer.encode import EncodedText
 from mtpack.turns import TurnFlag
 
 
-@dataclass(frozen=True, slots=True)
-class TurnText:
-    """One turn in a rendered text."""
+class TurnText(NamedTuple):
+    """One turn in a rendered text. A tuple, as it is made for every turn of a replayed dialogue."""
 
     message: int
     spans: tuple[Range, ...]
@@ -153,14 +152,14 @@ class _Turns:
             merged_end = turn.end if exact else None
             if merge == "never" or (merge == "auto" and not exact):
                 flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
-                own.append(DocumentText(text.text, (replace(turn, flags=flags),)))
+                own.append(DocumentText(text.text, (turn._replace(flags=flags),)))
             elif not exact:
                 merged.append(self._bent(full, text.text[turn.start : turn.end], message))
                 merged_end = merged[-1].end
             elif self.added_tokens.cut_behind(text.text[: turn.end]):
                 merged.append(turn)
             else:
-                merged.append(replace(turn, own_text=text.text))
+                merged.append(turn._replace(own_text=text.text))
         if merged_end is None:  # of the last turn, which only its own document has so far
             merged_end = full.regions.get(message, (0, len(full.text)))[1]
         return RenderedDialogue(
@@ -188,7 +187,7 @@ class _Turns:
             end = turn.start + len(own_words)
         elif full.text.startswith(last_token, end) and not full.text[:end].endswith(last_token):
             end += len(last_token)  # here it opens the tool's answer, too
-        return replace(turn, spans=((turn.start, end),), end=end)
+        return turn._replace(spans=((turn.start, end),), end=end)
 
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""

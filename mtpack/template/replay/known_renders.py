@@ -54,12 +54,14 @@ class KnownRenders:
                 walks[behind] = self._walk(sheet, messages, tools, behind, whole)
         return walks
 
-    def is_within_limits(self, num_messages: int) -> bool:
-        """Return whether no render of so many messages can meet the limit on steps.
+    def is_within_limits(self, num_messages: int, tools: list[Any] | None) -> bool:
+        """Return whether no render of so much can meet the limit on what a template does.
 
-        What happens between two steps of a walk has happened in one recorded render.
+        What happens between two steps of a walk has happened in one recorded render, and a
+        template goes over the messages four times at most.
         """
-        return (num_messages + 2) * self.most_steps <= self.template.meter.limits.steps
+        passes = 4 * (num_messages + 1) + len(tools or ())
+        return passes * self.most_steps <= self.template.meter.limits.steps
 
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
         """Record those of the renders that are not known; raise Declined where that can't be."""

@@ -34,7 +34,7 @@ _MAX_PLANS = 8
 _RECORDINGS_AHEAD = 256
 # Events known of a template at most (an event takes about half a kilobyte).
 _MAX_EVENTS = 400_000
-# Longer dialogues are rendered: rows that meet a limit of `limits.py` must be refused, replay or not.
+# Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**24
 
@@ -108,7 +108,7 @@ class Replayer:
     def _replay(
         self, dialogue: Dialogue, messages: Messages, shape: Hashable
     ) -> RenderedDialogue | None:
-        if not self._known_renders(dialogue).is_within_limits(len(messages)):
+        if not self._known_renders(dialogue).is_within_limits(len(messages), dialogue.tools):
             return None
         self._template.meter.restart()  # filters count as in a render
         for known in self._shapes.get(shape, ()):
