@@ -34,9 +34,11 @@ from mtpack.template.spans import render_dialogue
 from mtpack.tokenizer.literal_tokens import NotLiteralError, literal_tokenizer
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from mtpack.tokenizer.spelled_tokens import SpelledTokens
+from tests import template_facts
 from tests.conftest import shared
 from tests.reference import Reference, ReferenceDocument, ReferenceTurn, Token
 from tests.strategies import as_documents
+from tests.template_facts import Facts
 
 DATE = "2026-01-01"
 ORIGIN = Origin("rows.jsonl", 1)
@@ -168,8 +170,8 @@ def test_spelled_control_tokens_are_encoded_as_by_a_tokenizer_without_them(name)
 class LiteralReference(Reference):
     """The definition, for a tokenizer to which spelled control tokens are ordinary text."""
 
-    def __init__(self, name: str, header: str, end_of_turn: str, template: str | None) -> None:
-        super().__init__(folder_of(name), header, end_of_turn, template)
+    def __init__(self, name: str, facts: Facts, template: str | None) -> None:
+        super().__init__(folder_of(name), facts, template)
         self.ordinary = ordinary_text(name)
         control = sorted(self.ordinary.control, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)))
@@ -215,7 +217,6 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-IM = ("<|im_start|>assistant\n", "<|im_end|>")
 # Its one control token ends every message, and no message has a header of its own.
 GPT_2 = (
     "{% if tools %}{{ tools | tojson }}<|endoftext|>{% endif %}"
@@ -223,11 +224,11 @@ GPT_2 = (
     "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 DIALECTS = {
-    "embedded": (*IM, None),
-    "qwen3": (*IM, None),
-    "minimind": (*IM, None),
-    "phi-3-mini": ("<|assistant|>\n", "<|end|>", None),
-    "gpt2": ("assistant: ", "<|endoftext|>", GPT_2),
+    "embedded": (template_facts.CHATML, None),
+    "qwen3": (template_facts.CHATML, None),
+    "minimind": (template_facts.CHATML, None),
+    "phi-3-mini": (replace(template_facts.PHI, closing="<|endoftext|>"), None),
+    "gpt2": (Facts(("assistant: ",), ("<|endoftext|>",)), GPT_2),
 }
 ANSWERS = st.sampled_from(("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</think>\n\nYes."))
 
@@ -291,8 +292,8 @@ def documents_of(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_dialogues_get_the_documents_of_the_reference(name):
-    header, end_of_turn, source = DIALECTS[name]
-    reference = LiteralReference(name, header, end_of_turn, source)
+    facts, source = DIALECTS[name]
+    reference = LiteralReference(name, facts, source)
     tokenizer, _ = loaded(name)
     template = (
         load_chat_template(tokenizer, None, (), DATE)
@@ -494,7 +495,7 @@ def test_pieces_of_a_long_dialogue_are_encoded_so_too():
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
     make_piece = piece_maker(renderer, EMBEDDED, {0: dialogue_of(row)}, 60)
-    reference = LiteralReference("embedded", *IM, None)
+    reference = LiteralReference("embedded", template_facts.CHATML, None)
     (made,) = as_documents(make_piece(0, 11))
     runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]
     whole = [reference.documents(run, "never")[-1] for run in runs]

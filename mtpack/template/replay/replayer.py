@@ -32,6 +32,8 @@ _MAX_PLANS = 8
 # Dialogues that may be recorded, beside one for every replayed one: a template that asks each
 # dialogue other questions is not worth it.
 _RECORDINGS_AHEAD = 256
+# How often it is tried to learn all that finding the turns of one dialogue asks for.
+_ROUNDS = 8
 # Events known of a template at most (an event takes about half a kilobyte).
 _MAX_EVENTS = 400_000
 # Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
@@ -89,7 +91,7 @@ class Replayer:
         self._template.meter.most_steps()
         rendered = self.render_for_real(dialogue)
         if isinstance(rendered, RenderedDialogue):
-            self._record(dialogue, messages)
+            self._record(dialogue, messages, shape, rendered)
         return rendered
 
     def render_for_real(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
@@ -154,16 +156,18 @@ class Replayer:
     ) -> RenderedDialogue | None:
         if shape.plan is not None:
             return shape.plan.filled(values, dialogue, self.merge)
-        tagged = self._template.name_for(dialogue.tools) in self._template.tagged
-        stand_in = _FilledTemplate(shape.outlines, values, dialogue.messages, tagged)
+        known = self._known_renders(dialogue)
+        filled = _FilledTemplate(self._template, known, shape.outlines, values, dialogue.messages)
         try:
-            rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self.merge)
+            rendered = render_dialogue(filled, self._added_tokens, dialogue, self.merge)
         except UnknownError:
-            self._known_renders(dialogue).asks_before = True
             return None
         return rendered if isinstance(rendered, RenderedDialogue) else None
 
-    def _record(self, dialogue: Dialogue, messages: Messages) -> None:
+    def _record(
+        self, dialogue: Dialogue, messages: Messages, shape: Hashable, rendered: RenderedDialogue
+    ) -> None:
+        """Learn from a dialogue, until it can be replayed; then its replay is audited."""
         known = self._known_renders(dialogue)
         if self._recorded > self.replayed + _RECORDINGS_AHEAD:
             return
@@ -172,9 +176,16 @@ class Replayer:
         self._recorded += 1
         known.most_steps = max(known.most_steps, self._template.meter.most_steps())
         try:
-            known.learn(messages, dialogue.tools, _renders(dialogue))
-            if known.asks_before:
-                known.learn(messages, dialogue.tools, _renders_before(dialogue))
+            for _ in range(_ROUNDS):  # what is asked for next may hang on what is known now
+                known.learn(messages, dialogue.tools, _renders(dialogue))
+                if known.asks_before:
+                    known.learn(messages, dialogue.tools, _renders_before(dialogue))
+                known.learn_missing(dialogue.tools)
+                replayed = self._replay(dialogue, messages, shape)
+                if replayed is not None:
+                    self.audited += 1
+                    self.audit_mismatches += replayed != rendered
+                    return
         except Declined:
             self._recorded += 1
 
@@ -190,31 +201,43 @@ class Replayer:
 class _FilledTemplate:
     """What a template gives for one dialogue, filled in: all that `render_dialogue` asks for."""
 
+    template: ChatTemplate
+    known: KnownRenders
     outlines: dict[Render, Outline | None]
     values: Sequence[Any]
     messages: tuple[Message, ...]
-    tagged: bool
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> str:
-        return self._outline(messages, prompt).filled(self.values)[0]
+        outline, values = self._outline(messages, tools, prompt)
+        return outline.filled(values)[0]
 
     def render_marked(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> MarkedText:
-        return self._outline(messages, prompt).marked(self.values, self.tagged)
+        outline, values = self._outline(messages, tools, prompt)
+        return outline.marked(values, self.known.name in self.template.tagged)
 
-    def _outline(self, messages: Sequence[Message], prompt: bool) -> Outline:
+    def _outline(
+        self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
+    ) -> tuple[Outline, Sequence[Any]]:
         if not messages:
             raise TemplateRaisedError("no messages")
         render = len(messages), prompt
-        if render not in self.outlines or messages[0] is not self.messages[0]:
+        if messages != self.messages[: len(messages)]:  # it goes on with a question
+            fields = [message.fields for message in self.template.readable(messages)]
+            sheet, walk = self.known.walk_other(fields, tools, prompt)
+            outline = None if walk is None else outline_of(walk.pieces)
+            values: Sequence[Any] = sheet.values
+        elif render in self.outlines:
+            outline, values = self.outlines[render], self.values
+        else:
+            self.known.asks_before = True
             raise UnknownError
-        outline = self.outlines[render]
         if outline is None:
             raise TemplateRaisedError
-        return outline
+        return outline, values
 
 
 def _renders(dialogue: Dialogue) -> Iterator[Render]:
