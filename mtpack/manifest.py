@@ -57,6 +57,9 @@ class Tally:
     """Loss tokens that start before the model takes over, because the template marks them."""
     straddles: int
     """Tokens left out of the loss because they reach over a turn's edge."""
+    content_dropped: dict[str, int]
+    """What the template leaves out (`assistant.tool_calls`, say): how many messages, before the
+    overlong policy; of `tools`, how many accepted rows."""
     tokens: int
     """Of all documents, without padding."""
     tokens_if_merged: int

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mtpack.findings import account_of_turns
 from mtpack.manifest import PackReport
 
 
 def show_report(report: PackReport, console: Console) -> None:
     """Print what was packed, what was left out, and what a user should know of it."""
     tally = report.tally
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
+    table = _table()
     left_out = {**tally.rows_rejected, **tally.rows_dropped}
     rows = [
         ("rows", tally.rows_read, _left_out(tally.rows_packed, left_out)),
@@ -31,8 +30,13 @@ def show_report(report: PackReport, console: Console) -> None:
     for name, number, remark in rows:
         table.add_row(name, f"{number:,}", remark)
     console.print(table)
-    for line in notes(report):
-        console.print(line)
+    console.print()
+    console.print(Text("Turns, as the chat template writes them", style="bold"))
+    turns = _table()
+    for finding in account_of_turns(tally):
+        turns.add_row(Text(finding.name), Text(f"{finding.count:,}"), Text(finding.text))
+    console.print(turns)
+    console.print()
     seconds = report.about.seconds["total"]
     num_bytes = sum(shard.bytes for shard in report.shards)
     shards = "1 shard" if len(report.shards) == 1 else f"{len(report.shards):,} shards"
@@ -42,36 +46,12 @@ def show_report(report: PackReport, console: Console) -> None:
     )
 
 
-def notes(report: PackReport) -> list[str]:
-    """Return what is out of the ordinary in a run, a line each, with the remedy."""
-    tally = report.tally
-    turns = [
-        (
-            tally.turns_own_document,
-            "can't be merged exactly, because the chat template rewrites history, and have "
-            f"documents of their own: {tally.tokens:,} tokens instead of "
-            f"{tally.tokens_if_merged:,}. A template that keeps history avoids it, or "
-            "--merge always",
-        ),
-        (tally.bent, "merged although the chat template rewrites history (--merge always)"),
-        (
-            tally.prompt_differs,
-            "not where the model's prompt ends; a --template-arg such as enable_thinking=false "
-            "may help",
-        ),
-        (tally.no_eot, "without a control token at the end, so the model won't learn to stop"),
-        (tally.unproven, "can't be rendered alone, so it is not proven that merging is exact"),
-    ]
-    tokens = [
-        (tally.given_trained, "carry loss although the prompt gives them, as the template has it"),
-        (tally.straddles, "left out of the loss, since they reach over the edge of a turn"),
-    ]
-    return [
-        f"{kind}: {number:,} {text}"
-        for kind, found in (("turns", turns), ("tokens", tokens))
-        for number, text in found
-        if number
-    ]
+def _table() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    return table
 
 
 def _left_out(packed: int, reasons: dict[str, int]) -> str:

@@ -24,7 +24,8 @@ from mtpack.reading import LINE_LIMIT, Split
 from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
-from mtpack.template.spans import RenderedDialogue, render_dialogue
+from mtpack.template.dropped import count_dropped
+from mtpack.template.spans import RenderedDialogue, finds_turns, render_dialogue
 from mtpack.token_store import open_batch, save_batch
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
@@ -69,7 +70,7 @@ def load_pipeline(options: PackOptions) -> Pipeline:
     template = load_chat_template(
         tokenizer, options.chat_template, options.template_arg, options.date
     )
-    if not template.writes_turns:
+    if not finds_turns(template, tokenizer.added_tokens):
         raise SetupError(
             f"{options.chat_template or tokenizer.source}: where the chat template writes an "
             "assistant message can't be found; use one that writes messages one by one in a loop"
@@ -112,6 +113,9 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     rejects += done.rejects
     save_batch(task.file, done.batch)
     watch.lap("tokenize")
+    for part, number in count_dropped(pipeline.template, done.accepted).items():
+        done.counts[f"content_dropped.{part}"] = number
+    watch.lap("render")
     return SplitRecord(
         file=task.file,
         counts=_count(task.split, done.accepted, rejects, done.batch, done.counts),

@@ -35,6 +35,7 @@ LAYERS = """
     template.environment
     template.marking
     template.chat_template
+    template.dropped
     template.spans
     template.replay.operations
     template.replay.stand_ins
@@ -49,6 +50,7 @@ LAYERS = """
     template.replay.known_renders
     template.replay.outline
     template.replay.plan
+    template.replay.audit
     template.replay.replayer
     encoding
     overlong
@@ -61,6 +63,7 @@ LAYERS = """
     runners.local
     output
     run
+    findings
     reporting
     inspecting.figures
     inspecting.row

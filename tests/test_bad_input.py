@@ -231,10 +231,8 @@ def test_a_template_that_raises_refuses_the_row_with_its_own_words(good, tmp_pat
 
 
 def test_a_template_whose_turns_cannot_be_found_is_never_a_silent_mask(good, tmp_path):
-    template = tmp_path / "by_index.jinja"
-    template.write_text(
-        "{% for i in range(messages | length) %}{{ messages[i].content }}{% endfor %}"
-    )
+    template = tmp_path / "twice.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}" * 2)
     said = refuse(2, "pack", good, "-o", tmp_path / "packed", "--chat-template", template)
     assert "where the chat template writes an assistant message can't be found" in said
 

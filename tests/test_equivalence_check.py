@@ -269,8 +269,8 @@ def test_the_table_is_calm_and_names_what_is_not_proved(tmp_path):
     assert "FAILED" not in lines
     assert "hashes were not checked" not in lines
     assert "3 of 3 sequences, 9 of 9 turns" in lines
-    assert "3  turns are merged though that is not exact (--merge always)" in lines
-    assert "2  turns end in no control token" in lines
+    assert "bent            3  turns: merged though" in lines
+    assert "no end of turn  2  turns: no control token ends them" in lines
     assert "unproven" not in lines
     assert all(len(line) <= 80 for line in lines.splitlines())
 

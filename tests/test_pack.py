@@ -34,6 +34,7 @@ REPORT_KEYS = {
     "bent",
     "given_trained",
     "straddles",
+    "content_dropped",
     "tokens",
     "tokens_if_merged",
     "loss_tokens",

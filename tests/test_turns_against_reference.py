@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,14 +18,13 @@ from mtpack.template.spans import render_dialogue
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
 from tests.conftest import SAMPLE_DATA, SHARED, shared
 from tests.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
+from tests.template_facts import CHATML, PHI
 
-CHATML = ("<|im_start|>assistant\n", "<|im_end|>")
-PHI_3 = ("<|assistant|>\n", "<|end|>")
 TOKENIZERS = {
     "embedded": CHATML,
     "qwen3": CHATML,
     "minimind": CHATML,
-    "phi-3-mini": PHI_3,
+    "phi-3-mini": replace(PHI, closing="<|endoftext|>"),
 }
 SAMPLE_FILES = sorted(path.name for path in SAMPLE_DATA.glob("*.jsonl"))
 SHARED_FILES = (
@@ -57,7 +57,7 @@ def loaded(name: str) -> tuple[LoadedTokenizer, ChatTemplate, Reference]:
     folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
     tokenizer = load_tokenizer(str(folder))
     template = load_chat_template(tokenizer, None, (), "2026-01-01")
-    return tokenizer, template, RenderOnce(folder, *TOKENIZERS[name])
+    return tokenizer, template, RenderOnce(folder, TOKENIZERS[name])
 
 
 def first_lines(path: Path) -> list[bytes]:

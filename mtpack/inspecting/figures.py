@@ -23,7 +23,9 @@ TALLY_FIGURES = (
     "no_eot",
     "unproven",
     "bent",
+    "given_trained",
     "straddles",
+    "content_dropped",
     "tokens_if_merged",
     "sequences_lower_bound",
 )

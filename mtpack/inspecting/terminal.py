@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.findings import Finding, account_of_turns
 from mtpack.inspecting.decoding import Decoder, decode_run
 from mtpack.inspecting.figures import Bucket, Figures, Histogram
 from mtpack.inspecting.row import DocumentView, RowView, TurnView
@@ -48,6 +49,8 @@ def show_figures(figures: Figures, console: Console) -> None:
     if figures.tally is not None:
         _print_heading("The run that packed them", console)
         console.print(_indented(_tally_table(figures, figures.tally)))
+        _print_heading("Turns, as the chat template writes them", console)
+        console.print(_indented(findings_table(account_of_turns(figures.tally))))
 
 
 def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
@@ -203,24 +206,25 @@ def _turn_table(lengths: Histogram) -> Table:
 
 
 def _tally_table(figures: Figures, tally: Tally) -> Table:
-    more = figures.tokens / tally.tokens_if_merged - 1 if tally.tokens_if_merged else 0.0
     lines: tuple[tuple[str, int, str], ...] = (
         ("rows read", tally.rows_read, ""),
         ("rows dropped", sum(tally.rows_dropped.values()), _reasons(tally.rows_dropped)),
         ("rows rejected", sum(tally.rows_rejected.values()), _reasons(tally.rows_rejected)),
         ("turns dropped", sum(tally.turns_dropped.values()), _reasons(tally.turns_dropped)),
-        ("turns with own document", tally.turns_own_document, "merging would not be exact"),
-        ("turns merged regardless", tally.bent, "not exact (--merge always)"),
-        ("turns not proven", tally.unproven, "merged; could not be checked"),
-        ("prompt differs", tally.prompt_differs, "turns the prompt does not lead up to"),
-        ("no end of turn", tally.no_eot, "turns that end in no control token"),
-        ("straddling tokens", tally.straddles, "over a turn's edge, so not trained"),
-        ("tokens if merged", tally.tokens_if_merged, f"packed: {figures.tokens:,} ({more:+.1%})"),
         ("sequences, lower bound", tally.sequences_lower_bound, f"packed: {figures.rows:,}"),
     )
     table = _table("left", "right", "left")
     for name, count, remark in lines:
         table.add_row(Text(name), Text(f"{count:,}"), Text(remark if count else ""))
+    return table
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    """Build the table that tells what a user should know of the turns."""
+    table = _table("left", "right", "left")
+    for finding in findings:
+        cells = (finding.name, f"{finding.count:,}", escaped(finding.text))
+        table.add_row(*map(Text, cells))
     return table
 
 

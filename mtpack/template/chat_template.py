@@ -152,18 +152,6 @@ class ChatTemplate:
         )
         return f'\\"{_PROBE}\\"' in text
 
-    @property
-    def writes_turns(self) -> bool:
-        """Whether an assistant message can be found in what is written; true where in doubt."""
-        messages = [
-            Message(role, {"role": role, "content": _PROBE}, role == "assistant")
-            for role in ("user", "assistant")
-        ]
-        try:
-            return 1 in self.render_marked(messages, None).regions
-        except TemplateRaisedError:  # it may ask for more than the simplest dialogue has
-            return True
-
     def _probe(self, messages: list[dict[str, Any]]) -> str:
         try:
             text = self._write(self._plain, messages, None, False)

@@ -2,7 +2,8 @@
 
 A chat template writes messages in a `for` loop. In the parsed template, every loop gets two calls:
 at the start of its body one that writes a mark if the loop's variable is one of the dialogue's
-messages, and at the end of the body (and before `continue` and `break`) one that closes it. The
+messages, and at the end of the body (and before `continue` and `break`) one that closes it. In a
+loop over indices, the mark stands where the body takes a message out of the list. The
 marks travel inside the text, so they are right in macros and `set` blocks as well; taken out, they
 must leave exactly what the plain template writes, or the template can't be read this way.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +114,8 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
     )
 
 
-def _enter(value: Any) -> str:
-    if type(value) is IndexedMessage:
+def _enter(value: Any, entered: str = "") -> str:
+    if not entered and type(value) is IndexedMessage:
         return f"{_REGION_START}{value._mtpack_index}{_INDEX_END}"
     return ""
 
@@ -129,24 +131,48 @@ def _mark_loop(loop: nodes.For, variable: str) -> None:
     """
     target = loop.target
     assert isinstance(target, nodes.Name)
-
-    def call(function: str, argument: str) -> nodes.Call:
-        return nodes.Call(
-            nodes.Name(function, "load"), [nodes.Name(argument, "load")], [], None, None
-        )
-
-    def leave() -> nodes.Output:
-        return nodes.Output([call("mtpack_leave", variable)])
-
     enter: list[nodes.Node] = [
-        nodes.Assign(nodes.Name(variable, "store"), call("mtpack_enter", target.name)),
+        nodes.Assign(nodes.Name(variable, "store"), _call("mtpack_enter", target.name)),
         nodes.Output([nodes.Name(variable, "load")]),
     ]
-    loop.body = [*enter, *_leave_before_jumps(loop.body, leave), leave()]
+
+    def leave() -> nodes.Output:
+        return nodes.Output([_call("mtpack_leave", variable)])
+
+    body = _enter_by_index(_leave_before_jumps(loop.body, leave), target.name, variable)
+    loop.body = [*enter, *body, leave()]
     for node in loop.body:
         for added in (node, *node.find_all(nodes.Node)):
             if not added.lineno:
                 added.lineno = loop.lineno
+
+
+def _enter_by_index(body: Sequence[nodes.Node], index: str, variable: str) -> list[nodes.Node]:
+    """Open the mark behind each `set` that takes an element of a list at the loop's `index`."""
+    late = f"{variable}_late"
+    result: list[nodes.Node] = []
+    for node in body:
+        result.append(node)
+        match node:
+            case nodes.If():
+                node.body = _enter_by_index(node.body, index, variable)
+                node.else_ = _enter_by_index(node.else_, index, variable)
+                _enter_by_index(node.elif_, index, variable)
+            case nodes.Assign(
+                target=nodes.Name(name=taken), node=nodes.Getitem(arg=nodes.Name(name=used))
+            ) if used == index:
+                opened = nodes.Or(nodes.Name(variable, "load"), nodes.Name(late, "load"))
+                result += [
+                    nodes.Assign(nodes.Name(late, "store"), _call("mtpack_enter", taken, variable)),
+                    nodes.Output([nodes.Name(late, "load")]),
+                    nodes.Assign(nodes.Name(variable, "store"), opened),
+                ]
+    return result
+
+
+def _call(function: str, *arguments: str) -> nodes.Call:
+    names: list[nodes.Expr] = [nodes.Name(argument, "load") for argument in arguments]
+    return nodes.Call(nodes.Name(function, "load"), names, [], None, None)
 
 
 def _leave_before_jumps(body: list[nodes.Node], leave: Any) -> list[nodes.Node]:

@@ -42,6 +42,10 @@ class AddedTokens:
         """Return whether `text` ends in a control token."""
         return text.endswith(self._ending)
 
+    def control_token_behind(self, text: str) -> str:
+        """Return the control token that `text` ends in, the longest if in doubt; or nothing."""
+        return max(filter(text.endswith, self._ending), key=len, default="")
+
     def cut_behind(self, text: str) -> bool:
         """Return whether the ids of `text` can't depend on what follows it."""
         return text.endswith(self._cutting)

@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.inspecting.terminal import escaped
+from mtpack.findings import findings_of
+from mtpack.inspecting.terminal import escaped, findings_table
 from mtpack.manifest import Tally
 from mtpack.verifying.structure import Violation
 from mtpack.verifying.verify import VerifyReport
@@ -23,13 +24,6 @@ _WEIGHED = {
     "turn_mean": "every turn weighs the same: what mtpack gives",
     "token_mean": "every token does: the usual mean; long turns rule",
     "dialogue_mean": "every dialogue does: its turns share its weight",
-}
-_REMARKS = {
-    "turns_own_document": "turns have documents of their own: merging would not be exact",
-    "bent": "turns are merged though that is not exact (--merge always)",
-    "prompt_differs": "turns do not start with what the model is prompted with",
-    "unproven": "turns are merged unproven: they can't be rendered alone",
-    "no_eot": "turns end in no control token",
 }
 
 
@@ -103,16 +97,12 @@ def _scope(report: VerifyReport) -> list[str]:
 
 def _print_template(tally: Tally, console: Console) -> None:
     """Print what the numeric checks can't prove: they are of packing and loss alone."""
-    counts = {name: getattr(tally, name) for name in _REMARKS}
-    if not any(counts.values()):
+    findings = findings_of(tally)
+    if not findings:
         return
     console.print()
     console.print(Text("From the run that packed them, not proved by these checks", style="bold"))
-    table = _table("right", "left")
-    for name, count in counts.items():
-        if count:
-            table.add_row(Text(f"{count:,}"), Text(_REMARKS[name]))
-    console.print(_indented(table))
+    console.print(_indented(findings_table(findings)))
 
 
 def _small(value: float) -> str:

@@ -217,8 +217,7 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
             operate = self.recorder.ask if name in _ANSWERS else self.recorder.apply
             return operate(method(name), owner, *args)
         if obj is self.globals["range"]:
-            settled = [arg.settled() if isinstance(arg, Number) else arg for arg in args]
-            return super().call(context, obj, *settled)
+            return self.recorder.apply(operations.RANGE, *args, kind="range")
         if obj in (self.globals["namespace"], self.globals["raise_exception"]) or (
             obj is self.globals["dict"] and not args
         ):
@@ -298,8 +297,10 @@ class _Writer:
         """Return what a block has gathered."""
         return self._environment.recorder.captured(text)
 
-    def enter(self, value: Any) -> Any:
+    def enter(self, value: Any, entered: Any = "") -> Any:
         """Return the mark that opens a message's output, or nothing for another value."""
+        if isinstance(entered, Mark):
+            return ""
         if isinstance(value, Mapping) and self._environment.recorder.ask(
             operations.IS_MESSAGE, value
         ):

@@ -28,6 +28,8 @@ class KnownRenders:
     template: ChatTemplate
     name: str
     """Of the one of its sources."""
+    asks_before: bool = False
+    """Whether finding turns takes renders of what stands before them, without a prompt."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 

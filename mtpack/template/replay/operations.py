@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import jinja2
+from jinja2.sandbox import safe_range
 from markupsafe import Markup
 
 MISSING = jinja2.Undefined()
@@ -35,6 +36,7 @@ _KINDS: dict[type, Any] = {
     int: "int",
     float: "float",
     list: "list",
+    range: "range",
     jinja2.Undefined: "missing",
 }
 
@@ -74,7 +76,7 @@ def _get(values: Any, key: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Turn what filters leave to be iterated over into a list."""
-    if isinstance(value, str | int | float | list | tuple | dict | jinja2.Undefined | None):
+    if isinstance(value, str | int | float | list | range | tuple | dict | jinja2.Undefined | None):
         return value
     return list(value) if isinstance(value, Iterable) else value
 
@@ -109,6 +111,7 @@ JOIN = Operation("join", lambda *parts: "".join(parts))
 LIST = Operation("list", lambda *items: list(items))
 TUPLE = Operation("tuple", lambda *items: items)
 DICT = Operation("dict", lambda keys, *values: dict(zip(keys, values, strict=True)))
+RANGE = Operation("range", safe_range)
 IS_MESSAGE = Operation("is message", lambda value: type(value).__name__ == "IndexedMessage")
 
 ARITHMETIC = {

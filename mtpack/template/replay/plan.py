@@ -51,10 +51,13 @@ class TurnPlan:
     """The dialogue up to and with it; None where the template refuses that."""
     turn: PlannedTurn
     """In `own`; in the whole dialogue where there is none."""
-    in_full: PlannedTurn | None
-    """In the whole dialogue, where that may be needed."""
     exact: bool | None
     """Whether merging is exact; None: only the texts can tell."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the turn can be merged without a look at any text."""
+        return bool(self.exact) and self.turn.cut_behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +68,36 @@ class DialoguePlan:
     turns: tuple[TurnPlan, ...]
     last_end: Place
     """The end of what is written for the last trained message in the whole dialogue."""
+    simple: tuple[tuple[int, TurnFlag, Place, Place], ...] | None
+    """Message, flags, start and end of each turn, if all are plain and of one span."""
 
     def filled(self, values: Sequence[Any], dialogue: Dialogue, merge: str) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
         text, sums = self.full.filled(values)
+        if self.simple is not None and merge != "never":  # nearly all dialogues of most templates
+            turns = tuple(
+                [
+                    TurnText(
+                        message,
+                        ((start := sums[cells] + chars, end := sums[more] + last),),
+                        start,
+                        end,
+                        flags,
+                    )
+                    for message, flags, (cells, chars), (more, last) in self.simple
+                ]
+            )
+            return RenderedDialogue(dialogue, DocumentText(text, turns), (), turns[-1].end)
         merged: list[TurnText] = []
         own: list[DocumentText] = []
         merged_end: int | None = 0
         for planned in self.turns:
-            if planned.exact and planned.turn.cut_behind and merge != "never":
+            if planned.is_plain and merge != "never":
                 turn = planned.turn.filled(sums, TurnFlag(0))
                 merged.append(turn)
                 merged_end = turn.end
-                continue
-            merged_end = self._fill_apart(planned, values, merge, (text, sums), merged, own)
+            else:
+                merged_end = self._fill_apart(planned, values, merge, (text, sums), merged, own)
         if merged_end is None:
             merged_end = sums[self.last_end[0]] + self.last_end[1]
         return RenderedDialogue(dialogue, DocumentText(text, tuple(merged)), tuple(own), merged_end)
@@ -105,10 +124,6 @@ class DialoguePlan:
         if merge == "never" or (merge == "auto" and not exact):
             flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
             own.append(DocumentText(own_text, (replace(turn, flags=flags),)))
-        elif not exact:
-            assert planned.in_full is not None
-            merged.append(planned.in_full.filled(sums, TurnFlag.BENT))
-            return merged[-1].end
         else:
             merged.append(turn if planned.turn.cut_behind else replace(turn, own_text=own_text))
         return turn.end if exact else None
@@ -136,7 +151,17 @@ def plan_dialogue(
     region = _region(full, turns[-1].turn.message)
     if region is None:
         return None
-    return DialoguePlan(full, tuple(turns), full.marks[region[1]].place)
+    simple = None
+    if all(planned.is_plain and _is_one_span(planned.turn) for planned in turns):
+        simple = tuple(
+            (planned.turn.message, planned.turn.flags, planned.turn.start, planned.turn.end)
+            for planned in turns
+        )
+    return DialoguePlan(full, tuple(turns), full.marks[region[1]].place, simple)
+
+
+def _is_one_span(turn: PlannedTurn) -> bool:
+    return turn.spans == ((turn.start, turn.end),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,29 +176,25 @@ class _Planner:
         if turn is None:
             return None
         if own is None:
-            return TurnPlan(None, turn, None, None)
+            return TurnPlan(None, turn, None)
         agreed = agreement(full, own)
         exact = None
         if agreed.place >= turn.end:  # places in what is the same in both are in order
             exact = True
         elif agreed.differs:
             exact = False
-        in_full = None
-        if merge == "always" and not exact:
-            in_full = self._locate(full, message)
-            if in_full is None:
-                return None
-        return TurnPlan(own, turn, in_full, exact)
+        if merge == "always" and not exact:  # where it is bent to needs its texts
+            return None
+        return TurnPlan(own, turn, exact)
 
     def _locate(self, outline: Outline, message: int) -> PlannedTurn | None:
         region = _region(outline, message)
         prompt = self.outlines.get((message, True))
-        if region is None or prompt is None:
+        if region is None or prompt is None or _holds_a_later(outline, region, message):
             return None
-        agreed = agreement(prompt, outline)
-        if agreed.place != prompt.end:
+        if agreement(prompt, outline).place != prompt.end:
             return None
-        end = _without_white_space(outline, region)
+        end = self._end(outline, region, prompt.end)
         if end is None:
             return None
         spans: tuple[tuple[Place, Place], ...] = ((prompt.end, end),)
@@ -190,6 +211,22 @@ class _Planner:
             return None
         flags = TurnFlag(0) if ends else TurnFlag.NO_EOT
         return PlannedTurn(message, spans, prompt.end, end, flags, cut)
+
+    def _end(self, outline: Outline, region: tuple[int, int], start: Place) -> Place | None:
+        """Return where a turn ends; start: where its prompt does."""
+        end = _without_white_space(outline, region)
+        if end is None or end[0] < start[0] or end[1] <= start[1]:
+            return None
+        ends = self.added_tokens.surely_end_a_turn(outline.literal_before(end))
+        if ends:
+            return end
+        if ends is None or end[0] != len(outline.cells):
+            return None
+        behind = outline.literals[-1][len(outline.literal_before(end)) :]
+        closing = behind.strip()
+        if closing and closing == self.added_tokens.control_token_behind(closing):
+            return end[0], end[1] + behind.index(closing) + len(closing)
+        return end
 
 
 def _region(outline: Outline, message: int) -> tuple[int, int] | None:
@@ -210,6 +247,12 @@ def _region(outline: Outline, message: int) -> tuple[int, int] | None:
     ((start, end),) = regions
     has_text = outline.marks[start].place[1] < outline.marks[end].place[1]
     return (start, end) if has_text else None
+
+
+def _holds_a_later(outline: Outline, region: tuple[int, int], message: int) -> bool:
+    """Return whether a later message is written inside the region of `message`."""
+    inside = outline.marks[region[0] + 1 : region[1]]
+    return any(mark.message is not None and mark.message > message for mark in inside)
 
 
 def _without_white_space(outline: Outline, region: tuple[int, int]) -> Place | None:

@@ -7,7 +7,7 @@ template's run is not known yet, the dialogue is rendered for real, and recorded
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from mtpack.dialogue import Dialogue, Message, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText
 from mtpack.template.replay import operations
+from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
 from mtpack.template.replay.outline import Outline, outline_of
 from mtpack.template.replay.plan import DialoguePlan, plan_dialogue
@@ -48,30 +49,44 @@ class _Shape:
 
 
 class Replayer:
-    """Renders dialogues and finds their turns; `replayed` and `rendered` count how."""
+    """Renders dialogues and finds their turns."""
 
-    def __init__(self, template: ChatTemplate, added_tokens: AddedTokens, merge: str) -> None:
-        """Take the template; merge: `auto`, `always` or `never`."""
+    def __init__(
+        self, template: ChatTemplate, added_tokens: AddedTokens, merge: str, seed: int = 0
+    ) -> None:
+        """Take the template; merge: `auto`, `always` or `never`; seed: of the audit."""
         self.replayed = 0
         self.rendered = 0
+        self.audited = 0
+        self.mismatches = 0
+        """Replayed dialogues that were found to differ from their real render."""
+        self._audit = Audit(seed)
         self._template = template
         self._added_tokens = added_tokens
         self._merge = merge
         self._known: dict[tuple[str, bool], KnownRenders] = {}
-        self._shapes: dict[Any, list[_Shape]] = {}
+        self._shapes: dict[Hashable, list[_Shape]] = {}
         self._recorded = 0
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return what `render_dialogue` of `spans.py` does."""
-        if len(dialogue.messages) <= _MAX_MESSAGES:
-            messages = [message.fields for message in self._template.readable(dialogue.messages)]
-            replayed = self._replay(dialogue, messages)
-            if replayed is not None:
-                self.replayed += 1
-                return replayed
-        rendered = self.render_for_real(dialogue)
+        shape = _shape_of(dialogue)
+        if shape is None:  # content in parts, which the template may or may not read
+            joined = self._template.readable(dialogue.messages)
+            shape = _detailed_shape_of(dialogue, joined)
+            messages = [message.fields for message in joined]
+        else:
+            messages = [message.fields for message in dialogue.messages]
+        if len(messages) > _MAX_MESSAGES:
+            self.rendered += 1
+            return self.render_for_real(dialogue)
+        replayed = self._replay(dialogue, messages, shape)
+        if replayed is not None:
+            self.replayed += 1
+            return self._audited(dialogue, replayed)
         self.rendered += 1
-        if isinstance(rendered, RenderedDialogue) and len(dialogue.messages) <= _MAX_MESSAGES:
+        rendered = self.render_for_real(dialogue)
+        if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages)
         return rendered
 
@@ -79,40 +94,53 @@ class Replayer:
         """Render without replay."""
         return render_dialogue(self._template, self._added_tokens, dialogue, self._merge)
 
-    def _replay(self, dialogue: Dialogue, messages: Messages) -> RenderedDialogue | None:
-        key = _shape_key(dialogue, messages)
-        for shape in self._shapes.get(key, ()):
-            values = shape.sheet.filled(messages, dialogue.tools)
+    def _audited(self, dialogue: Dialogue, replayed: RenderedDialogue) -> RenderedDialogue | Reject:
+        if not self._audit.is_due(dialogue.row):
+            return replayed
+        with self._audit.timed():
+            rendered = self.render_for_real(dialogue)
+        self.audited += 1
+        self.mismatches += rendered != replayed
+        return rendered
+
+    def _replay(
+        self, dialogue: Dialogue, messages: Messages, shape: Hashable
+    ) -> RenderedDialogue | None:
+        for known in self._shapes.get(shape, ()):
+            values = known.sheet.filled(messages, dialogue.tools)
             if values is not None:
-                return self._fill(shape, values, dialogue)
+                return self._fill(known, values, dialogue)
         sheet = Sheet(messages, dialogue.tools)
         try:
-            shape = self._new_shape(dialogue, messages, sheet)
+            known = self._new_shape(dialogue, messages, sheet)
         except UnknownError:
             return None
-        self._keep(key, shape)
-        return self._fill(shape, sheet.values, dialogue)
+        filled = self._fill(known, sheet.values, dialogue)
+        if filled is not None:
+            self._keep(shape, known)
+        return filled
 
     def _new_shape(self, dialogue: Dialogue, messages: Messages, sheet: Sheet) -> _Shape:
         known = self._known_renders(dialogue)
-        walks = known.walk(sheet, messages, dialogue.tools, _renders(dialogue))
-        outlines = {
-            render: None if walk is None else outline_of(walk.pieces)
-            for render, walk in walks.items()
-        }
-        plan = plan_dialogue(
-            self._added_tokens,
-            dialogue,
-            outlines,
-            self._merge,
-            has_generations=known.name in self._template.tagged,
-        )
-        return _Shape(sheet, outlines, plan)
 
-    def _keep(self, key: Any, shape: _Shape) -> None:
-        shapes = self._shapes.setdefault(key, [])
-        if len(shapes) < _MAX_PLANS:
-            shapes.append(shape)
+        def outlines(wanted: Iterator[Render]) -> dict[Render, Outline | None]:
+            walks = known.walk(sheet, messages, dialogue.tools, wanted)
+            return {
+                render: None if walk is None else outline_of(walk.pieces)
+                for render, walk in walks.items()
+            }
+
+        found = outlines(_renders(dialogue))
+        tagged = known.name in self._template.tagged
+        plan = plan_dialogue(self._added_tokens, dialogue, found, self._merge, tagged)
+        if plan is None and known.asks_before:
+            found |= outlines(_renders_before(dialogue))
+        return _Shape(sheet, found, plan)
+
+    def _keep(self, shape: Hashable, known: _Shape) -> None:
+        alike = self._shapes.setdefault(shape, [])
+        if len(alike) < _MAX_PLANS:
+            alike.append(known)
         if len(self._shapes) > _MAX_SHAPES:
             del self._shapes[next(iter(self._shapes))]
 
@@ -126,6 +154,7 @@ class Replayer:
         try:
             rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self._merge)
         except UnknownError:
+            self._known_renders(dialogue).asks_before = True
             return None
         return rendered if isinstance(rendered, RenderedDialogue) else None
 
@@ -138,6 +167,8 @@ class Replayer:
         self._recorded += 1
         try:
             known.learn(messages, dialogue.tools, _renders(dialogue))
+            if known.asks_before:
+                known.learn(messages, dialogue.tools, _renders_before(dialogue))
         except Declined:
             self._recorded += 1
 
@@ -187,22 +218,38 @@ def _renders(dialogue: Dialogue) -> Iterator[Render]:
         yield max(message, 1), True
 
 
-def _shape_key(dialogue: Dialogue, messages: Messages) -> Any:
-    """Return what tells shapes apart: roles, and which fields of which kinds there are."""
-    return (
-        dialogue.tools is None,
-        *(
-            (message.role, message.trained)
-            if len(fields) == 2 and type(fields.get("content")) is str
-            else _detailed_key(message, fields)
-            for message, fields in zip(dialogue.messages, messages, strict=True)
-        ),
-    )
+def _renders_before(dialogue: Dialogue) -> Iterator[Render]:
+    """Yield what `spans.py` asks for beside, where a prompt is not how a turn begins."""
+    for message in dialogue.trained_messages():
+        if message:
+            yield message, False
 
 
-def _detailed_key(message: Message, fields: dict[str, Any]) -> Any:
+def _shape_of(dialogue: Dialogue) -> Hashable | None:
+    """Return what tells shapes apart: roles, and which fields of which kinds there are.
+
+    None where the content of a message comes in parts.
+    """
+    shape: list[Hashable] = [dialogue.tools is None]
+    for message in dialogue.messages:
+        fields = message.fields
+        if len(fields) == 2 and type(fields.get("content")) is str:
+            shape.append(message.role)
+            shape.append(message.trained)
+        elif isinstance(fields.get("content"), list):
+            return None
+        else:
+            shape.append(_detailed(message))
+    return tuple(shape)
+
+
+def _detailed_shape_of(dialogue: Dialogue, messages: Sequence[Message]) -> Hashable:
+    return (dialogue.tools is None, *map(_detailed, messages))
+
+
+def _detailed(message: Message) -> Hashable:
     kinds = []
-    for name, value in fields.items():
+    for name, value in message.fields.items():
         kind = operations.kind(value)
         kinds.append((name, kind if kind in ("str", "list", "dict") else repr(value)))
     return (message.role, message.trained, *sorted(kinds))

@@ -184,7 +184,7 @@ class Collection(Traced):
 
 
 class Listing(Collection):
-    """Stands for a list."""
+    """Stands for a list or a range."""
 
     __slots__ = ()
 
@@ -287,6 +287,7 @@ STAND_INS: dict[Any, type[Traced]] = {
     "int": Number,
     "float": Number,
     "list": Listing,
+    "range": Listing,
     "dict": Mapping,
 }
 

@@ -313,7 +313,7 @@ _FROM_TEXT_TO_TEXT = {
 
 def _gives_text(operation: Operation, first: Known) -> bool:
     if operation.name in _FROM_TEXT_TO_TEXT:
-        return first.kind == "str"
+        return bool(first.kind == "str")
     return operation.name.startswith("|tojson(") or operation.name in ("join", "text")
 
 

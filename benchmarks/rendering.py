@@ -1,0 +1,103 @@
+"""Time per dialogue for its text, its turns' spans, and whether merging them is exact.
+
+    python benchmarks/rendering.py data/*.jsonl.gz --tokenizer path/to/model
+
+Medians over all dialogues of the input, each dialogue measured with every way in turn:
+
+    f-string   a loop written by hand for ChatML, that yields text and spans and proves nothing
+    jinja2     the chat template renders the whole dialogue once: text alone
+    replay     text, spans and proof, by replay (`mtpack.template.replay`)
+    render     the same by rendering: the dialogue, and for every turn its prompt and own document
+
+Recordings are made in a first pass and not counted; its figures stand below the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import click
+
+from mtpack.dialogue import Dialogue, Origin
+from mtpack.formats.rows import read_dialogue
+from mtpack.options import DEFAULT_DATE
+from mtpack.reading import LINE_LIMIT, describe_input, find_inputs, read_splits
+from mtpack.template.chat_template import load_chat_template
+from mtpack.template.replay.replayer import Replayer
+from mtpack.tokenizer.loading import load_tokenizer
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("--tokenizer")
+@click.option("--chat-template")
+@click.option("--merge", type=click.Choice(["auto", "always", "never"]), default="auto")
+@click.option("--dialogues", "limit", type=int, default=2000)
+def main(
+    inputs: tuple[str, ...],
+    tokenizer: str | None,
+    chat_template: str | None,
+    merge: str,
+    limit: int,
+) -> None:
+    """Print a line for each way."""
+    loaded = load_tokenizer(tokenizer)
+    template = load_chat_template(loaded, chat_template, (), DEFAULT_DATE)
+    dialogues = read_dialogues(inputs)[:limit]
+    replayer = Replayer(template, loaded.added_tokens, merge)
+    started = time.perf_counter()
+    for dialogue in dialogues:
+        replayer.render_dialogue(dialogue)
+    first_pass = time.perf_counter() - started
+    rendered = replayer.rendered
+    ways: dict[str, Callable[[Dialogue], object]] = {
+        "f-string": write_chatml,
+        "jinja2": lambda dialogue: template.render(dialogue.messages, dialogue.tools),
+        "replay": replayer.render_dialogue,
+        "render": replayer.render_for_real,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for dialogue in dialogues:
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way(dialogue)
+            seconds[name].append(time.perf_counter() - started)
+    floor = median(seconds["f-string"])
+    print(f"{'':10} {'median us':>10} {'x f-string':>11}")
+    for name, taken in seconds.items():
+        print(f"{name:10} {median(taken) * 1e6:>10.1f} {median(taken) / floor:>11.2f}")
+    print(
+        f"{len(dialogues):,} dialogues; first pass: {first_pass / len(dialogues) * 1e6:.0f} us "
+        f"each, {rendered:,} rendered and recorded"
+    )
+
+
+def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
+    files = [describe_input(name, Path(name)) for name in find_inputs(list(inputs), Path("-"))]
+    read = [
+        read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
+        for split in read_splits(files, row_format="auto")
+        for row, raw in enumerate(split.rows, split.first_row)
+    ]
+    return [dialogue for dialogue in read if isinstance(dialogue, Dialogue)]
+
+
+def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
+    """Write what ChatML templates do, for messages of text."""
+    parts, spans, position = [], [], 0
+    for message in dialogue.messages:
+        header = f"<|im_start|>{message.role}\n"
+        body = f"{message.fields.get('content', '')}<|im_end|>"
+        parts.append(f"{header}{body}\n")
+        if message.role == "assistant":
+            start = position + len(header)
+            spans.append((start, start + len(body)))
+        position += len(header) + len(body) + 1
+    return "".join(parts), spans
+
+
+if __name__ == "__main__":
+    main()
