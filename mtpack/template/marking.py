@@ -56,7 +56,8 @@ class MarkedText:
 
 def holds_marks(text: str) -> bool:
     """Return whether a text has characters that marks are made of, and so can't be marked."""
-    return not {_REGION_START, _REGION_END, GENERATION_START, GENERATION_END}.isdisjoint(text)
+    marks = (_REGION_START, _REGION_END, GENERATION_START, GENERATION_END)
+    return any(mark in text for mark in marks)
 
 
 def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Template:

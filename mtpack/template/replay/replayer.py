@@ -13,7 +13,7 @@ from typing import Any
 
 from mtpack.dialogue import Dialogue, Message, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.marking import MarkedText
+from mtpack.template.marking import MarkedText, holds_marks
 from mtpack.template.replay import operations
 from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
@@ -81,7 +81,7 @@ class Replayer:
             self.rendered += 1
             return self.render_for_real(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None:
+        if replayed is not None and not _holds_marks(replayed):
             self.replayed += 1
             return self._audited(dialogue, replayed)
         self.rendered += 1
@@ -171,6 +171,8 @@ class Replayer:
                 known.learn(messages, dialogue.tools, _renders_before(dialogue))
         except Declined:
             self._recorded += 1
+            if known.automaton.is_contradicted:
+                self._shapes.clear()
 
     def _known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.name_for(dialogue.tools)
@@ -209,6 +211,11 @@ class _FilledTemplate:
         if outline is None:
             raise TemplateRaisedError
         return outline
+
+
+def _holds_marks(rendered: RenderedDialogue) -> bool:
+    """Return whether a dialogue has characters that would mislead its real render."""
+    return any(holds_marks(document.text) for document in (rendered.merged, *rendered.own))
 
 
 def _renders(dialogue: Dialogue) -> Iterator[Render]:
