@@ -23,6 +23,7 @@ from mtpack.template.marking import (
     compile_marked,
     has_generation_tags,
     read_marks,
+    teach_marks,
 )
 from mtpack.tokenizer.loading import LoadedTokenizer
 
@@ -53,6 +54,7 @@ class ChatTemplate:
         self.meter = Meter(limits)
         plain = make_environment(date, self.meter, marked=False)
         marked = make_environment(date, self.meter, marked=True)
+        teach_marks(marked)
         self.sources = sources
         self.variables = variables
         self.environment = plain

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,9 @@ _REGION_END = "\ufdd2"
 _MARK = re.compile(
     f"{_REGION_START}([0-9]+){_INDEX_END}|[{_REGION_END}{GENERATION_START}{GENERATION_END}]"
 )
+
+LOOKING = ("int", "float", "length", "count")
+"""Filters that tell of a text what its marks must not change."""
 
 Range = tuple[int, int]
 
@@ -56,14 +59,30 @@ class MarkedText:
 
 def holds_marks(text: str) -> bool:
     """Return whether a text has characters that marks are made of, and so can't be marked."""
-    return not {_REGION_START, _REGION_END, GENERATION_START, GENERATION_END}.isdisjoint(text)
+    marks = (_REGION_START, _REGION_END, GENERATION_START, GENERATION_END)
+    return any(mark in text for mark in marks)
+
+
+def teach_marks(environment: jinja2.Environment) -> None:
+    """Give an environment what marked templates call, and filters that look at no marks."""
+    environment.globals["mtpack_enter"] = _enter
+    environment.globals["mtpack_leave"] = _leave
+    for name in LOOKING:
+        environment.filters[name] = _without_marks(environment.filters[name])
 
 
 def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Template:
-    """Compile `source` with marks in its loops."""
-    environment.globals["mtpack_enter"] = _enter
-    environment.globals["mtpack_leave"] = _leave
+    """Compile `source` with marks in its loops, in an environment that was taught them."""
     return environment.from_string(parse_marked(environment, source))
+
+
+def _without_marks(function: Callable[..., Any]) -> Callable[..., Any]:
+    def look(value: Any = "", *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, str):
+            value = type(value)(_MARK.sub("", value))
+        return function(value, *args, **kwargs)
+
+    return look
 
 
 def parse_marked(environment: jinja2.Environment, source: str) -> nodes.Template:

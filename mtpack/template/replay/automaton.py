@@ -10,7 +10,7 @@ dialogue. Where its answer is new, nothing is known, and the dialogue is recorde
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from mtpack.template.replay.recorder import Event
 from mtpack.template.replay.stand_ins import Declined
@@ -33,6 +33,8 @@ class Automaton:
     root: Node = field(default_factory=Node)
     size: int = 0
     """Events that are known."""
+    is_contradicted: bool = False
+    """Whether nothing is known any more, for good."""
     _steps: dict[Any, Node] = field(default_factory=dict)
 
     def learn(self, events: list[tuple[Event, Any]]) -> None:
@@ -40,14 +42,21 @@ class Automaton:
 
         That would mean that a run depends on something beside its answers.
         """
+        if self.is_contradicted:
+            raise Declined("the template is not to be replayed")
         node = self.root
         for event, led_to in events:
             if node.event is None:
                 node.event = event
                 self.size += 1
-            elif node.event != event:
-                raise Declined("the same answers led to other events")
+            is_step = event.what == "step"
+            if node.event != event or (is_step and {led_to, *node.edges} != {led_to}):
+                self._give_up()
             if led_to not in node.edges:
-                is_step = event.what == "step"
                 node.edges[led_to] = self._steps.setdefault(led_to, Node()) if is_step else Node()
             node = node.edges[led_to]
+
+    def _give_up(self) -> NoReturn:
+        self.is_contradicted = True
+        self.root, self._steps = Node(), {}
+        raise Declined("the same answers led to other events")

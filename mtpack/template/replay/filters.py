@@ -9,16 +9,21 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
+from mtpack.template.marking import LOOKING
 from mtpack.template.replay import operations
 from mtpack.template.replay.operations import filtered
 from mtpack.template.replay.recorder import Recorder
 from mtpack.template.replay.stand_ins import (
+    Composite,
+    Declined,
     Flag,
+    Iteration,
     Listing,
     Mapping,
     Number,
     Text,
     Traced,
+    View,
     holds_traced,
 )
 
@@ -48,6 +53,8 @@ def traced_filter(
     def call(value: Any = operations.MISSING, *args: Any, **kwargs: Any) -> Any:
         if type(value) is str:
             value = recorder().captured(value)
+        if isinstance(value, Composite) and name in LOOKING:
+            value = value.without_marks()
         if name in _STRUCTURAL:
             found = _STRUCTURAL[name](value, *args)
             if found is not None:
@@ -80,14 +87,28 @@ def _length(value: Any) -> Any:
     return value.recorder.apply(operations.LENGTH, value, kind="int")
 
 
+def _list(value: Any) -> Any:
+    if isinstance(value, View):
+        return value.elements()
+    if isinstance(value, Listing):  # of a range, too
+        return value.recorder.apply(operations.ELEMENTS, value, kind="list")
+    return None
+
+
+def _reverse(value: Any) -> Any:
+    if not isinstance(value, Listing):
+        return None
+    return value.recorder.apply(operations.REVERSED, value, kind="iteration")
+
+
 # Filters that can be followed into what they are given; None where they can't.
 _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "first": _first,
     "last": _last,
     "length": _length,
     "count": _length,
-    "list": lambda value: value if isinstance(value, Listing) else None,
-    "reverse": lambda value: value[::-1] if isinstance(value, Listing) else None,
+    "list": _list,
+    "reverse": _reverse,
     "string": lambda value: value if isinstance(value, Text) and type(value.value) is str else None,
 }
 
@@ -101,7 +122,7 @@ _TESTS: dict[str, Callable[[Traced], bool]] = {
     "string": lambda value: isinstance(value, Text),
     "mapping": lambda value: isinstance(value, Mapping),
     "iterable": lambda value: not isinstance(value, Number | Flag),
-    "sequence": lambda value: not isinstance(value, Number | Flag),
+    "sequence": lambda value: not isinstance(value, Number | Flag | View | Iteration),
     "number": lambda value: isinstance(value, Number | Flag),
     "integer": lambda value: type(value.value) is int,
     "float": lambda value: type(value.value) is float,
@@ -124,6 +145,8 @@ def traced_test(
             return _TESTS[name](value)
         if name in _TESTS or not holds_traced([value, args]):
             return bound(value, *args)
+        if name == "sameas" and not any(args[0] is one for one in (None, True, False)):
+            raise Declined("whether two values are one object")
         return recorder().ask(filtered(f"is {name}", bound), value, *args)
 
     return call

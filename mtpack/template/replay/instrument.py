@@ -16,7 +16,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mtpack.template.environment import settings
-from mtpack.template.marking import IndexedMessage, parse_marked
+from mtpack.template.marking import parse_marked
 from mtpack.template.replay import operations
 from mtpack.template.replay.closed_macros import closed_macros
 from mtpack.template.replay.filters import traced_filter, traced_test
@@ -25,28 +25,17 @@ from mtpack.template.replay.recorder import Recorder
 from mtpack.template.replay.rewriting import rewrite
 from mtpack.template.replay.stand_ins import (
     Collection,
-    Composite,
     Declined,
-    Flag,
     Listing,
     Mapping,
     Mark,
     Number,
-    Pieces,
-    Text,
+    Opaque,
     Traced,
+    View,
     holds_traced,
 )
 
-_TYPES: dict[type[Traced], type] = {
-    Text: str,
-    Composite: str,
-    Flag: bool,
-    Number: int,
-    Listing: list,
-    Pieces: tuple,
-    Mapping: dict,
-}
 _ANSWERS = {"startswith", "endswith", "isdigit", "isspace", "isalpha", "isalnum", "isupper"}
 _METHODS: dict[type, set[str]] = {
     str: _ANSWERS
@@ -58,7 +47,7 @@ _METHODS: dict[type, set[str]] = {
 }
 
 
-class _Method:
+class _Method(Opaque):
     """A method of a stand-in, ready to be called."""
 
     def __init__(self, owner: Traced, name: str) -> None:
@@ -72,7 +61,7 @@ class _Method:
         return operate(method(self.name), self.owner, *arguments)
 
 
-class Loop:
+class Loop(Opaque):
     """What `loop` is in a loop whose iterations are steps."""
 
     def __init__(self, over: Any, index: Any) -> None:
@@ -121,6 +110,7 @@ _LOOP_ATTRIBUTES: dict[str, Callable[[Loop], Any]] = {
 class RecordingEnvironment(ImmutableSandboxedEnvironment):
     """The environment of chat templates, for stand-ins as well."""
 
+    intercepted_binops = frozenset({"%"})
     recorder: Recorder
     of_rewriting: tuple[Callable[..., Any], ...]
     """The functions that rewritten templates call."""
@@ -131,9 +121,11 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
         """Return `obj.attribute` as a template has it: a method, or else an element."""
         if isinstance(obj, Loop):
             return obj.attribute(attribute)
+        if isinstance(obj, Opaque):
+            raise Declined(f".{attribute}")
         if not isinstance(obj, Traced):
             return super().getattr(obj, attribute)
-        kind = _TYPES[type(obj)]
+        kind = dict if isinstance(obj, Mapping) else type(obj.value)
         if hasattr(kind, attribute):
             if attribute not in _METHODS.get(kind, ()):
                 raise Declined(f".{attribute}")
@@ -146,7 +138,9 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
             return obj.attribute(argument)
         if isinstance(obj, Mapping):
             return self._element(obj, argument)
-        if isinstance(obj, Traced) and isinstance(argument, str):
+        if isinstance(obj, View):
+            raise Declined("an element of what can only be iterated over")
+        if isinstance(obj, Traced | Opaque) and isinstance(argument, str):
             return self.getattr(obj, argument)
         if isinstance(obj, Collection) and isinstance(argument, int | Number):
             return obj.item(argument) if obj.has(argument) else jinja2.Undefined()
@@ -167,6 +161,12 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
             if named is True or (isinstance(named, str) and hasattr(dict, named)):
                 raise Declined("a method under the name of a key")
         return found
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Return `left % right`, which Python would have the stand-in's text for."""
+        if holds_traced([left, right]):
+            return self.recorder.apply(ARITHMETIC["mod"], left, right)
+        return super().call_binop(context, operator, left, right)
 
     def _choice(self, obj: Any, key: Traced) -> Any:
         """Look a stand-in up in a dict of the template."""
@@ -203,9 +203,9 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
         """
         if macro.name not in self.closed:
             return False
-        given = [argument.value for argument in arguments if isinstance(argument, Traced)]
-        return any(isinstance(value, dict | list) for value in given) and not any(
-            map(_holds_message, given)
+        given = [argument for argument in arguments if isinstance(argument, Listing | Mapping)]
+        return bool(given) and not any(
+            self.recorder.ask(operations.HOLDS_MESSAGE, argument) for argument in given
         )
 
     def _call_with_stand_ins(
@@ -317,15 +317,11 @@ class _Writer:
         return ""
 
 
-def _holds_message(value: Any) -> bool:
-    return isinstance(value, IndexedMessage) or (
-        isinstance(value, list) and any(map(_holds_message, value))
-    )
-
-
 def _iterate(environment: RecordingEnvironment, values: Any) -> Iterator[tuple[Any, Any]]:
     """Yield what is iterated over, each with its `loop`."""
     recorder = environment.recorder
+    if isinstance(values, View):
+        values = values.elements()
     if not isinstance(values, Listing | Mapping):
         context = jinja2.runtime.LoopContext(iter(values), jinja2.Undefined)
         context._iterable = values

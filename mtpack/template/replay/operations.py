@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,6 +30,14 @@ class Operation:
         return hash(self.name)
 
 
+class View(list[Any]):
+    """The elements of what can be iterated over and counted, and is no list: a dict's keys."""
+
+
+class Iteration(list[Any]):
+    """The elements of what can be iterated over once, such as most filters give."""
+
+
 _KINDS: dict[type, Any] = {
     str: "str",
     Markup: "markup",
@@ -37,6 +45,8 @@ _KINDS: dict[type, Any] = {
     float: "float",
     list: "list",
     range: "range",
+    View: "view",
+    Iteration: "iteration",
     jinja2.Undefined: "missing",
 }
 
@@ -53,7 +63,7 @@ def kind(value: Any) -> Any:
         return found
     if isinstance(value, dict):
         return "dict"
-    if isinstance(value, tuple):
+    if type(value) is tuple:  # others have names for their elements
         return ("tuple", len(value))
     return type(value).__name__
 
@@ -75,10 +85,12 @@ def _get(values: Any, key: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what filters leave to be iterated over into a list."""
+    """Turn what is left to be iterated over into a list that knows what it was."""
     if isinstance(value, str | int | float | list | range | tuple | dict | jinja2.Undefined | None):
         return value
-    return list(value) if isinstance(value, Iterable) else value
+    if isinstance(value, KeysView | ValuesView | ItemsView):
+        return View(value)
+    return Iteration(value) if isinstance(value, Iterable) else value
 
 
 def method(name: str) -> Operation:
@@ -112,12 +124,41 @@ LIST = Operation("list", lambda *items: list(items))
 TUPLE = Operation("tuple", lambda *items: items)
 DICT = Operation("dict", lambda keys, *values: dict(zip(keys, values, strict=True)))
 RANGE = Operation("range", safe_range)
-IS_MESSAGE = Operation("is message", lambda value: type(value).__name__ == "IndexedMessage")
+ELEMENTS = Operation("elements", list)
+REVERSED = Operation("reversed", lambda values: Iteration(values[::-1]))
+
+
+def _is_message(value: Any) -> bool:
+    return type(value).__name__ == "IndexedMessage"
+
+
+def _holds_message(value: Any) -> bool:
+    return _is_message(value) or (isinstance(value, list) and any(map(_holds_message, value)))
+
+
+IS_MESSAGE = Operation("is message", _is_message)
+HOLDS_MESSAGE = Operation("holds message", _holds_message)
 
 ARITHMETIC = {
     name: Operation(name, getattr(operator, name))
     for name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "neg")
 }
+_FOR_VIEWS = {
+    *("elements", "length", "truth", "contains"),
+    *("|join", "|first", "|list", "|map", "|sort", "|unique", "|sum", "|min", "|max", "|batch"),
+    *("|slice", "|select", "|reject", "|selectattr", "|rejectattr", "|groupby"),
+}
+_FOR_ITERATIONS = _FOR_VIEWS - {"length", "truth", "contains"}
+
+
+def may_take(operation: Operation, value: Any) -> bool:
+    """Return whether an operation makes the same of a list as of what the list stands for."""
+    name = operation.name.partition("(")[0]
+    if isinstance(value, View):
+        return name in _FOR_VIEWS
+    return not isinstance(value, Iteration) or name in _FOR_ITERATIONS
+
+
 COMPARISONS = {
     name: Operation(name, getattr(operator, name)) for name in ("eq", "lt", "le", "gt", "ge")
 }

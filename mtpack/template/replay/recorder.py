@@ -33,6 +33,7 @@ from mtpack.template.replay.stand_ins import (
     Composite,
     Declined,
     Flag,
+    Iteration,
     Mark,
     Pieces,
     Traced,
@@ -119,6 +120,11 @@ class Recorder:
 
     def _call(self, operation: Operation, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         refs = tuple(map(self._ref, arguments))
+        for argument in arguments:
+            if not operations.may_take(operation, real(argument)):
+                raise Declined(f"{operation.name} of what can only be iterated over")
+            if isinstance(argument, Iteration):
+                argument.use()
         try:
             return refs, operation.call(*map(real, arguments))
         except Exception as error:
@@ -204,13 +210,22 @@ class Recorder:
         """
         arguments: list[Any] = []
         handed_on: list[Traced] = []
-        described = _Description(self, arguments, handed_on).of(live)
+        describe = _Description(self, arguments, handed_on)
+        described = tuple(_macro(value) or describe.of(value) for value in live)
         place = (loop, *map(type, self._given), described)
         self.events.append((Event("step", None, tuple(arguments)), place))
         self.epoch += 1
         for number, stand_in in enumerate(handed_on, start=len(INPUTS)):
             stand_in.renumber(number)
         self.next_number = len(INPUTS) + len(arguments)
+
+
+def _macro(value: Any) -> Any:
+    """Return what tells macros of the outermost scope apart: not the name, but the code.
+
+    A macro that is kept elsewhere may see variables of an earlier step.
+    """
+    return value._func.__code__ if isinstance(value, jinja2.runtime.Macro) else None
 
 
 @dataclass(slots=True)
@@ -232,17 +247,18 @@ class _Description:
         if isinstance(value, list | tuple):
             return (type(value).__name__, *map(self.of, value))
         if isinstance(value, dict):
-            return ("dict", *((key, self.of(item)) for key, item in value.items()))
+            return ("dict", *((self.of(key), self.of(item)) for key, item in value.items()))
         if isinstance(value, jinja2.Undefined):
             return "missing"
-        if isinstance(value, jinja2.runtime.Macro):
-            return ("macro", value.name)
         if value is None or isinstance(value, str | int | float):
             return (type(value).__name__, value)
         raise Declined(f"a variable of type {type(value).__name__}")
 
     def _of_stand_in(self, value: Traced) -> Any:
-        if isinstance(value, Composite) and len(value.parts()) <= _MAX_PARTS:
+        if isinstance(value, Composite):
+            if len(value.parts()) > _MAX_PARTS:
+                value.settle()
+            value.forget_number()
             return ("text", *map(self.of, value.parts()))
         if value.is_input:
             return ("input", value.number)
@@ -250,7 +266,8 @@ class _Description:
             self._places[id(value)] = len(self.arguments)
             self.arguments.append(Ref(value.number))
             self.handed_on.append(value)
-        return (operations.kind(value.value), self._places[id(value)])
+        is_used = isinstance(value, Iteration) and value.is_used
+        return (operations.kind(value.value), self._places[id(value)], is_used)
 
     def _of_namespace(self, value: Any) -> Any:
         if id(value) in self._places:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mtpack.dialogue import Dialogue, Message, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.marking import MarkedText
+from mtpack.template.marking import MarkedText, holds_marks
 from mtpack.template.replay import operations
 from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
@@ -84,13 +84,13 @@ class Replayer:
             self.rendered += 1
             return self.render_for_real(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None and len(replayed.merged.text) <= _MAX_CHARACTERS:
+        if replayed is not None and _is_as_rendered(replayed):
             self.replayed += 1
             return self._audited(dialogue, replayed)
         self.rendered += 1
         self._template.meter.most_steps()
         rendered = self.render_for_real(dialogue)
-        if isinstance(rendered, RenderedDialogue):
+        if isinstance(rendered, RenderedDialogue) and _is_as_rendered(rendered):
             self._record(dialogue, messages, shape, rendered)
         return rendered
 
@@ -188,6 +188,8 @@ class Replayer:
                     return
         except Declined:
             self._recorded += 1
+            if known.automaton.is_contradicted:
+                self._shapes.clear()
 
     def _known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.name_for(dialogue.tools)
@@ -238,6 +240,16 @@ class _FilledTemplate:
         if outline is None:
             raise TemplateRaisedError
         return outline, values
+
+
+def _is_as_rendered(dialogue: RenderedDialogue) -> bool:
+    """Return whether nothing in the texts would have a real render end otherwise.
+
+    Characters that marks are made of mislead it, and it has a limit on characters.
+    """
+    return len(dialogue.merged.text) <= _MAX_CHARACTERS and not any(
+        holds_marks(document.text) for document in (dialogue.merged, *dialogue.own)
+    )
 
 
 def _renders(dialogue: Dialogue) -> Iterator[Render]:

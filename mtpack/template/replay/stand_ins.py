@@ -7,7 +7,7 @@ them fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, ValuesView
 from typing import Any, NoReturn, Protocol
 
 from mtpack.template.replay import operations
@@ -31,6 +31,13 @@ class EventLog(Protocol):
 
     def ask(self, operation: Operation, *arguments: Any) -> Any:
         """Ask something of values; the answer is a plain one."""
+
+
+class Opaque:
+    """What belongs to a stand-in and is of no use alone: a template can't look at it."""
+
+    def __iter__(self) -> NoReturn:
+        raise Declined(f"a look at a {type(self).__name__}")
 
 
 class Traced:
@@ -189,6 +196,39 @@ class Listing(Collection):
     __slots__ = ()
 
 
+class View(Collection):
+    """Stands for what can be iterated over and counted, but has no elements by number."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.elements())
+
+    def elements(self) -> Listing:
+        """Return what it iterates over."""
+        elements: Listing = self.recorder.apply(operations.ELEMENTS, self, kind="list")
+        return elements
+
+
+class Iteration(View):
+    """Stands for what can be iterated over once."""
+
+    __slots__ = ("is_used",)
+
+    def __init__(self, recorder: EventLog, value: Any, number: int | None) -> None:
+        super().__init__(recorder, value, number)
+        self.is_used = False
+
+    def use(self) -> None:
+        """Note that it is iterated over."""
+        if self.is_used:
+            raise Declined("a second iteration over what can be iterated over once")
+        self.is_used = True
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class Pieces(Collection):
     """Stands for a tuple; its length is known without asking."""
 
@@ -257,9 +297,26 @@ class Composite(Text):
     def number(self) -> int:
         """The number of the joined text."""
         if self._number is None:
-            texts = [piece for piece in self.pieces if not isinstance(piece, Mark)]
-            self.renumber(self.recorder.apply(operations.JOIN, *texts, kind="str").number)
+            self.renumber(self._joined_pieces().number)
         return super().number
+
+    def without_marks(self) -> Composite:
+        """Return the text alone."""
+        pieces = [piece for piece in self.pieces if not isinstance(piece, Mark)]
+        return Composite(self.recorder, pieces)
+
+    def settle(self) -> None:
+        """Make this a text of one part."""
+        self.pieces = [self._joined_pieces()]
+
+    def forget_number(self) -> None:
+        """Hand the parts on, but not the joined text."""
+        self._number = None
+
+    def _joined_pieces(self) -> Any:
+        if any(isinstance(piece, Mark) for piece in self.pieces):
+            raise Declined("marks in a text that is looked at")
+        return self.recorder.apply(operations.JOIN, *self.pieces, kind="str")
 
 
 class Mark:
@@ -288,14 +345,18 @@ STAND_INS: dict[Any, type[Traced]] = {
     "float": Number,
     "list": Listing,
     "range": Listing,
+    "view": View,
+    "iteration": Iteration,
     "dict": Mapping,
 }
 
 
 def holds_traced(value: Any) -> bool:
     """Return whether a value is a stand-in or has one in it."""
-    if isinstance(value, Traced):
+    if isinstance(value, Traced | Opaque):
         return True
     if isinstance(value, dict):
         return any(map(holds_traced, value.values()))
-    return isinstance(value, list | tuple) and any(map(holds_traced, value))
+    return isinstance(value, list | tuple | ValuesView | ItemsView) and any(
+        map(holds_traced, value)
+    )

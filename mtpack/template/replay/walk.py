@@ -186,10 +186,9 @@ class Walk:
     def _write(self, written: str | Known) -> None:
         if isinstance(written, str):
             self.pieces.append(written)
-        elif written.sort == "plain":
-            self.pieces.append(str(written.value))
-        else:
-            self.pieces.append(written.cell)
+            return
+        self._reach = max(self._reach, _reach_of(written))
+        self.pieces.append(str(written.value) if written.sort == "plain" else written.cell)
 
     def _mark(self, arguments: tuple[Any, ...], values: list[Known]) -> None:
         kind, *of = arguments
@@ -209,7 +208,7 @@ class Walk:
             return (known.value,)
         if known.sort == "message":
             return self.sheet.compute(operations.ITEM, (MESSAGES, (known.value,)))
-        bounds = known.value
+        bounds = known.value or range(0)
         stop = bounds.stop if bounds.stop >= 0 else None
         return self.sheet.compute(
             operations.SLICE, (MESSAGES, (bounds.start,), (stop,), (bounds.step,))
@@ -250,6 +249,13 @@ class Walk:
     def _same(self, arguments: list[Known]) -> Known | None:
         return arguments[0]
 
+    def _elements(self, arguments: list[Known]) -> Known | None:
+        return arguments[0] if arguments[0].sort == "messages" else None
+
+    def _reversed(self, arguments: list[Known]) -> Known | None:
+        (of,) = arguments
+        return Known(of.value[::-1], "messages", _WHOLE) if of.sort == "messages" else None
+
     def _text(self, arguments: list[Known]) -> Known | None:
         return arguments[0] if arguments[0].kind == "str" else None
 
@@ -280,6 +286,12 @@ class Walk:
             return None
         return name.value in self.messages[of.value], of.reach
 
+    def _holds_message(self, arguments: list[Known]) -> tuple[Any, int] | None:
+        (of,) = arguments
+        if of.sort == "messages":
+            return self._truth(arguments)
+        return self._is_message(arguments)
+
     def _is_message(self, arguments: list[Known]) -> tuple[Any, int] | None:
         (of,) = arguments
         if of.sort == "message":
@@ -295,6 +307,8 @@ _FOLLOWED: dict[str, Callable[[Walk, list[Known]], Known | None]] = {
     operations.SLICE.name: Walk._slice,
     operations.LENGTH.name: Walk._length,
     operations.VALUE.name: Walk._same,
+    operations.ELEMENTS.name: Walk._elements,
+    operations.REVERSED.name: Walk._reversed,
     operations.TEXT.name: Walk._text,
 }
 _SETTLED: dict[str, Callable[[Walk, list[Known]], tuple[Any, int] | None]] = {
@@ -303,6 +317,7 @@ _SETTLED: dict[str, Callable[[Walk, list[Known]], tuple[Any, int] | None]] = {
     operations.TRUTH.name: Walk._truth,
     operations.CONTAINS.name: Walk._contains,
     operations.IS_MESSAGE.name: Walk._is_message,
+    operations.HOLDS_MESSAGE.name: Walk._holds_message,
 }
 
 _FROM_TEXT_TO_TEXT = {
