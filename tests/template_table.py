@@ -207,7 +207,14 @@ def packed(
     """Return mtpack's documents, None where the template refuses, or another reason."""
     if isinstance(rendered, Reject):
         return None if rendered.reason == "template_raised" else str(rendered.reason)
-    batch, _ = encode_dialogues(loaded.tokenizer, [rendered], merge)
+    return documents_of(loaded.tokenizer, rendered, merge)
+
+
+def documents_of(
+    tokenizer: LoadedTokenizer, rendered: RenderedDialogue, merge: str
+) -> list[ReferenceDocument]:
+    """Encode a dialogue, and tell its documents in the words of the reference."""
+    batch, _ = encode_dialogues(tokenizer, [rendered], merge)
     documents = []
     for document in range(batch.num_documents):
         turns = []

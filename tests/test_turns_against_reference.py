@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from mtpack.dialogue import Dialogue, Origin, Reject
-from mtpack.encoding import encode_dialogues
 from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
-from mtpack.template.spans import render_dialogue
+from mtpack.template.chat_template import load_chat_template
+from mtpack.template.replay.replayer import Replayer
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
 from tests.conftest import SAMPLE_DATA, SHARED, shared
-from tests.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
+from tests.reference import Reference, ReferenceDocument
 from tests.template_facts import CHATML, PHI
+from tests.template_table import MERGES, documents_of, reference_documents
 
 TOKENIZERS = {
     "embedded": CHATML,
@@ -53,11 +53,12 @@ class RenderOnce(Reference):
 
 
 @cache
-def loaded(name: str) -> tuple[LoadedTokenizer, ChatTemplate, Reference]:
+def loaded(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
     folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
     tokenizer = load_tokenizer(str(folder))
     template = load_chat_template(tokenizer, None, (), "2026-01-01")
-    return tokenizer, template, RenderOnce(folder, TOKENIZERS[name])
+    replayers = [Replayer(template, tokenizer.added_tokens, merge) for merge in MERGES]
+    return tokenizer, replayers, RenderOnce(folder, TOKENIZERS[name])
 
 
 def first_lines(path: Path) -> list[bytes]:
@@ -66,43 +67,25 @@ def first_lines(path: Path) -> list[bytes]:
 
 
 def packed_documents(
-    tokenizer: LoadedTokenizer, template: ChatTemplate, dialogue: Dialogue, merge: str
+    tokenizer: LoadedTokenizer, replayer: Replayer, dialogue: Dialogue
 ) -> list[ReferenceDocument] | None:
     """Return the documents that mtpack makes, or None for a refused dialogue."""
-    rendered = render_dialogue(template, tokenizer.added_tokens, dialogue, merge)
+    rendered = replayer.render_dialogue(dialogue)
     if isinstance(rendered, Reject):
         assert rendered.reason == "template_raised", rendered
         return None
-    batch, _ = encode_dialogues(tokenizer, [rendered], merge)
-    documents = []
-    for document in range(batch.num_documents):
-        turns = []
-        for turn in range(*batch.turn_offsets[document : document + 2]):
-            positions: list[int] = []
-            for span in range(*batch.span_offsets[turn : turn + 2]):
-                positions += range(batch.span_starts[span], batch.span_ends[span])
-            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions)))
-        ids = batch.ids[slice(*batch.document_offsets[document : document + 2])]
-        documents.append(ReferenceDocument(tuple(ids.tolist()), tuple(turns)))
-    return documents
-
-
-def reference_documents(reference: Reference, row: dict, merge: str):
-    try:
-        return reference.documents(row, merge)
-    except TemplateRaised:
-        return None
+    return documents_of(tokenizer, rendered, replayer.merge)
 
 
 def compare(name: str, path: Path) -> None:
-    tokenizer, template, reference = loaded(name)
+    tokenizer, replayers, reference = loaded(name)
     for line, text in enumerate(first_lines(path), 1):
         dialogue = read_dialogue(line - 1, Origin(path.name, line), text, LINE_LIMIT)
         assert isinstance(dialogue, Dialogue), dialogue
-        for merge in ("auto", "always", "never"):
-            expected = reference_documents(reference, json.loads(text), merge)
-            found = packed_documents(tokenizer, template, dialogue, merge)
-            assert found == expected, f"{path.name} line {line}, --merge {merge}"
+        for replayer in replayers:
+            expected = reference_documents(reference, json.loads(text), replayer.merge)
+            found = packed_documents(tokenizer, replayer, dialogue)
+            assert found == expected, f"{path.name} line {line}, --merge {replayer.merge}"
         reference.rendered.clear()
 
 
