@@ -589,7 +589,7 @@ def test_by_default_they_are_kept_and_counted_with_the_remedy(file, tmp_path):
     result = run(file, "-o", tmp_path / "packed")
     assert result.exit_code == 0, result.output
     told = " ".join(result.stdout.split())
-    assert "rows: 3 spell control tokens" in told
+    assert "control tokens 3 rows: the text of users, systems or tools spells" in told
     assert "--control-tokens literal makes them ordinary text" in told
     tally = mtpack.open_shards(tmp_path / "packed").manifest.report.tally
     assert (tally.control_tokens, tally.control_tokens_literal) == (3, 0)

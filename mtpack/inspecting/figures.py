@@ -26,6 +26,8 @@ TALLY_FIGURES = (
     "given_trained",
     "straddles",
     "content_dropped",
+    "control_tokens",
+    "control_tokens_literal",
     "tokens_if_merged",
     "sequences_lower_bound",
 )
