@@ -13,3 +13,11 @@ def test_the_planning_benchmark_runs_on_a_small_input():
     header, line = done.stdout.splitlines()
     assert "bound" in header
     assert line.split()[0] == "1,024"
+
+
+def test_the_rendering_benchmark_runs_on_a_small_input():
+    command = [sys.executable, ROOT / "benchmarks" / "rendering.py"]
+    command += [SAMPLE_DATA / "conversations_en.jsonl", "--dialogues", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ways = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    assert ways[:4] == ["f-string", "jinja2", "replay", "render"]

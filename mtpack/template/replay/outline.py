@@ -41,6 +41,10 @@ class Outline:
         """The place behind everything."""
         return len(self.cells), sum(map(len, self.literals))
 
+    def without_marks(self) -> Outline:
+        """Return the text alone."""
+        return Outline(self.literals, self.cells, [])
+
     def literal_before(self, place: Place) -> str:
         """Return the plain text that stands directly before a place."""
         num_cells, num_chars = place

@@ -7,7 +7,7 @@ what the cells hold. Where it can't, the plan says so (`None`), and `spans.py` d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtpack.dialogue import Dialogue
@@ -59,6 +59,36 @@ class TurnPlan:
         """Whether the turn can be merged without a look at any text."""
         return bool(self.exact) and self.turn.cut_behind
 
+    def without_marks(self) -> TurnPlan:
+        """Return it with what filling takes, and no more."""
+        return replace(self, own=None if self.own is None else self.own.without_marks())
+
+
+@dataclass(frozen=True, slots=True)
+class PlainPlan:
+    """All turns are trained in one document, one span each: most dialogues of most templates."""
+
+    full: Outline
+    turns: tuple[tuple[int, TurnFlag, Place, Place], ...]
+    """Message, flags, start, end."""
+
+    def filled(self, values: Sequence[Any], dialogue: Dialogue) -> RenderedDialogue:
+        """Return the documents for a sheet's values."""
+        text, sums = self.full.filled(values)
+        turns = tuple(
+            [
+                TurnText(
+                    message,
+                    ((start := sums[cells] + chars, end := sums[more] + last),),
+                    start,
+                    end,
+                    flags,
+                )
+                for message, flags, (cells, chars), (more, last) in self.turns
+            ]
+        )
+        return RenderedDialogue(dialogue, DocumentText(text, turns), (), turns[-1].end)
+
 
 @dataclass(frozen=True, slots=True)
 class DialoguePlan:
@@ -68,36 +98,21 @@ class DialoguePlan:
     turns: tuple[TurnPlan, ...]
     last_end: Place
     """The end of what is written for the last trained message in the whole dialogue."""
-    simple: tuple[tuple[int, TurnFlag, Place, Place], ...] | None
-    """Message, flags, start and end of each turn, if all are plain and of one span."""
+    merge: str
 
-    def filled(self, values: Sequence[Any], dialogue: Dialogue, merge: str) -> RenderedDialogue:
+    def filled(self, values: Sequence[Any], dialogue: Dialogue) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
         text, sums = self.full.filled(values)
-        if self.simple is not None and merge != "never":  # nearly all dialogues of most templates
-            turns = tuple(
-                [
-                    TurnText(
-                        message,
-                        ((start := sums[cells] + chars, end := sums[more] + last),),
-                        start,
-                        end,
-                        flags,
-                    )
-                    for message, flags, (cells, chars), (more, last) in self.simple
-                ]
-            )
-            return RenderedDialogue(dialogue, DocumentText(text, turns), (), turns[-1].end)
         merged: list[TurnText] = []
         own: list[DocumentText] = []
         merged_end: int | None = 0
         for planned in self.turns:
-            if planned.is_plain and merge != "never":
+            if planned.is_plain and self.merge != "never":
                 turn = planned.turn.filled(sums, TurnFlag(0))
                 merged.append(turn)
                 merged_end = turn.end
             else:
-                merged_end = self._fill_apart(planned, values, merge, (text, sums), merged, own)
+                merged_end = self._fill_apart(planned, values, (text, sums), merged, own)
         if merged_end is None:
             merged_end = sums[self.last_end[0]] + self.last_end[1]
         return RenderedDialogue(dialogue, DocumentText(text, tuple(merged)), tuple(own), merged_end)
@@ -106,7 +121,6 @@ class DialoguePlan:
         self,
         planned: TurnPlan,
         values: Sequence[Any],
-        merge: str,
         full: tuple[str, list[int]],
         merged: list[TurnText],
         own: list[DocumentText],
@@ -121,7 +135,7 @@ class DialoguePlan:
         exact = planned.exact
         if exact is None:
             exact = text.startswith(own_text[: turn.end])
-        if merge == "never" or (merge == "auto" and not exact):
+        if self.merge == "never" or (self.merge == "auto" and not exact):
             flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
             own.append(DocumentText(own_text, (turn._replace(flags=flags),)))
         else:
@@ -135,7 +149,7 @@ def plan_dialogue(
     outlines: Mapping[tuple[int, bool], Outline | None],
     merge: str,
     has_generations: bool,
-) -> DialoguePlan | None:
+) -> PlainPlan | DialoguePlan | None:
     """Plan a shape from the outlines of its renders; None where its texts have to be looked at."""
     full = outlines[len(dialogue.messages), False]
     assert full is not None
@@ -151,13 +165,16 @@ def plan_dialogue(
     region = _region(full, turns[-1].turn.message)
     if region is None:
         return None
-    simple = None
-    if all(planned.is_plain and _is_one_span(planned.turn) for planned in turns):
-        simple = tuple(
-            (planned.turn.message, planned.turn.flags, planned.turn.start, planned.turn.end)
-            for planned in turns
-        )
-    return DialoguePlan(full, tuple(turns), full.marks[region[1]].place, simple)
+    if merge != "never" and all(turn.is_plain and _is_one_span(turn.turn) for turn in turns):
+        located = (planned.turn for planned in turns)
+        spans = [(turn.message, turn.flags, turn.start, turn.end) for turn in located]
+        return PlainPlan(full.without_marks(), tuple(spans))
+    return DialoguePlan(
+        full=full.without_marks(),
+        turns=tuple(turn.without_marks() for turn in turns),
+        last_end=full.marks[region[1]].place,
+        merge=merge,
+    )
 
 
 def _is_one_span(turn: PlannedTurn) -> bool:

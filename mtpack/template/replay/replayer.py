@@ -18,7 +18,7 @@ from mtpack.template.replay import operations
 from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
 from mtpack.template.replay.outline import Outline, outline_of
-from mtpack.template.replay.plan import DialoguePlan, plan_dialogue
+from mtpack.template.replay.plan import DialoguePlan, PlainPlan, plan_dialogue
 from mtpack.template.replay.sheet import Messages, Sheet
 from mtpack.template.replay.stand_ins import Declined
 from mtpack.template.replay.walk import UnknownError
@@ -26,7 +26,7 @@ from mtpack.template.spans import RenderedDialogue, render_dialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 # Plans are dropped, oldest first, beyond this many shapes; some data has a new one every time.
-_MAX_SHAPES = 1024
+_MAX_SHAPES = 512
 # Plans of one shape; they differ in what the texts answer.
 _MAX_PLANS = 8
 # Dialogues that may be recorded, beside one for every replayed one: a template that asks each
@@ -35,7 +35,7 @@ _RECORDINGS_AHEAD = 256
 # How often it is tried to learn all that finding the turns of one dialogue asks for.
 _ROUNDS = 8
 # Events known of a template at most (an event takes about half a kilobyte).
-_MAX_EVENTS = 400_000
+_MAX_EVENTS = 100_000
 # Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**24
@@ -47,7 +47,8 @@ class _Shape:
 
     sheet: Sheet
     outlines: dict[Render, Outline | None]
-    plan: DialoguePlan | None
+    """Without a plan."""
+    plan: PlainPlan | DialoguePlan | None
     """None where turns can't be placed without looking at the texts."""
 
 
@@ -140,9 +141,11 @@ class Replayer:
         found = outlines(_renders(dialogue))
         tagged = known.name in self._template.tagged
         plan = plan_dialogue(self._added_tokens, dialogue, found, self.merge, tagged)
-        if plan is None and known.asks_before:
+        if plan is not None:
+            return _Shape(sheet, {}, plan)
+        if known.asks_before:
             found |= outlines(_renders_before(dialogue))
-        return _Shape(sheet, found, plan)
+        return _Shape(sheet, found, None)
 
     def _keep(self, shape: Hashable, known: _Shape) -> None:
         alike = self._shapes.setdefault(shape, [])
@@ -155,7 +158,7 @@ class Replayer:
         self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
         if shape.plan is not None:
-            return shape.plan.filled(values, dialogue, self.merge)
+            return shape.plan.filled(values, dialogue)
         known = self._known_renders(dialogue)
         filled = _FilledTemplate(self._template, known, shape.outlines, values, dialogue.messages)
         try:
