@@ -1,16 +1,18 @@
 """A replay is exact: what differs between dialogues, templates and their replays can't hide."""
 
 import json
-from copy import deepcopy
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mtpack.dialogue import Dialogue, Origin, Reject
+from mtpack.dialogue import Dialogue, Origin
 from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
 from mtpack.template.replay.replayer import Replayer
 from mtpack.template.spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
+from tests.template_grammar import rows, template_sources
 from tests.test_chat_template import compile_source
 
 MERGES = ("auto", "always", "never")
@@ -28,17 +30,25 @@ def read(row: dict, number: int = 0) -> Dialogue:
     return dialogue
 
 
-def assert_replayed_as_rendered(source: str, rows: list[dict]) -> int:
-    """Give dialogues to replayers, each twice, and compare; return how many were replayed."""
+def assert_replayed_as_rendered(
+    source: str, rows: list[dict], merges: tuple[str, ...] = MERGES
+) -> int:
+    """Give dialogues to replayers, each three times; return how many came out of a replay."""
     template = compile_source(source)
     replayed = 0
-    for merge in MERGES:
+    for merge in merges:
         replayer = Replayer(template, ADDED_TOKENS, merge)
-        for number, row in enumerate([*rows, *rows]):
-            expected = render_dialogue(template, ADDED_TOKENS, read(row, number), merge)
-            assert replayer.render_dialogue(read(row, number)) == expected, (merge, row)
+        expected = [render_dialogue(template, ADDED_TOKENS, read(row), merge) for row in rows]
+        counts = []
+        for _ in range(3):
+            for row, rendered in zip(rows, expected, strict=True):
+                assert replayer.render_dialogue(read(row)) == rendered, (merge, row)
+            counts.append(replayer.replayed)
         assert replayer.mismatches == 0, merge
         replayed += replayer.replayed
+        if counts[1] > counts[0]:
+            # What was learned once is known from then on.
+            assert counts[2] - counts[1] >= counts[1] - counts[0], merge
     return replayed
 
 
@@ -87,8 +97,7 @@ SUSPICIONS = {
         "{% if messages|selectattr('role', 'equalto', 'system') %}S{% endif %}" + CHATML
     ),
     "a generator used twice": (
-        "{% set roles = messages|map(attribute='role') %}"
-        "{{ roles|join }}{{ roles|join }}" + CHATML
+        "{% set roles = messages|map(attribute='role') %}{{ roles|join }}{{ roles|join }}" + CHATML
     ),
     "a generator that two loops share": (
         "{% set all = messages|reverse %}{% for m in all %}{{ m.role }}{% endfor %}"
@@ -147,7 +156,8 @@ SUSPICIONS = {
         "{% for m in messages %}{{ d }}" + A_TURN + "{% endfor %}"
     ),
     "methods of numbers": (
-        "{% for m in messages %}{% if m.n is float %}{{ m.n.hex() }}{% endif %}" + A_TURN
+        "{% for m in messages %}{% if m.n is float %}{{ m.n.hex() }}{% endif %}"
+        + A_TURN
         + "{% endfor %}"
     ),
     "markup": (
@@ -170,12 +180,8 @@ SUSPICIONS = {
         "{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}"
         "{{ loop.previtem.role }}{{ loop.nextitem.role }}" + A_TURN + "{% endfor %}"
     ),
-    "cycles": (
-        "{% for m in messages %}{{ loop.cycle('x', 'y') }}" + A_TURN + "{% endfor %}"
-    ),
-    "changes": (
-        "{% for m in messages %}{{ loop.changed(m.content) }}" + A_TURN + "{% endfor %}"
-    ),
+    "cycles": ("{% for m in messages %}{{ loop.cycle('x', 'y') }}" + A_TURN + "{% endfor %}"),
+    "changes": ("{% for m in messages %}{{ loop.changed(m.content) }}" + A_TURN + "{% endfor %}"),
     "depth": "{% for m in messages %}{{ loop.depth }}" + A_TURN + "{% endfor %}",
     "changes in an inner loop": (
         "{% for m in messages %}{% for c in ['a', 'a', m.content] %}"
@@ -228,7 +234,8 @@ SUSPICIONS = {
     ),
     "a macro kept from an earlier message": (
         "{% set ns = namespace(f=none) %}{% for m in messages %}"
-        "{% if ns.f %}[{{ ns.f() }}]{% endif %}" + A_TURN
+        "{% if ns.f %}[{{ ns.f() }}]{% endif %}"
+        + A_TURN
         + "{% set y = 'A' if m.content == 'a' else 'B' %}"
         "{% macro f() %}{{ y }}{% endmacro %}{% set ns.f = f %}{% endfor %}"
     ),
@@ -240,7 +247,8 @@ SUSPICIONS = {
     "a namespace that grows and counts": (
         "{% set ns = namespace(n=0, text='', seen={}) %}{% for m in messages %}"
         "{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ m.content ~ ',' %}"
-        "{% set ns.last = m.role %}{{ ns.n }}{{ ns.last }}" + A_TURN
+        "{% set ns.last = m.role %}{{ ns.n }}{{ ns.last }}"
+        + A_TURN
         + "{% endfor %}{{ ns.text }}{{ ns.n is odd }}"
     ),
     "a long gathered text": (
@@ -255,7 +263,9 @@ SUSPICIONS = {
     ),
     # Captured text and its marks.
     "marks in a text that is trimmed": (
-        "{% set all %}{% for m in messages %}" + A_TURN + "{% endfor %}{% endset %}{{ all|trim }}"
+        "{% set all %}{% for m in messages %}"
+        + A_TURN
+        + "{% endfor %}{% endset %}{{ all|trim }}"
         + PROMPT
     ),
     "tags in a text that is trimmed": (
@@ -264,11 +274,13 @@ SUSPICIONS = {
     ),
     "tags in a text that is tested": (
         "{% for m in messages %}{% set t %}{% generation %}{{ m.k }}{% endgeneration %}{% endset %}"
-        "{% if t %}T{% endif %}{% if t == 'a' %}A{% endif %}{{ t|length }}" + A_TURN
+        "{% if t %}T{% endif %}{% if t == 'a' %}A{% endif %}{{ t|length }}"
+        + A_TURN
         + "{% endfor %}"
     ),
     "a filter block": (
-        "{% for m in messages %}{% filter upper %}{{ m.content }}{% endfilter %}" + A_TURN
+        "{% for m in messages %}{% filter upper %}{{ m.content }}{% endfilter %}"
+        + A_TURN
         + "{% endfor %}"
     ),
     "a filter block around tags": (
@@ -288,7 +300,8 @@ SUSPICIONS = {
     ),
     "a closed macro of a dict": (
         "{% macro show(d) %}{% for k in d %}{{ k }}{{ d[k] }}{% endfor %}{% endmacro %}"
-        "{% for m in messages %}{% if m.meta %}{{ show(m.meta) }}{% endif %}" + A_TURN
+        "{% for m in messages %}{% if m.meta %}{{ show(m.meta) }}{% endif %}"
+        + A_TURN
         + "{% endfor %}"
     ),
     # Undefined things.
@@ -301,7 +314,8 @@ SUSPICIONS = {
         "{% for m in messages %}{{ m.nothing.more }}" + A_TURN + "{% endfor %}"
     ),
     "attributes of methods": (
-        "{% for m in messages %}{{ m.content.strip.owner }}{{ m.content.strip.name }}" + A_TURN
+        "{% for m in messages %}{{ m.content.strip.owner }}{{ m.content.strip.name }}"
+        + A_TURN
         + "{% endfor %}"
     ),
 }
@@ -312,3 +326,13 @@ SUSPICIONS = {
 def test_a_replay_is_what_rendering_gives(source):
     assert_replayed_as_rendered(source, ROWS)
     assert_replayed_as_rendered(source, ROWS[::-1])
+
+
+@given(
+    source=template_sources(),
+    rows=st.lists(rows(), min_size=2, max_size=5),
+    merge=st.sampled_from(MERGES),
+)
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+def test_a_replay_of_any_template_is_what_rendering_gives(source, rows, merge):
+    assert_replayed_as_rendered(source, rows, (merge,))

@@ -81,7 +81,7 @@ class Replayer:
             self.rendered += 1
             return self.render_for_real(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None and not _holds_marks(replayed):
+        if replayed is not None:
             self.replayed += 1
             return self._audited(dialogue, replayed)
         self.rendered += 1
@@ -147,6 +147,8 @@ class Replayer:
     def _fill(
         self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
+        if _hold_marks(values):
+            return None
         if shape.plan is not None:
             return shape.plan.filled(values, dialogue, self._merge)
         tagged = self._template.name_for(dialogue.tools) in self._template.tagged
@@ -213,9 +215,11 @@ class _FilledTemplate:
         return outline
 
 
-def _holds_marks(rendered: RenderedDialogue) -> bool:
-    """Return whether a dialogue has characters that would mislead its real render."""
-    return any(holds_marks(document.text) for document in (rendered.merged, *rendered.own))
+def _hold_marks(values: Sequence[Any]) -> bool:
+    """Return whether a dialogue's texts have characters that mislead its real render."""
+    return any(
+        type(value) is str and not value.isascii() and holds_marks(value) for value in values
+    )
 
 
 def _renders(dialogue: Dialogue) -> Iterator[Render]:
