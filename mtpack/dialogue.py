@@ -62,7 +62,10 @@ class Reason(StrEnum):
     INVALID_TOOL_CALLS = "invalid_tool_calls"
     INVALID_LOSS_SWITCH = "invalid_loss_switch"
     TEMPLATE_RAISED = "template_raised"
+    TEMPLATE_LIMIT = "template_limit"
     TURN_NOT_FOUND = "turn_not_found"
+    CONTROL_TOKEN = "control_token"
+    NOT_LITERAL = "not_literal"
     OVERLONG = "overlong"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -57,46 +57,49 @@ def encode_dialogues(
     counts: Counter[str] = Counter()
     encoded = encode_texts(tokenizer, list(_texts(rendered)))
     for dialogue in rendered:
-        merged = next(encoded)
+        merged = dialogue.merged.encoded or next(encoded)
         counts["tokens_if_merged"] += int(np.count_nonzero(merged.ends <= dialogue.merged_end))
         kept, moved = [], []
         for turn in dialogue.merged.turns:
             if turn.own_text is None:
                 kept.append(turn)
                 continue
-            own = next(encoded)
+            own = turn.own_encoded or next(encoded)
             if _same_ids(merged, own, turn.end):
                 kept.append(turn)
             elif merge == "always":
-                kept.append(replace(turn, flags=turn.flags | TurnFlag.BENT))
+                kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
             else:
-                moved.append((own, replace(turn, flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
+                moved.append((own, turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
         row = dialogue.dialogue.row
         _add_document(columns, counts, row, merged, kept)
         for own, turn in moved:
             _add_document(columns, counts, row, own, [turn])
         for document in dialogue.own:
-            _add_document(columns, counts, row, next(encoded), document.turns)
+            alone = document.encoded or next(encoded)
+            _add_document(columns, counts, row, alone, document.turns)
     return columns.as_batch(), counts
 
 
 def encode_document(tokenizer: LoadedTokenizer, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document."""
     columns = _Columns()
-    (encoded,) = encode_texts(tokenizer, [document.text])
+    encoded = document.encoded or next(encode_texts(tokenizer, [document.text]))
     _add_document(columns, Counter(), row, encoded, document.turns)
     return columns.as_batch()
 
 
 def _texts(rendered: Sequence[RenderedDialogue]) -> Iterator[str]:
-    """Yield every text that `encode_dialogues` asks for, in the order in which it does."""
+    """Yield every text that `encode_dialogues` has to encode, in the order in which it asks."""
     for dialogue in rendered:
-        yield dialogue.merged.text
+        if dialogue.merged.encoded is None:
+            yield dialogue.merged.text
         for turn in dialogue.merged.turns:
-            if turn.own_text is not None:
+            if turn.own_text is not None and turn.own_encoded is None:
                 yield turn.own_text
         for document in dialogue.own:
-            yield document.text
+            if document.encoded is None:
+                yield document.text
 
 
 def _same_ids(merged: EncodedText, own: EncodedText, end: int) -> bool:

@@ -68,6 +68,17 @@ def findings_of(tally: Tally) -> list[Finding]:
             "tokens: the prompt gives them, but the template's generation tags have them trained",
         ),
         Finding("straddling", tally.straddles, "tokens: over the edge of a turn, so without loss"),
+        Finding(
+            "control tokens",
+            tally.control_tokens,
+            "rows: the text of users, systems or tools spells control tokens, and the model will "
+            "read them as such; --control-tokens literal makes them ordinary text",
+        ),
+        Finding(
+            "literal tokens",
+            tally.control_tokens_literal,
+            "rows: control tokens in the text of users, systems or tools are ordinary text",
+        ),
     ]
     return [finding for finding in findings if finding.count]
 

@@ -65,12 +65,12 @@ class Tally:
     tokens_if_merged: int
     """Of all accepted rows, had every turn been merged, before the overlong policy."""
     loss_tokens: int
+    control_tokens: int
+    """Accepted rows whose given text spells a control token, which is kept as one."""
+    control_tokens_literal: int
+    """Accepted rows whose given text spells a control token, which is encoded as text."""
     sequences: int
     sequences_lower_bound: int
-    rendered: int
-    """Dialogues rendered by the template."""
-    replayed: int = 0
-    """Dialogues filled in from an earlier render of the same shape."""
 
     @classmethod
     def of(cls, counts: Counter[str]) -> Tally:
@@ -108,8 +108,14 @@ class About:
     """By stage, summed over workers; `total` is wall time, process start excluded."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
+    rendered: int = 0
+    """Dialogues rendered by the template."""
+    replayed: int = 0
+    """Dialogues filled in without that (docs/replay.md)."""
     audited: int = 0
+    """Replayed dialogues that were rendered as well, and compared."""
     audit_mismatches: int = 0
+    """Those that differed; all dialogues were rendered then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,11 @@ class PackOptions:
         "further documents (split), cut it (truncate), leave it out (drop), or call the row bad "
         "(error).",
     )
+    control_tokens: Literal["keep", "literal", "error"] = _option(
+        "keep",
+        "Control tokens that the text of users, systems and tools spells: keep them, encode them "
+        "as ordinary text (literal), or call the row bad (error).",
+    )
     packing: Literal["optimal", "none"] = _option(
         "optimal", "Fill sequences with several documents, or put one into each (none)."
     )

@@ -10,8 +10,7 @@ import numpy as np
 
 from mtpack.dialogue import Dialogue, Reason, Reject
 from mtpack.encoding import encode_document
-from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.spans import render_dialogue
+from mtpack.rendering import Renderer
 from mtpack.tokenizer.loading import LoadedTokenizer
 from mtpack.turns import (
     Bools,
@@ -100,7 +99,7 @@ def _dropped(num_turns: int | np.intp) -> Counter[str]:
 
 
 def piece_maker(
-    template: ChatTemplate,
+    renderer: Renderer,
     tokenizer: LoadedTokenizer,
     dialogues: Mapping[int, Dialogue],
     seq_len: int,
@@ -123,7 +122,7 @@ def piece_maker(
         fitting, step, growing = len(users), 1, True
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
-            piece = _render_piece(template, tokenizer, dialogue, first, users[candidate], message)
+            piece = _render_piece(renderer, tokenizer, dialogue, first, users[candidate], message)
             if piece is None:  # the template refuses this run; a longer one it may take
                 fitting = candidate
             elif piece.document_lengths[0] <= seq_len:
@@ -137,7 +136,7 @@ def piece_maker(
 
 
 def _render_piece(
-    template: ChatTemplate,
+    renderer: Renderer,
     tokenizer: LoadedTokenizer,
     dialogue: Dialogue,
     num_system: int,
@@ -151,7 +150,7 @@ def _render_piece(
         tuple(replace(dialogue.messages[index], trained=index == message) for index in kept),
         dialogue.tools,
     )
-    rendered = render_dialogue(template, tokenizer.added_tokens, alone, "never")
+    rendered = renderer.render(alone, "never")
     if isinstance(rendered, Reject):
         return None
     (document,) = rendered.own or (rendered.merged,)

@@ -18,6 +18,11 @@ def show_report(report: PackReport, console: Console) -> None:
     rows = [
         ("rows", tally.rows_read, _left_out(tally.rows_packed, left_out)),
         ("turns", tally.turns_read, _left_out(tally.turns_packed, tally.turns_dropped)),
+        (
+            "rendered",
+            report.about.rendered,
+            f"dialogues; {report.about.replayed:,} filled in without that, exactly the same",
+        ),
         ("documents", tally.documents, ""),
         ("tokens", tally.tokens, f"{_share(tally.loss_tokens, tally.tokens)} carry loss"),
         (

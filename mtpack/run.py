@@ -85,6 +85,15 @@ def pack(
     return _Run(chosen, listener or Listener()).pack(found)
 
 
+class _ReplayDiffersError(Exception):
+    """An audit found a replayed dialogue that is not what rendering gives."""
+
+    def __init__(self, record: SplitRecord, rows_done: int) -> None:
+        super().__init__()
+        self.rows_done = rows_done
+        self.audit = {name: record.counts[name] for name in ("audited", "audit_mismatches")}
+
+
 @dataclass(slots=True)
 class _Run:
     """What the steps of a run share."""
@@ -147,18 +156,47 @@ class _Run:
     def _tokenize(
         self, files: list[InputFile], area: Path, runner: LocalRunner
     ) -> list[SplitRecord]:
-        """Read, render and tokenize the whole input; stop at the first bad row if told so."""
-        rows_by_file: Counter[str] = Counter()
+        """Read, render and tokenize the whole input.
+
+        Should a replayed dialogue turn out to differ from its render, none is trusted.
+        """
         formats = _Formats(self.options.format, self.listener.remark)
+        try:
+            records = self._tokenize_splits(files, area, runner, formats, replay=True)
+        except _ReplayDiffersError as found:
+            self.listener.remark(
+                "warning: a dialogue filled in by replay differs from its render, so all are "
+                "rendered instead; please report this chat template to mtpack"
+            )
+            self.listener.progress("tokenize", -found.rows_done)
+            records = self._tokenize_splits(files, area, runner, formats, replay=False)
+            records[0].counts.update(found.audit)
+        formats.sum_up()
+        return records
+
+    def _tokenize_splits(
+        self,
+        files: list[InputFile],
+        area: Path,
+        runner: LocalRunner,
+        formats: _Formats,
+        *,
+        replay: bool,
+    ) -> list[SplitRecord]:
+        """Tokenize split by split; stop at the first bad row if told so."""
+        rows_by_file: Counter[str] = Counter()
+        kind = "split" if replay else "rendered-split"
 
         def tasks() -> Iterator[SplitTask]:
             for split in read_splits(files, row_format=self.options.format):
                 rows_by_file.update(row.file for row in split.rows)
                 formats.note(split)
-                yield SplitTask(split, area / f"split-{split.number:07d}.arrow")
+                yield SplitTask(split, area / f"{kind}-{split.number:07d}.arrow", replay)
 
-        records = []
+        records: list[SplitRecord] = []
         for record in runner.run(tokenize_split, tasks()):
+            if record.counts["audit_mismatches"]:
+                raise _ReplayDiffersError(record, sum(done.counts["rows_read"] for done in records))
             if record.rejects and self.options.on_error == "fail":
                 raise InputError(
                     f"{record.rejects[0]}\n"
@@ -167,7 +205,6 @@ class _Run:
             records.append(record)
             self.watch.add(record.seconds)
             self.listener.progress("tokenize", record.counts["rows_read"])
-        formats.sum_up()
         for file in files:
             if not rows_by_file[file.name]:
                 self.listener.remark(f"{file.name}: holds no rows")
@@ -235,6 +272,10 @@ class _Run:
             inputs=[file.name for file in files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
+            rendered=counts["rendered"],
+            replayed=counts["replayed"],
+            audited=counts["audited"],
+            audit_mismatches=counts["audit_mismatches"],
         )
         return PackReport(
             output=self.options.output,

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from mtpack.activity import Activity
 from mtpack.assembling import assemble, padded_lengths
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.encoding import encode_dialogues
@@ -21,11 +22,12 @@ from mtpack.manifest import ShardRecord
 from mtpack.options import PackOptions
 from mtpack.overlong import fit, piece_maker
 from mtpack.reading import LINE_LIMIT, Split
+from mtpack.rendering import Renderer, load_renderer
 from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.dropped import count_dropped
-from mtpack.template.spans import RenderedDialogue, finds_turns, render_dialogue
+from mtpack.template.spans import RenderedDialogue, finds_turns
 from mtpack.token_store import open_batch, save_batch
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
@@ -33,6 +35,8 @@ from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
 # Texts that are rendered before they are encoded: documents of their own repeat what came before,
 # so a small split can make many.
 _CHARS_AT_A_TIME = 4 * 2**20
+
+_MESSAGES_OF_A_USUAL_ROW = 60
 
 _FLAG_COUNTS = {
     "turns_own_document": TurnFlag.OWN_DOCUMENT,
@@ -50,6 +54,14 @@ class Pipeline:
     options: PackOptions
     tokenizer: LoadedTokenizer
     template: ChatTemplate
+    renderer: Renderer
+    activity: Activity = field(default_factory=Activity)
+    """Where the process says which row it is at."""
+
+    @property
+    def template_source(self) -> str:
+        """Where the chat template comes from."""
+        return self.options.chat_template or self.tokenizer.source
 
     @property
     def shard_metadata(self) -> ShardMetadata:
@@ -75,7 +87,8 @@ def load_pipeline(options: PackOptions) -> Pipeline:
             f"{options.chat_template or tokenizer.source}: where the chat template writes an "
             "assistant message can't be found; use one that writes messages one by one in a loop"
         )
-    return Pipeline(options, tokenizer, template)
+    renderer = load_renderer(template, tokenizer, options)
+    return Pipeline(options, tokenizer, template, renderer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,8 @@ class SplitTask:
 
     split: Split
     file: Path
+    replay: bool = True
+    """Whether dialogues may be filled in without rendering them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,9 @@ class SplitRecord:
 def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask`."""
     watch = Stopwatch()
+    if not task.replay:
+        pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
+    replays_before = _replay_counts(pipeline)
     dialogues, rejects = _read(task.split)
     watch.lap("read")
     done = _tokenize(pipeline, dialogues, watch)
@@ -116,6 +134,8 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     for part, number in count_dropped(pipeline.template, done.accepted).items():
         done.counts[f"content_dropped.{part}"] = number
     watch.lap("render")
+    done.counts.update(_replay_counts(pipeline) - replays_before)
+    done.counts["rendered"] = len(done.accepted) - done.counts["replayed"]
     return SplitRecord(
         file=task.file,
         counts=_count(task.split, done.accepted, rejects, done.batch, done.counts),
@@ -124,6 +144,14 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         seconds=watch.seconds,
         warnings=_warnings(pipeline.template, done.accepted),
     )
+
+
+def _replay_counts(pipeline: Pipeline) -> Counter[str]:
+    replayer = pipeline.renderer.replayer
+    if replayer is None:
+        return Counter()
+    names = ("replayed", "audited", "audit_mismatches")
+    return Counter({name: getattr(replayer, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +174,23 @@ def _tokenize(pipeline: Pipeline, dialogues: list[Dialogue], watch: Stopwatch) -
     batches: list[TokenBatch] = []
     for rendered in _rendered(pipeline, dialogues, rejects):
         watch.lap("render")
+        _say_tokenizing(pipeline, rendered)
         batch, found = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
         batches.append(batch)
         accepted += [item.dialogue for item in rendered]
         counts += found
         watch.lap("tokenize")
     by_row = {dialogue.row: dialogue for dialogue in accepted}
-    make_piece = piece_maker(pipeline.template, pipeline.tokenizer, by_row, options.seq_len)
-    fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece)
-    return _Tokenized(fitted.batch, accepted, rejects, counts + fitted.counts, fitted.rejected_rows)
+    make_piece = piece_maker(pipeline.renderer, pipeline.tokenizer, by_row, options.seq_len)
+
+    def make_piece_and_say_so(row: int, message: int) -> TokenBatch | None:
+        _say_rendering(pipeline, by_row[row])
+        return make_piece(row, message)
+
+    fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece_and_say_so)
+    pipeline.activity.end()
+    counts += fitted.counts + pipeline.renderer.count_spelling(accepted)
+    return _Tokenized(fitted.batch, accepted, rejects, counts, fitted.rejected_rows)
 
 
 def _rendered(
@@ -164,18 +200,38 @@ def _rendered(
     rendered: list[RenderedDialogue] = []
     num_chars = 0
     for dialogue in dialogues:
-        result = render_dialogue(
-            pipeline.template, pipeline.tokenizer.added_tokens, dialogue, pipeline.options.merge
-        )
+        _say_rendering(pipeline, dialogue)
+        result = pipeline.renderer.render(dialogue, pipeline.options.merge)
         if isinstance(result, Reject):
             rejects.append(result)
             continue
         rendered.append(result)
-        num_chars += sum(len(document.text) for document in (result.merged, *result.own))
+        num_chars += _num_chars(result)
         if num_chars >= _CHARS_AT_A_TIME:
             yield rendered
             rendered, num_chars = [], 0
     yield rendered
+
+
+def _say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
+    pipeline.activity.begin(
+        f"{dialogue.origin}: rendering with the chat template of {pipeline.template_source}",
+        effort=1 + len(dialogue.messages) / _MESSAGES_OF_A_USUAL_ROW,
+    )
+
+
+def _say_tokenizing(pipeline: Pipeline, rendered: list[RenderedDialogue]) -> None:
+    if rendered:
+        first, last = rendered[0].dialogue.origin, rendered[-1].dialogue.origin
+        rows = str(first) if first == last else f"{first} to {last}"
+        pipeline.activity.begin(
+            f"{rows}: tokenizing with {pipeline.tokenizer.source}",
+            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
+        )
+
+
+def _num_chars(rendered: RenderedDialogue) -> int:
+    return sum(len(document.text) for document in (rendered.merged, *rendered.own))
 
 
 def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:
@@ -216,7 +272,6 @@ def _count(
         counts[f"rows_rejected.{reject.reason}"] += 1
     counts["rows_read"] = len(split.rows)
     counts["rows_packed"] = len(packed_rows)
-    counts["rendered"] = len(accepted)
     counts["documents"] = batch.num_documents
     counts["turns_read"] = sum(len(dialogue.trained_messages()) for dialogue in accepted)
     counts["turns_packed"] = batch.num_turns

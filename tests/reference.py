@@ -118,13 +118,11 @@ class Reference:
                 merged.append(self.turn_in_full(messages, tools, index, full, None))
                 continue
             turn = self.turn_in_own(messages, tools, index, own)
-            if merge == "always":
-                exact = self.same_up_to(turn.end, own, full)
-                words = None if self.has_tags else own[turn.spans[0][0] : turn.end]
-                bent = self.turn_in_full(messages, tools, index, full, words)
-                merged.append(turn if exact else bent)
-            elif merge == "auto" and self.same_up_to(turn.end, own, full):
+            if merge != "never" and self.same_up_to(turn.end, own, full):
                 merged.append(turn)
+            elif merge == "always":
+                words = None if self.has_tags else own[turn.spans[0][0] : turn.end]
+                merged.append(self.turn_in_full(messages, tools, index, full, words))
             else:
                 alone.append((own, turn))
 

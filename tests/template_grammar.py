@@ -23,7 +23,8 @@ GRAMMAR: dict[str, list[str]] = {
         "{% endfor %}<after>",
         "<before>{% macro all(list) %}{% for m in list %}<turn>{% endfor %}{% endmacro %}"
         "{{ all(<messages>) }}<after>",
-        "<before>{% set all %}{% for m in messages %}<turn>{% endfor %}{% endset %}{{ all }}<after>",
+        "<before>{% set all %}{% for m in messages %}<turn>{% endfor %}{% endset %}"
+        "{{ all }}<after>",
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>\n{% endfor %}",
     ],
     "before": [
@@ -40,7 +41,8 @@ GRAMMAR: dict[str, list[str]] = {
         "{% endif %}{% endmacro %}<before>",
         "{% macro g(x) %}({{ x }}{{ caller() }}){% endmacro %}<before>",
         "{% if tools %}{{ tools|tojson }}{% for t in tools %}{{ t.function.name }}"
-        "{{ t|tojson(indent=2) }}{{ f(t.function.parameters) if f }}{% endfor %}{% endif %}<before>",
+        "{{ t|tojson(indent=2) }}{{ f(t.function.parameters) if f }}{% endfor %}{% endif %}"
+        "<before>",
         "{{ strftime_now('%Y') }}",
         "{% set x = 'outer' %}<before>",
         "{% if messages[0].content == 'a' %}{% set x = 'A' %}{% endif %}<before>",
@@ -173,7 +175,7 @@ GRAMMAR: dict[str, list[str]] = {
         "<text>|default('D')",
         "<text>|length|string",
         "<text>|first",
-        "<text>|reverse",
+        "<text>|string|reverse",
         "<text>|list|join('-')",
         "<text>.splitlines()|join('|')",
         "<text>.split()|map('upper')|join(' ')",

@@ -32,6 +32,11 @@ LAYERS = """
     tokenizer.declared_tokens
     tokenizer.loading
     tokenizer.encode
+    tokenizer.spelled_tokens
+    tokenizer.literal_tokens
+    template.limits
+    template.guards
+    template.metering
     template.environment
     template.marking
     template.chat_template
@@ -52,6 +57,7 @@ LAYERS = """
     template.replay.plan
     template.replay.audit
     template.replay.replayer
+    rendering
     encoding
     overlong
     shard
@@ -59,7 +65,10 @@ LAYERS = """
     shards
     token_store
     stopwatch
+    activity
     work
+    runners.watching
+    runners.pool
     runners.local
     output
     run

@@ -19,6 +19,7 @@ from mtpack.reading import LINE_LIMIT
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import SHARED, shared
+from tests.dialogue_kinds import KINDS, TOOLS, say
 
 DATE = "2026-01-31"
 SPECIAL_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": "<s>"}
@@ -26,101 +27,17 @@ TEMPLATES = sorted(
     path.relative_to(SHARED / "templates").as_posix()
     for path in (SHARED / "templates").glob("*/*.jinja")
 )
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "Tell the weather <now> & 'here'",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string", "description": "Where, Zürich say"}},
-                "required": ["city"],
-            },
-        },
-    }
-]
-
-
-def say(role: str, content: str, **fields) -> dict:
-    return {"role": role, "content": content, **fields}
-
-
-def call(city: str) -> dict:
-    function = {"name": "weather", "arguments": {"city": city}}
-    return {"id": "call00001", "type": "function", "function": function}
-
-
-def result(content: str) -> dict:
-    return say("tool", content, name="weather", tool_call_id="call00001")
-
-
-UNICODE = "Grüße\u2028 🙂 e\u0301 北京"
 ROWS = {
-    "plain": {
-        "messages": [
-            say("user", "walrus"),
-            say("assistant", "otter"),
-            say("user", "badger"),
-            say("assistant", "ferret"),
-        ]
-    },
-    "system": {
-        "messages": [
-            say("system", "marmot"),
-            say("user", "walrus"),
-            say("assistant", "otter"),
-            say("user", "badger"),
-            say("assistant", "ferret"),
-        ]
-    },
-    "tools": {
-        "messages": [
-            say("user", "walrus"),
-            say("assistant", "", tool_calls=[call("Zürich")]),
-            result("badger"),
-            say("assistant", "ferret"),
-        ],
-        "tools": TOOLS,
-    },
-    "parallel calls": {
-        "messages": [
-            say("system", "marmot"),
-            say("user", "walrus"),
-            say("assistant", "otter", tool_calls=[call("Zürich"), call("Oslo")]),
-            result("badger"),
-            result("beaver"),
-            say("assistant", "ferret"),
-            say("user", "lemur"),
-            say("assistant", "tapir"),
-        ],
-        "tools": TOOLS,
-    },
-    "reasoning": {
-        "messages": [
-            say("user", "walrus"),
-            say("assistant", "otter", reasoning_content="stoat"),
-            say("user", "badger"),
-            say("assistant", "ferret", reasoning_content="sable"),
-        ]
-    },
-    "empty content": {
-        "messages": [
-            say("user", ""),
-            say("assistant", ""),
-            say("user", "badger"),
-            say("assistant", ""),
-        ]
-    },
-    "unicode, white space at the edges": {
-        "messages": [
-            say("system", f" \nmarmot {UNICODE}\n\n"),
-            say("user", f"\n\nwalrus {UNICODE} "),
-            say("assistant", f"  otter {UNICODE}\n"),
-            say("user", f"badger {UNICODE}\t"),
-            say("assistant", f"\n\nferret {UNICODE}\n \n"),
-        ]
-    },
+    kind: KINDS[kind]
+    for kind in (
+        "plain",
+        "system",
+        "tools, one call",
+        "tools, parallel calls",
+        "reasoning_content",
+        "empty content",
+        "unicode, white space at the edges",
+    )
 }
 CONVERSATION = [
     say("user", "walrus"),
@@ -474,6 +391,30 @@ def test_a_template_can_not_change_what_it_is_given(expression):
     for render in (template.render, template.render_marked):
         with pytest.raises(TemplateRaisedError):
             render(dialogue.messages, dialogue.tools)
+        assert dialogue == untouched
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "{% set ns = namespace(messages[0]) %}{% set ns.content = 'changed' %}{{ ns.content }}",
+        "{% set ns = namespace(all=messages) %}{% set ns.all = [] %}{{ ns.all }}",
+        "{% set m = dict(messages[0], content='changed') %}{{ m.content }}",
+        "{% set messages = messages + [{'role': 'user'}] %}{{ messages | length }}",
+        "{% for message in messages %}{% set message = {} %}{% endfor %}",
+        "{{ messages | sort(attribute='content', reverse=true) | map('list') | list }}",
+        "{{ messages | reverse | list }}{{ messages[0].copy() }}{{ messages[::-1] }}",
+        "{{ messages | map('items') | map('list') | list }}{{ messages[0] | dictsort }}",
+        "{{ messages[0]['pop'] }}{{ '{0.clear}'.format(messages) }}",
+        "{{ messages | map(attribute='pop') | list }}{{ messages | map('attr', 'clear') | list }}",
+    ],
+)
+def test_what_a_template_makes_of_what_it_is_given_is_its_own(statement):
+    template = compile_source(statement)
+    dialogue = as_dialogue({"messages": [say("user", "walrus", tags=["a"]), *CONVERSATION[1:]]})
+    untouched = deepcopy(dialogue)
+    for render in (template.render, template.render_marked):
+        render(dialogue.messages, dialogue.tools)
         assert dialogue == untouched
 
 

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpack.dialogue import Dialogue, Message, Origin
+from mtpack.options import PackOptions
 from mtpack.overlong import piece_maker
+from mtpack.rendering import load_renderer
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.strategies import Document, Turn, as_documents
@@ -46,7 +48,8 @@ def pieces_of(
     dialogue: Dialogue, seq_len: int, template: ChatTemplate = TEMPLATE
 ) -> Callable[[int], Document | None]:
     """Return what makes the piece for a message, as a document that a reader can see."""
-    make_piece = piece_maker(template, TOKENIZER, {ROW: dialogue}, seq_len)
+    renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
+    make_piece = piece_maker(renderer, TOKENIZER, {ROW: dialogue}, seq_len)
 
     def piece(message: int) -> Document | None:
         made = make_piece(ROW, message)

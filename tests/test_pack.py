@@ -38,6 +38,8 @@ REPORT_KEYS = {
     "tokens",
     "tokens_if_merged",
     "loss_tokens",
+    "control_tokens",
+    "control_tokens_literal",
     "sequences",
     "sequences_lower_bound",
     "fill",

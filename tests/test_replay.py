@@ -44,7 +44,7 @@ def assert_replayed_as_rendered(
             for row, rendered in zip(rows, expected, strict=True):
                 assert replayer.render_dialogue(read(row)) == rendered, (merge, row)
             counts.append(replayer.replayed)
-        assert replayer.mismatches == 0, merge
+        assert replayer.audit_mismatches == 0, merge
         replayed += replayer.replayed
         if counts[1] > counts[0]:
             # What was learned once is known from then on.
@@ -210,8 +210,8 @@ SUSPICIONS = {
         "{% set x = m.content %}{% endif %}{{ x }}" + A_TURN + "{% endfor %}{{ x }}"
     ),
     "set in one branch only": (
-        "{% if messages[0].content == 'a' %}{% set x = 'A' %}{% elif messages[0].role == 'system' %}"
-        "{% set y = messages[0].content %}{% endif %}{% for m in messages %}{{ x }}{{ y }}"
+        "{% if messages[0].content == 'a' %}{% set x = 'A' %}"
+        "{% elif messages[0].role == 'system' %}{% set y = messages[0].content %}{% endif %}{% for m in messages %}{{ x }}{{ y }}"
         "{{ x is defined }}" + A_TURN + "{% endfor %}{{ x }}"
     ),
     "set anew between loops": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import jinja2
 from mtpack.dialogue import Message
 from mtpack.errors import SetupError
 from mtpack.template.environment import make_environment
+from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.marking import (
     IndexedMessage,
     MarkedText,
@@ -25,6 +27,7 @@ from mtpack.template.marking import (
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"
+_LIMITS = Limits()
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
@@ -35,15 +38,21 @@ class TemplateRaisedError(Exception):
 class ChatTemplate:
     """Renders messages to text exactly as transformers' `apply_chat_template` does."""
 
-    def __init__(self, sources: dict[str, str], variables: dict[str, Any], date: str) -> None:
+    def __init__(
+        self,
+        sources: dict[str, str],
+        variables: dict[str, Any],
+        date: str,
+        limits: Limits = _LIMITS,
+    ) -> None:
         """Compile the templates.
 
         sources: by name; `tool_use`, where there is one, is for dialogues with tools. variables:
         special tokens and template arguments. Raises jinja2.TemplateSyntaxError.
         """
-        plain = make_environment(date, marked=False)
-        marked = make_environment(date, marked=True)
-        self.date = date
+        self.meter = Meter(limits)
+        plain = make_environment(date, self.meter, marked=False)
+        marked = make_environment(date, self.meter, marked=True)
         self.sources = sources
         self.variables = variables
         self.environment = plain
@@ -58,7 +67,7 @@ class ChatTemplate:
     ) -> str:
         """Return the text; with `prompt`, the generation prompt stands at its end.
 
-        Raises TemplateRaisedError.
+        Raises TemplateRaisedError, and TemplateLimitError where it does more than `limits` allow.
         """
         fields = [message.fields for message in self.readable(messages)]
         return self._write(self._plain, fields, tools, prompt)
@@ -68,7 +77,7 @@ class ChatTemplate:
     ) -> MarkedText:
         """Return the same text as `render` with what was written for each message.
 
-        Raises TemplateRaisedError. Where the marks would have changed the text, no message has
+        Raises what `render` raises. Where the marks would have changed the text, no message has
         a region.
         """
         fields = [message.fields for message in self.readable(messages)]
@@ -104,10 +113,30 @@ class ChatTemplate:
             **self.variables,
         }
         try:
-            return templates[self.name_for(tools)].render(variables)
+            return self._write_within_limits(templates[self.name_for(tools)], variables)
+        except (TemplateLimitError, MemoryError):
+            raise
         except Exception as error:  # templates are foreign code and can raise anything
             detail = (str(error) or type(error).__name__).split("\n")[0]
             raise TemplateRaisedError(detail[:200]) from error
+
+    def _write_within_limits(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
+        self.meter.restart()
+        try:
+            return template.render(variables)
+        except RecursionError:
+            # How deep it may go must not depend on what is above it in this process.
+            return self._write_on_a_stack_of_its_own(template, variables)
+
+    def _write_on_a_stack_of_its_own(
+        self, template: jinja2.Template, variables: dict[str, Any]
+    ) -> str:
+        self.meter.restart()
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                return thread.submit(template.render, variables).result()
+            except RecursionError as error:
+                raise TemplateLimitError("nests deeper than Python can follow") from error
 
     def readable(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Join the text parts of a content for a template that can't read a list of them."""
@@ -155,7 +184,7 @@ class ChatTemplate:
     def _probe(self, messages: list[dict[str, Any]]) -> str:
         try:
             text = self._write(self._plain, messages, None, False)
-        except TemplateRaisedError:
+        except (TemplateRaisedError, TemplateLimitError):
             return ""
         # A list that is written as it is shows its keys; one that is read does not.
         return "" if "'text':" in text or '"text":' in text else text

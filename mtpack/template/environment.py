@@ -3,7 +3,8 @@
 What `apply_chat_template` gives a template (sandbox, white space rules, filters, globals, the
 `generation` tag) is in transformers/utils/chat_template_utils.py; two things differ on purpose:
 `strftime_now` tells a fixed date, so that runs repeat, and the `generation` tag can mark its
-output in the text itself, so that it is found wherever the template puts it.
+output in the text itself, so that it is found wherever the template puts it. All that a template
+does is counted (metering.py), which changes no text.
 """
 
 from __future__ import annotations
@@ -17,29 +18,21 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import jinja2.utils
+
+from mtpack.template.guards import guard_json
+from mtpack.template.limits import Meter
+from mtpack.template.metering import MeteredEnvironment
 
 # Unicode noncharacters: never assigned, not for interchange, so not in any text that is meant.
 GENERATION_START = "\ufdd3"
 GENERATION_END = "\ufdd4"
 
 
-def make_environment(
-    date: str,
-    *,
-    marked: bool,
-    kind: type[jinja2.sandbox.ImmutableSandboxedEnvironment] = (
-        jinja2.sandbox.ImmutableSandboxedEnvironment
-    ),
-) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def make_environment(date: str, meter: Meter, *, marked: bool) -> MeteredEnvironment:
     """Return an environment; `marked` puts marks around the output of `generation` tags."""
-    environment = kind(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_MarkedGeneration if marked else _Generation, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _to_json
+    environment = MeteredEnvironment(meter, **settings(marked=marked))
+    environment.filters["tojson"] = _json_writer(meter)
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=datetime.datetime.fromisoformat(date).strftime,
@@ -49,21 +42,34 @@ def make_environment(
     return environment
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Write JSON without Jinja's HTML escapes."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+def settings(*, marked: bool) -> dict[str, Any]:
+    """Return the settings of Jinja environments for chat templates."""
+    return {
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        "extensions": [_MarkedGeneration if marked else _Generation, jinja2.ext.loopcontrols],
+    }
+
+
+def _json_writer(meter: Meter) -> Callable[..., str]:
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Write JSON without Jinja's HTML escapes."""
+        guard_json(meter, value, indent, separators)
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    return to_json
 
 
 def _raise_exception(message: str) -> None:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
+from mtpack.template.limits import TemplateLimitError
 from mtpack.template.marking import MarkedText, Range, holds_marks
 from mtpack.tokenizer.added_tokens import AddedTokens
+from mtpack.tokenizer.encode import EncodedText
 from mtpack.turns import TurnFlag
 
 
-@dataclass(frozen=True, slots=True)
-class TurnText:
-    """One turn in a rendered text."""
+class TurnText(NamedTuple):
+    """One turn in a rendered text. A tuple, as it is made for every turn of a replayed dialogue."""
 
     message: int
     spans: tuple[Range, ...]
@@ -34,6 +35,8 @@ class TurnText:
     flags: TurnFlag
     own_text: str | None = None
     """What the ids up to `end` are to be compared with, where equal text does not settle them."""
+    own_encoded: EncodedText | None = None
+    """`own_text` as tokens, where they are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class DocumentText:
 
     text: str
     turns: tuple[TurnText, ...]
+    encoded: EncodedText | None = None
+    """The text as tokens, where they are known already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class RenderedDialogue:
 _QUESTION = Message("user", {"role": "user", "content": "?"}, trained=False)
 
 
-class Renderer(Protocol):
-    """What renders: a chat template, or what gives the same texts without rendering."""
+class Template(Protocol):
+    """What gives the texts of dialogues: a chat template, or what fills in what one would."""
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
@@ -79,7 +84,7 @@ class _TurnNotFoundError(Exception):
 
 
 def render_dialogue(
-    template: Renderer, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
+    template: Template, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
 ) -> RenderedDialogue | Reject:
     """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
     turns = _Turns(template, added_tokens, dialogue)
@@ -93,11 +98,18 @@ def render_dialogue(
             Reason.TEMPLATE_RAISED,
             f"the chat template refuses this dialogue: {_without_content(str(error), dialogue)}",
         )
+    except TemplateLimitError as error:  # in any of its renders, the prompts among them
+        return Reject(
+            dialogue.row,
+            dialogue.origin,
+            Reason.TEMPLATE_LIMIT,
+            f"the chat template {error}; shorten the dialogue or use another --chat-template",
+        )
     except _TurnNotFoundError as error:
         return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))
 
 
-def finds_turns(template: Renderer, added_tokens: AddedTokens) -> bool:
+def finds_turns(template: Template, added_tokens: AddedTokens) -> bool:
     """Return whether the turn of a simple dialogue is found; true where the template refuses it."""
     answer = Message("assistant", {"role": "assistant", "content": "mtpackprobe"}, trained=True)
     dialogue = Dialogue(0, Origin("probe", 1), (_QUESTION, answer), None)
@@ -121,7 +133,7 @@ def _without_content(words: str, dialogue: Dialogue) -> str:
 class _Turns:
     """Finds the turns of one dialogue."""
 
-    template: Renderer
+    template: Template
     added_tokens: AddedTokens
     dialogue: Dialogue
 
@@ -140,14 +152,14 @@ class _Turns:
             merged_end = turn.end if exact else None
             if merge == "never" or (merge == "auto" and not exact):
                 flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
-                own.append(DocumentText(text.text, (replace(turn, flags=flags),)))
+                own.append(DocumentText(text.text, (turn._replace(flags=flags),)))
             elif not exact:
                 merged.append(self._bent(full, text.text[turn.start : turn.end], message))
                 merged_end = merged[-1].end
             elif self.added_tokens.cut_behind(text.text[: turn.end]):
                 merged.append(turn)
             else:
-                merged.append(replace(turn, own_text=text.text))
+                merged.append(turn._replace(own_text=text.text))
         if merged_end is None:  # of the last turn, which only its own document has so far
             merged_end = full.regions.get(message, (0, len(full.text)))[1]
         return RenderedDialogue(
@@ -175,7 +187,7 @@ class _Turns:
             end = turn.start + len(own_words)
         elif full.text.startswith(last_token, end) and not full.text[:end].endswith(last_token):
             end += len(last_token)  # here it opens the tool's answer, too
-        return replace(turn, spans=((turn.start, end),), end=end)
+        return turn._replace(spans=((turn.start, end),), end=end)
 
     def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
         """Find the turn of `message` in a text that has it."""

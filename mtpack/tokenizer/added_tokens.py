@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import tokenizers
@@ -30,11 +30,13 @@ class AddedTokens:
         self.tokens = tuple(tokens)
         self.swallowing = {token.id: token.content for token in self.tokens if token.swallows_space}
         self._cutting = tuple(token.content for token in self.tokens if token.cuts)
-        self._ending = tuple(
-            token.content
+        self.control = {
+            token.id: token.content
             for token in self.tokens
             if token.special or token.content == end_of_sequence
-        )
+        }
+        """Contents by id: control tokens are those called special, and the one named here."""
+        self._ending = tuple(self.control.values())
         longest_first = sorted((token.content for token in self.tokens), key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -44,7 +46,8 @@ class AddedTokens:
 
     def control_token_behind(self, text: str) -> str:
         """Return the control token that `text` ends in, the longest if in doubt; or nothing."""
-        return max(filter(text.endswith, self._ending), key=len, default="")
+        ending = (token for token in self._ending if text.endswith(token))
+        return max(ending, key=len, default="")
 
     def cut_behind(self, text: str) -> bool:
         """Return whether the ids of `text` can't depend on what follows it."""
@@ -66,6 +69,19 @@ class AddedTokens:
                 break
             boundary = match.end() if match.end() <= limit else match.start()
         return boundary
+
+    def control_tokens_in(self, text: str, ordinary: Container[int]) -> list[int]:
+        """Return where control tokens start in `text`; those that start at `ordinary` are none."""
+        control = frozenset(self.control.values())
+        starts: list[int] = []
+        position = 0
+        while found := self._any.search(text, position):
+            position = found.end()
+            if found[0] in control and found.start() in ordinary:
+                position = found.start() + 1
+            elif found[0] in control:
+                starts.append(found.start())
+        return starts
 
 
 def _surely_ends(ending: str, tokens: tuple[str, ...]) -> bool | None:

@@ -17,7 +17,8 @@ class Audit:
     """A seeded sample of rows, as many as 3% of this process's time allow."""
 
     seed: int
-    _spent: float = 0.0
+    spent: float = 0.0
+    """Seconds."""
     _started: float = field(default_factory=time.perf_counter)
 
     def is_due(self, row: int) -> bool:
@@ -25,11 +26,11 @@ class Audit:
         drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
         if drawn % _ONE_IN:
             return False
-        return self._spent <= _SHARE_OF_TIME * (time.perf_counter() - self._started)
+        return self.spent <= _SHARE_OF_TIME * (time.perf_counter() - self._started)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Count the time of an audit."""
         begun = time.perf_counter()
         yield
-        self._spent += time.perf_counter() - begun
+        self.spent += time.perf_counter() - begun

@@ -15,7 +15,7 @@ import jinja2
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mtpack.template.environment import make_environment
+from mtpack.template.environment import settings
 from mtpack.template.marking import parse_marked
 from mtpack.template.replay import operations
 from mtpack.template.replay.closed_macros import closed_macros
@@ -236,15 +236,14 @@ _NAMES_A_METHOD = operations.Operation(
 
 
 def compile_recording(
-    date: str, source: str, plain: jinja2.Environment, given: set[str]
+    source: str, plain: jinja2.Environment, given: set[str]
 ) -> tuple[RecordingEnvironment, jinja2.Template]:
     """Compile a template so that it runs on stand-ins.
 
     plain: the environment of real renders, whose filters and tests are what is applied. given: the
     names of what the template is given. Raises Declined.
     """
-    environment = make_environment(date, marked=True, kind=RecordingEnvironment)
-    assert isinstance(environment, RecordingEnvironment)
+    environment = RecordingEnvironment(**settings(marked=True))
     write = _Writer(environment)
     functions: dict[str, Callable[..., Any]] = {
         "mtpack_enter": write.enter,
@@ -255,7 +254,7 @@ def compile_recording(
         "mtpack_iterate": partial(_iterate, environment),
         "mtpack_step": write.step,
     }
-    environment.globals |= functions
+    environment.globals = plain.globals | functions
     environment.of_rewriting = tuple(functions.values())
     environment.filters = {
         name: traced_filter(lambda: environment.recorder, plain, name, function)

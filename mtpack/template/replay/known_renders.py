@@ -30,6 +30,10 @@ class KnownRenders:
     """Of the one of its sources."""
     asks_before: bool = False
     """Whether finding turns takes renders of what stands before them, without a prompt."""
+    missing: list[tuple[Messages, bool]] = field(default_factory=list)
+    """Renders of other messages that were asked for and are not known, with or without prompt."""
+    most_steps: int = 0
+    """Of the recorded renders (`Meter`)."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
@@ -52,6 +56,24 @@ class KnownRenders:
                 walks[behind] = self._walk(sheet, messages, tools, behind, whole)
         return walks
 
+    def walk_other(self, messages: Messages, tools: Any, prompt: bool) -> tuple[Sheet, Walk | None]:
+        """Walk through one render; None if it raises. Raises UnknownError."""
+        sheet = Sheet(messages, tools)
+        try:
+            return sheet, self._walk(sheet, messages, tools, (len(messages), prompt), None)
+        except UnknownError:
+            self.missing.append((messages, prompt))
+            raise
+
+    def is_within_limits(self, num_messages: int, tools: list[Any] | None) -> bool:
+        """Return whether no render of so much can meet the limit on what a template does.
+
+        What happens between two steps of a walk has happened in one recorded render, and a
+        template goes over the messages four times at most.
+        """
+        passes = 4 * (num_messages + 1) + len(tools or ())
+        return passes * self.most_steps <= self.template.meter.limits.steps
+
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
         """Record those of the renders that are not known; raise Declined where that can't be."""
         sheet = Sheet(messages, tools)
@@ -59,6 +81,12 @@ class KnownRenders:
         for render in wanted:
             if self._learn(sheet, messages, tools, render, whole) is None and render[1]:
                 self._learn(sheet, messages, tools, (render[0] + 1, True), whole)
+
+    def learn_missing(self, tools: Any) -> None:
+        """Record what was asked for and not known; raise Declined where that can't be."""
+        missing, self.missing = self.missing, []
+        for messages, prompt in missing:
+            self.automaton.learn(self._record(messages, tools, prompt))
 
     def _learn(
         self, sheet: Sheet, messages: Messages, tools: Any, render: Render, whole: Walk | None
@@ -89,7 +117,6 @@ class KnownRenders:
     def _record(self, messages: Messages, tools: Any, prompt: bool) -> list[tuple[Event, Any]]:
         if self._compiled is None:
             self._compiled = compile_recording(
-                self.template.date,
                 self.template.sources[self.name],
                 self.template.environment,
                 {"documents", *INPUTS, *self.template.variables},

@@ -7,7 +7,7 @@ what the cells hold. Where it can't, the plan says so (`None`), and `spans.py` d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mtpack.dialogue import Dialogue
@@ -123,9 +123,9 @@ class DialoguePlan:
             exact = text.startswith(own_text[: turn.end])
         if merge == "never" or (merge == "auto" and not exact):
             flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
-            own.append(DocumentText(own_text, (replace(turn, flags=flags),)))
+            own.append(DocumentText(own_text, (turn._replace(flags=flags),)))
         else:
-            merged.append(turn if planned.turn.cut_behind else replace(turn, own_text=own_text))
+            merged.append(turn if planned.turn.cut_behind else turn._replace(own_text=own_text))
         return turn.end if exact else None
 
 

@@ -32,10 +32,13 @@ _MAX_PLANS = 8
 # Dialogues that may be recorded, beside one for every replayed one: a template that asks each
 # dialogue other questions is not worth it.
 _RECORDINGS_AHEAD = 256
+# How often it is tried to learn all that finding the turns of one dialogue asks for.
+_ROUNDS = 8
 # Events known of a template at most (an event takes about half a kilobyte).
 _MAX_EVENTS = 400_000
-# Longer dialogues are rendered, so that the limits on what a template may do are those of renders.
+# Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
+_MAX_CHARACTERS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,12 @@ class Replayer:
         self.replayed = 0
         self.rendered = 0
         self.audited = 0
-        self.mismatches = 0
+        self.audit_mismatches = 0
         """Replayed dialogues that were found to differ from their real render."""
         self._audit = Audit(seed)
         self._template = template
         self._added_tokens = added_tokens
-        self._merge = merge
+        self.merge = merge
         self._known: dict[tuple[str, bool], KnownRenders] = {}
         self._shapes: dict[Hashable, list[_Shape]] = {}
         self._recorded = 0
@@ -81,18 +84,19 @@ class Replayer:
             self.rendered += 1
             return self.render_for_real(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None:
+        if replayed is not None and len(replayed.merged.text) <= _MAX_CHARACTERS:
             self.replayed += 1
             return self._audited(dialogue, replayed)
         self.rendered += 1
+        self._template.meter.most_steps()
         rendered = self.render_for_real(dialogue)
         if isinstance(rendered, RenderedDialogue):
-            self._record(dialogue, messages)
+            self._record(dialogue, messages, shape, rendered)
         return rendered
 
     def render_for_real(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render without replay."""
-        return render_dialogue(self._template, self._added_tokens, dialogue, self._merge)
+        return render_dialogue(self._template, self._added_tokens, dialogue, self.merge)
 
     def _audited(self, dialogue: Dialogue, replayed: RenderedDialogue) -> RenderedDialogue | Reject:
         if not self._audit.is_due(dialogue.row):
@@ -100,12 +104,15 @@ class Replayer:
         with self._audit.timed():
             rendered = self.render_for_real(dialogue)
         self.audited += 1
-        self.mismatches += rendered != replayed
+        self.audit_mismatches += rendered != replayed
         return rendered
 
     def _replay(
         self, dialogue: Dialogue, messages: Messages, shape: Hashable
     ) -> RenderedDialogue | None:
+        if not self._known_renders(dialogue).is_within_limits(len(messages), dialogue.tools):
+            return None
+        self._template.meter.restart()  # filters count as in a render
         for known in self._shapes.get(shape, ()):
             values = known.sheet.filled(messages, dialogue.tools)
             if values is not None:
@@ -132,7 +139,7 @@ class Replayer:
 
         found = outlines(_renders(dialogue))
         tagged = known.name in self._template.tagged
-        plan = plan_dialogue(self._added_tokens, dialogue, found, self._merge, tagged)
+        plan = plan_dialogue(self._added_tokens, dialogue, found, self.merge, tagged)
         if plan is None and known.asks_before:
             found |= outlines(_renders_before(dialogue))
         return _Shape(sheet, found, plan)
@@ -150,27 +157,37 @@ class Replayer:
         if _hold_marks(values):
             return None
         if shape.plan is not None:
-            return shape.plan.filled(values, dialogue, self._merge)
-        tagged = self._template.name_for(dialogue.tools) in self._template.tagged
-        stand_in = _FilledTemplate(shape.outlines, values, dialogue.messages, tagged)
+            return shape.plan.filled(values, dialogue, self.merge)
+        known = self._known_renders(dialogue)
+        filled = _FilledTemplate(self._template, known, shape.outlines, values, dialogue.messages)
         try:
-            rendered = render_dialogue(stand_in, self._added_tokens, dialogue, self._merge)
+            rendered = render_dialogue(filled, self._added_tokens, dialogue, self.merge)
         except UnknownError:
-            self._known_renders(dialogue).asks_before = True
             return None
         return rendered if isinstance(rendered, RenderedDialogue) else None
 
-    def _record(self, dialogue: Dialogue, messages: Messages) -> None:
+    def _record(
+        self, dialogue: Dialogue, messages: Messages, shape: Hashable, rendered: RenderedDialogue
+    ) -> None:
+        """Learn from a dialogue, until it can be replayed; then its replay is audited."""
         known = self._known_renders(dialogue)
         if self._recorded > self.replayed + _RECORDINGS_AHEAD:
             return
         if known.automaton.size > _MAX_EVENTS:
             return
         self._recorded += 1
+        known.most_steps = max(known.most_steps, self._template.meter.most_steps())
         try:
-            known.learn(messages, dialogue.tools, _renders(dialogue))
-            if known.asks_before:
-                known.learn(messages, dialogue.tools, _renders_before(dialogue))
+            for _ in range(_ROUNDS):  # what is asked for next may hang on what is known now
+                known.learn(messages, dialogue.tools, _renders(dialogue))
+                if known.asks_before:
+                    known.learn(messages, dialogue.tools, _renders_before(dialogue))
+                known.learn_missing(dialogue.tools)
+                replayed = self._replay(dialogue, messages, shape)
+                if replayed is not None:
+                    self.audited += 1
+                    self.audit_mismatches += replayed != rendered
+                    return
         except Declined:
             self._recorded += 1
             if known.automaton.is_contradicted:
@@ -188,31 +205,43 @@ class Replayer:
 class _FilledTemplate:
     """What a template gives for one dialogue, filled in: all that `render_dialogue` asks for."""
 
+    template: ChatTemplate
+    known: KnownRenders
     outlines: dict[Render, Outline | None]
     values: Sequence[Any]
     messages: tuple[Message, ...]
-    tagged: bool
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> str:
-        return self._outline(messages, prompt).filled(self.values)[0]
+        outline, values = self._outline(messages, tools, prompt)
+        return outline.filled(values)[0]
 
     def render_marked(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> MarkedText:
-        return self._outline(messages, prompt).marked(self.values, self.tagged)
+        outline, values = self._outline(messages, tools, prompt)
+        return outline.marked(values, self.known.name in self.template.tagged)
 
-    def _outline(self, messages: Sequence[Message], prompt: bool) -> Outline:
+    def _outline(
+        self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
+    ) -> tuple[Outline, Sequence[Any]]:
         if not messages:
             raise TemplateRaisedError("no messages")
         render = len(messages), prompt
-        if render not in self.outlines or messages[0] is not self.messages[0]:
+        if messages != self.messages[: len(messages)]:  # it goes on with a question
+            fields = [message.fields for message in self.template.readable(messages)]
+            sheet, walk = self.known.walk_other(fields, tools, prompt)
+            outline = None if walk is None else outline_of(walk.pieces)
+            values: Sequence[Any] = sheet.values
+        elif render in self.outlines:
+            outline, values = self.outlines[render], self.values
+        else:
+            self.known.asks_before = True
             raise UnknownError
-        outline = self.outlines[render]
         if outline is None:
             raise TemplateRaisedError
-        return outline
+        return outline, values
 
 
 def _hold_marks(values: Sequence[Any]) -> bool:

@@ -1,0 +1,85 @@
+"""What a run does with replay: its figures, its audit, and what happens should it ever be wrong."""
+
+import mtpack
+from mtpack.run import Listener
+from mtpack.template.replay.audit import Audit
+from mtpack.template.replay.outline import Outline
+from tests.conftest import SAMPLE_DATA
+
+ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
+
+
+def pack(folder, **options):
+    remarks: list[str] = []
+    report = mtpack.pack(
+        ROWS, output=folder, workers=1, listener=Listener(remark=remarks.append), **options
+    )
+    return report, remarks
+
+
+def test_every_accepted_dialogue_is_replayed_or_rendered(tmp_path):
+    report, _ = pack(tmp_path / "packed")
+    accepted = report.tally.rows_read - sum(report.tally.rows_rejected.values())
+    assert report.about.replayed + report.about.rendered == accepted
+    assert report.about.replayed > accepted * 0.8
+    assert report.about.audit_mismatches == 0
+
+
+def test_what_is_recorded_is_compared_with_its_render(tmp_path):
+    report, _ = pack(tmp_path / "packed")
+    assert 0 < report.about.rendered <= report.about.audited
+
+
+def write_wrongly(monkeypatch, is_wrong) -> None:
+    """Have texts filled in with a space in front, once `is_wrong()`."""
+    right = Outline.filled
+
+    def filled(outline, values):
+        text, sums = right(outline, values)
+        return (" " + text, sums) if is_wrong() else (text, sums)
+
+    monkeypatch.setattr(Outline, "filled", filled)
+
+
+def test_a_wrong_replay_voids_all_replays_of_the_run(tmp_path, monkeypatch):
+    right, _ = pack(tmp_path / "right")
+    write_wrongly(monkeypatch, lambda: True)
+    found, remarks = pack(tmp_path / "found")
+    assert found.shards == right.shards
+    assert found.tally == right.tally
+    assert found.about.audit_mismatches > 0
+    assert found.about.replayed == 0
+    assert sum("differs from its render" in remark for remark in remarks) == 1
+
+
+def test_the_seeded_sample_finds_a_replay_that_goes_wrong_later(tmp_path, monkeypatch):
+    right, _ = pack(tmp_path / "right")
+    drawn = []
+    is_due = Audit.is_due
+    monkeypatch.setattr(Audit, "is_due", lambda audit, row: drawn.append(row) or is_due(audit, row))
+    write_wrongly(monkeypatch, lambda: len(drawn) > 100)
+    found, _ = pack(tmp_path / "found")
+    assert found.about.audit_mismatches > 0
+    assert found.shards == right.shards
+
+
+def test_the_sample_is_drawn_by_seed_and_costs_little(tmp_path):
+    def sample(seed: int) -> list[int]:
+        audit = Audit(seed)
+        return [row for row in range(3200) if audit.is_due(row)]
+
+    assert sample(1) == sample(1) != sample(2)
+    assert 100 < len(sample(1)) < 300
+    audit = Audit(1)
+    audit.spent = 1e9  # far above its share
+    assert not any(audit.is_due(row) for row in range(3200))
+
+
+def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, monkeypatch):
+    for merge in ("auto", "always", "never"):
+        replayed, _ = pack(tmp_path / f"replayed-{merge}", merge=merge)
+        with monkeypatch.context() as patched:
+            patched.setattr("mtpack.template.replay.replayer._MAX_MESSAGES", 0)
+            rendered, _ = pack(tmp_path / f"rendered-{merge}", merge=merge)
+        assert rendered.about.replayed == 0 < replayed.about.replayed
+        assert rendered.shards == replayed.shards
