@@ -2,6 +2,7 @@
 
 import json
 import re
+from random import Random
 
 from hypothesis import strategies as st
 
@@ -254,16 +255,21 @@ GRAMMAR: dict[str, list[str]] = {
 _SYMBOL = re.compile("<(" + "|".join(GRAMMAR) + ")>")
 
 
-@st.composite
-def template_sources(draw, symbol: str = "template", depth: int = 5) -> str:
-    """Draw a template; `depth` bounds how often symbols stand in symbols."""
+def expanded(random: Random, symbol: str, depth: int) -> str:
+    """Return a random expansion; `depth` bounds how often symbols stand in symbols."""
     productions = GRAMMAR[symbol]
-    if depth == 0:
+    if depth <= 0:
         productions = [one for one in productions if not _SYMBOL.search(one)] or productions[-1:]
-    production = draw(st.sampled_from(productions))
     return _SYMBOL.sub(
-        lambda found: draw(template_sources(found[1], max(depth - 1, 0))), production
+        lambda found: expanded(random, found[1], depth - 1), random.choice(productions)
     )
+
+
+template_sources = st.builds(
+    lambda random, depth: expanded(random, "template", depth),
+    st.randoms(use_true_random=False),
+    st.integers(3, 5),
+)
 
 
 # Few texts, so that dialogues often give the same answers and yet are different.
