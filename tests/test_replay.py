@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from mtpack.dialogue import Dialogue, Origin
 from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
+from mtpack.template.replay import operations
+from mtpack.template.replay.automaton import Automaton
+from mtpack.template.replay.recorder import Event, Recorder
 from mtpack.template.replay.replayer import Replayer
+from mtpack.template.replay.sheet import Sheet
+from mtpack.template.replay.stand_ins import Declined
 from mtpack.template.spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.template_grammar import rows, template_sources
@@ -337,3 +342,42 @@ def test_a_replay_is_what_rendering_gives(source):
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_a_replay_of_any_template_is_what_rendering_gives(source, rows, merge):
     assert_replayed_as_rendered(source, rows, (merge,))
+
+
+# What the recorder and the automaton promise
+
+
+def test_a_stand_in_is_of_no_use_to_what_does_not_know_it():
+    stand_in = Recorder().input("text")
+    for use in (hash, str, repr, "{}".format, lambda value: {value: 1}, lambda value: f"{value}"):
+        with pytest.raises(Declined):
+            use(stand_in)
+    with pytest.raises(TypeError):
+        "".join([stand_in])
+
+
+def test_a_value_of_an_earlier_step_can_not_be_used():
+    recorder = Recorder()
+    kept, lost = recorder.constant(1), recorder.constant(2)
+    recorder.step(0, [kept])
+    assert kept == 1
+    with pytest.raises(Declined, match="earlier step"):
+        recorder.write(lost)
+
+
+def test_a_contradiction_ends_all_replays_of_a_template():
+    automaton = Automaton()
+    automaton.learn([(Event("write", None, ("a",)), None), (Event("end"), None)])
+    with pytest.raises(Declined, match="other events"):
+        automaton.learn([(Event("write", None, ("b",)), None), (Event("end"), None)])
+    assert automaton.root.event is None
+    with pytest.raises(Declined):
+        automaton.learn([(Event("end"), None)])
+
+
+def test_a_sheet_is_filled_only_where_its_guards_hold():
+    sheet = Sheet([{"content": "a"}], None)
+    cell = sheet.field(0, "content")
+    sheet.guard(operations.COMPARISONS["eq"], (cell, ("a",)))
+    assert sheet.filled([{"content": "a"}], None) is not None
+    assert sheet.filled([{"content": "b"}], None) is None
