@@ -3,13 +3,21 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mtpack.dialogue import Dialogue, Origin
 from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
+from mtpack.template.replay import operations
+from mtpack.template.replay.automaton import Automaton
+from mtpack.template.replay.recorder import Event, Recorder
 from mtpack.template.replay.replayer import Replayer
+from mtpack.template.replay.sheet import Sheet
+from mtpack.template.replay.stand_ins import Declined
 from mtpack.template.spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
+from tests.template_grammar import rows, template_sources
 from tests.test_chat_template import compile_source
 
 MERGES = ("auto", "always", "never")
@@ -27,17 +35,25 @@ def read(row: dict, number: int = 0) -> Dialogue:
     return dialogue
 
 
-def assert_replayed_as_rendered(source: str, rows: list[dict]) -> int:
-    """Give dialogues to replayers, each twice, and compare; return how many were replayed."""
+def assert_replayed_as_rendered(
+    source: str, rows: list[dict], merges: tuple[str, ...] = MERGES
+) -> int:
+    """Give dialogues to replayers, each three times; return how many came out of a replay."""
     template = compile_source(source)
     replayed = 0
-    for merge in MERGES:
+    for merge in merges:
         replayer = Replayer(template, ADDED_TOKENS, merge)
-        for number, row in enumerate([*rows, *rows]):
-            expected = render_dialogue(template, ADDED_TOKENS, read(row, number), merge)
-            assert replayer.render_dialogue(read(row, number)) == expected, (merge, row)
-        assert replayer.mismatches == 0, merge
+        expected = [render_dialogue(template, ADDED_TOKENS, read(row), merge) for row in rows]
+        counts = []
+        for _ in range(3):
+            for row, rendered in zip(rows, expected, strict=True):
+                assert replayer.render_dialogue(read(row)) == rendered, (merge, row)
+            counts.append(replayer.replayed)
+        assert replayer.audit_mismatches == 0, merge
         replayed += replayer.replayed
+        if counts[1] > counts[0]:
+            # What was learned once is known from then on.
+            assert counts[2] - counts[1] >= counts[1] - counts[0], merge
     return replayed
 
 
@@ -199,8 +215,9 @@ SUSPICIONS = {
         "{% set x = m.content %}{% endif %}{{ x }}" + A_TURN + "{% endfor %}{{ x }}"
     ),
     "set in one branch only": (
-        "{% if messages[0].content == 'a' %}{% set x = 'A' %}{% elif messages[0].role == 'system' %}"
-        "{% set y = messages[0].content %}{% endif %}{% for m in messages %}{{ x }}{{ y }}"
+        "{% if messages[0].content == 'a' %}{% set x = 'A' %}"
+        "{% elif messages[0].role == 'system' %}{% set y = messages[0].content %}{% endif %}"
+        "{% for m in messages %}{{ x }}{{ y }}"
         "{{ x is defined }}" + A_TURN + "{% endfor %}{{ x }}"
     ),
     "set anew between loops": (
@@ -315,3 +332,52 @@ SUSPICIONS = {
 def test_a_replay_is_what_rendering_gives(source):
     assert_replayed_as_rendered(source, ROWS)
     assert_replayed_as_rendered(source, ROWS[::-1])
+
+
+@given(
+    source=template_sources,
+    rows=st.lists(rows(), min_size=2, max_size=5),
+    merge=st.sampled_from(MERGES),
+)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+def test_a_replay_of_any_template_is_what_rendering_gives(source, rows, merge):
+    assert_replayed_as_rendered(source, rows, (merge,))
+
+
+# What the recorder and the automaton promise
+
+
+def test_a_stand_in_is_of_no_use_to_what_does_not_know_it():
+    stand_in = Recorder().input("text")
+    for use in (hash, str, repr, "{}".format, lambda value: {value: 1}, lambda value: f"{value}"):
+        with pytest.raises(Declined):
+            use(stand_in)
+    with pytest.raises(TypeError):
+        "".join([stand_in])
+
+
+def test_a_value_of_an_earlier_step_can_not_be_used():
+    recorder = Recorder()
+    kept, lost = recorder.constant(1), recorder.constant(2)
+    recorder.step(0, [kept])
+    assert kept == 1
+    with pytest.raises(Declined, match="earlier step"):
+        recorder.write(lost)
+
+
+def test_a_contradiction_ends_all_replays_of_a_template():
+    automaton = Automaton()
+    automaton.learn([(Event("write", None, ("a",)), None), (Event("end"), None)])
+    with pytest.raises(Declined, match="other events"):
+        automaton.learn([(Event("write", None, ("b",)), None), (Event("end"), None)])
+    assert automaton.root.event is None
+    with pytest.raises(Declined):
+        automaton.learn([(Event("end"), None)])
+
+
+def test_a_sheet_is_filled_only_where_its_guards_hold():
+    sheet = Sheet([{"content": "a"}], None)
+    cell = sheet.field(0, "content")
+    sheet.guard(operations.COMPARISONS["eq"], (cell, ("a",)))
+    assert sheet.filled([{"content": "a"}], None) is not None
+    assert sheet.filled([{"content": "b"}], None) is None

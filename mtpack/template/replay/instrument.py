@@ -31,6 +31,7 @@ from mtpack.template.replay.stand_ins import (
     Mark,
     Number,
     Opaque,
+    Text,
     Traced,
     View,
     holds_traced,
@@ -251,6 +252,7 @@ def compile_recording(
         "mtpack_write": write.text,
         "mtpack_concat": write.concat,
         "mtpack_in": _contains,
+        "mtpack_parts": _parts,
         "mtpack_iterate": partial(_iterate, environment),
         "mtpack_step": write.step,
     }
@@ -331,6 +333,10 @@ def _iterate(environment: RecordingEnvironment, values: Any) -> Iterator[tuple[A
     while values.has(index):
         yield (loop := Loop(values, index)).item, loop
         index = recorder.apply(ARITHMETIC["add"], index, 1, kind="int")
+
+
+def _parts(values: Any) -> Any:
+    return () if isinstance(values, Text | str) else values
 
 
 def _contains(item: Any, values: Any) -> bool:

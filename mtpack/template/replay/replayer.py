@@ -38,7 +38,7 @@ _ROUNDS = 8
 _MAX_EVENTS = 100_000
 # Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
-_MAX_CHARACTERS = 2**24
+_MAX_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ class Replayer:
             self.rendered += 1
             return self.render_for_real(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None and _is_as_rendered(replayed):
+        if replayed is not None and len(replayed.merged.text) <= _MAX_CHARACTERS:
             self.replayed += 1
             return self._audited(dialogue, replayed)
         self.rendered += 1
         self._template.meter.most_steps()
         rendered = self.render_for_real(dialogue)
-        if isinstance(rendered, RenderedDialogue) and _is_as_rendered(rendered):
+        if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages, shape, rendered)
         return rendered
 
@@ -157,6 +157,8 @@ class Replayer:
     def _fill(
         self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
+        if _hold_marks(values):
+            return None
         if shape.plan is not None:
             return shape.plan.filled(values, dialogue)
         known = self._known_renders(dialogue)
@@ -245,13 +247,10 @@ class _FilledTemplate:
         return outline, values
 
 
-def _is_as_rendered(dialogue: RenderedDialogue) -> bool:
-    """Return whether nothing in the texts would have a real render end otherwise.
-
-    Characters that marks are made of mislead it, and it has a limit on characters.
-    """
-    return len(dialogue.merged.text) <= _MAX_CHARACTERS and not any(
-        holds_marks(document.text) for document in (dialogue.merged, *dialogue.own)
+def _hold_marks(values: Sequence[Any]) -> bool:
+    """Return whether a dialogue's texts have characters that mislead its real render."""
+    return any(
+        type(value) is str and not value.isascii() and holds_marks(value) for value in values
     )
 
 

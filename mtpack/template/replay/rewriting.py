@@ -3,7 +3,8 @@
 Where compiled templates use Python's own operators on text (output, `~`, `in`, what a `set` block
 gathers), they are made to call a function instead (`mtpack_write`, `mtpack_concat`, `mtpack_in`,
 `mtpack_captured`). Loops at the top level of a template become loops of steps (`Recorder.step`):
-they iterate over `mtpack_iterate`, and each iteration begins with `mtpack_step`.
+they iterate over `mtpack_iterate`, and each iteration begins with `mtpack_step`. Loops that look
+for parts of a content, and find none in the characters of a text, skip these (`mtpack_parts`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def rewrite(tree: nodes.Template) -> set[str]:
 
     Raises Declined.
     """
+    _skip_characters(tree)
     _Rewriter().visit(tree)
     names = _make_steps(tree)
     for node in tree.find_all(nodes.Node):
@@ -31,6 +33,63 @@ def rewrite(tree: nodes.Template) -> set[str]:
 
 def _call(function: str, *arguments: nodes.Expr) -> nodes.Call:
     return nodes.Call(nodes.Name(function, "load"), list(arguments), [], None, None)
+
+
+def _skip_characters(tree: nodes.Template) -> None:
+    """Spare loops over parts of a content the characters of a content that is a text.
+
+    `{% for part in content %}{% if part.type == 'image' %}...` does nothing for a character, since
+    it has no `type`; but it would be one question for each.
+    """
+    for loop in tree.find_all(nodes.For):
+        target = loop.target
+        if isinstance(target, nodes.Name) and not (loop.else_ or loop.test):
+            written = [node for node in loop.body if not _is_of_marking(node)]
+            if all(_asks_for_a_key(node, target.name) for node in written):
+                assert isinstance(loop.iter, nodes.Expr)
+                loop.iter = _call("mtpack_parts", loop.iter)
+
+
+def _is_of_marking(node: nodes.Node) -> bool:
+    """Return whether marking put this here; it marks messages, which are no characters."""
+    match node:
+        case nodes.Assign(target=nodes.Name(name=name)):
+            return str(name).startswith("mtpack_")
+        case nodes.Output():
+            names = [name.name for name in node.find_all(nodes.Name)]
+            has_text = node.find(nodes.TemplateData) is not None
+            return not has_text and all(name.startswith("mtpack_") for name in names)
+    return False
+
+
+def _asks_for_a_key(node: nodes.Node, name: str) -> bool:
+    """Return whether a node is an `if` without `else` that wants a key of `name` to be a text."""
+    if not isinstance(node, nodes.If) or node.else_:
+        return False
+    return _wants_a_key(node.test, name) and all(
+        _asks_for_a_key(branch, name) for branch in node.elif_
+    )
+
+
+def _wants_a_key(test: nodes.Node, name: str) -> bool:
+    match test:
+        case nodes.Or():
+            return _wants_a_key(test.left, name) and _wants_a_key(test.right, name)
+        case nodes.Compare(expr=asked, ops=[nodes.Operand(op="eq", expr=nodes.Const(value=str()))]):
+            key = _key_of(asked, name)
+            return key is not None and not hasattr(str, key)
+    return False
+
+
+def _key_of(asked: nodes.Node, name: str) -> str | None:
+    match asked:
+        case nodes.Getattr(node=nodes.Name(name=of), attr=key) if of == name:
+            return str(key)
+        case nodes.Getitem(node=nodes.Name(name=of), arg=nodes.Const(value=str() as key)) if (
+            of == name
+        ):
+            return key
+    return None
 
 
 class _Rewriter(NodeTransformer):

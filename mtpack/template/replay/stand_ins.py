@@ -314,9 +314,10 @@ class Composite(Text):
         self._number = None
 
     def _joined_pieces(self) -> Any:
-        if any(isinstance(piece, Mark) for piece in self.pieces):
+        pieces = _without_silent_marks(self.pieces)
+        if any(isinstance(piece, Mark) for piece in pieces):
             raise Declined("marks in a text that is looked at")
-        return self.recorder.apply(operations.JOIN, *self.pieces, kind="str")
+        return self.recorder.apply(operations.JOIN, *pieces, kind="str")
 
 
 class Mark:
@@ -330,6 +331,19 @@ class Mark:
     def parts(self) -> list[Any]:
         """Return the mark itself."""
         return [self]
+
+
+def _without_silent_marks(pieces: list[Any]) -> list[Any]:
+    """Return the pieces without marks of messages that nothing is written for."""
+    kept: list[Any] = []
+    for piece in pieces:
+        last = kept[-1] if kept else None
+        silent = isinstance(piece, Mark) and piece.kind == "leave"
+        if silent and isinstance(last, Mark) and last.kind == "enter":
+            kept.pop()
+        else:
+            kept.append(piece)
+    return kept
 
 
 def _shown(piece: Any) -> str:
