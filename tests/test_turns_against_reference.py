@@ -1,8 +1,8 @@
 """Documents and loss tokens equal the slow reference, on real dialogues, for every --merge."""
 
 import gzip
-import itertools
 import json
+import random
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,7 @@ SHARED_FILES = (
     "reason_tool_use.jsonl",
     "tools_long_en.jsonl.gz",
 )
-NUM_DIALOGUES = 500
+NUM_DIALOGUES = 120
 
 
 class RenderOnce(Reference):
@@ -61,9 +61,11 @@ def loaded(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
     return tokenizer, replayers, RenderOnce(folder, TOKENIZERS[name])
 
 
-def first_lines(path: Path) -> list[bytes]:
+def drawn_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Return lines of a file, each with its number, drawn by a seed."""
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        return list(itertools.islice(file, NUM_DIALOGUES))
+        lines = list(enumerate(file, 1))
+    return random.Random(path.name).sample(lines, min(NUM_DIALOGUES, len(lines)))
 
 
 def packed_documents(
@@ -79,7 +81,7 @@ def packed_documents(
 
 def compare(name: str, path: Path) -> None:
     tokenizer, replayers, reference = loaded(name)
-    for line, text in enumerate(first_lines(path), 1):
+    for line, text in drawn_lines(path):
         dialogue = read_dialogue(line - 1, Origin(path.name, line), text, LINE_LIMIT)
         assert isinstance(dialogue, Dialogue), dialogue
         for replayer in replayers:
