@@ -46,6 +46,7 @@ EVERYTHING = replace(
 GOLDEN_REPORT = """\
 rows          20  all packed
 turns         60  all packed
+rendered       0  dialogues; 0 filled in without that, exactly the same
 documents     50
 tokens     8,000  12.5% carry loss
 sequences      4  of 2,048 tokens, 97.66% filled; no plan has fewer than 2

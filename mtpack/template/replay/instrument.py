@@ -244,7 +244,8 @@ def compile_recording(
     plain: the environment of real renders, whose filters and tests are what is applied. given: the
     names of what the template is given. Raises Declined.
     """
-    environment = RecordingEnvironment(**settings(marked=True))
+    # Unoptimized: no constant is made that a real render would not come to, however large.
+    environment = RecordingEnvironment(optimized=False, **settings(marked=True))
     write = _Writer(environment)
     functions: dict[str, Callable[..., Any]] = {
         "mtpack_enter": write.enter,
