@@ -2,7 +2,8 @@
 
     python benchmarks/rendering.py data/*.jsonl.gz --tokenizer path/to/model
 
-Medians over all dialogues of the input, each dialogue measured with every way in turn:
+Medians over all dialogues of the input, each measured with every way. The ways take turns, a block
+of dialogues each, as a run renders one dialogue after the other, too:
 
     f-string   a loop written by hand for ChatML, that yields text and spans and proves nothing
     jinja2     the chat template renders the whole dialogue once: text alone
@@ -28,6 +29,8 @@ from mtpack.reading import LINE_LIMIT, describe_input, find_inputs, read_splits
 from mtpack.template.chat_template import load_chat_template
 from mtpack.template.replay.replayer import Replayer
 from mtpack.tokenizer.loading import load_tokenizer
+
+_BLOCK = 100  # dialogues
 
 
 @click.command()
@@ -60,11 +63,12 @@ def main(
         "render": replayer.render_for_real,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for dialogue in dialogues:
+    for first in range(0, len(dialogues), _BLOCK):
         for name, way in ways.items():
-            started = time.perf_counter()
-            way(dialogue)
-            seconds[name].append(time.perf_counter() - started)
+            for dialogue in dialogues[first : first + _BLOCK]:
+                started = time.perf_counter()
+                way(dialogue)
+                seconds[name].append(time.perf_counter() - started)
     floor = median(seconds["f-string"])
     print(f"{'':10} {'median us':>10} {'x f-string':>11}")
     for name, taken in seconds.items():

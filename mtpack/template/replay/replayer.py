@@ -157,6 +157,9 @@ class Replayer:
     def _fill(
         self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
+        if isinstance(shape.plan, PlainPlan):  # whose text holds all values that matter
+            replayed = shape.plan.filled(values, dialogue)
+            return None if holds_marks(replayed.merged.text) else replayed
         if _hold_marks(values):
             return None
         if shape.plan is not None:
