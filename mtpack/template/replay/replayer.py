@@ -34,8 +34,8 @@ _MAX_PLANS = 8
 _RECORDINGS_AHEAD = 256
 # How often it is tried to learn all that finding the turns of one dialogue asks for.
 _ROUNDS = 8
-# Events known of a template at most (an event takes about half a kilobyte).
-_MAX_EVENTS = 100_000
+# Events known of a template at most (an event takes about a kilobyte).
+_MAX_EVENTS = 400_000
 # Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**20
