@@ -184,12 +184,12 @@ def _filtered(value: nodes.Expr, name: str) -> nodes.Filter:
 def _counted_body(node: Any, steps: int) -> nodes.Node:
     count = _filtered(nodes.Const(steps), _STEP)
     node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
-    return node  # type: ignore[no-any-return]
+    return node  # type: ignore[no-any-return]  # visitors are untyped
 
 
 def _counted_container(node: Any, items: Sequence[nodes.Node]) -> nodes.Node:
     if all(isinstance(item, nodes.Const) for item in items):
-        return node  # type: ignore[no-any-return]
+        return node  # type: ignore[no-any-return]  # visitors are untyped
     return _filtered(node, _NEST)
 
 

@@ -342,7 +342,7 @@ def _parts(values: Any) -> Any:
 
 def _contains(item: Any, values: Any) -> bool:
     if isinstance(values, Traced):
-        return item in values  # type: ignore[operator]
+        return item in values  # type: ignore[operator]  # one that has no items declines
     if isinstance(item, Traced) and isinstance(values, str):
         return bool(item.recorder.ask(operations.CONTAINS, values, item))
     if isinstance(item, Traced):
