@@ -1,154 +1,245 @@
-"""Rendered dialogues to a `TokenBatch`: the text as ids, the turns as ranges of tokens."""
+"""Rendered dialogues to a `TokenBatch`: the text as ids, the turns as ranges of tokens.
+
+All texts are encoded first, and all turns are collected as columns; then the tokens of all turns
+are found at once.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 
-from mtpack.template.spans import DocumentText, RenderedDialogue, TurnText
-from mtpack.tokenizer.encode import EncodedText, encode_texts
-from mtpack.tokenizer.loading import LoadedTokenizer
-from mtpack.turns import Bools, Int32, TokenBatch, TurnFlag
-
-
-@dataclass(slots=True)
-class _Columns:
-    """The arrays of a batch while documents are added."""
-
-    ids: list[Int32] = field(default_factory=list)
-    document_rows: list[int] = field(default_factory=list)
-    turns_per_document: list[int] = field(default_factory=list)
-    turn_messages: list[int] = field(default_factory=list)
-    turn_flags: list[int] = field(default_factory=list)
-    spans_per_turn: list[int] = field(default_factory=list)
-    span_starts: list[int] = field(default_factory=list)
-    span_ends: list[int] = field(default_factory=list)
-
-    def as_batch(self) -> TokenBatch:
-        def offsets(lengths: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-            return np.fromiter(accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
-
-        return TokenBatch(
-            ids=np.concatenate([np.empty(0, np.int32), *self.ids]),
-            document_offsets=offsets([len(ids) for ids in self.ids]),
-            document_rows=np.array(self.document_rows, dtype=np.int64),
-            turn_offsets=offsets(self.turns_per_document),
-            turn_messages=np.array(self.turn_messages, dtype=np.int32),
-            turn_flags=np.array(self.turn_flags, dtype=np.uint8),
-            span_offsets=offsets(self.spans_per_turn),
-            span_starts=np.array(self.span_starts, dtype=np.int32),
-            span_ends=np.array(self.span_ends, dtype=np.int32),
-        )
+from mtpack.template.spans import DocumentText, PlainTurns, RenderedDialogue, TurnText
+from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
+from mtpack.turns import Int64, TokenBatch, TurnFlag, offsets_of
 
 
 def encode_dialogues(
-    tokenizer: LoadedTokenizer, rendered: Sequence[RenderedDialogue], merge: str
+    encoder: TextEncoder, rendered: Sequence[RenderedDialogue], merge: str
 ) -> tuple[TokenBatch, Counter[str]]:
     """Encode dialogues; return their documents and the counts that only the encoder can make.
 
     A document ends with the last token of its last turn. Turns without a loss token are left out
-    and counted, and so are documents without a turn.
+    and counted, and so are documents without a turn. Raises what `TextEncoder.encode` does.
     """
-    columns = _Columns()
-    counts: Counter[str] = Counter()
-    encoded = encode_texts(tokenizer, list(_texts(rendered)))
-    for dialogue in rendered:
-        merged = dialogue.merged.encoded or next(encoded)
-        counts["tokens_if_merged"] += int(np.count_nonzero(merged.ends <= dialogue.merged_end))
-        kept, moved = [], []
-        for turn in dialogue.merged.turns:
-            if turn.own_text is None:
-                kept.append(turn)
-                continue
-            own = turn.own_encoded or next(encoded)
-            if _same_ids(merged, own, turn.end):
-                kept.append(turn)
-            elif merge == "always":
-                kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
-            else:
-                moved.append((own, turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
-        row = dialogue.dialogue.row
-        _add_document(columns, counts, row, merged, kept)
-        for own, turn in moved:
-            _add_document(columns, counts, row, own, [turn])
-        for document in dialogue.own:
-            alone = document.encoded or next(encoded)
-            _add_document(columns, counts, row, alone, document.turns)
-    return columns.as_batch(), counts
+    texts = _Texts()
+    numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
+    encoded = encoder.encode(texts.texts, texts.known)
+    documents = _Documents()
+    for dialogue, (merged, owned, alone) in zip(rendered, numbers, strict=True):
+        row, turns = dialogue.dialogue.row, dialogue.merged.turns
+        moved: list[tuple[int, TurnText]] = []
+        if owned:
+            turns, moved = _settle(encoded, merged, owned, turns, merge)
+        documents.add(row, merged, turns)
+        for number, turn in moved:
+            documents.add(row, number, [turn])
+        for number, document in zip(alone, dialogue.own, strict=True):
+            documents.add(row, number, document.turns)
+    batch, counts = documents.as_batch(encoded)
+    merged_texts = np.array([merged for merged, _, _ in numbers], dtype=np.int64)
+    merged_ends = np.array([dialogue.merged_end for dialogue in rendered], dtype=np.int64)
+    ends = encoded.positions.at(merged_texts, merged_ends)
+    tokens = encoded.first_beyond(merged_texts, ends) - encoded.offsets[merged_texts]
+    counts["tokens_if_merged"] += int(tokens.sum())
+    return batch, counts
 
 
-def encode_document(tokenizer: LoadedTokenizer, row: int, document: DocumentText) -> TokenBatch:
+def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document."""
-    columns = _Columns()
-    encoded = document.encoded or next(encode_texts(tokenizer, [document.text]))
-    _add_document(columns, Counter(), row, encoded, document.turns)
-    return columns.as_batch()
+    texts, documents = _Texts(), _Documents()
+    documents.add(row, texts.add(document.text, document.encoded), document.turns)
+    return documents.as_batch(encoder.encode(texts.texts, texts.known))[0]
 
 
-def _texts(rendered: Sequence[RenderedDialogue]) -> Iterator[str]:
-    """Yield every text that `encode_dialogues` has to encode, in the order in which it asks."""
-    for dialogue in rendered:
-        if dialogue.merged.encoded is None:
-            yield dialogue.merged.text
-        for turn in dialogue.merged.turns:
-            if turn.own_text is not None and turn.own_encoded is None:
-                yield turn.own_text
-        for document in dialogue.own:
-            if document.encoded is None:
-                yield document.text
+@dataclass(slots=True)
+class _Texts:
+    """All texts that have to be encoded, by number."""
+
+    texts: list[str] = field(default_factory=list)
+    known: dict[int, EncodedText] = field(default_factory=dict)
+
+    def add(self, text: str, encoded: EncodedText | None = None) -> int:
+        """Return the number of a text."""
+        if encoded is not None:
+            self.known[len(self.texts)] = encoded
+        self.texts.append(text)
+        return len(self.texts) - 1
+
+    def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, dict[int, int], list[int]]:
+        """Return the numbers of the merged text, of turns' own texts, and of own documents.
+
+        A turn's own text is numbered by the place of the turn; only few turns have one.
+        """
+        merged = self.add(dialogue.merged.text, dialogue.merged.encoded)
+        owned = {}
+        if type(dialogue.merged.turns) is not PlainTurns:
+            owned = {
+                place: self.add(turn.own_text, turn.own_encoded)
+                for place, turn in enumerate(dialogue.merged.turns)
+                if turn.own_text is not None
+            }
+        return merged, owned, [self.add(own.text, own.encoded) for own in dialogue.own]
 
 
-def _same_ids(merged: EncodedText, own: EncodedText, end: int) -> bool:
-    """Return whether both are encoded alike up to the character `end`."""
-    tokens = int(np.count_nonzero(own.starts < end))
-    return (
-        int(np.count_nonzero(merged.starts < end)) == tokens
-        and np.array_equal(merged.ids[:tokens], own.ids[:tokens])
-        and np.array_equal(merged.ends[:tokens] <= end, own.ends[:tokens] <= end)
+def _settle(
+    encoded: EncodedTexts,
+    merged: int,
+    owned: dict[int, int],
+    turns: Sequence[TurnText],
+    merge: str,
+) -> tuple[list[TurnText], list[tuple[int, TurnText]]]:
+    """Compare turns' ids with those that they have alone.
+
+    Return the turns that are trained in the merged text, and those that are not, each with the
+    number of its own text.
+    """
+    kept: list[TurnText] = []
+    moved: list[tuple[int, TurnText]] = []
+    for place, turn in enumerate(turns):
+        if place not in owned or _same_ids(encoded, merged, owned[place], turn.end):
+            kept.append(turn)
+        elif merge == "always":
+            kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
+        else:
+            flags = turn.flags | TurnFlag.OWN_DOCUMENT
+            moved.append((owned[place], turn._replace(flags=flags)))
+    return kept, moved
+
+
+def _same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
+    """Return whether two texts are encoded alike up to the character `end`."""
+    both: Int64 = np.array([merged, own])
+    ends = encoded.positions.at(both, np.array([end, end]))
+    started = encoded.first_from(both, ends)
+    ended = np.minimum(encoded.first_beyond(both, ends), started)
+    first = encoded.offsets[both]
+    (tokens, own_tokens), (whole, own_whole) = started - first, ended - first
+    return bool(
+        tokens == own_tokens
+        and whole == own_whole
+        and np.array_equal(encoded.ids[first[0] : started[0]], encoded.ids[first[1] : started[1]])
     )
 
 
-def _add_document(
-    columns: _Columns,
-    counts: Counter[str],
-    row: int,
-    encoded: EncodedText,
-    turns: Sequence[TurnText],
-) -> None:
-    num_turns = length = 0
-    for turn in turns:
-        trained = np.zeros(len(encoded.ids), dtype=np.bool_)
-        for start, end in turn.spans:
-            trained |= encoded.inside(start, end)
-            counts["straddles"] += encoded.across(start) + encoded.across(end)
-        trained[:1] = False  # nothing predicts a document's first token
-        starts, ends = _runs(trained)
-        if not starts:
-            counts["turns_dropped.no_loss_token"] += 1
-            continue
-        counts["given_trained"] += int(np.count_nonzero(encoded.starts[trained] < turn.start))
-        num_turns += 1
-        length = ends[-1]
-        columns.turn_messages.append(turn.message)
-        columns.turn_flags.append(turn.flags)
-        columns.spans_per_turn.append(len(starts))
-        columns.span_starts += starts
-        columns.span_ends += ends
-    if num_turns:
-        columns.ids.append(encoded.ids[:length])
-        columns.document_rows.append(row)
-        columns.turns_per_document.append(num_turns)
+@dataclass(slots=True)
+class _Documents:
+    """Documents and their turns as columns; characters are counted within their text."""
+
+    rows: list[int] = field(default_factory=list)
+    texts: list[int] = field(default_factory=list)
+    num_turns: list[int] = field(default_factory=list)
+    messages: list[int] = field(default_factory=list)
+    flags: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    num_spans: list[int] = field(default_factory=list)
+    span_starts: list[int] = field(default_factory=list)
+    span_ends: list[int] = field(default_factory=list)
+
+    def add(self, row: int, text: int, turns: Sequence[TurnText]) -> None:
+        """Add a document of a row: the turns that are trained in a text."""
+        self.rows.append(row)
+        self.texts.append(text)
+        self.num_turns.append(len(turns))
+        if isinstance(turns, PlainTurns):
+            self.messages += turns.messages
+            self.flags += turns.flags
+            self.starts += turns.starts
+            self.num_spans += [1] * len(turns)
+            self.span_starts += turns.starts
+            self.span_ends += turns.ends
+            return
+        for turn in turns:
+            self.messages.append(turn.message)
+            self.flags.append(turn.flags)
+            self.starts.append(turn.start)
+            self.num_spans.append(len(turn.spans))
+            self.span_starts += [start for start, _ in turn.spans]
+            self.span_ends += [end for _, end in turn.spans]
+
+    def as_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
+        """Find the tokens of all turns; leave out turns and documents without a loss token."""
+        texts = _integers(self.texts)
+        turn_documents = np.repeat(np.arange(len(texts)), _integers(self.num_turns))
+        turn_texts = texts[turn_documents]
+        spans = _find_tokens(encoded, turn_texts, self)
+        spans_per_turn = np.bincount(spans.turns, minlength=len(turn_texts))
+        turns = np.flatnonzero(spans_per_turn)
+        turns_per_document = np.bincount(turn_documents[turns], minlength=len(texts))
+        documents = np.flatnonzero(turns_per_document)
+
+        turn_offsets = offsets_of(turns_per_document[documents])
+        span_offsets = offsets_of(spans_per_turn[turns])
+        lengths = spans.ends[span_offsets[turn_offsets[1:]] - 1]
+        begins = encoded.offsets[texts[documents]]
+        ids = [
+            encoded.ids[begin:end]
+            for begin, end in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)
+        ]
+        batch = TokenBatch(
+            ids=np.concatenate([np.empty(0, np.int32), *ids]),
+            document_offsets=offsets_of(lengths),
+            document_rows=_integers(self.rows)[documents],
+            turn_offsets=turn_offsets,
+            turn_messages=_integers(self.messages)[turns].astype(np.int32),
+            turn_flags=_integers(self.flags)[turns].astype(np.uint8),
+            span_offsets=span_offsets,
+            span_starts=spans.starts.astype(np.int32),
+            span_ends=spans.ends.astype(np.int32),
+        )
+        spans.counts["turns_dropped.no_loss_token"] = len(turn_texts) - len(turns)
+        return batch, spans.counts
 
 
-def _runs(marked: Bools) -> tuple[list[int], list[int]]:
-    """Return starts and ends of the runs of ones.
+@dataclass(frozen=True, slots=True)
+class _TokenSpans:
+    """Runs of loss tokens [starts, ends), counted from the start of their text."""
 
-    >>> _runs(np.array([False, True, True, False, True]))
-    ([1, 4], [3, 5])
+    turns: Int64
+    """(spans,): the turn of each, ascending."""
+    starts: Int64
+    """(spans,)"""
+    ends: Int64
+    """(spans,)"""
+    counts: Counter[str]
+
+
+def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, documents: _Documents) -> _TokenSpans:
+    """Find the tokens that lie wholly inside the spans of turns.
+
+    A token without characters of its own lies where the text goes on.
     """
-    edges = np.flatnonzero(np.diff(marked, prepend=False, append=False)).tolist()
-    return edges[::2], edges[1::2]
+    turns = np.repeat(np.arange(len(turn_texts)), _integers(documents.num_spans))
+    texts = turn_texts[turns]
+    start_positions = encoded.positions.at(texts, _integers(documents.span_starts))
+    end_positions = encoded.positions.at(texts, _integers(documents.span_ends))
+    starts = encoded.first_from(texts, start_positions)
+    begun = encoded.first_from(texts, end_positions)
+    ended = encoded.first_beyond(texts, end_positions)
+    ends = np.minimum(ended, begun)
+    over_the_start = starts - encoded.first_beyond(texts, start_positions)
+    straddles = np.maximum(over_the_start, 0).sum() + np.maximum(begun - ended, 0).sum()
+
+    # Nothing predicts a document's first token.
+    starts = np.maximum(starts, encoded.offsets[texts] + 1)
+    filled = starts < ends
+    turns, texts, starts, ends = turns[filled], texts[filled], starts[filled], ends[filled]
+    opens = np.ones(len(turns), dtype=np.bool_)  # a run; spans without a gap are one
+    opens[1:] = (turns[1:] != turns[:-1]) | (starts[1:] > ends[:-1])
+    closes = np.append(opens[1:], True)[: len(turns)]
+    turns, texts, starts, ends = turns[opens], texts[opens], starts[opens], ends[closes]
+
+    taken_over = encoded.positions.at(turn_texts, _integers(documents.starts))
+    given = encoded.first_from(turn_texts, taken_over)[turns]
+    given_trained = np.maximum(np.minimum(given, ends) - starts, 0).sum()
+    counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
+    return _TokenSpans(
+        turns, starts - encoded.offsets[texts], ends - encoded.offsets[texts], counts
+    )
+
+
+def _integers(values: Sequence[int]) -> Int64:
+    return np.array(values, dtype=np.int64)

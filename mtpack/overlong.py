@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from mtpack.dialogue import Dialogue, Reason, Reject
 from mtpack.encoding import encode_document
 from mtpack.rendering import Renderer
-from mtpack.tokenizer.loading import LoadedTokenizer
+from mtpack.tokenizer.encode import TextEncoder
 from mtpack.turns import (
     Bools,
     Int32,
@@ -100,8 +100,8 @@ def _dropped(num_turns: int | np.intp) -> Counter[str]:
 
 def piece_maker(
     renderer: Renderer,
-    tokenizer: LoadedTokenizer,
-    dialogues: Mapping[int, Dialogue],
+    encoder: TextEncoder,
+    dialogue_of: Callable[[int], Dialogue],
     seq_len: int,
 ) -> PieceMaker:
     """Return what makes the further documents of `--overlong split`.
@@ -111,7 +111,7 @@ def piece_maker(
     """
 
     def make_piece(row: int, message: int) -> TokenBatch | None:
-        dialogue = dialogues[row]
+        dialogue = dialogue_of(row)
         first = 1 if dialogue.messages[0].role in ("system", "developer") else 0
         users = [
             index for index in range(first, message) if dialogue.messages[index].role == "user"
@@ -122,7 +122,7 @@ def piece_maker(
         fitting, step, growing = len(users), 1, True
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
-            piece = _render_piece(renderer, tokenizer, dialogue, first, users[candidate], message)
+            piece = _render_piece(renderer, encoder, dialogue, first, users[candidate], message)
             if piece is None:  # the template refuses this run; a longer one it may take
                 fitting = candidate
             elif piece.document_lengths[0] <= seq_len:
@@ -137,7 +137,7 @@ def piece_maker(
 
 def _render_piece(
     renderer: Renderer,
-    tokenizer: LoadedTokenizer,
+    encoder: TextEncoder,
     dialogue: Dialogue,
     num_system: int,
     start: int,
@@ -154,7 +154,7 @@ def _render_piece(
     if isinstance(rendered, Reject):
         return None
     (document,) = rendered.own or (rendered.merged,)
-    batch = encode_document(tokenizer, dialogue.row, document)
+    batch = encode_document(encoder, dialogue.row, document)
     if not batch.num_turns:
         return None
     messages: Int32 = np.array([message], dtype=np.int32)

@@ -49,6 +49,13 @@ class Renderer:
         """Return one that renders every dialogue."""
         return replace(self, replayer=None)
 
+    def replay_counts(self) -> Counter[str]:
+        """Return how many dialogues were replayed and audited so far, and how many differed."""
+        if self.replayer is None:
+            return Counter()
+        names = ("replayed", "audited", "audit_mismatches")
+        return Counter({name: getattr(self.replayer, name) for name in names})
+
     def render(self, dialogue: Dialogue, merge: str) -> RenderedDialogue | Reject:
         """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
         token = None if self.policy == "keep" else self.spelled.first_in(dialogue)
@@ -88,7 +95,7 @@ class Renderer:
                 who = "the tokenizer"
             else:
                 if _turns_of(found) == _turns_of(plain):
-                    return replace(found, dialogue=dialogue)
+                    return found._replace(dialogue=dialogue)
         return _reject(
             dialogue,
             Reason.NOT_LITERAL,
@@ -126,8 +133,7 @@ def _turns_of(rendered: RenderedDialogue) -> list[tuple[str, list[tuple[int, tup
 
 def _without_marks(literal: LiteralTokenizer, rendered: RenderedDialogue) -> RenderedDialogue:
     """Take the marks out of a dialogue and encode it as they say; raise NotLiteralError."""
-    return replace(
-        rendered,
+    return rendered._replace(
         merged=_document_without_marks(literal, rendered.merged),
         own=tuple(_document_without_marks(literal, document) for document in rendered.own),
         merged_end=place_without_marks(rendered.merged.text, rendered.merged_end),

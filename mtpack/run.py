@@ -27,6 +27,7 @@ from mtpack.output import (
     write_datasets_files,
     write_rejects,
 )
+from mtpack.pipeline import Pipeline, load_pipeline
 from mtpack.planning import Plan, plan_sequences
 from mtpack.reading import (
     AUTO,
@@ -41,13 +42,13 @@ from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.shard import rows_per_shard
 from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
+from mtpack.tokenizing import FASTOKENS, REPLAY
 from mtpack.turns import Int64, offsets_of
 from mtpack.work import (
-    Pipeline,
     ShardTask,
+    ShortCutFailed,
     SplitRecord,
     SplitTask,
-    load_pipeline,
     places_taken,
     tokenize_split,
     write_one_shard,
@@ -85,13 +86,20 @@ def pack(
     return _Run(chosen, listener or Listener()).pack(found)
 
 
-class _ReplayDiffersError(Exception):
-    """An audit found a replayed dialogue that is not what rendering gives."""
+class _ShortCutFailedError(Exception):
+    """A short cut gave a wrong result."""
 
-    def __init__(self, record: SplitRecord, rows_done: int) -> None:
-        super().__init__()
+    def __init__(self, failed: ShortCutFailed, rows_done: int) -> None:
+        super().__init__(failed.reason)
+        self.failed = failed
         self.rows_done = rows_done
-        self.audit = {name: record.counts[name] for name in ("audited", "audit_mismatches")}
+
+
+# What becomes of the run when a short cut fails, in words that follow the reason.
+_REMEDIES = {
+    REPLAY: "so all are rendered instead; please report this chat template to mtpack",
+    FASTOKENS: "so tokenizers makes all ids instead; please report this tokenizer to mtpack",
+}
 
 
 @dataclass(slots=True)
@@ -158,19 +166,23 @@ class _Run:
     ) -> list[SplitRecord]:
         """Read, render and tokenize the whole input.
 
-        Should a replayed dialogue turn out to differ from its render, none is trusted.
+        Should a short cut turn out to be wrong, nothing that it did is kept.
         """
         formats = _Formats(self.options.format, self.listener.remark)
-        try:
-            records = self._tokenize_splits(files, area, runner, formats, replay=True)
-        except _ReplayDiffersError as found:
-            self.listener.remark(
-                "warning: a dialogue filled in by replay differs from its render, so all are "
-                "rendered instead; please report this chat template to mtpack"
-            )
-            self.listener.progress("tokenize", -found.rows_done)
-            records = self._tokenize_splits(files, area, runner, formats, replay=False)
-            records[0].counts.update(found.audit)
+        distrusted: dict[str, Counter[str]] = {}  # and what their audits counted
+        while True:
+            try:
+                trusting = frozenset(distrusted)
+                records = self._tokenize_splits(files, area, runner, formats, trusting)
+                break
+            except _ShortCutFailedError as error:
+                failed = error.failed
+                self.listener.remark(f"warning: {failed.reason}, {_REMEDIES[failed.short_cut]}")
+                self.listener.progress("tokenize", -error.rows_done)
+                distrusted[failed.short_cut] = failed.counts
+        for counts in distrusted.values():
+            for name in ("audited", "audit_mismatches"):
+                records[0].counts[name] += counts[name]
         formats.sum_up()
         return records
 
@@ -180,23 +192,23 @@ class _Run:
         area: Path,
         runner: LocalRunner,
         formats: _Formats,
-        *,
-        replay: bool,
+        distrusted: frozenset[str],
     ) -> list[SplitRecord]:
         """Tokenize split by split; stop at the first bad row if told so."""
         rows_by_file: Counter[str] = Counter()
-        kind = "split" if replay else "rendered-split"
+        kind = "-".join(["split", *sorted(distrusted)])
 
         def tasks() -> Iterator[SplitTask]:
             for split in read_splits(files, row_format=self.options.format):
                 rows_by_file.update(row.file for row in split.rows)
                 formats.note(split)
-                yield SplitTask(split, area / f"{kind}-{split.number:07d}.arrow", replay)
+                yield SplitTask(split, area / f"{kind}-{split.number:07d}.arrow", distrusted)
 
         records: list[SplitRecord] = []
         for record in runner.run(tokenize_split, tasks()):
-            if record.counts["audit_mismatches"]:
-                raise _ReplayDiffersError(record, sum(done.counts["rows_read"] for done in records))
+            if isinstance(record, ShortCutFailed):
+                rows_done = sum(done.counts["rows_read"] for done in records)
+                raise _ShortCutFailedError(record, rows_done)
             if record.rejects and self.options.on_error == "fail":
                 raise InputError(
                     f"{record.rejects[0]}\n"

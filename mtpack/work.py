@@ -1,42 +1,37 @@
 """The units of work of a run: tokenize one split, write one shard. Each runs in any process.
 
-What they need beside their task is loaded once a process (`load_pipeline`), from the options.
+What they need beside their task is loaded once a process (`pipeline.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mtpack.activity import Activity
 from mtpack.assembling import assemble, padded_lengths
-from mtpack.dialogue import Dialogue, Origin, Reason, Reject
-from mtpack.encoding import encode_dialogues
-from mtpack.errors import SetupError
-from mtpack.formats.rows import read_dialogue
+from mtpack.dialogue import Dialogue, Reject
 from mtpack.manifest import ShardRecord
 from mtpack.options import PackOptions
-from mtpack.overlong import fit, piece_maker
-from mtpack.reading import LINE_LIMIT, Split
-from mtpack.rendering import Renderer, load_renderer
-from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
+from mtpack.overlong import Fitted, fit, piece_maker
+from mtpack.pipeline import Pipeline
+from mtpack.reading import Split
+from mtpack.shard import rows_per_batch, write_shard
 from mtpack.stopwatch import Stopwatch
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
-from mtpack.template.dropped import count_dropped
-from mtpack.template.spans import RenderedDialogue, finds_turns
 from mtpack.token_store import open_batch, save_batch
-from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+from mtpack.tokenizer.engines import EngineFailedError
+from mtpack.tokenizing import (
+    FASTOKENS,
+    REPLAY,
+    TokenizedSplit,
+    read_dialogues,
+    say_rendering,
+    tokenize,
+)
 from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
-
-# Texts that are rendered before they are encoded: documents of their own repeat what came before,
-# so a small split can make many.
-_CHARS_AT_A_TIME = 4 * 2**20
-
-_MESSAGES_OF_A_USUAL_ROW = 60
 
 _FLAG_COUNTS = {
     "turns_own_document": TurnFlag.OWN_DOCUMENT,
@@ -48,57 +43,13 @@ _FLAG_COUNTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
-    """What turns rows into documents."""
-
-    options: PackOptions
-    tokenizer: LoadedTokenizer
-    template: ChatTemplate
-    renderer: Renderer
-    activity: Activity = field(default_factory=Activity)
-    """Where the process says which row it is at."""
-
-    @property
-    def template_source(self) -> str:
-        """Where the chat template comes from."""
-        return self.options.chat_template or self.tokenizer.source
-
-    @property
-    def shard_metadata(self) -> ShardMetadata:
-        """What the shards of this run say of themselves."""
-        return ShardMetadata(
-            seq_len=self.options.seq_len,
-            label_alignment=self.options.label_alignment,
-            pad_documents_to=self.options.pad_documents_to,
-            pad_id=self.tokenizer.pad_id,
-            tokenizer_sha256=self.tokenizer.sha256,
-            template_sha256=self.template.sha256,
-        )
-
-
-def load_pipeline(options: PackOptions) -> Pipeline:
-    """Load tokenizer and template; raise SetupError."""
-    tokenizer = load_tokenizer(options.tokenizer)
-    template = load_chat_template(
-        tokenizer, options.chat_template, options.template_arg, options.date
-    )
-    if not finds_turns(template, tokenizer.added_tokens):
-        raise SetupError(
-            f"{options.chat_template or tokenizer.source}: where the chat template writes an "
-            "assistant message can't be found; use one that writes messages one by one in a loop"
-        )
-    renderer = load_renderer(template, tokenizer, options)
-    return Pipeline(options, tokenizer, template, renderer)
-
-
-@dataclass(frozen=True, slots=True)
 class SplitTask:
     """Read, render and tokenize one split, and keep its documents in a file."""
 
     split: Split
     file: Path
-    replay: bool = True
-    """Whether dialogues may be filled in without rendering them."""
+    distrusted: frozenset[str] = frozenset()
+    """Short cuts (`REPLAY`, `FASTOKENS`) that may not be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +57,7 @@ class SplitRecord:
     """What became of a split."""
 
     file: Path
+    first_row: int
     counts: Counter[str]
     rejects: list[Reject]
     document_lengths: Int32
@@ -114,193 +66,93 @@ class SplitRecord:
     warnings: frozenset[str] = field(default_factory=frozenset)
 
 
-def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
+@dataclass(frozen=True, slots=True)
+class ShortCutFailed:
+    """Instead of a `SplitRecord`: a short cut gave a wrong result, so none of it is trusted."""
+
+    short_cut: str
+    reason: str
+    """One line."""
+    counts: Counter[str]
+    """Of its audit."""
+
+
+def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCutFailed:
     """Run one `SplitTask`."""
     watch = Stopwatch()
-    if not task.replay:
-        pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
-    replays_before = _replay_counts(pipeline)
-    dialogues, rejects = _read(task.split)
-    watch.lap("read")
-    done = _tokenize(pipeline, dialogues, watch)
-    if done.rejected_rows:  # they leave no trace in any count
-        kept = [dialogue for dialogue in dialogues if dialogue.row not in done.rejected_rows]
-        overlong = [dialogue for dialogue in dialogues if dialogue.row in done.rejected_rows]
-        rejects += [_overlong(dialogue, pipeline.options.seq_len) for dialogue in overlong]
-        done = _tokenize(pipeline, kept, watch)
-    rejects += done.rejects
-    save_batch(task.file, done.batch)
+    split = task.split
+    try:
+        tokenized = tokenize(pipeline, split, watch, distrusted=task.distrusted)
+        fitted = _fit(pipeline, split, tokenized.batch)
+        if fitted.rejected_rows:  # they leave no trace in any count
+            tokenized = tokenize(
+                pipeline,
+                split,
+                watch,
+                distrusted=task.distrusted,
+                overlong=fitted.rejected_rows,
+            )
+            fitted = _fit(pipeline, split, tokenized.batch)
+    except EngineFailedError as error:
+        return ShortCutFailed(FASTOKENS, str(error), Counter(audited=1, audit_mismatches=1))
+    if tokenized.counts["audit_mismatches"]:
+        reason = "a dialogue filled in by replay differs from its render"
+        return ShortCutFailed(REPLAY, reason, tokenized.counts)
+    rows = fitted.batch.document_rows - split.first_row
+    save_batch(task.file, fitted.batch)
     watch.lap("tokenize")
-    for part, number in count_dropped(pipeline.template, done.accepted).items():
-        done.counts[f"content_dropped.{part}"] = number
-    watch.lap("render")
-    done.counts.update(_replay_counts(pipeline) - replays_before)
-    done.counts["rendered"] = len(done.accepted) - done.counts["replayed"]
     return SplitRecord(
         file=task.file,
-        counts=_count(task.split, done.accepted, rejects, done.batch, done.counts),
-        rejects=sorted(rejects, key=lambda reject: reject.row),
-        document_lengths=done.batch.document_lengths.astype(np.int32),
+        first_row=split.first_row,
+        counts=_count(tokenized, fitted, rows),
+        rejects=tokenized.rejects,
+        document_lengths=fitted.batch.document_lengths.astype(np.int32),
         seconds=watch.seconds,
-        warnings=_warnings(pipeline.template, done.accepted),
+        warnings=tokenized.warnings,
     )
 
 
-def _replay_counts(pipeline: Pipeline) -> Counter[str]:
-    replayer = pipeline.renderer.replayer
-    if replayer is None:
-        return Counter()
-    names = ("replayed", "audited", "audit_mismatches")
-    return Counter({name: getattr(replayer, name) for name in names})
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokenized:
-    """Dialogues as documents that fit."""
-
-    batch: TokenBatch
-    accepted: list[Dialogue]
-    rejects: list[Reject]
-    counts: Counter[str]
-    rejected_rows: set[int]
-    """Accepted so far, but too long under `--overlong error`."""
-
-
-def _tokenize(pipeline: Pipeline, dialogues: list[Dialogue], watch: Stopwatch) -> _Tokenized:
+def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
+    """Apply the policy of `--overlong`, which may render parts of dialogues anew."""
     options = pipeline.options
-    accepted: list[Dialogue] = []
-    rejects: list[Reject] = []
-    counts: Counter[str] = Counter()
-    batches: list[TokenBatch] = []
-    for rendered in _rendered(pipeline, dialogues, rejects):
-        watch.lap("render")
-        _say_tokenizing(pipeline, rendered)
-        batch, found = encode_dialogues(pipeline.tokenizer, rendered, options.merge)
-        batches.append(batch)
-        accepted += [item.dialogue for item in rendered]
-        counts += found
-        watch.lap("tokenize")
-    by_row = {dialogue.row: dialogue for dialogue in accepted}
-    make_piece = piece_maker(pipeline.renderer, pipeline.tokenizer, by_row, options.seq_len)
+    dialogues: dict[int, Dialogue] = {}
 
-    def make_piece_and_say_so(row: int, message: int) -> TokenBatch | None:
-        _say_rendering(pipeline, by_row[row])
-        return make_piece(row, message)
+    def dialogue_of(row: int) -> Dialogue:
+        if not dialogues:  # most splits need none
+            dialogues.update((dialogue.row, dialogue) for dialogue in read_dialogues(split)[0])
+        say_rendering(pipeline, dialogues[row])
+        return dialogues[row]
 
-    fitted = fit(concatenate(batches), options.seq_len, options.overlong, make_piece_and_say_so)
+    encoder = pipeline.encoders.reference
+    make_piece = piece_maker(pipeline.renderer, encoder, dialogue_of, options.seq_len)
+    fitted = fit(batch, options.seq_len, options.overlong, make_piece)
     pipeline.activity.end()
-    counts += fitted.counts + pipeline.renderer.count_spelling(accepted)
-    return _Tokenized(fitted.batch, accepted, rejects, counts, fitted.rejected_rows)
+    return fitted
 
 
-def _rendered(
-    pipeline: Pipeline, dialogues: list[Dialogue], rejects: list[Reject]
-) -> Iterator[list[RenderedDialogue]]:
-    """Yield rendered dialogues, some at a time; add those that can't be rendered to `rejects`."""
-    rendered: list[RenderedDialogue] = []
-    num_chars = 0
-    for dialogue in dialogues:
-        _say_rendering(pipeline, dialogue)
-        result = pipeline.renderer.render(dialogue, pipeline.options.merge)
-        if isinstance(result, Reject):
-            rejects.append(result)
-            continue
-        rendered.append(result)
-        num_chars += _num_chars(result)
-        if num_chars >= _CHARS_AT_A_TIME:
-            yield rendered
-            rendered, num_chars = [], 0
-    yield rendered
-
-
-def _say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
-    pipeline.activity.begin(
-        f"{dialogue.origin}: rendering with the chat template of {pipeline.template_source}",
-        effort=1 + len(dialogue.messages) / _MESSAGES_OF_A_USUAL_ROW,
-    )
-
-
-def _say_tokenizing(pipeline: Pipeline, rendered: list[RenderedDialogue]) -> None:
-    if rendered:
-        first, last = rendered[0].dialogue.origin, rendered[-1].dialogue.origin
-        rows = str(first) if first == last else f"{first} to {last}"
-        pipeline.activity.begin(
-            f"{rows}: tokenizing with {pipeline.tokenizer.source}",
-            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
-        )
-
-
-def _num_chars(rendered: RenderedDialogue) -> int:
-    return sum(len(document.text) for document in (rendered.merged, *rendered.own))
-
-
-def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:
-    dialogues: list[Dialogue] = []
-    rejects: list[Reject] = []
-    for row, raw in enumerate(split.rows, split.first_row):
-        result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
-        if isinstance(result, Reject):
-            rejects.append(result)
-        else:
-            dialogues.append(result)
-    return dialogues, rejects
-
-
-def _overlong(dialogue: Dialogue, seq_len: int) -> Reject:
-    return Reject(
-        dialogue.row,
-        dialogue.origin,
-        Reason.OVERLONG,
-        f"longer than {seq_len:,} tokens; choose a larger --seq-len or another --overlong",
-    )
-
-
-def _count(
-    split: Split,
-    accepted: list[Dialogue],
-    rejects: list[Reject],
-    batch: TokenBatch,
-    counts: Counter[str],
-) -> Counter[str]:
-    """Account for every row and turn of a split."""
-    packed_rows = set(batch.document_rows.tolist())
-    for dialogue in accepted:
-        if dialogue.row not in packed_rows:
-            reason = "no_turn" if not dialogue.trained_messages() else "no_turn_left"
-            counts[f"rows_dropped.{reason}"] += 1
-    for reject in rejects:
+def _count(tokenized: TokenizedSplit, fitted: Fitted, document_rows: Int64) -> Counter[str]:
+    """Account for every row and turn of a split; document_rows: within the split."""
+    batch, row_turns = fitted.batch, tokenized.row_turns
+    is_packed = np.zeros(len(row_turns), dtype=np.bool_)
+    is_packed[document_rows] = True
+    counts = tokenized.counts + fitted.counts
+    for reject in tokenized.rejects:
         counts[f"rows_rejected.{reject.reason}"] += 1
-    counts["rows_read"] = len(split.rows)
-    counts["rows_packed"] = len(packed_rows)
-    counts["documents"] = batch.num_documents
-    counts["turns_read"] = sum(len(dialogue.trained_messages()) for dialogue in accepted)
-    counts["turns_packed"] = batch.num_turns
-    counts["tokens"] = len(batch.ids)
-    counts["loss_tokens"] = int(batch.loss_token_num.sum())
+    numbers = {
+        "rows_read": len(row_turns),
+        "rows_packed": np.count_nonzero(is_packed),
+        "rows_dropped.no_turn": np.count_nonzero(row_turns == 0),
+        "rows_dropped.no_turn_left": np.count_nonzero((row_turns > 0) & ~is_packed),
+        "documents": batch.num_documents,
+        "turns_read": row_turns[row_turns > 0].sum(),
+        "turns_packed": batch.num_turns,
+        "tokens": len(batch.ids),
+        "loss_tokens": batch.loss_token_num.sum(),
+    }
     for name, flag in _FLAG_COUNTS.items():
-        counts[name] = int(np.count_nonzero(batch.turn_flags & flag))
+        numbers[name] = np.count_nonzero(batch.turn_flags & flag)
+    counts.update({name: int(number) for name, number in numbers.items()})
     return counts
-
-
-def _warnings(template: ChatTemplate, dialogues: list[Dialogue]) -> frozenset[str]:
-    if not any(_has_text_arguments(dialogue) for dialogue in dialogues):
-        return frozenset()
-    if not template.encodes_text_twice:
-        return frozenset()
-    return frozenset(
-        {
-            "the chat template encodes tool-call arguments as JSON, and in some rows they are JSON "
-            "text already, so they come out quoted twice; give them as objects"
-        }
-    )
-
-
-def _has_text_arguments(dialogue: Dialogue) -> bool:
-    return any(
-        isinstance(call.get("function", call).get("arguments"), str)
-        for message in dialogue.messages
-        for call in message.fields.get("tool_calls", ())
-    )
 
 
 @dataclass(frozen=True, slots=True)

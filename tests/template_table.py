@@ -30,6 +30,7 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_toke
 from mtpack.turns import TurnFlag
 from tests.conftest import SHARED
 from tests.dialogue_kinds import KINDS, Row
+from tests.encoders import encoder_of
 from tests.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
 from tests.template_facts import BOS, EOS, FACTS
 
@@ -214,7 +215,7 @@ def documents_of(
     tokenizer: LoadedTokenizer, rendered: RenderedDialogue, merge: str
 ) -> list[ReferenceDocument]:
     """Encode a dialogue, and tell its documents in the words of the reference."""
-    batch, _ = encode_dialogues(tokenizer, [rendered], merge)
+    batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
     documents = []
     for document in range(batch.num_documents):
         turns = []
@@ -242,7 +243,7 @@ def has_own_documents(loaded: Bench, row: Row) -> bool:
     )
     if isinstance(rendered, Reject):
         return False
-    batch, _ = encode_dialogues(loaded.tokenizer, [rendered], "auto")
+    batch, _ = encode_dialogues(encoder_of(loaded.tokenizer), [rendered], "auto")
     return bool((batch.turn_flags & TurnFlag.OWN_DOCUMENT).any())
 
 

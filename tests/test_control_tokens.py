@@ -36,6 +36,7 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from mtpack.tokenizer.spelled_tokens import SpelledTokens
 from tests import template_facts
 from tests.conftest import shared
+from tests.encoders import encoder_of
 from tests.reference import Reference, ReferenceDocument, ReferenceTurn, Token
 from tests.strategies import as_documents
 from tests.template_facts import Facts
@@ -280,7 +281,7 @@ def dialogue_of(row: dict) -> Dialogue:
 
 
 def documents_of(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
-    batch, _ = encode_dialogues(tokenizer, [rendered], merge)
+    batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
     return [
         ReferenceDocument(
             tuple(document.ids),
@@ -466,11 +467,11 @@ def test_literal_moves_no_turn_and_leaves_no_mark(content):
 
     def without_ids(document):
         turns = tuple(turn._replace(own_encoded=None) for turn in document.turns)
-        return replace(document, turns=turns, encoded=None)
+        return document._replace(turns=turns, encoded=None)
 
     assert found.merged.encoded is not None
     own = tuple(map(without_ids, found.own))
-    assert replace(found, merged=without_ids(found.merged), own=own) == kept
+    assert found._replace(merged=without_ids(found.merged), own=own) == kept
 
 
 def test_equal_text_with_other_ids_behind_such_text_is_not_merged_silently():
@@ -494,7 +495,9 @@ def test_pieces_of_a_long_dialogue_are_encoded_so_too():
     turns = [f"Why {EOT} {number}?" if number % 2 == 0 else "So." for number in range(12)]
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
-    make_piece = piece_maker(renderer, EMBEDDED, {0: dialogue_of(row)}, 60)
+    make_piece = piece_maker(
+        renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60
+    )
     reference = LiteralReference("embedded", template_facts.CHATML, None)
     (made,) = as_documents(make_piece(0, 11))
     runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]

@@ -8,6 +8,7 @@ from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
 from mtpack.turns import TurnFlag
+from tests.encoders import encoder_of
 
 # Nothing but the contents, one behind the other: no header, no end-of-turn token, no cut.
 BARE = ChatTemplate(
@@ -29,7 +30,7 @@ def encode(tokenizer, *contents: str, first: str = "user", merge: str = "auto"):
     )
     dialogue = Dialogue(0, Origin("here", 1), messages, None)
     rendered = render_dialogue(BARE, tokenizer.added_tokens, dialogue, merge)
-    return encode_dialogues(tokenizer, [rendered], merge)
+    return encode_dialogues(encoder_of(tokenizer), [rendered], merge)
 
 
 def trained(tokenizer, batch) -> list[str]:

@@ -12,6 +12,7 @@ from mtpack.overlong import piece_maker
 from mtpack.rendering import load_renderer
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
+from tests.encoders import encoder_of
 from tests.strategies import Document, Turn, as_documents
 
 ROW = 7
@@ -49,7 +50,7 @@ def pieces_of(
 ) -> Callable[[int], Document | None]:
     """Return what makes the piece for a message, as a document that a reader can see."""
     renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
-    make_piece = piece_maker(renderer, TOKENIZER, {ROW: dialogue}, seq_len)
+    make_piece = piece_maker(renderer, encoder_of(TOKENIZER), {ROW: dialogue}.__getitem__, seq_len)
 
     def piece(message: int) -> Document | None:
         made = make_piece(ROW, message)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from mtpack.errors import MtpackError
+from mtpack.pipeline import Pipeline
 from mtpack.runners.pool import Pool, Unit, run_unit
 from mtpack.runners.watching import ProcessLimits, process_limits, watched_here
-from mtpack.work import Pipeline
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

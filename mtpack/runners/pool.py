@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
 from mtpack.options import PackOptions
+from mtpack.pipeline import Pipeline, load_pipeline
 from mtpack.runners.watching import ProcessLimits, Watch, kill, out_of_memory
-from mtpack.work import Pipeline, load_pipeline
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

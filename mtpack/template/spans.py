@@ -11,7 +11,7 @@ from __future__ import annotations
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
@@ -39,18 +39,56 @@ class TurnText(NamedTuple):
     """`own_text` as tokens, where they are known already."""
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentText:
+class PlainTurns(Sequence[TurnText]):
+    """Turns of one span each, from where the model takes over to the end, as columns.
+
+    Most turns of most templates are like this, and to make a `TurnText` of each would take longer
+    than to fill in their dialogue.
+    """
+
+    __slots__ = ("ends", "flags", "messages", "starts")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        messages: Sequence[int],
+        flags: Sequence[TurnFlag],
+        starts: Sequence[int],
+        ends: Sequence[int],
+    ) -> None:
+        """Take the columns, one element a turn."""
+        self.messages = messages
+        self.flags = flags
+        self.starts = starts
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    @overload
+    def __getitem__(self, index: int) -> TurnText: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TurnText, ...]: ...
+    def __getitem__(self, index: int | slice) -> TurnText | tuple[TurnText, ...]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        start, end = self.starts[index], self.ends[index]
+        return TurnText(self.messages[index], ((start, end),), start, end, self.flags[index])
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, PlainTurns) else other)
+
+
+class DocumentText(NamedTuple):
     """A rendered text and the turns that are trained in it."""
 
     text: str
-    turns: tuple[TurnText, ...]
+    turns: Sequence[TurnText]
     encoded: EncodedText | None = None
     """The text as tokens, where they are known already."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedDialogue:
+class RenderedDialogue(NamedTuple):
     """A dialogue as documents."""
 
     dialogue: Dialogue

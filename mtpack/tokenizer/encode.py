@@ -1,15 +1,25 @@
-"""Text to ids with the range of characters that every token stands for."""
+"""Texts to ids, and the part of its text that every token stands for.
+
+Many texts are encoded at a time, into flat arrays: no Python object is made for a token. Where
+every token of a vocabulary stands for bytes of its own (`ByteLevel`), its place follows from the
+lengths of the tokens before it; other vocabularies take the offsets that `tokenizers` gives. What
+comes out is the same, whichever engine made the ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import tokenizers
 
 from mtpack.errors import SetupError
+from mtpack.tokenizer.byte_level import ByteLevel
+from mtpack.tokenizer.engines import Engine
 from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
-from mtpack.turns import Bools, Int32
+from mtpack.turns import Int32, Int64, offsets_of
 
 _BATCH = 64  # texts encoded at a time; their offsets are Python objects until they are arrays
 
@@ -25,36 +35,160 @@ class EncodedText:
     ends: Int32
     """(tokens,)"""
 
-    def inside(self, start: int, end: int) -> Bools:
-        """Return which tokens lie wholly inside the characters [start, end), (tokens,).
 
-        A token without characters of its own (a SentencePiece space before the first character)
-        lies where the text goes on.
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where the characters of consecutive texts stand: a position counts UTF-8 bytes of all."""
+
+    texts: Int64
+    """(texts + 1,): where each text starts, and where the last one ends."""
+    _characters: Int64
+    """(texts + 1,): the same, counted in characters."""
+    _of_characters: Int64 | None
+    """(characters + 1,): where each character starts; None where each takes one byte."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Positions:
+        """Count the bytes of texts without half surrogate pairs."""
+        characters = offsets_of(np.fromiter(map(len, texts), np.int64, len(texts)))
+        joined = "".join(texts)
+        if joined.isascii():
+            return cls(characters, characters, None)
+        joined += "\0"  # it starts where the last text ends
+        bytes_joined = np.frombuffer(joined.encode(), np.int8)
+        of_characters = np.flatnonzero(bytes_joined >= -64)  # all others continue a character
+        return cls(of_characters[characters], characters, of_characters)
+
+    def at(self, texts: Int64, characters: Int64) -> Int64:
+        """Return the positions of characters, each counted within its text; alike in shape."""
+        counted = self._characters[texts] + characters
+        return counted if self._of_characters is None else self._of_characters[counted]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """Texts as tokens, one text behind the other.
+
+    Text k has the tokens `offsets[k]:offsets[k+1]`; token t stands for [starts[t], ends[t]), in
+    positions. Both ascend; a token may share its place with the next one (parts of a character)
+    or stand for nothing (a SentencePiece space before the first character).
+    """
+
+    ids: Int32
+    """(tokens,)"""
+    offsets: Int64
+    """(texts + 1,)"""
+    starts: Int64
+    """(tokens,)"""
+    ends: Int64
+    """(tokens,)"""
+    positions: Positions
+
+    def first_from(self, texts: Int64, positions: Int64) -> Int64:
+        """Return the first token of each text that starts at or behind a position, alike in shape.
+
+        Where there is none, the one behind the text's last.
         """
-        return (self.starts >= start) & (self.ends <= end) & (self.starts < end)
+        return self._within(texts, np.searchsorted(self.starts, positions, side="left"))
 
-    def across(self, position: int) -> int:
-        """Return how many tokens stand for characters on both sides of `position`."""
-        return int(np.count_nonzero((self.starts < position) & (self.ends > position)))
+    def first_beyond(self, texts: Int64, positions: Int64) -> Int64:
+        """Return the first token of each text that ends behind a position, alike in shape."""
+        return self._within(texts, np.searchsorted(self.ends, positions, side="right"))
+
+    def _within(self, texts: Int64, tokens: Int64) -> Int64:
+        return np.clip(tokens, self.offsets[texts], self.offsets[texts + 1])
 
 
-def encode_texts(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> Iterator[EncodedText]:
-    """Encode each text as a whole; no special token is added to what it says."""
-    for first in range(0, len(texts), _BATCH):
-        batch = texts[first : first + _BATCH]
-        try:
-            encodings = tokenizer.backend.encode_batch(batch, add_special_tokens=False)
-        except BaseException as error:
-            if is_tokenizer_failure(error):
-                raise SetupError(f"{tokenizer.source}: the tokenizer failed ({error})") from error
-            raise
-        for text, encoding in zip(batch, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
-            if tokenizer.added_tokens.swallowing:
-                _give_space_back(tokenizer.added_tokens.swallowing, text, ids, starts, ends)
-            yield EncodedText(ids, starts, ends)
+@dataclass(frozen=True, slots=True)
+class TextEncoder:
+    """Encodes texts as a whole; no special token is added to what they say."""
+
+    tokenizer: LoadedTokenizer
+    engine: Engine
+    """What makes the ids, where it need not tell the places of tokens."""
+    byte_level: ByteLevel | None
+    """What tells the places of tokens; None where only `tokenizers` can."""
+
+    def encode(
+        self, texts: Sequence[str], known: Mapping[int, EncodedText] | None = None
+    ) -> EncodedTexts:
+        """Encode texts, but for those whose tokens are `known` already, by number.
+
+        Raises SetupError where the tokenizer fails, EngineFailedError where only the engine does.
+        """
+        known = known or {}
+        positions = Positions.of(texts)
+        if self.byte_level is None:
+            unknown = [number for number in range(len(texts)) if number not in known]
+            by_number = {**known, **self._by_offsets(texts, unknown)}
+            return _joined(
+                [_placed(by_number[number], number, positions) for number in range(len(texts))],
+                positions,
+            )
+        unknown_texts = ["" if number in known else text for number, text in enumerate(texts)]
+        flat = self.engine.encode(unknown_texts if known else texts)
+        edges = offsets_of(self.byte_level.lengths[flat.ids])
+        fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
+        if self.byte_level.normal_form is not None:
+            fits &= [unicodedata.is_normalized(self.byte_level.normal_form, text) for text in texts]
+        if fits.all():
+            return EncodedTexts(flat.ids, flat.offsets, edges[:-1], edges[1:], positions)
+        misfits = [number for number in np.flatnonzero(~fits).tolist() if number not in known]
+        by_number = {**known, **self._by_offsets(texts, misfits)}
+        parts = []
+        for number in range(len(texts)):
+            if number in by_number:
+                parts.append(_placed(by_number[number], number, positions))
+                continue
+            first, last = flat.offsets[number : number + 2].tolist()
+            moved = edges[first : last + 1] + (positions.texts[number] - edges[first])
+            parts.append((flat.ids[first:last], moved[:-1], moved[1:]))
+        return _joined(parts, positions)
+
+    def _by_offsets(self, texts: Sequence[str], numbers: Sequence[int]) -> dict[int, EncodedText]:
+        """Encode some of the texts with `tokenizers`."""
+        found = encode_with_offsets(self.tokenizer, [texts[number] for number in numbers])
+        return dict(zip(numbers, found, strict=True))
+
+
+def encode_with_offsets(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> list[EncodedText]:
+    """Encode each text with `tokenizers`, which tells what characters its tokens stand for.
+
+    Raises SetupError where it fails, or where its tokens are not in the order of the text.
+    """
+    return [
+        _with_offsets(tokenizer, text, encoding)
+        for first in range(0, len(texts), _BATCH)
+        for text, encoding in _encodings(tokenizer, texts[first : first + _BATCH])
+    ]
+
+
+def _encodings(
+    tokenizer: LoadedTokenizer, texts: Sequence[str]
+) -> Iterator[tuple[str, tokenizers.Encoding]]:
+    try:
+        encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
+    except BaseException as error:
+        if is_tokenizer_failure(error):
+            raise SetupError(f"{tokenizer.source}: the tokenizer failed ({error})") from error
+        raise
+    return zip(texts, encodings, strict=True)
+
+
+def _with_offsets(
+    tokenizer: LoadedTokenizer, text: str, encoding: tokenizers.Encoding
+) -> EncodedText:
+    ids = np.array(encoding.ids, dtype=np.int32)
+    offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+    starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+    if tokenizer.added_tokens.swallowing:
+        _give_space_back(tokenizer.added_tokens.swallowing, text, ids, starts, ends)
+    if (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
+        raise SetupError(
+            f"{tokenizer.source}: the tokenizer's offsets go back and forth, so which tokens are a "
+            "turn's can't be told"
+        )
+    return EncodedText(ids, starts, ends)
 
 
 def _give_space_back(
@@ -69,3 +203,24 @@ def _give_space_back(
         found = text.find(content, int(starts[token]), int(ends[token]))
         if found >= 0:
             starts[token], ends[token] = found, found + len(content)
+
+
+_Part = tuple[Int32, Int64, Int64]
+"""Ids, starts and ends of one text, in positions."""
+
+
+def _placed(encoded: EncodedText, number: int, positions: Positions) -> _Part:
+    text: Int64 = np.full(len(encoded.ids), number, dtype=np.int64)
+    return encoded.ids, positions.at(text, encoded.starts), positions.at(text, encoded.ends)
+
+
+def _joined(parts: Sequence[_Part], positions: Positions) -> EncodedTexts:
+    nothing: _Part = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
+    ids, starts, ends = zip(nothing, *parts, strict=True)
+    return EncodedTexts(
+        ids=np.concatenate(ids),
+        offsets=offsets_of(np.array([len(part[0]) for part in parts], dtype=np.int64)),
+        starts=np.concatenate(starts),
+        ends=np.concatenate(ends),
+        positions=positions,
+    )

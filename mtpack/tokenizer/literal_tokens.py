@@ -17,7 +17,7 @@ import tokenizers
 
 from mtpack.errors import SetupError
 from mtpack.tokenizer.added_tokens import AddedTokens, added_tokens_of
-from mtpack.tokenizer.encode import EncodedText, encode_texts
+from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
 from mtpack.tokenizer.loading import LoadedTokenizer
 from mtpack.tokenizer.spelled_tokens import with_marks, without_marks
 from mtpack.turns import Int32
@@ -47,7 +47,7 @@ class LiteralTokenizer:
         does not find all the others.
         """
         meant = self.added_tokens.control_tokens_in(text, frozenset(ordinary))
-        (found,) = encode_texts(self.renamed, [with_marks(text, meant)])
+        (found,) = encode_with_offsets(self.renamed, [with_marks(text, meant)])
         if np.count_nonzero(np.isin(found.ids, self.control_ids)) != len(meant):
             raise NotLiteralError
         marks: Int32 = np.array([start + mark for mark, start in enumerate(meant, 1)], np.int32)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtpack.dialogue import Dialogue
 from mtpack.template.replay.outline import Outline, Place, agreement
-from mtpack.template.spans import DocumentText, RenderedDialogue, TurnText
+from mtpack.template.spans import DocumentText, PlainTurns, RenderedDialogue, TurnText
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.turns import TurnFlag
 
@@ -69,25 +69,20 @@ class PlainPlan:
     """All turns are trained in one document, one span each: most dialogues of most templates."""
 
     full: Outline
-    turns: tuple[tuple[int, TurnFlag, Place, Place], ...]
-    """Message, flags, start, end."""
+    messages: tuple[int, ...]
+    """Of each turn, as the flags, the start and the end are."""
+    flags: tuple[TurnFlag, ...]
+    starts: tuple[Place, ...]
+    ends: tuple[Place, ...]
 
     def filled(self, values: Sequence[Any], dialogue: Dialogue) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
         text, sums = self.full.filled(values)
-        turns = tuple(
-            [
-                TurnText(
-                    message,
-                    ((start := sums[cells] + chars, end := sums[more] + last),),
-                    start,
-                    end,
-                    flags,
-                )
-                for message, flags, (cells, chars), (more, last) in self.turns
-            ]
+        ends = [sums[cells] + chars for cells, chars in self.ends]
+        turns = PlainTurns(
+            self.messages, self.flags, [sums[cells] + chars for cells, chars in self.starts], ends
         )
-        return RenderedDialogue(dialogue, DocumentText(text, turns), (), turns[-1].end)
+        return RenderedDialogue(dialogue, DocumentText(text, turns), (), ends[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +161,14 @@ def plan_dialogue(
     if region is None:
         return None
     if merge != "never" and all(turn.is_plain and _is_one_span(turn.turn) for turn in turns):
-        located = (planned.turn for planned in turns)
-        spans = [(turn.message, turn.flags, turn.start, turn.end) for turn in located]
-        return PlainPlan(full.without_marks(), tuple(spans))
+        located = [planned.turn for planned in turns]
+        return PlainPlan(
+            full.without_marks(),
+            messages=tuple(turn.message for turn in located),
+            flags=tuple(turn.flags for turn in located),
+            starts=tuple(turn.start for turn in located),
+            ends=tuple(turn.end for turn in located),
+        )
     return DialoguePlan(
         full=full.without_marks(),
         turns=tuple(turn.without_marks() for turn in turns),

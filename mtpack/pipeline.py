@@ -1,0 +1,60 @@
+"""What turns rows into shards: everything that a process loads before its first unit of work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mtpack.activity import Activity
+from mtpack.errors import SetupError
+from mtpack.options import PackOptions
+from mtpack.rendering import Renderer, load_renderer
+from mtpack.shard import ShardMetadata
+from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.spans import finds_turns
+from mtpack.tokenizer.encoders import Encoders
+from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What turns rows into documents, and documents into shards."""
+
+    options: PackOptions
+    tokenizer: LoadedTokenizer
+    template: ChatTemplate
+    renderer: Renderer
+    encoders: Encoders
+    activity: Activity = field(default_factory=Activity)
+    """Where the process says which row it is at."""
+
+    @property
+    def template_source(self) -> str:
+        """Where the chat template comes from."""
+        return self.options.chat_template or self.tokenizer.source
+
+    @property
+    def shard_metadata(self) -> ShardMetadata:
+        """What the shards of this run say of themselves."""
+        return ShardMetadata(
+            seq_len=self.options.seq_len,
+            label_alignment=self.options.label_alignment,
+            pad_documents_to=self.options.pad_documents_to,
+            pad_id=self.tokenizer.pad_id,
+            tokenizer_sha256=self.tokenizer.sha256,
+            template_sha256=self.template.sha256,
+        )
+
+
+def load_pipeline(options: PackOptions) -> Pipeline:
+    """Load tokenizer and template; raise SetupError."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    template = load_chat_template(
+        tokenizer, options.chat_template, options.template_arg, options.date
+    )
+    if not finds_turns(template, tokenizer.added_tokens):
+        raise SetupError(
+            f"{options.chat_template or tokenizer.source}: where the chat template writes an "
+            "assistant message can't be found; use one that writes messages one by one in a loop"
+        )
+    renderer = load_renderer(template, tokenizer, options)
+    return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
