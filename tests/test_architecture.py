@@ -32,6 +32,7 @@ LAYERS = """
     tokenizer.declared_tokens
     tokenizer.loading
     tokenizer.encode
+    tokenizer.engines
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
     template.limits
