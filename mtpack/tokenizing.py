@@ -64,6 +64,7 @@ def tokenize(
     replays_before = pipeline.renderer.replay_counts()
     batches: list[TokenBatch] = []
     accepted: list[Dialogue] = []
+    num_turns: list[int] = []
     counts: Counter[str] = Counter()
     wanted = (dialogue for dialogue in dialogues if dialogue.row not in overlong)
     for rendered in _rendered(pipeline, wanted, rejects):
@@ -74,6 +75,7 @@ def tokenize(
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
         accepted += [item.dialogue for item in rendered]
+        num_turns += [len(item.merged.turns) + len(item.own) for item in rendered]
         counts += found
         watch.lap("tokenize")
     pipeline.activity.end()
@@ -83,8 +85,7 @@ def tokenize(
     counts += pipeline.renderer.replay_counts() - replays_before
     counts["rendered"] = len(accepted) - counts["replayed"]
     row_turns = np.full(len(split.rows), -1, dtype=np.int32)
-    for dialogue in accepted:
-        row_turns[dialogue.row - split.first_row] = len(dialogue.trained_messages())
+    row_turns[[dialogue.row - split.first_row for dialogue in accepted]] = num_turns
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
@@ -161,9 +162,7 @@ def _overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
 
 
 def _warnings(template: ChatTemplate, dialogues: list[Dialogue]) -> frozenset[str]:
-    if not any(_has_text_arguments(dialogue) for dialogue in dialogues):
-        return frozenset()
-    if not template.encodes_text_twice:
+    if not template.encodes_text_twice or not any(map(_has_text_arguments, dialogues)):
         return frozenset()
     return frozenset(
         {
@@ -177,5 +176,6 @@ def _has_text_arguments(dialogue: Dialogue) -> bool:
     return any(
         isinstance(call.get("function", call).get("arguments"), str)
         for message in dialogue.messages
+        if len(message.fields) > 2  # the most have a role and a content alone
         for call in message.fields.get("tool_calls", ())
     )
