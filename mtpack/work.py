@@ -186,6 +186,7 @@ def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
     columns = assemble(batch.take(task.order), task.sequence_offsets, metadata.layout)
     watch.lap("assemble")
     name = f"shard-{task.number:05d}.arrow"
+    (task.folder / name).unlink(missing_ok=True)  # half of it, by a worker that died
     sha256 = write_shard(
         task.folder / name,
         columns,

@@ -69,6 +69,8 @@ LAYERS = """
     activity
     work
     runners.watching
+    runners.worker
+    runners.starting
     runners.pool
     runners.local
     output
