@@ -18,6 +18,7 @@ LAYERS = """
     planning
     assembling
     ---- pure above: integers, text and numpy; effects below
+    audit
     strict_json
     formats.refusal
     formats.tools
@@ -33,6 +34,8 @@ LAYERS = """
     tokenizer.loading
     tokenizer.encode
     tokenizer.engines
+    tokenizer.probe
+    tokenizer.byte_lengths
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
     template.limits
@@ -56,7 +59,6 @@ LAYERS = """
     template.replay.known_renders
     template.replay.outline
     template.replay.plan
-    template.replay.audit
     template.replay.replayer
     rendering
     encoding

@@ -36,6 +36,16 @@ class FlatTokens(NamedTuple):
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
 
 
+def first_difference(expected: FlatTokens, found: FlatTokens) -> int | None:
+    """Return the first text that does not have the expected tokens, or None if all have."""
+    if len(expected.offsets) != len(found.offsets):
+        return 0
+    if np.array_equal(expected.offsets, found.offsets) and np.array_equal(expected.ids, found.ids):
+        return None
+    texts = range(len(expected.offsets) - 1)
+    return next(text for text in texts if not np.array_equal(expected.of(text), found.of(text)))
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """One library with one tokenizer."""
