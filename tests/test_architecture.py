@@ -61,6 +61,7 @@ LAYERS = """
     rendering
     encoding
     overlong
+    atomic_file
     shard
     manifest
     shards
@@ -68,6 +69,8 @@ LAYERS = """
     stopwatch
     activity
     work
+    writing
+    windows
     runners.watching
     runners.pool
     runners.local
