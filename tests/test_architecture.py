@@ -63,6 +63,7 @@ LAYERS = """
     rendering
     encoding
     overlong
+    atomic_file
     shard
     manifest
     shards
@@ -70,6 +71,8 @@ LAYERS = """
     stopwatch
     activity
     work
+    writing
+    windows
     runners.watching
     runners.worker
     runners.starting

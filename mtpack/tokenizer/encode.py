@@ -1,7 +1,7 @@
 """Texts to ids, and the part of its text that every token stands for.
 
 Many texts are encoded at a time, into flat arrays: no Python object is made for a token. Where
-every token of a vocabulary stands for bytes of its own (`ByteLevel`), its place follows from the
+every token of a vocabulary stands for bytes of its own (`ByteLengths`), its place follows from the
 lengths of the tokens before it; other vocabularies take the offsets that `tokenizers` gives. What
 comes out is the same, whichever engine made the ids.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 
 from mtpack.errors import SetupError
-from mtpack.tokenizer.byte_level import ByteLevel
+from mtpack.tokenizer.byte_lengths import ByteLengths
 from mtpack.tokenizer.engines import Engine
 from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
 from mtpack.turns import Int32, Int64, offsets_of
@@ -106,8 +106,10 @@ class TextEncoder:
     tokenizer: LoadedTokenizer
     engine: Engine
     """What makes the ids, where it need not tell the places of tokens."""
-    byte_level: ByteLevel | None
+    byte_lengths: ByteLengths | None
     """What tells the places of tokens; None where only `tokenizers` can."""
+    audit: Audit | None = None
+    """Which texts `tokenizers` encodes as well, to compare the ids."""
 
     def encode(
         self, texts: Sequence[str], known: Mapping[int, EncodedText] | None = None
@@ -118,7 +120,7 @@ class TextEncoder:
         """
         known = known or {}
         positions = Positions.of(texts)
-        if self.byte_level is None:
+        if self.byte_lengths is None:
             unknown = [number for number in range(len(texts)) if number not in known]
             by_number = {**known, **self._by_offsets(texts, unknown)}
             return _joined(
