@@ -23,6 +23,8 @@ class Audit:
     """Of the time since this was made."""
     spent: float = 0.0
     """Seconds."""
+    done: int = 0
+    """Audits so far."""
     _started: float = field(default_factory=time.perf_counter)
 
     def is_due(self, row: int) -> bool:
@@ -38,3 +40,4 @@ class Audit:
         begun = time.perf_counter()
         yield
         self.spent += time.perf_counter() - begun
+        self.done += 1

@@ -27,7 +27,7 @@ from mtpack.output import (
     write_datasets_files,
     write_rejects,
 )
-from mtpack.pipeline import Pipeline, load_pipeline
+from mtpack.pipeline import Pipeline, load_pipeline, with_engine
 from mtpack.reading import (
     AUTO,
     STANDARD_INPUT,
@@ -144,6 +144,10 @@ class _Run:
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
+            pipeline, refused = with_engine(pipeline, sum(map(_bytes_of_text, files)))
+            if refused is not None:
+                self.listener.remark(refused)
+            self.watch.begin("start")
             return self._write_output(output, area, files, described, pipeline)
 
     @contextmanager
@@ -275,6 +279,7 @@ class _Run:
             inputs=[file.name for file in files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
+            tokenizer_engine=pipeline.options.tokenizer_engine,
             rendered=counts["rendered"],
             replayed=counts["replayed"],
             audited=counts["audited"],
@@ -314,6 +319,12 @@ class _Formats:
 
     def _is_worth_saying(self, row_format: str) -> bool:
         return self.chosen == AUTO and row_format != "messages"
+
+
+def _bytes_of_text(file: InputFile) -> int:
+    """Return about how many bytes of text a file holds."""
+    is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
+    return file.num_bytes * (4 if is_packed else 1)
 
 
 def _spooled(name: str, area: Path | None) -> Path:

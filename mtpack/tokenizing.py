@@ -41,6 +41,8 @@ class TokenizedSplit:
     counts: Counter[str]
     """What is counted before documents are made to fit."""
     warnings: frozenset[str]
+    short_cuts: frozenset[str]
+    """Those that had a part in it."""
 
 
 def tokenize(
@@ -61,7 +63,9 @@ def tokenize(
     watch.lap("read")
     if REPLAY in distrusted:
         pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
+    encoder = pipeline.encoders.reference
     replays_before = pipeline.renderer.replay_counts()
+    audited_before = pipeline.encoders.audited
     batches: list[TokenBatch] = []
     accepted: list[Dialogue] = []
     num_turns: list[int] = []
@@ -83,7 +87,9 @@ def tokenize(
         counts[f"content_dropped.{part}"] = number
     counts += pipeline.renderer.count_spelling(accepted)
     counts += pipeline.renderer.replay_counts() - replays_before
+    counts["audited"] += pipeline.encoders.audited - audited_before
     counts["rendered"] = len(accepted) - counts["replayed"]
+    short_cuts = {REPLAY: counts["replayed"], FASTOKENS: encoder is not pipeline.encoders.reference}
     row_turns = np.full(len(split.rows), -1, dtype=np.int32)
     row_turns[[dialogue.row - split.first_row for dialogue in accepted]] = num_turns
     watch.lap("render")
@@ -93,6 +99,7 @@ def tokenize(
         rejects=sorted(rejects, key=lambda reject: reject.row),
         counts=counts,
         warnings=_warnings(pipeline.template, accepted),
+        short_cuts=frozenset(name for name, taken in short_cuts.items() if taken),
     )
 
 

@@ -144,7 +144,7 @@ def test_tokens_of_turns_are_those_wholly_inside(tokenizer, merge):
 def test_texts_that_the_tokenizer_rewrites_keep_their_places(tokenizer):
     texts = ["e\u0301" * 3 + "Yes", "\u212b", "Yes", "\u1100\u1161 no", "", "가"]
     assert any(not unicodedata.is_normalized("NFC", text) for text in texts)
-    encoded = encoder_of(tokenizer).encode(texts)
+    encoded = encoder_of(tokenizer).encode(texts, range(len(texts)), {})
     for number, expected in enumerate(encode_with_offsets(tokenizer, texts)):
         first, last = encoded.offsets[number : number + 2]
         assert encoded.ids[first:last].tolist() == expected.ids.tolist()
