@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mtpack.activity import Activity
 from mtpack.errors import SetupError
@@ -81,7 +82,8 @@ def with_engine(pipeline: Pipeline, input_bytes: int) -> tuple[Pipeline, str | N
     """
     if pipeline.options.tokenizer_engine != "auto":
         return pipeline, None
-    refused, engine = None, "tokenizers"
+    refused = None
+    engine: Literal["tokenizers", "fastokens"] = "tokenizers"
     gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
     if gain > pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN:
         try:
