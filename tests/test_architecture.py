@@ -32,10 +32,11 @@ LAYERS = """
     tokenizer.added_tokens
     tokenizer.declared_tokens
     tokenizer.loading
-    tokenizer.encode
     tokenizer.engines
     tokenizer.probe
     tokenizer.byte_level
+    tokenizer.encode
+    tokenizer.encoders
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
     template.limits
@@ -70,6 +71,8 @@ LAYERS = """
     token_store
     stopwatch
     activity
+    pipeline
+    tokenizing
     work
     writing
     windows
