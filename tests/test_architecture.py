@@ -35,7 +35,7 @@ LAYERS = """
     tokenizer.encode
     tokenizer.engines
     tokenizer.probe
-    tokenizer.byte_lengths
+    tokenizer.byte_level
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
     template.limits

@@ -11,7 +11,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -24,21 +24,21 @@ _KEEPING_ALL = {"Split", "Digits", "Punctuation"}
 
 
 @dataclass(frozen=True, slots=True)
-class ByteLengths:
+class ByteLevel:
     """The bytes of text behind each token, in UTF-8.
 
-    They hold for a text if its tokens have as many bytes as the text has, and if the text is in
-    NFC where the tokenizer composes it (`unicodedata.is_normalized`). Fewer bytes: a token
-    swallowed white space (`AddedTokens.swallowing`). More can't be.
+    They hold for a text if its tokens have as many bytes as the text has, and if the text is in the
+    normal form, where there is one (`unicodedata.is_normalized`). Tokens can have fewer: one that
+    swallows white space counts without it, so such a text does not add up. They never have more.
     """
 
-    of_ids: Int32
+    lengths: Int32
     """(highest id + 1,); 0 for ids that are none."""
-    composes: bool
-    """The tokenizer brings text into NFC first."""
+    normal_form: Literal["NFC"] | None
+    """What the tokenizer brings text into first."""
 
 
-def token_byte_lengths(tokenizer: LoadedTokenizer) -> ByteLengths | None:
+def byte_level_of(tokenizer: LoadedTokenizer) -> ByteLevel | None:
     """Return the table (110 ms for 150,000 tokens), or None where bytes can't tell.
 
     They can't where text is changed before it is cut, unless into NFC, where a token can stand for
@@ -55,13 +55,13 @@ def token_byte_lengths(tokenizer: LoadedTokenizer) -> ByteLengths | None:
     ):
         return None
     ids = np.fromiter(vocabulary.values(), np.int64, len(vocabulary))
-    of_ids = np.zeros(ids.max() + 1, np.int32)
-    of_ids[ids] = np.fromiter(map(len, vocabulary), np.int32, len(vocabulary))
+    lengths = np.zeros(ids.max() + 1, np.int32)
+    lengths[ids] = np.fromiter(map(len, vocabulary), np.int32, len(vocabulary))
     for number, token in backend.get_added_tokens_decoder().items():
         composed = token.normalized and normalizers
         content = unicodedata.normalize("NFC", token.content) if composed else token.content
-        of_ids[number] = len(content.encode())
-    return ByteLengths(of_ids, composes=bool(normalizers))
+        lengths[number] = len(content.encode())
+    return ByteLevel(lengths, "NFC" if normalizers else None)
 
 
 def _steps(component: Any) -> list[dict[str, Any]]:
