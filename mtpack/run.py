@@ -16,6 +16,7 @@ import numpy as np
 
 from mtpack import __version__
 from mtpack.errors import InputError
+from mtpack.inputs import STANDARD_INPUT, InputFile, describe_input, find_inputs
 from mtpack.manifest import About, Manifest, PackReport, Run, ShardRecord, Tally
 from mtpack.options import PackOptions, options_from
 from mtpack.output import (
@@ -28,17 +29,10 @@ from mtpack.output import (
     write_rejects,
 )
 from mtpack.planning import Plan, plan_sequences
-from mtpack.reading import (
-    AUTO,
-    STANDARD_INPUT,
-    InputFile,
-    Split,
-    describe_input,
-    find_inputs,
-    read_splits,
-)
+from mtpack.reading import AUTO, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.shard import rows_per_shard
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.turns import Int64, offsets_of
@@ -184,12 +178,12 @@ class _Run:
         replay: bool,
     ) -> list[SplitRecord]:
         """Tokenize split by split; stop at the first bad row if told so."""
-        rows_by_file: Counter[str] = Counter()
+        files_with_rows: set[str] = set()
         kind = "split" if replay else "rendered-split"
 
         def tasks() -> Iterator[SplitTask]:
             for split in read_splits(files, row_format=self.options.format):
-                rows_by_file.update(row.file for row in split.rows)
+                files_with_rows.update(piece.file for piece in split.pieces)
                 formats.note(split)
                 yield SplitTask(split, area / f"{kind}-{split.number:07d}.arrow", replay)
 
@@ -206,7 +200,7 @@ class _Run:
             self.watch.add(record.seconds)
             self.listener.progress("tokenize", record.counts["rows_read"])
         for file in files:
-            if not rows_by_file[file.name]:
+            if file.name not in files_with_rows:
                 self.listener.remark(f"{file.name}: holds no rows")
         return records
 
@@ -292,20 +286,24 @@ class _Formats:
 
     chosen: str
     remark: Callable[[str], None]
-    by_file: dict[str, str] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+    """Whose format is known."""
+    num_files: Counter[str] = field(default_factory=Counter)
+    """By format."""
 
     def note(self, split: Split) -> None:
         """Look at the rows that are about to be packed."""
-        for row in split.rows:
-            if row.format is None or row.file in self.by_file:
+        for file, told in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
+            if told is None or file in self.files:
                 continue
-            if self._is_worth_saying(row.format) and row.format not in self.by_file.values():
-                self.remark(f"{row.file}: read as {row.format} (choose otherwise with --format)")
-            self.by_file[row.file] = row.format
+            if self._is_worth_saying(told) and not self.num_files[told]:
+                self.remark(f"{file}: read as {told} (choose otherwise with --format)")
+            self.files.add(file)
+            self.num_files[told] += 1
 
     def sum_up(self) -> None:
         """Count the files that were told to be in a format after the first of them was named."""
-        for row_format, count in Counter(self.by_file.values()).items():
+        for row_format, count in self.num_files.items():
             if self._is_worth_saying(row_format) and count > 1:
                 self.remark(f"{count:,} files read as {row_format}")
 
@@ -313,10 +311,10 @@ class _Formats:
         return self.chosen == AUTO and row_format != "messages"
 
 
-def _spooled(name: str, area: Path | None) -> Path:
+def _spooled(name: str, area: Path | None) -> str | Path:
     """Return where an input can be read; what comes from standard input is put into a file."""
     if name != STANDARD_INPUT or area is None:
-        return Path(name)
+        return name
     path = area / "standard-input.jsonl"
     with open(path, "xb") as spool:
         shutil.copyfileobj(sys.stdin.buffer, spool)

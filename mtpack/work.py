@@ -21,9 +21,10 @@ from mtpack.formats.rows import read_dialogue
 from mtpack.manifest import ShardRecord
 from mtpack.options import PackOptions
 from mtpack.overlong import fit, piece_maker
-from mtpack.reading import LINE_LIMIT, Split
+from mtpack.reading import LINE_LIMIT
 from mtpack.rendering import Renderer, load_renderer
 from mtpack.shard import ShardMetadata, rows_per_batch, write_shard
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.dropped import count_dropped
@@ -237,7 +238,7 @@ def _num_chars(rendered: RenderedDialogue) -> int:
 def _read(split: Split) -> tuple[list[Dialogue], list[Reject]]:
     dialogues: list[Dialogue] = []
     rejects: list[Reject] = []
-    for row, raw in enumerate(split.rows, split.first_row):
+    for row, raw in enumerate(split.rows(), split.first_row):
         result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
         if isinstance(result, Reject):
             rejects.append(result)
@@ -270,7 +271,7 @@ def _count(
             counts[f"rows_dropped.{reason}"] += 1
     for reject in rejects:
         counts[f"rows_rejected.{reject.reason}"] += 1
-    counts["rows_read"] = len(split.rows)
+    counts["rows_read"] = split.num_rows
     counts["rows_packed"] = len(packed_rows)
     counts["documents"] = batch.num_documents
     counts["turns_read"] = sum(len(dialogue.trained_messages()) for dialogue in accepted)
