@@ -18,6 +18,7 @@ from mtpack.errors import InputError, SetupError
 
 STANDARD_INPUT = "-"
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_LONGEST_FIRST = tuple(sorted(SUFFIXES, key=len, reverse=True))
 
 
 class InputFile(NamedTuple):
@@ -70,8 +71,7 @@ def _expand(name: str, output: Path | None) -> list[str]:
 
 def suffix_of(name: str) -> str | None:
     """Return what tells the kind of a file, the longest of `SUFFIXES` that its name ends in."""
-    fitting = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
-    return max(fitting, key=len, default=None)
+    return next(filter(name.lower().endswith, _LONGEST_FIRST), None)
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:

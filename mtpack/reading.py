@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -64,12 +64,13 @@ class _Lines:
         return self.block[self.starts[row] : self.ends[row]]
 
     def part(self, start: int, end: int) -> _Lines:
+        if end - start == len(self):
+            return self
         return self.only(slice(start, end))
 
     def only(self, rows: slice | NDArray[np.bool_]) -> _Lines:
-        return replace(
-            self, numbers=self.numbers[rows], starts=self.starts[rows], ends=self.ends[rows]
-        )
+        places = self.numbers[rows], self.starts[rows], self.ends[rows]
+        return _Lines(self.file, self.block, self.offset, *places)
 
     def piece(self, row_format: str | None) -> Piece:
         """Return all rows, and what blank lines are between them, as a piece of a split."""
@@ -203,7 +204,7 @@ def _blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
             block, offset = block.removeprefix(_BYTE_ORDER_MARK), len(_BYTE_ORDER_MARK)
         end = block.rfind(b"\n") + 1
         if end:
-            whole = b"".join([*unfinished, block[:end]])
+            whole = b"".join([*unfinished, memoryview(block)[:end]])
             yield whole, offset + left_out
             offset += left_out + len(whole)
             unfinished, length, left_out = [block[end:]], len(block) - end, 0
@@ -218,10 +219,11 @@ def _blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
 
 def _lines_of(file: InputFile, block: bytes, offset: int, first_line: int) -> _Lines:
     """Find the lines of a block without a step for each, 1 GB in 0.3 seconds."""
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE)
+    (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
-    starts = np.append(0, ends[:-1] + 1)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
     numbers = np.arange(first_line, first_line + len(ends))
     return _Lines(file, block, offset, numbers, starts, ends)
 
@@ -229,20 +231,22 @@ def _lines_of(file: InputFile, block: bytes, offset: int, first_line: int) -> _L
 def _rows_among(lines: _Lines, limit: int) -> Iterator[_Rows]:
     """Leave out the blank lines, and the texts of those above the limit."""
     too_long = lines.sizes() > limit
-    is_row = np.ones(len(lines), dtype=np.bool_)
     first_characters = np.frombuffer(lines.block, np.uint8)[lines.starts]
-    for line in np.flatnonzero((first_characters <= _SPACE) & ~too_long).tolist():
-        text = lines.text(line)
-        is_row[line] = bool(text) and not text.isspace()
-    rows = lines.only(is_row)
+    perhaps_blank = (first_characters <= _SPACE) & ~too_long
+    if perhaps_blank.any():
+        is_row = ~perhaps_blank
+        for line in perhaps_blank.nonzero()[0].tolist():
+            text = lines.text(line)
+            is_row[line] = bool(text) and not text.isspace()
+        lines, too_long = lines.only(is_row), too_long[is_row]
     first = 0
-    for row in np.flatnonzero(too_long[is_row]).tolist():
-        if first < row:
-            yield rows.part(first, row)
-        yield _Texts(rows.file, [int(rows.numbers[row])], [None])
-        first = row + 1
-    if first < len(rows):
-        yield rows.part(first, len(rows))
+    for line in too_long.nonzero()[0].tolist():
+        if first < line:
+            yield lines.part(first, line)
+        yield _Texts(lines.file, [int(lines.numbers[line])], [None])
+        first = line + 1
+    if first < len(lines):
+        yield lines.part(first, len(lines))
 
 
 # Lists and tables
