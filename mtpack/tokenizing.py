@@ -12,7 +12,8 @@ from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.encoding import encode_dialogues
 from mtpack.formats.rows import read_dialogue
 from mtpack.pipeline import Pipeline
-from mtpack.reading import LINE_LIMIT, Split
+from mtpack.reading import LINE_LIMIT
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped import count_dropped
@@ -90,7 +91,7 @@ def tokenize(
     counts["audited"] += pipeline.encoders.audited - audited_before
     counts["rendered"] = len(accepted) - counts["replayed"]
     short_cuts = {REPLAY: counts["replayed"], FASTOKENS: encoder is not pipeline.encoders.reference}
-    row_turns = np.full(len(split.rows), -1, dtype=np.int32)
+    row_turns = np.full(split.num_rows, -1, dtype=np.int32)
     row_turns[[dialogue.row - split.first_row for dialogue in accepted]] = num_turns
     watch.lap("render")
     return TokenizedSplit(
@@ -149,7 +150,7 @@ def read_dialogues(split: Split) -> tuple[list[Dialogue], list[Reject]]:
     """Read the rows of a split, accepted ones and refused ones."""
     dialogues: list[Dialogue] = []
     rejects: list[Reject] = []
-    for row, raw in enumerate(split.rows, split.first_row):
+    for row, raw in enumerate(split.rows(), split.first_row):
         result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
         if isinstance(result, Reject):
             rejects.append(result)

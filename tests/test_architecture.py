@@ -28,6 +28,8 @@ LAYERS = """
     formats.alpaca
     formats.shapes
     formats.rows
+    inputs
+    splits
     reading
     tokenizer.added_tokens
     tokenizer.declared_tokens
