@@ -69,6 +69,7 @@ LAYERS = """
     activity
     work
     runners.watching
+    runners.messages
     runners.worker
     runners.starting
     runners.pool

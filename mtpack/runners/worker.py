@@ -15,12 +15,13 @@ from collections.abc import Callable
 from ctypes import Array, c_ubyte
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing.connection import Connection
+from socket import socket
 from typing import Any, TypeVar
 
 from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
 from mtpack.pipeline import Pipeline
+from mtpack.runners.messages import receive, send
 from mtpack.runners.watching import out_of_memory
 
 Task = TypeVar("Task")
@@ -43,9 +44,7 @@ class Outcome:
     error: Exception | None = None
 
 
-def work(
-    connection: Connection, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int
-) -> None:
+def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int) -> None:
     """Take pickled (unit, task) from the parent and give it pickled outcomes, one for one."""
     _settle_in()
     activity = activity_in(slots, number)
@@ -57,8 +56,8 @@ def work(
         gc.freeze()
         return loaded
 
-    while (message := connection.recv_bytes()) != THE_END:
-        connection.send_bytes(_do(pipeline, message))
+    while (message := receive(channel)) != THE_END:
+        send(channel, _do(pipeline, message))
 
 
 def activity_in(slots: Array[c_ubyte], number: int) -> Activity:
