@@ -30,9 +30,9 @@ Unit = Callable[[Pipeline, Task], Result]
 
 THE_END = b""
 
-# By default a collection follows 700 new objects and finds next to nothing: what a split is made of
-# lives as long as the split, and is freed without it. XXX
-_OBJECTS_BETWEEN_COLLECTIONS = 100_000
+# A collection after every 700 new objects, the default, takes a tenth of the time in which a split
+# is read and rendered (0.63 s of CPU time against 0.57), and finds next to nothing.
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
