@@ -79,6 +79,7 @@ LAYERS = """
     writing
     windows
     runners.watching
+    runners.messages
     runners.worker
     runners.starting
     runners.pool

@@ -25,8 +25,8 @@ from mtpack.runners.worker import Unit, run_unit
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks on their way, for each worker: one that it is at, and two that are ready for it or done
-# before their turn, so that one slow task does not stop the others at once.
+# Tasks on their way, for each worker: one that it is at, one that it has ahead, and one that is
+# done before its turn, so that a slow task does not stop the others at once.
 _TASKS_AHEAD = 3
 
 

@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import c_ubyte
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from socket import socket, socketpair
 from typing import Any
 
 from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
 from mtpack.pipeline import Pipeline, load_pipeline
+from mtpack.runners.messages import receive, send
 from mtpack.runners.starting import give_back_freed_memory, interrupts_held, start
 from mtpack.runners.watching import ProcessLimits, Watch, resident_memory
 from mtpack.runners.worker import THE_END, Outcome, Unit, activity_in, work
@@ -59,7 +60,7 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class _Process:
     process: BaseProcess
-    connection: Connection
+    channel: socket
 
 
 @dataclass(slots=True, eq=False)
@@ -69,14 +70,15 @@ class _Worker:
     number: int
     activity: Activity
     running: _Process | None = None
-    job: Job | None = None
+    jobs: deque[Job] = field(default_factory=deque)
+    """Handed over: the one that it is at, and perhaps one for when that is done."""
 
 
 class Pool:
-    """Workers that do one job at a time.
+    """Workers that do one job after the other.
 
-    Each has a connection of its own. The parent writes to one only while that worker reads, so
-    neither waits for the other, however long a message is. A worker that dies closes its end.
+    Each has a channel of its own, which closes when it dies, and a job ahead, so that it need not
+    wait while the parent reads the next.
     """
 
     def __init__(
@@ -96,18 +98,26 @@ class Pool:
         self._workers = [
             _Worker(number, activity_in(self._slots, number)) for number in range(num_workers)
         ]
-        self._idle = deque(self._workers)  # those without a process on the left
+        self._idle = deque(self._workers)  # without a job; those without a process on the left
+        self._busy: dict[_Worker, None] = {}  # with one job, the longest at it first
         self._selector = selectors.DefaultSelector()
         self._watch = Watch([worker.activity for worker in self._workers], limits)
 
     @property
     def has_room(self) -> bool:
-        """Whether a worker has nothing to do."""
-        return bool(self._idle)
+        """Whether a worker could take a job."""
+        return bool(self._idle or self._busy)
 
     def give(self, job: Job) -> None:
-        """Hand a job to a worker that has nothing to do."""
-        self._hand(self._idle.pop(), job)
+        """Hand a job to a worker that has nothing to do, or will be done soon."""
+        if self._idle:
+            worker = self._idle.pop()
+            self._busy[worker] = None
+        else:
+            worker = next(iter(self._busy))
+            del self._busy[worker]
+        worker.jobs.append(job)
+        self._send(worker, job.message)
 
     def wait(self, seconds: float) -> None:
         """Wait for outcomes and put them into their jobs.
@@ -122,14 +132,12 @@ class Pool:
             raise MtpackError(verdict)
 
     def close(self) -> None:
-        """End the workers; one that is still at a job, whose outcome nobody waits for, at once."""
+        """End the workers; one that still has a job, whose outcome nobody waits for, at once."""
         for worker in self._workers:
-            if worker.running is None:
-                continue
-            if worker.job is not None:
+            if worker.jobs and worker.running is not None:
                 worker.running.process.kill()
-            with suppress(OSError):  # it has died meanwhile
-                worker.running.connection.send_bytes(THE_END)
+            elif worker.running is not None:
+                self._send(worker, THE_END)
         self._wait_for_their_end()
 
     def abort(self) -> None:
@@ -145,14 +153,13 @@ class Pool:
                 self._let_go(worker, worker.running)
         self._selector.close()
 
-    def _hand(self, worker: _Worker, job: Job) -> None:
-        worker.job = job
+    def _send(self, worker: _Worker, message: bytes) -> None:
         running = worker.running or self._start(worker)
         with suppress(OSError):  # it has died, which shows when it is listened to
-            running.connection.send_bytes(job.message)
+            send(running.channel, message)
 
     def _start(self, worker: _Worker) -> _Process:
-        ours, theirs = self._context.Pipe()
+        ours, theirs = socketpair()
         process = self._context.Process(
             target=work, args=(theirs, self._load, self._slots, worker.number), daemon=True
         )
@@ -165,36 +172,39 @@ class Pool:
 
     def _listen(self, worker: _Worker, running: _Process) -> None:
         try:
-            message = running.connection.recv_bytes()
+            message = receive(running.channel)
         except (OSError, EOFError):
             self._replace(worker, running)
             return
-        if worker.job is not None:
-            worker.job.end(pickle.loads(message))
-        worker.job = None
-        self._idle.append(worker)
+        worker.jobs.popleft().end(pickle.loads(message))
+        if worker.jobs:
+            self._busy[worker] = None
+        else:
+            del self._busy[worker]
+            self._idle.append(worker)
 
     def _replace(self, worker: _Worker, died: _Process) -> None:
-        """Give the job of a worker that has died to a new one, if it had one."""
+        """Give the jobs of a worker that has died to a new one, if it had any."""
         self._let_go(worker, died)
         what = worker.activity.look().what
         worker.activity.belongs_to(_NOBODY)
-        if worker.job is None:
+        if not worker.jobs:
             self._idle.remove(worker)
             self._idle.appendleft(worker)
             return
-        worker.job.deaths += 1
-        if worker.job.deaths >= _DEATHS_THAT_STOP_THE_RUN:
+        worker.jobs[0].deaths += 1
+        if worker.jobs[0].deaths >= _DEATHS_THAT_STOP_THE_RUN:
             how = _how_it_ended(died.process.exitcode or 0)
             told = f"{what} ended the worker process ({how})" if what else "a worker process died"
             raise MtpackError(f"{told}, {_MOST_LIKELY}")
-        self._hand(worker, worker.job)
+        for job in worker.jobs:
+            self._send(worker, job.message)
 
     def _let_go(self, worker: _Worker, ended: _Process) -> None:
         ended.process.join()
         with suppress(KeyError):  # an interrupt came before it was registered
-            self._selector.unregister(ended.connection)
-        ended.connection.close()
+            self._selector.unregister(ended.channel)
+        ended.channel.close()
         worker.running = None
 
 

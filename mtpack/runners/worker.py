@@ -15,12 +15,13 @@ from collections.abc import Callable
 from ctypes import Array, c_ubyte
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing.connection import Connection
+from socket import socket
 from typing import Any, TypeVar
 
 from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
 from mtpack.pipeline import Pipeline
+from mtpack.runners.messages import receive, send
 from mtpack.runners.watching import out_of_memory
 
 Task = TypeVar("Task")
@@ -29,9 +30,9 @@ Unit = Callable[[Pipeline, Task], Result]
 
 THE_END = b""
 
-# By default a collection follows 700 new objects and finds next to nothing: what a split is made of
-# lives as long as the split, and is freed without it. XXX
-_OBJECTS_BETWEEN_COLLECTIONS = 100_000
+# A collection after every 700 new objects, the default, takes a tenth of the time in which a split
+# is read and rendered (0.63 s of CPU time against 0.57), and finds next to nothing.
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -43,9 +44,7 @@ class Outcome:
     error: Exception | None = None
 
 
-def work(
-    connection: Connection, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int
-) -> None:
+def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int) -> None:
     """Take pickled (unit, task) from the parent and give it pickled outcomes, one for one."""
     _settle_in()
     activity = activity_in(slots, number)
@@ -57,8 +56,8 @@ def work(
         gc.freeze()
         return loaded
 
-    while (message := connection.recv_bytes()) != THE_END:
-        connection.send_bytes(_do(pipeline, message))
+    while (message := receive(channel)) != THE_END:
+        send(channel, _do(pipeline, message))
 
 
 def activity_in(slots: Array[c_ubyte], number: int) -> Activity:
