@@ -15,6 +15,8 @@ LAYERS = """
     options
     dialogue
     turns
+    patterns
+    lower_bounds
     planning
     assembling
     ---- pure above: integers, text and numpy; effects below
