@@ -97,7 +97,9 @@ class PackOptions:
         minimum=0,
         show_default=False,
     )
-    shard_size: str = _option("256MiB", "Size of a shard, at most.", size="B")
+    shard_size: str = _option(
+        "256MiB", "Size of a shard, at most; smaller outputs have smaller ones.", size="B"
+    )
     compression: Literal["none", "lz4", "zstd"] = _option(
         "none", "Compress shards; only uncompressed ones can be mapped into memory."
     )
