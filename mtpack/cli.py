@@ -106,6 +106,9 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     INPUT is a file (.jsonl, .json, .jsonl.gz, .jsonl.zst, .parquet), a folder, a pattern, or - for
     JSONL on standard input.
     """
+    # Before numpy is imported, which would start a thread a core for linear algebra: there is none
+    # to do here, the worker processes use the cores, and a process with threads can't be forked.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mtpack.reporting import show_report
     from mtpack.run import pack as pack_dialogues
 

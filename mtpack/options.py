@@ -97,6 +97,12 @@ class PackOptions:
         minimum=0,
         show_default=False,
     )
+    tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
+        "auto",
+        "What makes the ids: fastokens where it is proven to give those of tokenizers (auto), or "
+        "as named. The ids are the same.",
+        changes_output=False,
+    )
     shard_size: str = _option(
         "256MiB", "Size of a shard, at most; smaller outputs have smaller ones.", size="B"
     )

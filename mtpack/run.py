@@ -15,6 +15,7 @@ from typing import Any
 from mtpack import __version__
 from mtpack.dialogue import Reject
 from mtpack.errors import InputError
+from mtpack.inputs import STANDARD_INPUT, InputFile, describe_input, find_inputs
 from mtpack.manifest import About, Manifest, PackReport, Run, ShardRecord, Tally
 from mtpack.options import PackOptions, options_from
 from mtpack.output import (
@@ -27,17 +28,10 @@ from mtpack.output import (
     write_datasets_files,
     write_rejects,
 )
-from mtpack.pipeline import Pipeline, load_pipeline
-from mtpack.reading import (
-    AUTO,
-    STANDARD_INPUT,
-    InputFile,
-    Split,
-    describe_input,
-    find_inputs,
-    read_splits,
-)
+from mtpack.pipeline import Pipeline, load_pipeline, with_engine
+from mtpack.reading import AUTO, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.tokenizing import FASTOKENS, REPLAY
@@ -144,6 +138,10 @@ class _Run:
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
+            pipeline, refused = with_engine(pipeline, sum(map(_bytes_of_text, files)))
+            if refused is not None:
+                self.listener.remark(refused)
+            self.watch.begin("start")
             return self._write_output(output, area, files, described, pipeline)
 
     @contextmanager
@@ -199,7 +197,7 @@ class _Run:
         distrusted: frozenset[str],
     ) -> _Done:
         """Tokenize split by split, and write the shards of every window as soon as it is full."""
-        rows_by_file: Counter[str] = Counter()
+        files_with_rows: set[str] = set()
         done = _Done()
         windows = Windows(self.options, area, self.watch)
         ready: deque[ShardTask] = deque()
@@ -207,7 +205,7 @@ class _Run:
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in read_splits(files, row_format=self.options.format):
-                rows_by_file.update(row.file for row in split.rows)
+                files_with_rows.update(piece.file for piece in split.pieces)
                 formats.note(split)
                 while ready:
                     yield ready.popleft()
@@ -226,7 +224,7 @@ class _Run:
             self._take_shard(written, done, windows)
         done.counts.update(windows.counts)
         for file in files:
-            if not rows_by_file[file.name]:
+            if file.name not in files_with_rows:
                 self.listener.remark(f"{file.name}: holds no rows")
         return done
 
@@ -275,6 +273,7 @@ class _Run:
             inputs=[file.name for file in files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
+            tokenizer_engine=pipeline.options.tokenizer_engine,
             rendered=counts["rendered"],
             replayed=counts["replayed"],
             audited=counts["audited"],
@@ -295,20 +294,24 @@ class _Formats:
 
     chosen: str
     remark: Callable[[str], None]
-    by_file: dict[str, str] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+    """Whose format is known."""
+    num_files: Counter[str] = field(default_factory=Counter)
+    """By format."""
 
     def note(self, split: Split) -> None:
         """Look at the rows that are about to be packed."""
-        for row in split.rows:
-            if row.format is None or row.file in self.by_file:
+        for file, told in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
+            if told is None or file in self.files:
                 continue
-            if self._is_worth_saying(row.format) and row.format not in self.by_file.values():
-                self.remark(f"{row.file}: read as {row.format} (choose otherwise with --format)")
-            self.by_file[row.file] = row.format
+            if self._is_worth_saying(told) and not self.num_files[told]:
+                self.remark(f"{file}: read as {told} (choose otherwise with --format)")
+            self.files.add(file)
+            self.num_files[told] += 1
 
     def sum_up(self) -> None:
         """Count the files that were told to be in a format after the first of them was named."""
-        for row_format, count in Counter(self.by_file.values()).items():
+        for row_format, count in self.num_files.items():
             if self._is_worth_saying(row_format) and count > 1:
                 self.remark(f"{count:,} files read as {row_format}")
 
@@ -316,10 +319,16 @@ class _Formats:
         return self.chosen == AUTO and row_format != "messages"
 
 
-def _spooled(name: str, area: Path | None) -> Path:
+def _bytes_of_text(file: InputFile) -> int:
+    """Return about how many bytes of text a file holds."""
+    is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
+    return file.num_bytes * (4 if is_packed else 1)
+
+
+def _spooled(name: str, area: Path | None) -> str | Path:
     """Return where an input can be read; what comes from standard input is put into a file."""
     if name != STANDARD_INPUT or area is None:
-        return Path(name)
+        return name
     path = area / "standard-input.jsonl"
     with open(path, "xb") as spool:
         shutil.copyfileobj(sys.stdin.buffer, spool)

@@ -15,7 +15,7 @@ import numpy as np
 from mtpack.dialogue import Dialogue, Reject
 from mtpack.overlong import Fitted, fit, piece_maker
 from mtpack.pipeline import Pipeline
-from mtpack.reading import Split
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.token_store import save_batch
 from mtpack.tokenizer.engines import EngineFailedError

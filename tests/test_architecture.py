@@ -18,6 +18,7 @@ LAYERS = """
     planning
     assembling
     ---- pure above: integers, text and numpy; effects below
+    audit
     strict_json
     formats.refusal
     formats.tools
@@ -27,12 +28,17 @@ LAYERS = """
     formats.alpaca
     formats.shapes
     formats.rows
+    inputs
+    splits
     reading
     tokenizer.added_tokens
     tokenizer.declared_tokens
     tokenizer.loading
-    tokenizer.encode
     tokenizer.engines
+    tokenizer.probe
+    tokenizer.byte_level
+    tokenizer.encode
+    tokenizer.encoders
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
     template.limits
@@ -56,7 +62,6 @@ LAYERS = """
     template.replay.known_renders
     template.replay.outline
     template.replay.plan
-    template.replay.audit
     template.replay.replayer
     rendering
     encoding
@@ -68,10 +73,15 @@ LAYERS = """
     token_store
     stopwatch
     activity
+    pipeline
+    tokenizing
     work
     writing
     windows
     runners.watching
+    runners.messages
+    runners.worker
+    runners.starting
     runners.pool
     runners.local
     output

@@ -495,9 +495,7 @@ def test_pieces_of_a_long_dialogue_are_encoded_so_too():
     turns = [f"Why {EOT} {number}?" if number % 2 == 0 else "So." for number in range(12)]
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
-    make_piece = piece_maker(
-        renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60
-    )
+    make_piece = piece_maker(renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60)
     reference = LiteralReference("embedded", template_facts.CHATML, None)
     (made,) = as_documents(make_piece(0, 11))
     runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]

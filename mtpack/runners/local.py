@@ -7,32 +7,41 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
 from mtpack.errors import MtpackError
 from mtpack.pipeline import Pipeline
-from mtpack.runners.pool import Pool, Unit, run_unit
-from mtpack.runners.watching import ProcessLimits, process_limits, watched_here
+from mtpack.runners.pool import Job, Pool
+from mtpack.runners.starting import may_fork
+from mtpack.runners.watching import (
+    SECONDS_BETWEEN_LOOKS,
+    ProcessLimits,
+    process_limits,
+    watched_here,
+)
+from mtpack.runners.worker import Unit, run_unit
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks handed over before their turn, for each worker: enough that none waits for the reader.
-_TASKS_AHEAD = 2
+# Tasks on their way, for each worker: one that it is at, one that it has ahead, and one that is
+# done before its turn, so that a slow task does not stop the others at once.
+_TASKS_AHEAD = 3
 
 
 class LocalRunner:
     """Runs units in order; worker processes start when the first task has a second behind it."""
 
     def __init__(self, pipeline: Pipeline, limits: ProcessLimits | None = None) -> None:
-        """Take the pipeline of this process; workers load their own from its options.
+        """Take the pipeline of this process.
 
+        Forked workers share it; where a fork is not safe, workers load their own from its options.
         limits: what a process may take; by default, its share of this machine.
         """
         self._pipeline = pipeline
         self._limits = limits
+        self._may_fork = may_fork()
         self._pool: Pool | None = None
 
     def run(self, unit: Unit[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
@@ -46,7 +55,7 @@ class LocalRunner:
             return
         if self._pool is None:
             limits = self._limits or process_limits(num_workers)
-            self._pool = Pool(num_workers, self._pipeline.options, limits)
+            self._pool = Pool(num_workers, self._pipeline, limits, forked=self._may_fork)
         yield from _run_in_pool(self._pool, unit, itertools.chain(first, tasks), num_workers)
 
     def _run_here(self, unit: Unit[Task, Result], task: Task) -> Result:
@@ -71,20 +80,28 @@ class LocalRunner:
 def _run_in_pool(
     pool: Pool, unit: Unit[Task, Result], tasks: Iterator[Task], num_workers: int
 ) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
+    jobs: deque[Job] = deque()  # in the order of the tasks, from the next to be yielded
+    ready: deque[Job] = deque()  # those among them that no worker has yet
     failed: MtpackError | None = None
-    while True:
-        try:
-            task = next(tasks, None)
-        except MtpackError as error:  # comes after whatever the tasks before it find
-            task, failed = None, error
-        if task is None:
-            break
-        waiting.append(pool.submit(unit, task))
-        if len(waiting) >= num_workers * _TASKS_AHEAD:
-            yield pool.result(waiting.popleft())
-    while waiting:
-        yield pool.result(waiting.popleft())
+    there_are_more = True
+    while jobs or there_are_more:
+        while ready and pool.has_room:
+            pool.give(ready.popleft())
+        if jobs and jobs[0].outcome is not None:
+            yield jobs.popleft().result()
+        elif there_are_more and len(jobs) < num_workers * _TASKS_AHEAD:
+            try:
+                task = next(tasks, None)
+            except MtpackError as error:  # comes after whatever the tasks before it find
+                task, failed = None, error
+            if task is None:
+                there_are_more = False
+            else:
+                jobs.append(Job(unit, task))
+                ready.append(jobs[-1])
+            pool.wait(0)
+        else:
+            pool.wait(SECONDS_BETWEEN_LOOKS)
     if failed is not None:
         raise failed
 
@@ -95,7 +112,7 @@ def local_runner(pipeline: Pipeline, limits: ProcessLimits | None = None) -> Ite
     runner = LocalRunner(pipeline, limits)
     try:
         yield runner
+        runner.close()
     except BaseException:
         runner.abort()
         raise
-    runner.close()

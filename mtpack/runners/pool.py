@@ -1,180 +1,219 @@
-"""Worker processes: each with its own pipeline, all under watch, none outliving the run."""
+"""Worker processes under watch: those that die are replaced, and none outlives the run."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import selectors
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from ctypes import Array, c_int, c_ubyte
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from ctypes import c_ubyte
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import Synchronized
-from typing import Any, TypeVar
+from socket import socket, socketpair
+from typing import Any
 
 from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
-from mtpack.options import PackOptions
 from mtpack.pipeline import Pipeline, load_pipeline
-from mtpack.runners.watching import ProcessLimits, Watch, kill, out_of_memory
+from mtpack.runners.messages import receive, send
+from mtpack.runners.starting import give_back_freed_memory, interrupts_held, start
+from mtpack.runners.watching import ProcessLimits, Watch, resident_memory
+from mtpack.runners.worker import THE_END, Outcome, Unit, activity_in, work
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-Unit = Callable[[Pipeline, Task], Result]
+# A worker may be killed by mistake, or for the memory that another has taken: its work is tried
+# once more.
+_DEATHS_THAT_STOP_THE_RUN = 2
 
-_SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_TO_END = 1.0
-
+_NOBODY = 0
 _MOST_LIKELY = "most likely for want of memory; run again with fewer --workers"
 
-_pipeline: Pipeline  # of this worker process
+
+class Job:
+    """A unit of work on its way: to a worker, and to its outcome."""
+
+    def __init__(self, unit: Unit[Any, Any], task: Any) -> None:
+        """Pickle it at once, so that a worker that comes free need not wait for that."""
+        self.message = pickle.dumps((unit, task), pickle.HIGHEST_PROTOCOL)
+        self.deaths = 0
+        """Of workers that were at it."""
+        self.outcome: Outcome | None = None
+
+    def end(self, outcome: Outcome) -> None:
+        """Keep what came of it, and no longer what it was."""
+        self.outcome = outcome
+        self.message = b""
+
+    def result(self) -> Any:
+        """Return what came of it, or raise the error that did."""
+        if self.outcome is None:
+            raise ValueError("it has not ended")
+        if self.outcome.error is not None:
+            raise self.outcome.error
+        return self.outcome.result
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    process: BaseProcess
+    channel: socket
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A place for a process: one starts with the first job, and another where it has died."""
+
+    number: int
+    activity: Activity
+    running: _Process | None = None
+    jobs: deque[Job] = field(default_factory=deque)
+    """Handed over: the one that it is at, and perhaps one for when that is done."""
 
 
 class Pool:
-    """A process pool whose workers say what they are at."""
+    """Workers that do one job after the other.
 
-    def __init__(self, num_workers: int, options: PackOptions, limits: ProcessLimits) -> None:
-        """Start nothing yet: workers start when there is work for them."""
-        self._others = set(multiprocessing.active_children())  # processes that are none of ours
-        self._workers: set[BaseProcess] = set()
-        context = multiprocessing.get_context("spawn")  # threads are running: no fork
-        slots = context.RawArray(c_ubyte, num_workers * SLOT_BYTES)
-        self._activities = [Activity(_slot(slots, number)) for number in range(num_workers)]
-        self._executor = ProcessPoolExecutor(
-            num_workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(options, slots, context.Value(c_int, 0)),
-        )
-        self._watch = Watch(self._activities, limits, kill)
-        self._watch.__enter__()
+    Each has a channel of its own, which closes when it dies, and a job ahead, so that it need not
+    wait while the parent reads the next.
+    """
 
-    def submit(self, unit: Unit[Task, Result], task: Task) -> Future[Result]:
-        """Hand a task to the next worker that is free; raise MtpackError where one has ended."""
-        try:
-            with _interrupts_held():
-                future = self._executor.submit(_run_in_worker, unit, task)
-        except BrokenProcessPool as error:
-            raise MtpackError(self._what_broke_it()) from error
-        self._workers |= set(multiprocessing.active_children()) - self._others
-        return future
+    def __init__(
+        self, num_workers: int, pipeline: Pipeline, limits: ProcessLimits, *, forked: bool
+    ) -> None:
+        """Start nothing yet: workers start when there is work for them.
 
-    def result(self, future: Future[Result]) -> Result:
-        """Wait for a result; raise MtpackError where a worker ended before its work.
-
-        The executor notices such an end by itself, but not that of a worker that it started while
-        it was waiting for the others.
+        forked: whether workers are copies of this process, which share all it has loaded.
         """
-        try:
-            while not wait([future], timeout=_SECONDS_BETWEEN_LOOKS).done:
-                if any(worker.exitcode is not None for worker in self._workers):
-                    raise BrokenProcessPool
-            return future.result()
-        except BrokenProcessPool as error:
-            raise MtpackError(self._what_broke_it()) from error
+        self._context: Any = multiprocessing.get_context("fork" if forked else "spawn")
+        self._load: Callable[[], Pipeline] = partial(load_pipeline, pipeline.options)
+        if forked:
+            self._load = lambda: pipeline
+            give_back_freed_memory()
+            limits = _beside_what_is_shared(limits)
+        self._slots = self._context.RawArray(c_ubyte, num_workers * SLOT_BYTES)
+        self._workers = [
+            _Worker(number, activity_in(self._slots, number)) for number in range(num_workers)
+        ]
+        self._idle = deque(self._workers)  # without a job; those without a process on the left
+        self._busy: dict[_Worker, None] = {}  # with one job, the longest at it first
+        self._selector = selectors.DefaultSelector()
+        self._watch = Watch([worker.activity for worker in self._workers], limits)
 
-    def _what_broke_it(self) -> str:
-        """Return one line that says why a worker ended before its work."""
-        if self._watch.verdict is not None:
-            return self._watch.verdict
-        culprit = self._ended_by_itself()
-        if culprit is None:  # the executor may be about to learn how it ended
-            for worker in self._workers:
-                worker.join(_SECONDS_TO_END)
-            culprit = self._ended_by_itself()
-        for moment in map(Activity.look, self._activities):
-            if culprit is not None and culprit.pid == moment.process and moment.what:
-                how = _how_it_ended(culprit.exitcode or 0)
-                return f"{moment.what} ended the worker process ({how}), {_MOST_LIKELY}"
-        return f"a worker process died, {_MOST_LIKELY}"
+    @property
+    def has_room(self) -> bool:
+        """Whether a worker could take a job."""
+        return bool(self._idle or self._busy)
 
-    def _ended_by_itself(self) -> BaseProcess | None:
-        by_others = (None, 0, -signal.SIGTERM)  # or not at all
-        return next((worker for worker in self._workers if worker.exitcode not in by_others), None)
+    def give(self, job: Job) -> None:
+        """Hand a job to a worker that has nothing to do, or will be done soon."""
+        if self._idle:
+            worker = self._idle.pop()
+            self._busy[worker] = None
+        else:
+            worker = next(iter(self._busy))
+            del self._busy[worker]
+        worker.jobs.append(job)
+        self._send(worker, job.message)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for outcomes and put them into their jobs.
+
+        Replaces workers that have died. Raises MtpackError where one takes too much, and where a
+        job has ended two.
+        """
+        for key, _ in self._selector.select(seconds):
+            self._listen(*key.data)
+        verdict = self._watch.look()
+        if verdict is not None:
+            raise MtpackError(verdict)
 
     def close(self) -> None:
-        """End the workers when they have done their work."""
-        self._executor.shutdown()
-        self._watch.__exit__()
+        """End the workers; one that still has a job, whose outcome nobody waits for, at once."""
+        for worker in self._workers:
+            if worker.jobs and worker.running is not None:
+                worker.running.process.kill()
+            elif worker.running is not None:
+                self._send(worker, THE_END)
+        self._wait_for_their_end()
 
     def abort(self) -> None:
         """End the workers at once."""
-        for process in set(multiprocessing.active_children()) - self._others:
-            process.terminate()
-        self._executor.shutdown(cancel_futures=True)
-        self._watch.__exit__()
+        for worker in self._workers:
+            if worker.running is not None:
+                worker.running.process.kill()
+        self._wait_for_their_end()
+
+    def _wait_for_their_end(self) -> None:
+        for worker in self._workers:
+            if worker.running is not None:
+                self._let_go(worker, worker.running)
+        self._selector.close()
+
+    def _send(self, worker: _Worker, message: bytes) -> None:
+        running = worker.running or self._start(worker)
+        with suppress(OSError):  # it has died, which shows when it is listened to
+            send(running.channel, message)
+
+    def _start(self, worker: _Worker) -> _Process:
+        ours, theirs = socketpair()
+        process = self._context.Process(
+            target=work, args=(theirs, self._load, self._slots, worker.number), daemon=True
+        )
+        with interrupts_held():
+            start(process)
+            worker.running = _Process(process, ours)
+        theirs.close()
+        self._selector.register(ours, selectors.EVENT_READ, (worker, worker.running))
+        return worker.running
+
+    def _listen(self, worker: _Worker, running: _Process) -> None:
+        try:
+            message = receive(running.channel)
+        except (OSError, EOFError):
+            self._replace(worker, running)
+            return
+        worker.jobs.popleft().end(pickle.loads(message))
+        if worker.jobs:
+            self._busy[worker] = None
+        else:
+            del self._busy[worker]
+            self._idle.append(worker)
+
+    def _replace(self, worker: _Worker, died: _Process) -> None:
+        """Give the jobs of a worker that has died to a new one, if it had any."""
+        self._let_go(worker, died)
+        what = worker.activity.look().what
+        worker.activity.belongs_to(_NOBODY)
+        if not worker.jobs:
+            self._idle.remove(worker)
+            self._idle.appendleft(worker)
+            return
+        worker.jobs[0].deaths += 1
+        if worker.jobs[0].deaths >= _DEATHS_THAT_STOP_THE_RUN:
+            how = _how_it_ended(died.process.exitcode or 0)
+            told = f"{what} ended the worker process ({how})" if what else "a worker process died"
+            raise MtpackError(f"{told}, {_MOST_LIKELY}")
+        for job in worker.jobs:
+            self._send(worker, job.message)
+
+    def _let_go(self, worker: _Worker, ended: _Process) -> None:
+        ended.process.join()
+        with suppress(KeyError):  # an interrupt came before it was registered
+            self._selector.unregister(ended.channel)
+        ended.channel.close()
+        worker.running = None
+
+
+def _beside_what_is_shared(limits: ProcessLimits) -> ProcessLimits:
+    """Allow a copy of this process what it has from the start, which takes no memory."""
+    if limits.memory is None:
+        return limits
+    return replace(limits, memory=limits.memory + resident_memory(os.getpid()))
 
 
 def _how_it_ended(exitcode: int) -> str:
     return signal.Signals(-exitcode).name if exitcode < 0 else f"exit status {exitcode}"
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Put off interrupts while a worker may be starting.
-
-    One that fell into the start would leave half a worker behind: it waits for the other half, and
-    the pool, when it ends, waits for it.
-    """
-    if threading.current_thread() is not threading.main_thread():  # none arrive elsewhere
-        yield
-        return
-    came: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    # The new process inherits this mask, so Ctrl-C does not reach it before it is set up either.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
-
-
-def _slot(slots: Array[c_ubyte], number: int) -> memoryview:
-    return memoryview(slots).cast("B")[number * SLOT_BYTES :][:SLOT_BYTES]
-
-
-def _start_worker(options: PackOptions, slots: Array[c_ubyte], taken: Synchronized[int]) -> None:
-    global _pipeline
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    with taken.get_lock():
-        number = taken.value
-        taken.value += 1
-    activity = Activity(_slot(slots, number))
-    activity.belongs_to(os.getpid())
-    _pipeline = replace(load_pipeline(options), activity=activity)
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of the parent, which may be killed without a chance to end its workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _run_in_worker(unit: Unit[Any, Result], task: Any) -> Result:
-    return run_unit(_pipeline, unit, task)
-
-
-def run_unit(pipeline: Pipeline, unit: Unit[Task, Result], task: Task) -> Result:
-    """Run one unit; raise MtpackError where there is no memory for it."""
-    try:
-        return unit(pipeline, task)
-    except MemoryError as error:
-        what = pipeline.activity.look().what or "a unit of work"
-        raise MtpackError(out_of_memory(what, "more memory than there is")) from error
-    finally:
-        pipeline.activity.end()

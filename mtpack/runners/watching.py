@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from mtpack.activity import Activity, Moment
 from mtpack.errors import MtpackError
 
-_SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_REACT = 2.0
 _SHARE_OF_MEMORY = 0.9
 
@@ -42,39 +42,36 @@ def process_limits(num_processes: int) -> ProcessLimits:
 
 
 class Watch:
-    """A thread that looks at processes ten times a second, and stops one that takes too much."""
+    """Looks at what processes are at, and tells when one takes too much."""
 
-    def __init__(self, activities: Sequence[Activity], limits: ProcessLimits, stop: Stop) -> None:
+    def __init__(self, activities: Sequence[Activity], limits: ProcessLimits) -> None:
         """Watch over the processes that write these activities."""
-        self.verdict: str | None = None
-        """One line: what a process was stopped for."""
-        self.over = threading.Event()
         self._activities = activities
         self._limits = limits
-        self._stop = stop
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._seen: dict[
+            Activity, tuple[Moment, float]
+        ] = {}  # a change, and when it was first seen
+        self._looked = time.monotonic()
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
+    def look(self) -> str | None:
+        """Return one line that says why a process has to be stopped, or None.
 
-    def __exit__(self, *error: object) -> None:
-        self.over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        seen: dict[Activity, tuple[int, float]] = {}  # a change, and when it was first seen
-        while not self.over.wait(_SECONDS_BETWEEN_LOOKS):
-            for activity in self._activities:
-                moment, now = activity.look(), time.monotonic()
-                changes, begun = seen.get(activity, (moment.changes, now))
-                if changes != moment.changes:
-                    begun = now
-                seen[activity] = (moment.changes, begun)
-                self.verdict = self._judge(moment, now - begun)
-                if self.verdict is not None:
-                    self._stop(self, moment.process)
-                    return
+        It is for calling often: it looks ten times a second.
+        """
+        now = time.monotonic()
+        if now - self._looked < SECONDS_BETWEEN_LOOKS:
+            return None
+        self._looked = now
+        for activity in self._activities:
+            moment = activity.look()
+            before, begun = self._seen.get(activity, (moment, now))
+            if (before.process, before.changes) != (moment.process, moment.changes):
+                begun = now
+            self._seen[activity] = (moment, begun)
+            verdict = self._judge(moment, now - begun)
+            if verdict is not None:
+                return verdict
+        return None
 
     def _judge(self, moment: Moment, seconds: float) -> str | None:
         if not moment.what:
@@ -91,15 +88,6 @@ class Watch:
         return None
 
 
-Stop = Callable[[Watch, int], None]
-"""Ends a process, given its id."""
-
-
-def kill(watch: Watch, process: int) -> None:
-    """End a worker process, whatever it is at."""
-    os.kill(process, signal.SIGKILL)
-
-
 @contextmanager
 def watched_here(activity: Activity, limits: ProcessLimits) -> Iterator[None]:
     """Watch over what the main thread of this process does; raise MtpackError to stop it.
@@ -109,16 +97,32 @@ def watched_here(activity: Activity, limits: ProcessLimits) -> Iterator[None]:
     that be ended.
     """
 
+    verdict: str | None = None
+    over = threading.Event()
+
+    def watch_over() -> None:
+        nonlocal verdict
+        watch = Watch([activity], limits)
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            verdict = watch.look()
+            if verdict is not None:
+                _interrupt(verdict, over)
+                return
+
     def stop(number: int, frame: object) -> None:
         raise _StoppedError
 
-    watch = Watch([activity], limits, _interrupt)
+    thread = threading.Thread(target=watch_over, daemon=True)
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        with watch:
+        thread.start()
+        try:
             yield
+        finally:
+            over.set()
+            thread.join()
     except _StoppedError:
-        raise MtpackError(watch.verdict) from None
+        raise MtpackError(verdict) from None
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -127,10 +131,10 @@ class _StoppedError(BaseException):
     """Not an Exception, since foreign code may make us catch those."""
 
 
-def _interrupt(watch: Watch, process: int) -> None:
+def _interrupt(verdict: str, over: threading.Event) -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-    if not watch.over.wait(_SECONDS_TO_REACT):
-        sys.stderr.write(f"mtpack: {watch.verdict}\n")
+    if not over.wait(_SECONDS_TO_REACT):
+        sys.stderr.write(f"mtpack: {verdict}\n")
         sys.stderr.flush()
         os._exit(1)
 

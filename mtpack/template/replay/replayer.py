@@ -11,11 +11,11 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mtpack.audit import Audit
 from mtpack.dialogue import Dialogue, Message, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText, holds_marks
 from mtpack.template.replay import operations
-from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
 from mtpack.template.replay.outline import Outline, outline_of
 from mtpack.template.replay.plan import DialoguePlan, PlainPlan, plan_dialogue
@@ -276,17 +276,16 @@ def _shape_of(dialogue: Dialogue) -> Hashable | None:
 
     None where the content of a message comes in parts.
     """
-    shape: list[Hashable] = [dialogue.tools is None]
-    for message in dialogue.messages:
-        fields = message.fields
-        if len(fields) == 2 and type(fields.get("content")) is str:
-            shape.append(message.role)
-            shape.append(message.trained)
-        elif isinstance(fields.get("content"), list):
-            return None
-        else:
-            shape.append(_detailed(message))
-    return tuple(shape)
+    messages = dialogue.messages
+    fields = [message.fields for message in messages]
+    contents = {type(field.get("content")) for field in fields}
+    if contents == {str} and set(map(len, fields)) == {2}:  # a role, a text, and nothing else
+        return (
+            dialogue.tools is None,
+            *[message.role for message in messages],
+            *[message.trained for message in messages],
+        )
+    return None if list in contents else _detailed_shape_of(dialogue, messages)
 
 
 def _detailed_shape_of(dialogue: Dialogue, messages: Sequence[Message]) -> Hashable:

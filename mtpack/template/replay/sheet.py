@@ -62,6 +62,9 @@ class Sheet:
 
     def filled(self, messages: Messages, tools: Any) -> list[Any] | None:
         """Return what the cells hold for a dialogue, or None where a guard fails."""
+        if not self._steps:  # then the fields stand in their order behind the first two cells
+            fields = [messages[message][name] for _, message, name in self._fields]
+            return [messages, tools, *fields]
         values: list[Any] = [None] * len(self.values)
         values[MESSAGES], values[TOOLS] = messages, tools
         for cell, message, name in self._fields:
