@@ -103,7 +103,9 @@ class PackOptions:
         "as named. The ids are the same.",
         changes_output=False,
     )
-    shard_size: str = _option("256MiB", "Size of a shard, at most.", size="B")
+    shard_size: str = _option(
+        "256MiB", "Size of a shard, at most; smaller outputs have smaller ones.", size="B"
+    )
     compression: Literal["none", "lz4", "zstd"] = _option(
         "none", "Compress shards; only uncompressed ones can be mapped into memory."
     )

@@ -1,7 +1,8 @@
 """From stored splits to shards: windows, the cut into shards, and what the shards hold."""
 
 from collections import Counter
-from itertools import accumulate
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import mtpack.writing
 from mtpack.options import PackOptions
 from mtpack.shard import rows_of_shards, rows_per_batch, write_shard
-from mtpack.shards import open_shards
+from mtpack.shards import OpenShard, open_shards
 from mtpack.stopwatch import Stopwatch
 from mtpack.token_store import open_documents, save_batch
 from mtpack.turns import TokenBatch, concatenate
@@ -145,18 +146,32 @@ def test_shards_are_a_64th_of_what_is_packed_within_bounds():
 
 @settings(max_examples=50)
 @given(st.data(), st.lists(token_batches(min_documents=1), min_size=1, max_size=3))
-def test_a_shard_holds_what_the_obvious_loops_put_there(data, batches):
-    multiple = data.draw(st.sampled_from([1, 4]))
+def test_shards_hold_what_the_obvious_loops_put_there(data, batches):
     options = PackOptions(
         seq_len=128,
         packing=data.draw(st.sampled_from(["optimal", "none"])),
-        pad_documents_to=multiple,
+        pad_documents_to=data.draw(st.sampled_from([1, 4])),
         label_alignment=data.draw(st.sampled_from(["aligned", "shifted"])),
-        shard_size=data.draw(st.sampled_from(["4KiB", "8MiB"])),  # two rows, or all
-        compression=data.draw(st.sampled_from(["none", "lz4"])),  # all rows a batch, or four
         ipc_format=data.draw(st.sampled_from(["stream", "file"])),
     )
-    metadata = metadata_of(options.label_alignment, multiple, options.seq_len)
+    assert_as_by_loops(batches, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "shards", "record_batches"),
+    [({"shard_size": "4KiB"}, 5, 5), ({"compression": "lz4"}, 1, 3), ({"window": "10"}, 3, 3)],
+)
+def test_shards_and_record_batches_take_up_where_the_one_before_ends(
+    options, shards, record_batches
+):
+    batches = [replace(BATCH, document_rows=BATCH.document_rows + row) for row in range(5)]
+    found = assert_as_by_loops(batches, PackOptions(seq_len=128, packing="none", **options))
+    assert [len(found), sum(len(shard.batches) for shard in found)] == [shards, record_batches]
+
+
+def assert_as_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[OpenShard]:
+    """Plan and write splits; compare the shards with `lay_out` of the same plan."""
+    layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len).layout
     with TemporaryDirectory() as folder:
         splits = [
             split_of(Path(folder, str(number)), batch, int(batch.document_rows[0]))
@@ -166,16 +181,18 @@ def test_a_shard_holds_what_the_obvious_loops_put_there(data, batches):
         written = [write_one_shard(pipeline_of(options), task) for task in tasks]
         paths = [Path(folder, shard.record.path) for shard in written]
         assert [shard.record.bytes for shard in written] == [path.stat().st_size for path in paths]
-        rows = list(open_shards(paths))
+        shards = open_shards(paths)
+        rows = list(shards)
     first = list(accumulate((batch.num_documents for batch in batches), initial=0))
     plan = [
         [first[int(Path(file).name)] + number for file, number in places(task)[start:end]]
         for task in tasks
-        for start, end in zip(task.sequence_offsets, task.sequence_offsets[1:], strict=False)
+        for start, end in pairwise(task.sequence_offsets)
     ]
-    expected = lay_out(as_documents(concatenate(batches)), plan, metadata.layout)
+    expected = lay_out(as_documents(concatenate(batches)), plan, layout)
     for name, values in expected.items():
         assert [np.asarray(row[name]).tolist() for row in rows] == values, name
+    return shards.opened
 
 
 def test_a_shard_that_is_written_again_takes_the_place_of_the_first(tmp_path):
