@@ -144,7 +144,7 @@ def _describe_data(setting: Setting, rounds: int) -> str:
     names = ", ".join(Path(name).name for name in setting.inputs)
     for_trl = "" if setting.trl_rows is None else f", {setting.trl_rows:,} of them for TRL"
     return (
-        f"{names}: {len(setting.texts):,} rows{for_trl}, {sum(setting.text_sizes) / 1e6:,.1f} MB "
+        f"{names}: {len(setting.texts):,} rows{for_trl}, {setting.megabytes:,.1f} MB "
         f"rendered; tokens a sequence: {setting.seq_len:,}; processes: {setting.workers}; "
         f"rounds: {rounds}"
     )
@@ -156,10 +156,11 @@ def measure(setting: Setting, names: list[str], rounds: int) -> Rounds:
     for number in range(1, rounds + 1):
         for name in names:
             started = time.perf_counter()
-            for figure, value in WAYS[name](setting).items():
+            found = WAYS[name](setting)
+            for figure, value in found.items():
                 figures[figure].append(value)
-            seconds = time.perf_counter() - started
-            click.echo(f"round {number} of {rounds}: {name}, {seconds:.1f} s", err=True)
+            taken = f"{time.perf_counter() - started:.1f} s" if found else "not in this mtpack"
+            click.echo(f"round {number} of {rounds}: {name}, {taken}", err=True)
     return figures
 
 

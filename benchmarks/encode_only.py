@@ -73,7 +73,7 @@ def _encode(setting: Setting, engine: str) -> Figures:
     with _processes(setting, setting.workers) as executor:
         started, ended, tokens = zip(*executor.map(encode_share, shares), strict=True)
     seconds = max(ended) - min(started)
-    return {engine: setting.megabytes_a_second(seconds), f"{engine}.tokens": sum(tokens)}
+    return {engine: setting.megabytes / seconds, f"{engine}.tokens": sum(tokens)}
 
 
 @functools.cache

@@ -83,12 +83,12 @@ def _end_to_end(setting: Setting, name: str, *options: str) -> Figures:
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         packed = run_pack(pack_command(setting, Path(folder, "packed"), *options))
     figures = {
-        name: setting.megabytes_a_second(packed.seconds["total"]),
+        name: setting.megabytes / packed.seconds["total"],
         f"{name}.command": packed.command_seconds,
         **{f"{name}.seconds.{stage}": amount for stage, amount in packed.seconds.items()},
     }
     if packed.seconds_after_start is not None:
-        figures[f"{name}.after_start"] = setting.megabytes_a_second(packed.seconds_after_start)
+        figures[f"{name}.after_start"] = setting.megabytes / packed.seconds_after_start
     return figures
 
 

@@ -11,11 +11,10 @@ import functools
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from benchmarks.memory import run_watched
 from benchmarks.packing import pack_command
-from benchmarks.setting import Figures, Setting
+from benchmarks.setting import Figures, Setting, as_json_line
 from mtpack.dialogue import Dialogue
 
 _NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -51,14 +50,4 @@ def write_copies(dialogues: list[Dialogue], copies: int, path: Path) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for number in _NUMBERS[:copies]:
             for dialogue in dialogues:
-                file.write(json.dumps(_row(dialogue, number), ensure_ascii=False) + "\n")
-
-
-def _row(dialogue: Dialogue, number: str) -> dict[str, Any]:
-    messages = [
-        {**message.fields, "content": f"{content} {number}"}
-        if isinstance(content := message.fields.get("content"), str)
-        else message.fields
-        for message in dialogue.messages
-    ]
-    return {"messages": messages, **({} if dialogue.tools is None else {"tools": dialogue.tools})}
+                file.write(as_json_line(dialogue, behind_contents=f" {number}"))

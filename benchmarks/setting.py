@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,19 @@ class Setting:
         """UTF-8 bytes of every text: what all throughputs count."""
         return [len(text.encode()) for text in self.texts]
 
-    def megabytes_a_second(self, seconds: float, rows: int | None = None) -> float:
-        """Return the throughput of a way that took `seconds` for the leading rows, or for all."""
-        return sum(self.text_sizes[:rows]) / 1e6 / seconds
+    @property
+    def megabytes(self) -> float:
+        """All texts."""
+        return sum(self.text_sizes) / 1e6
+
+
+def as_json_line(dialogue: Dialogue, behind_contents: str = "") -> str:
+    """Write a dialogue as a row of messages, with something behind every text content."""
+    messages = [
+        {**message.fields, "content": content + behind_contents}
+        if isinstance(content := message.fields.get("content"), str)
+        else message.fields
+        for message in dialogue.messages
+    ]
+    tools = {} if dialogue.tools is None else {"tools": dialogue.tools}
+    return json.dumps({"messages": messages, **tools}, ensure_ascii=False) + "\n"

@@ -14,7 +14,6 @@ Rounds = Mapping[str, Sequence[float]]
 """A figure's value in every round, by name."""
 
 STAGES = ("read", "render", "tokenize", "plan", "assemble", "write")
-_NOTHING = "-"
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,14 @@ LINES = (
 
 
 def show_table(rounds: Rounds, console: Console) -> None:
-    """Print every line; one whose figures were not measured has dashes."""
+    """Print the lines whose figures were measured; a ratio to one that was not is a dash."""
     table = Table(box=box.MARKDOWN)
     for title in ("what", "median", "min to max", "compared with", "ratio", "min to max", "goal"):
         table.add_column(title, no_wrap=True)
     for line in LINES:
-        value, spread = _cells(rounds.get(line.figure, ()))
+        if line.figure not in rounds:
+            continue
+        value, spread = _cells(rounds[line.figure])
         ratio, ratio_spread = _cells(ratios(line, rounds))
         table.add_row(
             line.name,
@@ -125,16 +126,16 @@ def ratios(line: Line, rounds: Rounds) -> list[float]:
 
 def _cells(values: Sequence[float]) -> tuple[str, str]:
     if not values:
-        return _NOTHING, _NOTHING
+        return "-", "-"
     return _number(median(values)), f"{_number(min(values))} to {_number(max(values))}"
 
 
 def _number(value: float) -> str:
-    """Write three significant digits, or the whole part where it has more.
+    """Write thousandths of what is below 10, and tenths of what is below 100.
 
-    >>> _number(1234.5), _number(12.345), _number(0.012345), _number(98)
-    ('1,234', '12.3', '0.0123', '98')
+    >>> _number(0.0125), _number(1.002), _number(12.345), _number(1234.5), _number(98)
+    ('0.013', '1.002', '12.3', '1,234', '98')
     """
-    if abs(value) >= 100 or float(value).is_integer():
+    if float(value).is_integer():
         return f"{value:,.0f}"
-    return f"{value:#.3g}"
+    return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"

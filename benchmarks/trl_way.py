@@ -8,8 +8,7 @@ the tokenizer are loaded before the clock starts, and every round has an empty c
 
 from __future__ import annotations
 
-import itertools
-import json
+import functools
 import multiprocessing
 import os
 import tempfile
@@ -18,51 +17,55 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.setting import Figures, Setting
-from mtpack.reading import find_inputs
+from benchmarks.setting import Figures, Setting, as_json_line
 
 
 def with_trl(setting: Setting) -> Figures:
     """Prepare the rows in a process of its own, so that no other way inherits its libraries."""
+    file, megabytes = _rows_for_trl(setting)
     with (
         tempfile.TemporaryDirectory(dir=setting.folder) as folder,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor,
     ):
         seconds = executor.submit(
             prepare,
-            _files(setting, Path(folder)),
+            file,
             setting.tokenizer,
             setting.training_template,
             setting.seq_len,
             setting.workers,
             Path(folder),
         ).result()
-    return {"trl": setting.megabytes_a_second(seconds, setting.trl_rows), "trl.seconds": seconds}
+    return {"trl": megabytes / seconds, "trl.seconds": seconds}
 
 
-def _files(setting: Setting, folder: Path) -> list[str]:
-    """Return the input, or a file with its leading rows."""
-    if setting.trl_rows is None:
-        return find_inputs(setting.inputs)
-    path = folder / "leading-rows.jsonl"
+@functools.cache
+def _rows_for_trl(setting: Setting) -> tuple[Path, float]:
+    """Write the rows that TRL takes, and return their file and how many MB they are as text.
+
+    It refuses a row without an assistant's message, which mtpack reads, counts and drops.
+    """
+    path = setting.folder / "rows-for-trl.jsonl"
+    num_bytes = 0
     with open(path, "w", encoding="utf-8") as file:
-        for dialogue in itertools.islice(setting.dialogues, setting.trl_rows):
-            row = {"messages": [message.fields for message in dialogue.messages]}
-            if dialogue.tools is not None:
-                row["tools"] = dialogue.tools
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return [str(path)]
+        for dialogue, size in zip(
+            setting.dialogues[: setting.trl_rows], setting.text_sizes, strict=False
+        ):
+            if any(message.role == "assistant" for message in dialogue.messages):
+                file.write(as_json_line(dialogue))
+                num_bytes += size
+    return path, num_bytes / 1e6
 
 
 def prepare(
-    files: list[str],
+    file: Path,
     tokenizer_folder: Path,
     training_template: Path,
     seq_len: int,
     workers: int,
     folder: Path,
 ) -> float:
-    """Return the seconds from files of rows to saved sequences."""
+    """Return the seconds from a file of rows to saved sequences."""
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     warnings.simplefilter("ignore")  # of settings that TRL chooses itself
     import datasets
@@ -95,7 +98,7 @@ def prepare(
     preparation = Preparation()
     started = time.perf_counter()
     rows = datasets.load_dataset(
-        "json", data_files=files, split="train", cache_dir=str(folder / "cache")
+        "json", data_files=str(file), split="train", cache_dir=str(folder / "cache")
     )
     preparation.prepare(rows, options).save_to_disk(folder / "saved")
     return time.perf_counter() - started
