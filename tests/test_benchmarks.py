@@ -27,6 +27,7 @@ def planning_benchmark(*arguments):
     assert header.split()[:5] == ["lengths", "seq_len", "documents", "sequences", "bound"]
     return [line.split() for line in lines]
 
+
 EMBEDDED = ROOT / "mtpack" / "tokenizer" / "embedded"
 
 
