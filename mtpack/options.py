@@ -118,6 +118,13 @@ class PackOptions:
     date: str = _option(
         DEFAULT_DATE, "What a template that asks for the date is told.", metavar="YYYY-MM-DD"
     )
+    token_store: str | None = _option(
+        None,
+        "Keep tokenized splits here: the same data packs again at another --seq-len, --seed or "
+        "policy without tokenizing, into any number of outputs.",
+        changes_output=False,
+        metavar="DIR",
+    )
     overwrite: bool = _option(
         False, "Replace a complete output of another run.", changes_output=False
     )

@@ -31,6 +31,7 @@ from mtpack.output import (
 from mtpack.pipeline import Pipeline, load_pipeline, with_engine
 from mtpack.reading import AUTO, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
+from mtpack.split_store import folder_of_run, size_of
 from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
@@ -174,7 +175,9 @@ class _Run:
         while True:
             try:
                 with local_runner(pipeline) as runner:
-                    done = self._pack_splits(files, area, runner, formats, frozenset(distrusted))
+                    done = self._pack_splits(
+                        files, area, pipeline, runner, formats, frozenset(distrusted)
+                    )
                 break
             except _ShortCutFailedError as error:
                 failed = error.failed
@@ -192,6 +195,7 @@ class _Run:
         self,
         files: list[InputFile],
         area: Path,
+        pipeline: Pipeline,
         runner: LocalRunner,
         formats: _Formats,
         distrusted: frozenset[str],
@@ -202,6 +206,9 @@ class _Run:
         windows = Windows(self.options, area, self.watch)
         ready: deque[ShardTask] = deque()
         kind = "-".join(["split", *sorted(distrusted)])
+        store = None
+        if self.options.token_store is not None:
+            store = folder_of_run(Path(self.options.token_store), pipeline)
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in read_splits(files, row_format=self.options.format):
@@ -209,7 +216,7 @@ class _Run:
                 formats.note(split)
                 while ready:
                     yield ready.popleft()
-                yield SplitTask(split, area / f"{kind}-{split.number:07d}", distrusted)
+                yield SplitTask(split, area / f"{kind}-{split.number:07d}", distrusted, store)
 
         with open(area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_unit, tasks()):
@@ -276,6 +283,8 @@ class _Run:
             tokenizer_engine=pipeline.options.tokenizer_engine,
             rendered=counts["rendered"],
             replayed=counts["replayed"],
+            reused=counts["reused"],
+            token_store_bytes=size_of(self.options.token_store),
             audited=counts["audited"],
             audit_mismatches=counts["audit_mismatches"],
         )

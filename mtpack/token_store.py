@@ -15,6 +15,7 @@ of it (0.5 µs). A file holds, for n documents:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +77,14 @@ def open_documents(path: str) -> StoredDocuments:
         numbers[:num_words],
         numbers[num_words:],
     )
+
+
+def read_all(path: Path, first_row: int) -> TokenBatch:
+    """Read all documents of a split whose first row has the index `first_row`."""
+    stored = open_documents(str(path))
+    documents = range(len(stored.id_offsets) - 1)
+    batch = read_documents((stored, number) for number in documents)
+    return replace(batch, document_rows=batch.document_rows + first_row)
 
 
 def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBatch:

@@ -45,6 +45,11 @@ class TokenizedSplit:
     short_cuts: frozenset[str]
     """Those that had a part in it."""
 
+    @property
+    def num_accepted(self) -> int:
+        """The rows that were not refused."""
+        return int(np.count_nonzero(self.row_turns >= 0))
+
 
 def tokenize(
     pipeline: Pipeline,

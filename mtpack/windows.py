@@ -40,7 +40,7 @@ class Windows:
     def add(self, split: SplitRecord) -> list[ShardTask]:
         """Return the shards of the window that this split does not fit in; none where it does."""
         if not len(split.document_lengths):
-            split.file.unlink()
+            self._remove(split.file)
             return []
         tokens = int(split.document_lengths.sum())
         is_full = self._splits and self._tokens + tokens > self._options.window_tokens
@@ -95,7 +95,11 @@ class Windows:
             )
         return tasks
 
+    def _remove(self, file: Path) -> None:
+        if file.parent == self._folder:  # or else it is kept for other runs
+            file.unlink()
+
     def forget(self, shard: int) -> None:
         """Remove the files of the window that ends with this shard; all before it are written."""
         for file in self._files_until.pop(shard, ()):
-            file.unlink()
+            self._remove(file)

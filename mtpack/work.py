@@ -15,6 +15,7 @@ import numpy as np
 from mtpack.dialogue import Dialogue, Reject
 from mtpack.overlong import Fitted, fit, piece_maker
 from mtpack.pipeline import Pipeline
+from mtpack.split_store import find_split, keep_split
 from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.token_store import save_batch
@@ -46,6 +47,8 @@ class SplitTask:
     file: Path
     distrusted: frozenset[str] = frozenset()
     """Short cuts (`REPLAY`, `FASTOKENS`) that may not be taken."""
+    store: Path | None = None
+    """Where tokenized splits are looked up and kept, if anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class SplitRecord:
     """What became of a split."""
 
     file: Path
+    """Holds its documents; below `SplitTask.store` it belongs to other runs as well."""
     first_row: int
     counts: Counter[str]
     rejects: list[Reject]
@@ -78,7 +82,7 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
     watch = Stopwatch()
     split = task.split
     try:
-        tokenized = tokenize(pipeline, split, watch, distrusted=task.distrusted)
+        tokenized, stored_file = _stored_or_tokenized(pipeline, task, watch)
         fitted = _fit(pipeline, split, tokenized.batch)
         if fitted.rejected_rows:  # they leave no trace in any count
             tokenized = tokenize(
@@ -94,11 +98,14 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
     if tokenized.counts["audit_mismatches"]:
         reason = "a dialogue filled in by replay differs from its render"
         return ShortCutFailed(REPLAY, reason, tokenized.counts)
+    file = stored_file
+    if file is None or fitted.batch is not tokenized.batch:
+        file = task.file
+        save_batch(file, fitted.batch, split.first_row)
     rows = fitted.batch.document_rows - split.first_row
-    save_batch(task.file, fitted.batch, split.first_row)
     watch.lap("tokenize")
     return SplitRecord(
-        file=task.file,
+        file=file,
         first_row=split.first_row,
         counts=_count(tokenized, fitted, rows),
         rejects=tokenized.rejects,
@@ -106,6 +113,22 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
         seconds=watch.seconds,
         warnings=tokenized.warnings,
     )
+
+
+def _stored_or_tokenized(
+    pipeline: Pipeline, task: SplitTask, watch: Stopwatch
+) -> tuple[TokenizedSplit, Path | None]:
+    """Return a split before its documents are made to fit, and the file that holds it, if any."""
+    if task.store is not None:
+        found = find_split(task.store, task.split, task.distrusted)
+        watch.lap("read")
+        if found is not None:
+            found.tokenized.counts["reused"] = found.tokenized.num_accepted
+            return found
+    tokenized = tokenize(pipeline, task.split, watch, distrusted=task.distrusted)
+    if task.store is None or tokenized.counts["audit_mismatches"]:
+        return tokenized, None
+    return tokenized, keep_split(task.store, task.split, tokenized)
 
 
 def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:

@@ -77,6 +77,7 @@ LAYERS = """
     activity
     pipeline
     tokenizing
+    split_store
     work
     writing
     windows

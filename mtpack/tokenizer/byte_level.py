@@ -2,7 +2,7 @@
 
 A byte-level vocabulary spells every byte as one character, so the bytes that a token stands for are
 as many as its name has characters. Summed up, they tell where in its text every token starts and
-ends, and nobody has to ask the engine, which costs a fifth of encoding or which it can't say.
+ends. `tokenizers` can tell as well, in a third more time than the ids take it; `fastokens` can't.
 """
 
 from __future__ import annotations

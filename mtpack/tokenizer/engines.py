@@ -1,8 +1,8 @@
 """Engines: libraries that make ids of texts.
 
-`tokenizers` is the reference. `fastokens` is many times as fast, and serves where it is proven to
-give the same ids (tokenizer/probe.py). Nothing of it can make a run fail or a shard wrong: what it
-refuses, fails at or gets wrong raises EngineFailedError, and the caller goes on with the reference.
+`tokenizers` is the reference. `fastokens` is many times as fast, and serves where it is shown to
+give the same ids (probe.py, docs/engines.md). It must not make a run fail: whatever it can't do
+raises EngineFailedError, and the caller goes on with the reference.
 """
 
 from __future__ import annotations
