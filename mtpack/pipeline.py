@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from mtpack.activity import Activity
 from mtpack.errors import SetupError
@@ -52,10 +51,7 @@ class Pipeline:
 
 
 def load_pipeline(options: PackOptions) -> Pipeline:
-    """Load tokenizer, template and the engine that is asked for; raise SetupError.
-
-    Under `auto`, the engine is left to `with_engine`.
-    """
+    """Load tokenizer and template; raise SetupError."""
     tokenizer = load_tokenizer(options.tokenizer)
     template = load_chat_template(
         tokenizer, options.chat_template, options.template_arg, options.date
@@ -66,30 +62,34 @@ def load_pipeline(options: PackOptions) -> Pipeline:
             "assistant message can't be found; use one that writes messages one by one in a loop"
         )
     renderer = load_renderer(template, tokenizer, options)
-    encoders = Encoders(tokenizer, options.seed)
-    if options.tokenizer_engine == "fastokens":
-        try:
-            encoders.load_fast()
-        except EngineFailedError as error:
-            raise SetupError(f"{error}; choose --tokenizer-engine auto or tokenizers") from error
-    return Pipeline(options, tokenizer, template, renderer, encoders)
+    return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
 
 
-def with_engine(pipeline: Pipeline, input_bytes: int) -> tuple[Pipeline, str | None]:
-    """Settle the engine of a pipeline, and return why it is not the one to be expected, if so.
+def with_engine(
+    pipeline: Pipeline, input_bytes: int, *, preload: bool
+) -> tuple[Pipeline, str | None]:
+    """Settle which engine a run takes; return why it is not the one to be expected, if so.
 
-    What `auto` chooses changes no id: fastokens, where the input is worth the time to load it.
+    Under `auto`, it is fastokens where the input is worth the time to load it; the ids are the
+    same. preload: load it now, so that forked workers share it. Raises SetupError where an engine
+    that was asked for can't serve.
     """
-    if pipeline.options.tokenizer_engine != "auto":
-        return pipeline, None
+    chosen = pipeline.options.tokenizer_engine
+    if preload:
+        _ = pipeline.encoders.reference
+    if chosen == "auto":
+        gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
+        load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
+        chosen = "fastokens" if gain > load else "tokenizers"
     refused = None
-    engine: Literal["tokenizers", "fastokens"] = "tokenizers"
-    gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
-    if gain > pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN:
+    if chosen == "fastokens" and preload:
         try:
-            pipeline.encoders.load_fast()
-            engine = "fastokens"
+            _ = pipeline.encoders.fast
         except EngineFailedError as error:
+            if pipeline.options.tokenizer_engine == "fastokens":
+                remedy = "choose --tokenizer-engine auto or tokenizers"
+                raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; going on with tokenizers, which takes many times as long"
-    options = replace(pipeline.options, tokenizer_engine=engine)
+            chosen = "tokenizers"
+    options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused

@@ -97,6 +97,8 @@ _REMEDIES = {
 class _Done:
     """What has become of the input so far; it grows with the number of shards alone."""
 
+    tokenizer_engine: str
+    """What made the ids."""
     counts: Counter[str] = field(default_factory=Counter)
     shards: list[ShardRecord] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
@@ -139,11 +141,23 @@ class _Run:
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
-            pipeline, refused = with_engine(pipeline, sum(map(_bytes_of_text, files)))
+            store = self._store(pipeline)
+            pipeline, refused = with_engine(
+                pipeline,
+                sum(map(_bytes_of_text, files)),
+                # Where splits are stored already, they most likely are those of this run.
+                preload=store is None or not store.exists(),
+            )
             if refused is not None:
                 self.listener.remark(refused)
             self.watch.begin("start")
             return self._write_output(output, area, files, described, pipeline)
+
+    def _store(self, pipeline: Pipeline) -> Path | None:
+        """Return where splits that are tokenized as in this run are kept, if anywhere."""
+        if self.options.token_store is None:
+            return None
+        return folder_of_run(Path(self.options.token_store), pipeline)
 
     @contextmanager
     def _work_area(self, output: Path) -> Iterator[Path]:
@@ -185,6 +199,8 @@ class _Run:
                 for stage, amount in error.done.items():
                     self.listener.progress(stage, -amount)
                 distrusted[failed.short_cut] = failed.counts
+        if FASTOKENS in distrusted:
+            done.tokenizer_engine = "tokenizers"
         for counts in distrusted.values():
             for name in ("audited", "audit_mismatches"):
                 done.counts[name] += counts[name]
@@ -202,13 +218,11 @@ class _Run:
     ) -> _Done:
         """Tokenize split by split, and write the shards of every window as soon as it is full."""
         files_with_rows: set[str] = set()
-        done = _Done()
+        done = _Done(pipeline.options.tokenizer_engine)
         windows = Windows(self.options, area, self.watch)
         ready: deque[ShardTask] = deque()
         kind = "-".join(["split", *sorted(distrusted)])
-        store = None
-        if self.options.token_store is not None:
-            store = folder_of_run(Path(self.options.token_store), pipeline)
+        store = self._store(pipeline)
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in read_splits(files, row_format=self.options.format):
@@ -280,7 +294,7 @@ class _Run:
             inputs=[file.name for file in files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
-            tokenizer_engine=pipeline.options.tokenizer_engine,
+            tokenizer_engine=done.tokenizer_engine,
             rendered=counts["rendered"],
             replayed=counts["replayed"],
             reused=counts["reused"],

@@ -70,6 +70,7 @@ def tokenize(
     if REPLAY in distrusted:
         pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
     encoder = pipeline.encoders.reference
+    may_be_fast = pipeline.options.tokenizer_engine == FASTOKENS and FASTOKENS not in distrusted
     replays_before = pipeline.renderer.replay_counts()
     audited_before = pipeline.encoders.audited
     batches: list[TokenBatch] = []
@@ -80,8 +81,8 @@ def tokenize(
     for rendered in _rendered(pipeline, wanted, rejects):
         watch.lap("render")
         _say_tokenizing(pipeline, rendered)
-        own_texts = (dialogue.merged.text for dialogue in rendered)
-        encoder = pipeline.encoders.choose(own_texts, fast=FASTOKENS not in distrusted)
+        if may_be_fast and rendered:
+            encoder = pipeline.encoders.proven(dialogue.merged.text for dialogue in rendered)
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
         accepted += [item.dialogue for item in rendered]

@@ -85,6 +85,7 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
         tokenized, stored_file = _stored_or_tokenized(pipeline, task, watch)
         fitted = _fit(pipeline, split, tokenized.batch)
         if fitted.rejected_rows:  # they leave no trace in any count
+            stored_file = None
             tokenized = tokenize(
                 pipeline,
                 split,

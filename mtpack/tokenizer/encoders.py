@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 from mtpack.audit import Audit
-from mtpack.tokenizer.byte_level import byte_level_of
+from mtpack.tokenizer.byte_level import ByteLevel, byte_level_of
 from mtpack.tokenizer.encode import TextEncoder
 from mtpack.tokenizer.engines import EngineFailedError, load_fast_engine, reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer
@@ -13,24 +14,25 @@ from mtpack.tokenizer.probe import probe_texts, prove_equal
 
 
 class Encoders:
-    """The encoders of a tokenizer."""
+    """The encoders of a tokenizer, each made when it is first asked for.
+
+    What a process makes before it forks, its workers share.
+    """
 
     def __init__(self, tokenizer: LoadedTokenizer, seed: int) -> None:
-        """Make the reference; seed: of the audit."""
+        """Make nothing yet; seed: of the audit."""
         self._tokenizer = tokenizer
-        self._byte_level = byte_level_of(tokenizer)
-        self.reference = TextEncoder(tokenizer, reference_engine(tokenizer), self._byte_level)
         self._audit = Audit(seed)
-        self._fast: TextEncoder | None = None
         self._is_proven = False
 
-    @property
-    def audited(self) -> int:
-        """How many texts both engines have encoded since this process began."""
-        return self._audit.done
+    @cached_property
+    def reference(self) -> TextEncoder:
+        """The encoder that is right by definition."""
+        return TextEncoder(self._tokenizer, reference_engine(self._tokenizer), self._byte_level)
 
-    def load_fast(self) -> None:
-        """Load the fast engine, but do not use it yet; raise EngineFailedError.
+    @cached_property
+    def fast(self) -> TextEncoder:
+        """The fast encoder, not proven yet; raises EngineFailedError where it can't serve.
 
         A process that has used it can't fork any more.
         """
@@ -39,18 +41,25 @@ class Encoders:
                 "fastokens does not tell what text the tokens of this tokenizer stand for"
             )
         engine = load_fast_engine(self._tokenizer)
-        self._fast = TextEncoder(self._tokenizer, engine, self._byte_level, self._audit)
+        return TextEncoder(self._tokenizer, engine, self._byte_level, self._audit)
 
-    def choose(self, own_texts: Iterable[str], *, fast: bool) -> TextEncoder:
-        """Return the fast encoder if it is loaded and wanted, the reference otherwise.
+    @cached_property
+    def _byte_level(self) -> ByteLevel | None:
+        return byte_level_of(self._tokenizer)
 
-        own_texts: what it is proven on beside the probe, before its first use in this process.
-        Raises EngineFailedError where it gives other ids than the reference.
+    @property
+    def audited(self) -> int:
+        """How many texts both engines have encoded since this process began."""
+        return self._audit.done
+
+    def proven(self, own_texts: Iterable[str]) -> TextEncoder:
+        """Return the fast encoder; prove it before its first use in this process.
+
+        own_texts: what it is proven on beside the probe. Raises EngineFailedError where it can't
+        serve, or gives other ids than the reference.
         """
-        if not fast or self._fast is None:
-            return self.reference
         if not self._is_proven:
             texts = probe_texts(self._tokenizer.added_tokens, list(own_texts))
-            prove_equal(self.reference.engine, self._fast.engine, texts)
+            prove_equal(self.reference.engine, self.fast.engine, texts)
             self._is_proven = True
-        return self._fast
+        return self.fast
