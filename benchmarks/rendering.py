@@ -24,8 +24,9 @@ import click
 
 from mtpack.dialogue import Dialogue, Origin
 from mtpack.formats.rows import read_dialogue
+from mtpack.inputs import describe_input, find_inputs
 from mtpack.options import DEFAULT_DATE
-from mtpack.reading import LINE_LIMIT, describe_input, find_inputs, read_splits
+from mtpack.reading import LINE_LIMIT, read_splits
 from mtpack.template.chat_template import load_chat_template
 from mtpack.template.replay.replayer import Replayer
 from mtpack.tokenizer.loading import load_tokenizer
@@ -84,7 +85,7 @@ def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
     read = [
         read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
         for split in read_splits(files, row_format="auto")
-        for row, raw in enumerate(split.rows, split.first_row)
+        for row, raw in enumerate(split.rows(), split.first_row)
     ]
     return [dialogue for dialogue in read if isinstance(dialogue, Dialogue)]
 

@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,10 +51,15 @@ def find_inputs(inputs: Iterable[str], output: Path | None = None) -> list[str]:
 
 
 def _expand(name: str, output: Path | None) -> list[str]:
+    @cache  # there may be very many files in a folder
+    def is_below_output(folder: str) -> bool:
+        return output is not None and Path(folder).resolve().is_relative_to(output.resolve())
+
     def is_input(found: str) -> bool:
         if suffix_of(found) is None or not os.path.isfile(found):
             return False
-        return output is None or not Path(found).resolve().is_relative_to(output.resolve())
+        place = os.path.realpath(found) if os.path.islink(found) else found
+        return not is_below_output(os.path.dirname(place))
 
     if name == STANDARD_INPUT or os.path.isfile(name):
         return [name]

@@ -121,11 +121,11 @@ def read_splits(
     pieces: list[Piece] = []
     number = first_row = num_rows = num_bytes = 0
     for rows, told in _with_format(files, line_limit, row_format):
-        ends = np.cumsum(rows.sizes())  # of each row, counted from the first of `rows`
+        ends = rows.sizes().cumsum()  # of each row, counted from the first of `rows`
         start = counted = 0
         while start < len(ends):
             wanted = counted + SPLIT_BYTES - num_bytes
-            end = min(int(np.searchsorted(ends, wanted)) + 1, len(ends))
+            end = min(int(ends.searchsorted(wanted)) + 1, len(ends))
             pieces.append(rows.part(start, end).piece(told))
             num_rows += end - start
             num_bytes += int(ends[end - 1]) - counted
@@ -222,8 +222,8 @@ def _lines_of(file: InputFile, block: bytes, offset: int, first_line: int) -> _L
     (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
-    starts = np.zeros_like(ends)
-    starts[1:] = ends[:-1] + 1
+    starts = np.empty(len(ends), dtype=np.int64)
+    starts[0], starts[1:] = 0, ends[:-1] + 1
     numbers = np.arange(first_line, first_line + len(ends))
     return _Lines(file, block, offset, numbers, starts, ends)
 
@@ -235,9 +235,8 @@ def _rows_among(lines: _Lines, limit: int) -> Iterator[_Rows]:
     perhaps_blank = (first_characters <= _SPACE) & ~too_long
     if perhaps_blank.any():
         is_row = ~perhaps_blank
-        for line in perhaps_blank.nonzero()[0].tolist():
-            text = lines.text(line)
-            is_row[line] = bool(text) and not text.isspace()
+        for line in (perhaps_blank & (lines.sizes() > 0)).nonzero()[0].tolist():
+            is_row[line] = not lines.text(line).isspace()
         lines, too_long = lines.only(is_row), too_long[is_row]
     first = 0
     for line in too_long.nonzero()[0].tolist():

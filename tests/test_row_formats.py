@@ -14,7 +14,8 @@ from mtpack.cli import main
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.formats.rows import read_dialogue
 from mtpack.formats.shapes import ROW_KEYS, format_of
-from mtpack.reading import SPLIT_BYTES, describe_input, read_splits
+from mtpack.inputs import describe_input
+from mtpack.reading import SPLIT_BYTES, read_splits
 from tests.conftest import SAMPLE_DATA, shared
 from tests.strategies import strings_in
 
@@ -408,7 +409,7 @@ def test_a_row_of_no_format_is_told_what_is_missing(row_format):
 
 def formats_of(path: Path, **more) -> list[str | None]:
     splits = read_splits([describe_input(path.name, path)], **more)
-    return [row.format for split in splits for row in split.rows]
+    return [row.format for split in splits for row in split.rows()]
 
 
 def test_a_file_is_in_the_format_of_its_first_row_that_fits_one(tmp_path):
@@ -425,7 +426,7 @@ def test_a_file_is_in_the_format_of_its_first_row_that_fits_one(tmp_path):
 def test_each_file_has_a_format_of_its_own_whatever_split_it_lies_in(tmp_path):
     paths = [write_rows(tmp_path / f"{name}.jsonl", [row] * 2) for name, row in ROW_OF.items()]
     [split] = read_splits(describe_input(path.name, path) for path in paths)
-    assert [row.format for row in split.rows] == [name for name in FORMATS for _ in range(2)]
+    assert [row.format for row in split.rows()] == [name for name in FORMATS for _ in range(2)]
 
 
 def test_the_format_is_kept_over_the_splits_of_a_file(tmp_path):
