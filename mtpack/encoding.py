@@ -27,7 +27,7 @@ def encode_dialogues(
     """
     texts = _Texts()
     numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
-    encoded = encoder.encode(texts.texts, texts.known)
+    encoded = encoder.encode(texts.texts, texts.rows, texts.known)
     documents = _Documents()
     for dialogue, (merged, owned, alone) in zip(rendered, numbers, strict=True):
         row, turns = dialogue.dialogue.row, dialogue.merged.turns
@@ -51,8 +51,8 @@ def encode_dialogues(
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document."""
     texts, documents = _Texts(), _Documents()
-    documents.add(row, texts.add(document.text, document.encoded), document.turns)
-    return documents.as_batch(encoder.encode(texts.texts, texts.known))[0]
+    documents.add(row, texts.add(row, document.text, document.encoded), document.turns)
+    return documents.as_batch(encoder.encode(texts.texts, texts.rows, texts.known))[0]
 
 
 @dataclass(slots=True)
@@ -60,13 +60,16 @@ class _Texts:
     """All texts that have to be encoded, by number."""
 
     texts: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """Of each text, the row that it is of."""
     known: dict[int, EncodedText] = field(default_factory=dict)
 
-    def add(self, text: str, encoded: EncodedText | None = None) -> int:
+    def add(self, row: int, text: str, encoded: EncodedText | None) -> int:
         """Return the number of a text."""
         if encoded is not None:
             self.known[len(self.texts)] = encoded
         self.texts.append(text)
+        self.rows.append(row)
         return len(self.texts) - 1
 
     def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, dict[int, int], list[int]]:
@@ -74,15 +77,16 @@ class _Texts:
 
         A turn's own text is numbered by the place of the turn; only few turns have one.
         """
-        merged = self.add(dialogue.merged.text, dialogue.merged.encoded)
+        row = dialogue.dialogue.row
+        merged = self.add(row, dialogue.merged.text, dialogue.merged.encoded)
         owned = {}
         if type(dialogue.merged.turns) is not PlainTurns:
             owned = {
-                place: self.add(turn.own_text, turn.own_encoded)
+                place: self.add(row, turn.own_text, turn.own_encoded)
                 for place, turn in enumerate(dialogue.merged.turns)
                 if turn.own_text is not None
             }
-        return merged, owned, [self.add(own.text, own.encoded) for own in dialogue.own]
+        return merged, owned, [self.add(row, own.text, own.encoded) for own in dialogue.own]
 
 
 def _settle(

@@ -112,10 +112,14 @@ class About:
     """Dialogues rendered by the template."""
     replayed: int = 0
     """Dialogues filled in without that (docs/replay.md)."""
+    reused: int = 0
+    """Dialogues that were taken as tokens from `--token-store`."""
+    token_store_bytes: int = 0
+    """What `--token-store` holds now, for all runs."""
     audited: int = 0
-    """Replayed dialogues that were rendered as well, and compared."""
+    """Replayed dialogues that were rendered as well, and texts that both engines encoded."""
     audit_mismatches: int = 0
-    """Those that differed; all dialogues were rendered then."""
+    """Those that differed; all was done again without the short cut then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

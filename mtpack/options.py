@@ -97,7 +97,15 @@ class PackOptions:
         minimum=0,
         show_default=False,
     )
-    shard_size: str = _option("256MiB", "Size of a shard, at most.", size="B")
+    tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
+        "auto",
+        "What makes the ids: fastokens where it is proven to give those of tokenizers (auto), or "
+        "as named. The ids are the same.",
+        changes_output=False,
+    )
+    shard_size: str = _option(
+        "256MiB", "Size of a shard, at most; smaller outputs have smaller ones.", size="B"
+    )
     compression: Literal["none", "lz4", "zstd"] = _option(
         "none", "Compress shards; only uncompressed ones can be mapped into memory."
     )
@@ -109,6 +117,13 @@ class PackOptions:
     window: str = _option("256Mi", "Tokens that are planned and shuffled together.", size="")
     date: str = _option(
         DEFAULT_DATE, "What a template that asks for the date is told.", metavar="YYYY-MM-DD"
+    )
+    token_store: str | None = _option(
+        None,
+        "Keep tokenized splits here: the same data packs again at another --seq-len, --seed or "
+        "policy without tokenizing, into any number of outputs.",
+        changes_output=False,
+        metavar="DIR",
     )
     overwrite: bool = _option(
         False, "Replace a complete output of another run.", changes_output=False

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import pyarrow as pa
 
@@ -136,10 +136,9 @@ def _locked(path: Path) -> IO[bytes]:
         file.close()
 
 
-def write_rejects(area: Path, rejects: Iterable[Reject]) -> None:
-    """Write `rejects.jsonl`, one object a rejected row, perhaps none."""
-    lines = (json.dumps(reject.as_record()) + "\n" for reject in rejects)
-    (area / REJECTS).write_text("".join(lines), encoding="utf-8")
+def write_rejects(file: TextIO, rejects: Iterable[Reject]) -> None:
+    """Write rejected rows to `REJECTS`, one object a row."""
+    file.writelines(json.dumps(reject.as_record()) + "\n" for reject in rejects)
 
 
 def write_datasets_files(area: Path, shards: list[ShardRecord], metadata: ShardMetadata) -> None:

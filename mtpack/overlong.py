@@ -147,7 +147,7 @@ def _render_piece(
     alone = Dialogue(
         dialogue.row,
         dialogue.origin,
-        tuple(replace(dialogue.messages[index], trained=index == message) for index in kept),
+        tuple(dialogue.messages[index]._replace(trained=index == message) for index in kept),
         dialogue.tools,
     )
     rendered = renderer.render(alone, "never")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from mtpack.activity import Activity
 from mtpack.errors import SetupError
@@ -12,7 +13,12 @@ from mtpack.shard import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.spans import finds_turns
 from mtpack.tokenizer.encoders import Encoders
+from mtpack.tokenizer.engines import EngineFailedError
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+
+# What `tokenizers` takes for a byte of text, and fastokens to load a token of the vocabulary.
+_SECONDS_A_BYTE = 4e-7
+_SECONDS_A_TOKEN = 8e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,10 @@ class Pipeline:
 
 
 def load_pipeline(options: PackOptions) -> Pipeline:
-    """Load tokenizer and template; raise SetupError."""
+    """Load tokenizer, template and the engine that is asked for; raise SetupError.
+
+    Under `auto`, the engine is left to `with_engine`.
+    """
     tokenizer = load_tokenizer(options.tokenizer)
     template = load_chat_template(
         tokenizer, options.chat_template, options.template_arg, options.date
@@ -57,4 +66,30 @@ def load_pipeline(options: PackOptions) -> Pipeline:
             "assistant message can't be found; use one that writes messages one by one in a loop"
         )
     renderer = load_renderer(template, tokenizer, options)
-    return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
+    encoders = Encoders(tokenizer, options.seed)
+    if options.tokenizer_engine == "fastokens":
+        try:
+            encoders.load_fast()
+        except EngineFailedError as error:
+            raise SetupError(f"{error}; choose --tokenizer-engine auto or tokenizers") from error
+    return Pipeline(options, tokenizer, template, renderer, encoders)
+
+
+def with_engine(pipeline: Pipeline, input_bytes: int) -> tuple[Pipeline, str | None]:
+    """Settle the engine of a pipeline, and return why it is not the one to be expected, if so.
+
+    What `auto` chooses changes no id: fastokens, where the input is worth the time to load it.
+    """
+    if pipeline.options.tokenizer_engine != "auto":
+        return pipeline, None
+    refused = None
+    engine: Literal["tokenizers", "fastokens"] = "tokenizers"
+    gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
+    if gain > pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN:
+        try:
+            pipeline.encoders.load_fast()
+            engine = "fastokens"
+        except EngineFailedError as error:
+            refused = f"{error}; going on with tokenizers, which takes many times as long"
+    options = replace(pipeline.options, tokenizer_engine=engine)
+    return replace(pipeline, options=options), refused

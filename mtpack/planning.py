@@ -1,45 +1,22 @@
 """Which document goes where: lengths in, sequences out. Integers only.
 
-Lengths are small integers and many documents share one, so the plan is made on the *histogram* of
-lengths (a cutting-stock problem), not on the documents: take the longest length that is left,
-fill the rest of the sequence exactly with lengths that are left, and use that pattern as often as
-the counts allow. The work grows with the number of distinct lengths, not of documents.
-
-Which document of a length goes into which pattern, the order of documents in a sequence and the
+How many documents of each length stand together is decided on the histogram of the lengths
+(`mtpack.patterns`). Which document of a length it is, the order of documents in a sequence and the
 order of sequences are drawn from the seed, so packing does not sort the data by length.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mtpack.turns import Int64, expand_ranges, offsets_of
+from mtpack.lower_bounds import sequences_lower_bound
+from mtpack.patterns import Patterns, in_units, plan_histogram
+from mtpack.turns import Int64, offsets_of
 
-_Order = Callable[[tuple[int, int]], tuple[int, int]]
-
-
-def _longest(item: tuple[int, int]) -> tuple[int, int]:
-    length, count = item
-    return -length, -count
-
-
-def _commonest(item: tuple[int, int]) -> tuple[int, int]:
-    length, count = item
-    return -count, -length
-
-
-# Tried in this order until one meets the lower bound. Long lengths first leaves the short ones,
-# which fit anywhere, for later; where there are few short ones, keeping the shape of the
-# histogram does better (`tests/test_planning.py` has such a case).
-_STRATEGIES: tuple[tuple[_Order, _Order], ...] = (
-    (_longest, _longest),
-    (_longest, _commonest),
-    (_commonest, _commonest),
-)
+_Units = NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,154 +39,102 @@ class Plan:
         return len(self.sequence_offsets) - 1
 
 
-def plan_sequences(lengths: Int64, seq_len: int, packing: str, seed: tuple[int, ...]) -> Plan:
+def plan_sequences(
+    lengths: NDArray[np.signedinteger], seq_len: int, packing: str, seed: tuple[int, ...]
+) -> Plan:
     """Place every document into a sequence of at most `seq_len` tokens.
 
-    lengths: int64 (documents,), each from 1 to `seq_len`. packing: `optimal`, or `none` for one
-    document a sequence. seed: any non-negative integers.
+    lengths: (documents,), each from 1 to `seq_len`. packing: `optimal`, or `none` for one
+    document a sequence. seed: any non-negative integers. Takes some 35 bytes for a document.
     """
+    num_documents = len(lengths)
     if packing == "none":
         return Plan(
-            documents=_shuffled(len(lengths), *seed),
-            sequence_offsets=np.arange(len(lengths) + 1, dtype=np.int64),
-            lower_bound=len(lengths),
+            documents=_shuffled(num_documents, *seed),
+            sequence_offsets=np.arange(num_documents + 1, dtype=np.int64),
+            lower_bound=num_documents,
         )
-    values, counts = np.unique(lengths, return_counts=True)
-    histogram = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    counts = np.bincount(lengths)
+    values = np.flatnonzero(counts)
+    histogram = dict(zip(values.tolist(), counts[values].tolist(), strict=True))
     lower_bound = sequences_lower_bound(histogram, seq_len)
-    slots, sequence_sizes = _lay_out(_best_patterns(histogram, seq_len, lower_bound), seed)
-    documents = np.empty(len(lengths), dtype=np.int64)
-    # Both sides list every length equally often: the k-th slot of a length gets its k-th document.
-    by_length = _shuffled(len(lengths), *seed, 1)
-    by_length = by_length[np.argsort(lengths[by_length], kind="stable")]
-    documents[np.argsort(slots, kind="stable")] = by_length
-    return Plan(documents, offsets_of(sequence_sizes), lower_bound)
+    found = plan_histogram(histogram, seq_len, lower_bound)
+    slots, sequence_sizes = _lay_out(found, seq_len, seed)
+    slots_by_length = _grouped(slots)
+    documents = _shuffled(num_documents, *seed, 1)
+    units = in_units(np.arange(seq_len + 1), found.unit, seq_len).astype(slots.dtype)
+    documents = documents[_grouped(units[lengths[documents]])]
+    # Both list every length equally often: its k-th slot gets its k-th document.
+    placed = np.empty_like(documents)
+    placed[slots_by_length] = documents
+    return Plan(placed, offsets_of(sequence_sizes), lower_bound)
 
 
-def sequences_lower_bound(histogram: dict[int, int], seq_len: int) -> int:
-    """Return the best of the simple lower bounds on the number of sequences.
+def _lay_out(found: Patterns, seq_len: int, seed: tuple[int, ...]) -> tuple[_Units, Int64]:
+    """Return the length of every slot, in units, and how many slots every sequence has.
 
-    With k = 0 the bound below is ceil(total tokens / seq_len). For k up to seq_len / 2: documents
-    longer than seq_len - k share no sequence with any of at least k; those longer than half share
-    none with each other; what the rest exceeds the room beside the latter by needs more.
-    Martello and Toth (1990), bound L2, where the proof stands.
-
-    >>> sequences_lower_bound({6: 3, 4: 2}, 10)
-    3
-    >>> sequences_lower_bound({6: 3, 5: 1}, 10)
-    4
+    Sequences, and the slots in each, stand in shuffled order.
     """
-    if not histogram:
-        return 0
-    lengths = np.array(sorted(histogram), dtype=np.int64)
-    counts = np.array([histogram[length] for length in lengths.tolist()], dtype=np.int64)
-    documents_below = offsets_of(counts)
-    tokens_below = offsets_of(counts * lengths)
-    half = seq_len // 2
-    thresholds = np.append(0, lengths[lengths <= half])
-    at_least = np.searchsorted(lengths, thresholds)
-    above_half = np.searchsorted(lengths, half, side="right")
-    alone = np.searchsorted(lengths, seq_len - thresholds, side="right")
-    num_alone = documents_below[-1] - documents_below[alone]
-    num_above_half = documents_below[alone] - documents_below[above_half]
-    room = num_above_half * seq_len - (tokens_below[alone] - tokens_below[above_half])
-    small_tokens = tokens_below[above_half] - tokens_below[at_least]
-    more = -(-np.maximum(small_tokens - room, 0) // seq_len)
-    return int(np.max(num_alone + num_above_half + more))
+    slots, sizes = _slots_of(found, seq_len)
+    place = _shuffled(len(sizes), *seed, 2)
+    # Sorting (place, random, length) as one integer shuffles sequences, and the slots in each.
+    length_bits = np.uint64((seq_len // found.unit).bit_length())
+    place_bits = np.uint64(len(sizes).bit_length())
+    keys = _random(len(slots), *seed, 3)
+    keys >>= place_bits + length_bits
+    keys <<= length_bits
+    keys |= slots
+    keys |= np.repeat(place.view(np.uint64) << (np.uint64(64) - place_bits), sizes)
+    keys.sort()
+    keys &= (np.uint64(1) << length_bits) - np.uint64(1)
+    sizes_in_place = np.empty_like(sizes)
+    sizes_in_place[place] = sizes
+    return keys.astype(slots.dtype), sizes_in_place
 
 
-def _best_patterns(
-    histogram: dict[int, int], seq_len: int, lower_bound: int
-) -> list[tuple[list[int], int]]:
-    """Return the patterns with the fewest sequences among the `_STRATEGIES`, first come first."""
-    best: list[tuple[list[int], int]] = []
-    fewest = sum(histogram.values()) + 1
-    for first, fill in _STRATEGIES:
-        patterns = list(_patterns(histogram, seq_len, first, fill))
-        num_sequences = sum(times for _, times in patterns)
-        if num_sequences < fewest:
-            best, fewest = patterns, num_sequences
-        if fewest == lower_bound:
-            break
-    return best
+def _slots_of(found: Patterns, seq_len: int) -> tuple[_Units, Int64]:
+    """Return the length of every slot, in units, and how many slots every sequence has."""
+    times = np.array([pattern.times for pattern in found.patterns], dtype=np.int64)
+    sizes = np.array([sum(pattern.nums.values()) for pattern in found.patterns], dtype=np.int64)
+    dtype = np.uint16 if seq_len // found.unit < 2**16 else np.uint32
+    slots: _Units = np.empty(int(times @ sizes), dtype=dtype)
+    offsets = offsets_of(times * sizes)
+    for pattern, start, end in zip(found.patterns, offsets[:-1], offsets[1:], strict=True):
+        lengths = np.array(list(pattern.nums), dtype=slots.dtype)
+        sequence = np.repeat(lengths, list(pattern.nums.values()))
+        slots[start:end].reshape(pattern.times, len(sequence))[:] = sequence
+    return slots, np.repeat(sizes, times)
 
 
-def _patterns(
-    histogram: dict[int, int], seq_len: int, first: _Order, fill: _Order
-) -> Iterator[tuple[list[int], int]]:
-    """Yield (lengths of one sequence, how many sequences have them) until nothing is left.
+def _grouped(units: _Units) -> Int64:
+    """Return the order that sorts `units` and keeps equal ones as they stand.
 
-    A pattern starts with the first length in the order `first`; its room is filled by `fill`.
+    numpy sorts 16 bits by radix, four times as fast as wider integers; so those are sorted by
+    their lower half, then by their upper one.
     """
-    left = dict(sorted(histogram.items(), reverse=True))  # and so it stays: longest first
-    while left:
-        start = next(iter(left)) if first is _longest else min(left.items(), key=first)[0]
-        left[start] -= 1
-        items = left.items() if fill is _longest else sorted(left.items(), key=fill)
-        pattern = Counter(_fullest_fill(items, seq_len - start))
-        left[start] += 1
-        pattern[start] += 1
-        times = min(left[length] // num for length, num in pattern.items())
-        for length, num in pattern.items():
-            left[length] -= num * times
-            if not left[length]:
-                del left[length]
-        yield sorted(pattern.elements(), reverse=True), times
-
-
-def _fullest_fill(left: Iterable[tuple[int, int]], room: int) -> list[int]:
-    """Choose lengths from `left` (length, count) that fill `room` best.
-
-    A subset-sum by dynamic programming on one Python integer as a bit set: bit s of `reached` is on
-    when some choice sums to s. A count c is offered in parts 1, 2, 4, ... that make up every number
-    up to c. It stops at the first exact fill, so lengths early in the order are used first.
-    """
-    full = 1 << room
-    within = (full << 1) - 1
-    reached = 1
-    steps: list[tuple[int, int, int]] = []  # length, how many of it, what was reached before
-    for length, count in left:
-        most = min(count, room // length)
-        part = 1
-        while most > 0:
-            num = min(part, most)
-            steps.append((length, num, reached))
-            reached |= (reached << (length * num)) & within
-            most -= num
-            part *= 2
-        if reached & full:
-            break
-    total = reached.bit_length() - 1
-    chosen: list[int] = []
-    for length, num, before in reversed(steps):
-        if not before >> total & 1:
-            chosen += [length] * num
-            total -= length * num
-    return chosen
-
-
-def _lay_out(patterns: list[tuple[list[int], int]], seed: tuple[int, ...]) -> tuple[Int64, Int64]:
-    """Return the length of every slot and the slots of every sequence, both in shuffled order."""
-    sizes = np.repeat(
-        np.array([len(pattern) for pattern, _ in patterns], dtype=np.int64),
-        np.array([times for _, times in patterns], dtype=np.int64),
-    )
-    runs = [np.tile(np.array(pattern, dtype=np.int64), times) for pattern, times in patterns]
-    slots = np.concatenate([np.empty(0, np.int64), *runs])
-    starts = offsets_of(sizes)[:-1]
-    order = _shuffled(len(sizes), *seed, 2)
-    sizes = sizes[order]
-    slots = slots[expand_ranges(starts[order], sizes)]
-    # Sorting by (sequence, random) shuffles the documents inside every sequence.
-    sequence = np.repeat(np.arange(len(sizes)), sizes)
-    return slots[np.lexsort((_random(len(slots), *seed, 3), sequence))], sizes
+    if units.dtype == np.uint16:
+        return np.argsort(units, kind="stable")
+    order = np.argsort(units.astype(np.uint16), kind="stable")
+    return order[np.argsort((units >> 16).astype(np.uint16)[order], kind="stable")]
 
 
 def _shuffled(num: int, *seed: int) -> Int64:
-    return np.argsort(_random(num, *seed), kind="stable")
+    """Return the numbers below `num` in random order.
+
+    Each stands in the lowest bits of a random key: sorting the keys in place takes half the time
+    of sorting indices by them, and no two are equal, so every algorithm sorts them alike.
+    """
+    bits = np.uint64(num.bit_length())
+    keys = _random(num, *seed)
+    keys >>= bits
+    keys <<= bits
+    keys |= np.arange(num, dtype=np.uint64)
+    keys.sort()
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.view(np.int64)
 
 
-def _random(num: int, *seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def _random(num: int, *seed: int) -> NDArray[np.uint64]:
     # The raw stream of a bit generator is the part of numpy's randomness that never changes
     # between versions (NEP 19); the shards' bytes depend on it.
     return np.random.PCG64(seed).random_raw(num)

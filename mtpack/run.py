@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtpack import __version__
+from mtpack.dialogue import Reject
 from mtpack.errors import InputError
+from mtpack.inputs import STANDARD_INPUT, InputFile, describe_input, find_inputs
 from mtpack.manifest import About, Manifest, PackReport, Run, ShardRecord, Tally
 from mtpack.options import PackOptions, options_from
 from mtpack.output import (
+    REJECTS,
     find_complete,
     put_in_place,
     refuse_foreign,
@@ -27,32 +28,22 @@ from mtpack.output import (
     write_datasets_files,
     write_rejects,
 )
-from mtpack.pipeline import Pipeline, load_pipeline
-from mtpack.planning import Plan, plan_sequences
-from mtpack.reading import (
-    AUTO,
-    STANDARD_INPUT,
-    InputFile,
-    Split,
-    describe_input,
-    find_inputs,
-    read_splits,
-)
+from mtpack.pipeline import Pipeline, load_pipeline, with_engine
+from mtpack.reading import AUTO, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
-from mtpack.shard import rows_per_shard
+from mtpack.split_store import folder_of_run, size_of
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.tokenizing import FASTOKENS, REPLAY
-from mtpack.turns import Int64, offsets_of
+from mtpack.windows import Windows
 from mtpack.work import (
-    ShardTask,
     ShortCutFailed,
     SplitRecord,
     SplitTask,
-    places_taken,
     tokenize_split,
-    write_one_shard,
 )
+from mtpack.writing import ShardTask, WrittenShard, write_one_shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +80,10 @@ def pack(
 class _ShortCutFailedError(Exception):
     """A short cut gave a wrong result."""
 
-    def __init__(self, failed: ShortCutFailed, rows_done: int) -> None:
+    def __init__(self, failed: ShortCutFailed, done: Counter[str]) -> None:
         super().__init__(failed.reason)
         self.failed = failed
-        self.rows_done = rows_done
+        self.done = done
 
 
 # What becomes of the run when a short cut fails, in words that follow the reason.
@@ -100,6 +91,18 @@ _REMEDIES = {
     REPLAY: "so all are rendered instead; please report this chat template to mtpack",
     FASTOKENS: "so tokenizers makes all ids instead; please report this tokenizer to mtpack",
 }
+
+
+@dataclass(slots=True)
+class _Done:
+    """What has become of the input so far; it grows with the number of shards alone."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    shards: list[ShardRecord] = field(default_factory=list)
+    warnings: set[str] = field(default_factory=set)
+    first_reject: Reject | None = None
+    progress: Counter[str] = field(default_factory=Counter)
+    """What the listener has been told, by stage."""
 
 
 @dataclass(slots=True)
@@ -136,6 +139,10 @@ class _Run:
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
+            pipeline, refused = with_engine(pipeline, sum(map(_bytes_of_text, files)))
+            if refused is not None:
+                self.listener.remark(refused)
+            self.watch.begin("start")
             return self._write_output(output, area, files, described, pipeline)
 
     @contextmanager
@@ -148,133 +155,122 @@ class _Run:
     def _write_output(
         self, output: Path, area: Path, files: list[InputFile], run: Run, pipeline: Pipeline
     ) -> PackReport:
-        with local_runner(pipeline) as runner:
-            records = self._tokenize(files, area, runner)
-            counts = sum((record.counts for record in records), Counter[str]())
-            if not counts["documents"]:
-                raise InputError(_nothing_to_pack(files, records, Tally.of(counts)))
-            shards = self._write_shards(records, counts, area, runner)
-        report = self._report(pipeline, files, records, counts, shards)
-        write_rejects(area, (reject for record in records for reject in record.rejects))
+        done = self._pack_all(files, area, pipeline)
+        if not done.counts["documents"]:
+            raise InputError(_nothing_to_pack(files, done.first_reject, Tally.of(done.counts)))
+        report = self._report(pipeline, files, done)
         if self.options.ipc_format == "stream":
-            write_datasets_files(area, shards, pipeline.shard_metadata)
+            write_datasets_files(area, report.shards, pipeline.shard_metadata)
         put_in_place(output, area, Manifest(run, report))
         return report
 
-    def _tokenize(
-        self, files: list[InputFile], area: Path, runner: LocalRunner
-    ) -> list[SplitRecord]:
-        """Read, render and tokenize the whole input.
+    def _pack_all(self, files: list[InputFile], area: Path, pipeline: Pipeline) -> _Done:
+        """Turn the whole input into shards.
 
-        Should a short cut turn out to be wrong, nothing that it did is kept.
+        Should a short cut turn out to be wrong, nothing that it did is kept, and its workers end,
+        so that none of them writes another shard.
         """
         formats = _Formats(self.options.format, self.listener.remark)
         distrusted: dict[str, Counter[str]] = {}  # and what their audits counted
         while True:
             try:
-                trusting = frozenset(distrusted)
-                records = self._tokenize_splits(files, area, runner, formats, trusting)
+                with local_runner(pipeline) as runner:
+                    done = self._pack_splits(
+                        files, area, pipeline, runner, formats, frozenset(distrusted)
+                    )
                 break
             except _ShortCutFailedError as error:
                 failed = error.failed
                 self.listener.remark(f"warning: {failed.reason}, {_REMEDIES[failed.short_cut]}")
-                self.listener.progress("tokenize", -error.rows_done)
+                for stage, amount in error.done.items():
+                    self.listener.progress(stage, -amount)
                 distrusted[failed.short_cut] = failed.counts
         for counts in distrusted.values():
             for name in ("audited", "audit_mismatches"):
-                records[0].counts[name] += counts[name]
+                done.counts[name] += counts[name]
         formats.sum_up()
-        return records
+        return done
 
-    def _tokenize_splits(
+    def _pack_splits(
         self,
         files: list[InputFile],
         area: Path,
+        pipeline: Pipeline,
         runner: LocalRunner,
         formats: _Formats,
         distrusted: frozenset[str],
-    ) -> list[SplitRecord]:
-        """Tokenize split by split; stop at the first bad row if told so."""
-        rows_by_file: Counter[str] = Counter()
+    ) -> _Done:
+        """Tokenize split by split, and write the shards of every window as soon as it is full."""
+        files_with_rows: set[str] = set()
+        done = _Done()
+        windows = Windows(self.options, area, self.watch)
+        ready: deque[ShardTask] = deque()
         kind = "-".join(["split", *sorted(distrusted)])
+        store = None
+        if self.options.token_store is not None:
+            store = folder_of_run(Path(self.options.token_store), pipeline)
 
-        def tasks() -> Iterator[SplitTask]:
+        def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in read_splits(files, row_format=self.options.format):
-                rows_by_file.update(row.file for row in split.rows)
+                files_with_rows.update(piece.file for piece in split.pieces)
                 formats.note(split)
-                yield SplitTask(split, area / f"{kind}-{split.number:07d}.arrow", distrusted)
+                while ready:
+                    yield ready.popleft()
+                yield SplitTask(split, area / f"{kind}-{split.number:07d}", distrusted, store)
 
-        records: list[SplitRecord] = []
-        for record in runner.run(tokenize_split, tasks()):
-            if isinstance(record, ShortCutFailed):
-                rows_done = sum(done.counts["rows_read"] for done in records)
-                raise _ShortCutFailedError(record, rows_done)
-            if record.rejects and self.options.on_error == "fail":
-                raise InputError(
-                    f"{record.rejects[0]}\n"
-                    "repair or remove the row, or go on without such rows: --on-error skip"
-                )
-            records.append(record)
-            self.watch.add(record.seconds)
-            self.listener.progress("tokenize", record.counts["rows_read"])
+        with open(area / REJECTS, "w", encoding="utf-8") as rejects:
+            for result in runner.run(run_unit, tasks()):
+                if isinstance(result, WrittenShard):
+                    self._take_shard(result, done, windows)
+                    continue
+                record = self._take_split(result, done)
+                write_rejects(rejects, record.rejects)
+                ready += windows.add(record)
+        ready += windows.close()
+        for written in runner.run(write_one_shard, ready):
+            self._take_shard(written, done, windows)
+        done.counts.update(windows.counts)
         for file in files:
-            if not rows_by_file[file.name]:
+            if file.name not in files_with_rows:
                 self.listener.remark(f"{file.name}: holds no rows")
-        return records
+        return done
 
-    def _write_shards(
-        self, records: list[SplitRecord], counts: Counter[str], area: Path, runner: LocalRunner
-    ) -> list[ShardRecord]:
-        """Plan window by window and write the shards; count sequences and their lower bound."""
+    def _take_split(self, result: SplitRecord | ShortCutFailed, done: _Done) -> SplitRecord:
+        """Count what became of a split; stop at the first bad row if told so."""
+        if isinstance(result, ShortCutFailed):
+            raise _ShortCutFailedError(result, done.progress)
+        if result.rejects and self.options.on_error == "fail":
+            raise InputError(
+                f"{result.rejects[0]}\n"
+                "repair or remove the row, or go on without such rows: --on-error skip"
+            )
+        done.counts.update(result.counts)
+        done.warnings |= result.warnings
+        done.first_reject = done.first_reject or next(iter(result.rejects), None)
+        self.watch.add(result.seconds)
+        self._tell(done, "tokenize", result.counts["rows_read"])
+        return result
 
-        def tasks() -> Iterator[ShardTask]:
-            number = 0
-            for window, splits in enumerate(_windows(records, self.options.window_tokens)):
-                self.watch.restart()
-                lengths = np.concatenate([places_taken(split, self.options) for split in splits])
-                seed = (self.options.seed, window)
-                plan = plan_sequences(lengths, self.options.seq_len, self.options.packing, seed)
-                self.watch.lap("plan")
-                counts["sequences"] += plan.num_sequences
-                counts["sequences_lower_bound"] += plan.lower_bound
-                for task in self._cut_into_shards(splits, plan, area, number):
-                    yield task
-                    number += 1
+    def _take_shard(self, written: WrittenShard, done: _Done, windows: Windows) -> None:
+        done.shards.append(written.record)
+        windows.forget(written.number)
+        self.watch.add(written.seconds)
+        self._tell(done, "write", written.record.rows)
 
-        shards = []
-        for written in runner.run(write_one_shard, tasks()):
-            shards.append(written.record)
-            self.watch.add(written.seconds)
-            self.listener.progress("write", written.record.rows)
-        return shards
-
-    def _cut_into_shards(
-        self, splits: list[SplitRecord], plan: Plan, area: Path, number: int
-    ) -> Iterator[ShardTask]:
-        split_offsets = offsets_of(np.array([len(split.document_lengths) for split in splits]))
-        step = rows_per_shard(self.options.seq_len, self.options.shard_bytes)
-        for first in range(0, plan.num_sequences, step):
-            offsets = plan.sequence_offsets[first : first + step + 1]
-            documents = plan.documents[offsets[0] : offsets[-1]]
-            # Each split gives its documents in the order in which they stand in its file.
-            by_place = np.argsort(documents)
-            order = np.empty_like(by_place)
-            order[by_place] = np.arange(len(by_place))
-            pieces = _by_split(splits, split_offsets, documents[by_place])
-            yield ShardTask(number, area, pieces, order, offsets - offsets[0])
-            number += 1
+    def _tell(self, done: _Done, stage: str, amount: int) -> None:
+        done.progress[stage] += amount
+        self.listener.progress(stage, amount)
 
     def _report(
         self,
         pipeline: Pipeline,
         files: list[InputFile],
-        records: list[SplitRecord],
-        counts: Counter[str],
-        shards: list[ShardRecord],
+        done: _Done,
     ) -> PackReport:
+        counts = done.counts
         tally = Tally.of(counts)
         tally.check()
-        warnings = sorted(frozenset[str]().union(*(record.warnings for record in records)))
+        warnings = sorted(done.warnings)
         for warning in warnings:
             self.listener.remark(f"warning: {warning}")
         seconds = {**self.watch.seconds, "total": self.watch.total}
@@ -284,8 +280,11 @@ class _Run:
             inputs=[file.name for file in files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
+            tokenizer_engine=pipeline.options.tokenizer_engine,
             rendered=counts["rendered"],
             replayed=counts["replayed"],
+            reused=counts["reused"],
+            token_store_bytes=size_of(self.options.token_store),
             audited=counts["audited"],
             audit_mismatches=counts["audit_mismatches"],
         )
@@ -293,7 +292,7 @@ class _Run:
             output=self.options.output,
             seq_len=self.options.seq_len,
             tally=tally,
-            shards=shards,
+            shards=done.shards,
             about=about,
         )
 
@@ -304,20 +303,24 @@ class _Formats:
 
     chosen: str
     remark: Callable[[str], None]
-    by_file: dict[str, str] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+    """Whose format is known."""
+    num_files: Counter[str] = field(default_factory=Counter)
+    """By format."""
 
     def note(self, split: Split) -> None:
         """Look at the rows that are about to be packed."""
-        for row in split.rows:
-            if row.format is None or row.file in self.by_file:
+        for file, told in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
+            if told is None or file in self.files:
                 continue
-            if self._is_worth_saying(row.format) and row.format not in self.by_file.values():
-                self.remark(f"{row.file}: read as {row.format} (choose otherwise with --format)")
-            self.by_file[row.file] = row.format
+            if self._is_worth_saying(told) and not self.num_files[told]:
+                self.remark(f"{file}: read as {told} (choose otherwise with --format)")
+            self.files.add(file)
+            self.num_files[told] += 1
 
     def sum_up(self) -> None:
         """Count the files that were told to be in a format after the first of them was named."""
-        for row_format, count in Counter(self.by_file.values()).items():
+        for row_format, count in self.num_files.items():
             if self._is_worth_saying(row_format) and count > 1:
                 self.remark(f"{count:,} files read as {row_format}")
 
@@ -325,10 +328,16 @@ class _Formats:
         return self.chosen == AUTO and row_format != "messages"
 
 
-def _spooled(name: str, area: Path | None) -> Path:
+def _bytes_of_text(file: InputFile) -> int:
+    """Return about how many bytes of text a file holds."""
+    is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
+    return file.num_bytes * (4 if is_packed else 1)
+
+
+def _spooled(name: str, area: Path | None) -> str | Path:
     """Return where an input can be read; what comes from standard input is put into a file."""
     if name != STANDARD_INPUT or area is None:
-        return Path(name)
+        return name
     path = area / "standard-input.jsonl"
     with open(path, "xb") as spool:
         shutil.copyfileobj(sys.stdin.buffer, spool)
@@ -344,40 +353,21 @@ def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeli
     )
 
 
-def _windows(records: list[SplitRecord], window_tokens: int) -> Iterator[list[SplitRecord]]:
-    """Group consecutive splits into windows of at most that many tokens, one split at least."""
-    window: list[SplitRecord] = []
-    tokens = 0
-    for record in records:
-        if window and tokens + record.counts["tokens"] > window_tokens:
-            yield window
-            window, tokens = [], 0
-        window.append(record)
-        tokens += record.counts["tokens"]
-    if window:
-        yield window
+def run_unit(
+    pipeline: Pipeline, task: SplitTask | ShardTask
+) -> SplitRecord | ShortCutFailed | WrittenShard:
+    """Run one unit of work of either kind."""
+    if isinstance(task, ShardTask):
+        return write_one_shard(pipeline, task)
+    return tokenize_split(pipeline, task)
 
 
-def _by_split(
-    splits: list[SplitRecord], split_offsets: Int64, documents: Int64
-) -> list[tuple[Path, Int64]]:
-    """Tell for ascending documents of a window which documents of which split they are."""
-    cuts = np.searchsorted(documents, split_offsets)
-    return [
-        (split.file, documents[start:end] - offset)
-        for split, start, end, offset in zip(
-            splits, cuts[:-1], cuts[1:], split_offsets[:-1], strict=True
-        )
-        if start < end
-    ]
-
-
-def _nothing_to_pack(files: list[InputFile], records: list[SplitRecord], tally: Tally) -> str:
+def _nothing_to_pack(files: list[InputFile], first_reject: Reject | None, tally: Tally) -> str:
     names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if not tally.rows_read:
         return f"{names}: no rows, so nothing to pack"
     reasons = {**tally.rows_rejected, **tally.rows_dropped}
     told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    first = next((f"\n{record.rejects[0]}" for record in records if record.rejects), "")
+    first = f"\n{first_reject}" if first_reject else ""
     none = f"none of {tally.rows_read:,} rows has a turn left"
     return f"{names}: nothing to pack; {none} ({told}){first}"

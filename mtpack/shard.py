@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mtpack.assembling import Columns, Layout
+from mtpack.atomic_file import atomic_file
 from mtpack.errors import InputError
 from mtpack.turns import Int32, Int64
 
@@ -33,6 +35,8 @@ _LIST_TYPES = {
 }
 _BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
 _BATCH_BYTES = 4 * 2**20  # of an uncompressed record batch: few batches to walk, small to decode
+_SMALL_SHARD_BYTES = 8 * 2**20
+_SHARDS_TO_SHARE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +90,42 @@ def rows_per_batch(seq_len: int, shard_bytes: int, compression: str) -> int:
     return max(1, min(most, fitting, rows_per_shard(seq_len, shard_bytes)))
 
 
+def rows_of_shards(num_sequences: int, seq_len: int, shard_bytes: int, batch_rows: int) -> int:
+    """Return how many sequences make a shard: whole record batches, one at least.
+
+    num_sequences: that the run has so far. A shard holds a 64th of them, so that many cores have
+    work early on, but 8 MiB at least, so that files stay few, and at most `shard_bytes`.
+    """
+    share = num_sequences * seq_len * _BYTES_PER_TOKEN // _SHARDS_TO_SHARE
+    rows = rows_per_shard(seq_len, min(max(share, _SMALL_SHARD_BYTES), shard_bytes))
+    return max(1, rows // batch_rows) * batch_rows
+
+
 def write_shard(
     path: Path,
-    columns: Columns,
+    batches: Iterable[Columns],
     metadata: ShardMetadata,
     *,
     ipc_format: str,
     compression: str,
-    batch_rows: int,
-) -> str:
-    """Write one shard, synced to disk, and return the sha256 of its bytes."""
+) -> tuple[int, str]:
+    """Write one shard, synced to disk, with a record batch for each of `batches`.
+
+    It appears under its name when it is whole. Returns its size in bytes and its sha256.
+    """
     schema = shard_schema(metadata)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
     new_writer = pa.ipc.new_stream if ipc_format == "stream" else pa.ipc.new_file
-    with open(path, "xb") as file:
+    with atomic_file(path) as file:
         hashing = _HashingFile(file)
+        # Arrow hands over its buffers without a copy; hashing them takes most of the time.
         with new_writer(pa.PythonFile(hashing, "w"), schema, options=options) as writer:
-            writer.write_table(_as_table(columns, schema), max_chunksize=batch_rows)
+            for columns in batches:
+                writer.write_batch(_as_record_batch(columns, schema))
+        size = file.tell()
         file.flush()
         os.fsync(file.fileno())
-    return hashing.digest.hexdigest()
+    return size, hashing.digest.hexdigest()
 
 
 class _HashingFile:
@@ -130,20 +150,27 @@ class _HashingFile:
         """Leave the file open: whoever opened it syncs it first."""
 
 
-def _as_table(columns: Columns, schema: pa.Schema) -> pa.Table:
+def _as_record_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
     seq_len = columns.input_ids.shape[1]
     arrays: list[pa.Array] = []
     for name in schema.names:
         values = getattr(columns, name)
         if name in TOKEN_COLUMNS:
-            array = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), seq_len)
+            array = pa.FixedSizeListArray.from_arrays(_as_array(values.ravel()), seq_len)
         elif name == "turn_num":
-            array = pa.array(values)
+            array = _as_array(values)
         else:
             offsets = columns.turn_offsets if name in TURN_COLUMNS else columns.entry_offsets
-            array = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+            starts = _as_array(offsets.astype(np.int32))
+            array = pa.ListArray.from_arrays(starts, _as_array(values))
         arrays.append(array)
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _as_array(values: NDArray[Any]) -> pa.Array:
+    """Wrap an array; `pa.array` would import pandas where it is installed, which takes 0.2 s."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:

@@ -8,7 +8,6 @@ come near (309 digits and more) is refused as infinite.
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import orjson
@@ -16,8 +15,9 @@ import orjson
 from mtpack.dialogue import Reason
 
 MAX_DEPTH = 100
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_LONG_INTEGER = re.compile(rb"[0-9]{19,}")
+# Integers of 19 digits and more may leave the 64 bits up to which orjson keeps them exact.
+_ALL_DIGITS_0 = bytes.maketrans(b"123456789", b"000000000")
+_LONG_INTEGER = b"0" * 19
 
 
 class StrictJsonError(ValueError):
@@ -38,25 +38,43 @@ def parse(text: bytes) -> Any:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _explain(text, error) from None
-    # Outside of strings, colons stand between keys and values only and digits in numbers only.
-    outside_strings = _STRING.sub(b"", text)
-    if outside_strings.count(b":") != _count_keys(value, 0):
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH:
+        _check_depth(value)
+    # What the value is written as holds no key twice and no integer that was rounded. Where the
+    # text is that already, as most files are written, the proof takes 1 µs a row and not 25.
+    written = orjson.dumps(value)
+    if written == text:
+        return value
+    if _num_quotes(text) != _num_quotes(written):
         raise StrictJsonError(
             Reason.DUPLICATE_KEY, "an object has the same key twice; keep the one that is meant"
         )
-    if _LONG_INTEGER.search(outside_strings):
+    if _LONG_INTEGER in text.translate(_ALL_DIGITS_0):
         return json.loads(text)  # orjson rounds them to floats
     return value
 
 
-def _count_keys(value: Any, depth: int) -> int:
-    if not isinstance(value, dict | list):
-        return 0
-    if depth == MAX_DEPTH:
+def _check_depth(value: Any) -> None:
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+    if level:
         raise StrictJsonError(Reason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
-    if isinstance(value, dict):
-        return len(value) + sum(_count_keys(item, depth + 1) for item in value.values())
-    return sum(_count_keys(item, depth + 1) for item in value)
+
+
+def _num_quotes(text: bytes) -> int:
+    """Count the quotes around the keys and strings of valid JSON.
+
+    A key that comes twice is read once, so its quotes are missing in what the value is written as.
+    """
+    if b"\\" in text:
+        text = text.replace(rb"\\", b"")  # behind which a quote is not escaped
+    return text.count(b'"') - text.count(rb"\"")
 
 
 def _explain(text: bytes, error: orjson.JSONDecodeError) -> StrictJsonError:

@@ -12,7 +12,8 @@ from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.encoding import encode_dialogues
 from mtpack.formats.rows import read_dialogue
 from mtpack.pipeline import Pipeline
-from mtpack.reading import LINE_LIMIT, Split
+from mtpack.reading import LINE_LIMIT
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped import count_dropped
@@ -41,6 +42,13 @@ class TokenizedSplit:
     counts: Counter[str]
     """What is counted before documents are made to fit."""
     warnings: frozenset[str]
+    short_cuts: frozenset[str]
+    """Those that had a part in it."""
+
+    @property
+    def num_accepted(self) -> int:
+        """The rows that were not refused."""
+        return int(np.count_nonzero(self.row_turns >= 0))
 
 
 def tokenize(
@@ -61,9 +69,12 @@ def tokenize(
     watch.lap("read")
     if REPLAY in distrusted:
         pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
+    encoder = pipeline.encoders.reference
     replays_before = pipeline.renderer.replay_counts()
+    audited_before = pipeline.encoders.audited
     batches: list[TokenBatch] = []
     accepted: list[Dialogue] = []
+    num_turns: list[int] = []
     counts: Counter[str] = Counter()
     wanted = (dialogue for dialogue in dialogues if dialogue.row not in overlong)
     for rendered in _rendered(pipeline, wanted, rejects):
@@ -74,6 +85,7 @@ def tokenize(
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
         accepted += [item.dialogue for item in rendered]
+        num_turns += [len(item.merged.turns) + len(item.own) for item in rendered]
         counts += found
         watch.lap("tokenize")
     pipeline.activity.end()
@@ -81,10 +93,11 @@ def tokenize(
         counts[f"content_dropped.{part}"] = number
     counts += pipeline.renderer.count_spelling(accepted)
     counts += pipeline.renderer.replay_counts() - replays_before
+    counts["audited"] += pipeline.encoders.audited - audited_before
     counts["rendered"] = len(accepted) - counts["replayed"]
-    row_turns = np.full(len(split.rows), -1, dtype=np.int32)
-    for dialogue in accepted:
-        row_turns[dialogue.row - split.first_row] = len(dialogue.trained_messages())
+    short_cuts = {REPLAY: counts["replayed"], FASTOKENS: encoder is not pipeline.encoders.reference}
+    row_turns = np.full(split.num_rows, -1, dtype=np.int32)
+    row_turns[[dialogue.row - split.first_row for dialogue in accepted]] = num_turns
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
@@ -92,6 +105,7 @@ def tokenize(
         rejects=sorted(rejects, key=lambda reject: reject.row),
         counts=counts,
         warnings=_warnings(pipeline.template, accepted),
+        short_cuts=frozenset(name for name, taken in short_cuts.items() if taken),
     )
 
 
@@ -141,7 +155,7 @@ def read_dialogues(split: Split) -> tuple[list[Dialogue], list[Reject]]:
     """Read the rows of a split, accepted ones and refused ones."""
     dialogues: list[Dialogue] = []
     rejects: list[Reject] = []
-    for row, raw in enumerate(split.rows, split.first_row):
+    for row, raw in enumerate(split.rows(), split.first_row):
         result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
         if isinstance(result, Reject):
             rejects.append(result)
@@ -161,9 +175,7 @@ def _overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
 
 
 def _warnings(template: ChatTemplate, dialogues: list[Dialogue]) -> frozenset[str]:
-    if not any(_has_text_arguments(dialogue) for dialogue in dialogues):
-        return frozenset()
-    if not template.encodes_text_twice:
+    if not template.encodes_text_twice or not any(map(_has_text_arguments, dialogues)):
         return frozenset()
     return frozenset(
         {
@@ -177,5 +189,6 @@ def _has_text_arguments(dialogue: Dialogue) -> bool:
     return any(
         isinstance(call.get("function", call).get("arguments"), str)
         for message in dialogue.messages
+        if len(message.fields) > 2  # the most have a role and a content alone
         for call in message.fields.get("tool_calls", ())
     )

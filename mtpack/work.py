@@ -1,6 +1,6 @@
-"""The units of work of a run: tokenize one split, write one shard. Each runs in any process.
+"""The unit of work up to the token batch: tokenize one split. It runs in any process.
 
-What they need beside their task is loaded once a process (`pipeline.py`).
+What it needs beside its task is loaded once a process (`pipeline.py`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpack.assembling import assemble, padded_lengths
 from mtpack.dialogue import Dialogue, Reject
-from mtpack.manifest import ShardRecord
-from mtpack.options import PackOptions
 from mtpack.overlong import Fitted, fit, piece_maker
 from mtpack.pipeline import Pipeline
-from mtpack.reading import Split
-from mtpack.shard import rows_per_batch, write_shard
+from mtpack.split_store import find_split, keep_split
+from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
-from mtpack.token_store import open_batch, save_batch
+from mtpack.token_store import save_batch
 from mtpack.tokenizer.engines import EngineFailedError
 from mtpack.tokenizing import (
     FASTOKENS,
@@ -31,7 +28,7 @@ from mtpack.tokenizing import (
     say_rendering,
     tokenize,
 )
-from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag, concatenate
+from mtpack.turns import Int32, Int64, TokenBatch, TurnFlag
 
 _FLAG_COUNTS = {
     "turns_own_document": TurnFlag.OWN_DOCUMENT,
@@ -50,6 +47,8 @@ class SplitTask:
     file: Path
     distrusted: frozenset[str] = frozenset()
     """Short cuts (`REPLAY`, `FASTOKENS`) that may not be taken."""
+    store: Path | None = None
+    """Where tokenized splits are looked up and kept, if anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ class SplitRecord:
     """What became of a split."""
 
     file: Path
+    """Holds its documents; below `SplitTask.store` it belongs to other runs as well."""
     first_row: int
     counts: Counter[str]
     rejects: list[Reject]
@@ -82,7 +82,7 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
     watch = Stopwatch()
     split = task.split
     try:
-        tokenized = tokenize(pipeline, split, watch, distrusted=task.distrusted)
+        tokenized, stored_file = _stored_or_tokenized(pipeline, task, watch)
         fitted = _fit(pipeline, split, tokenized.batch)
         if fitted.rejected_rows:  # they leave no trace in any count
             tokenized = tokenize(
@@ -98,11 +98,14 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
     if tokenized.counts["audit_mismatches"]:
         reason = "a dialogue filled in by replay differs from its render"
         return ShortCutFailed(REPLAY, reason, tokenized.counts)
+    file = stored_file
+    if file is None or fitted.batch is not tokenized.batch:
+        file = task.file
+        save_batch(file, fitted.batch, split.first_row)
     rows = fitted.batch.document_rows - split.first_row
-    save_batch(task.file, fitted.batch)
     watch.lap("tokenize")
     return SplitRecord(
-        file=task.file,
+        file=file,
         first_row=split.first_row,
         counts=_count(tokenized, fitted, rows),
         rejects=tokenized.rejects,
@@ -110,6 +113,22 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
         seconds=watch.seconds,
         warnings=tokenized.warnings,
     )
+
+
+def _stored_or_tokenized(
+    pipeline: Pipeline, task: SplitTask, watch: Stopwatch
+) -> tuple[TokenizedSplit, Path | None]:
+    """Return a split before its documents are made to fit, and the file that holds it, if any."""
+    if task.store is not None:
+        found = find_split(task.store, task.split, task.distrusted)
+        watch.lap("read")
+        if found is not None:
+            found.tokenized.counts["reused"] = found.tokenized.num_accepted
+            return found
+    tokenized = tokenize(pipeline, task.split, watch, distrusted=task.distrusted)
+    if task.store is None or tokenized.counts["audit_mismatches"]:
+        return tokenized, None
+    return tokenized, keep_split(task.store, task.split, tokenized)
 
 
 def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
@@ -153,55 +172,3 @@ def _count(tokenized: TokenizedSplit, fitted: Fitted, document_rows: Int64) -> C
         numbers[name] = np.count_nonzero(batch.turn_flags & flag)
     counts.update({name: int(number) for name, number in numbers.items()})
     return counts
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """Assemble and write one shard."""
-
-    number: int
-    folder: Path
-    pieces: list[tuple[Path, Int64]]
-    """Split files, and which of their documents to take."""
-    order: Int64
-    """(documents,): which of the taken documents comes first, second, ..."""
-    sequence_offsets: Int64
-    """(sequences + 1,)"""
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenShard:
-    """A shard in the work area, and the seconds that it took."""
-
-    record: ShardRecord
-    seconds: Mapping[str, float]
-
-
-def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
-    """Run one `ShardTask`."""
-    watch = Stopwatch()
-    options = pipeline.options
-    batch = concatenate([open_batch(file).take(documents) for file, documents in task.pieces])
-    metadata = pipeline.shard_metadata
-    columns = assemble(batch.take(task.order), task.sequence_offsets, metadata.layout)
-    watch.lap("assemble")
-    name = f"shard-{task.number:05d}.arrow"
-    (task.folder / name).unlink(missing_ok=True)  # half of it, by a worker that died
-    sha256 = write_shard(
-        task.folder / name,
-        columns,
-        metadata,
-        ipc_format=options.ipc_format,
-        compression=options.compression,
-        batch_rows=rows_per_batch(options.seq_len, options.shard_bytes, options.compression),
-    )
-    watch.lap("write")
-    size = (task.folder / name).stat().st_size
-    return WrittenShard(
-        ShardRecord(name, len(task.sequence_offsets) - 1, size, sha256), watch.seconds
-    )
-
-
-def places_taken(record: SplitRecord, options: PackOptions) -> Int64:
-    """Return how many places of a sequence each document of a split takes, (documents,)."""
-    return padded_lengths(record.document_lengths.astype(np.int64), options.pad_documents_to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import numpy as np
 
 from mtpack.assembling import Columns, Layout, assemble
 from mtpack.manifest import MANIFEST, About, Manifest, PackReport, Run, ShardRecord, Tally
-from mtpack.shard import ShardMetadata, write_shard
+from mtpack.shard import (
+    ENTRY_COLUMNS,
+    TOKEN_COLUMNS,
+    TURN_COLUMNS,
+    ShardMetadata,
+    write_shard,
+)
 from mtpack.turns import offsets_of
 from tests.strategies import Document, Turn, as_batch
 
@@ -64,15 +71,28 @@ def write_columns(
     path: Path, columns: Columns, metadata: ShardMetadata, batch_rows: int = 256
 ) -> str:
     """Write a shard and return its sha256."""
-    path.unlink(missing_ok=True)
-    return write_shard(
+    _, sha256 = write_shard(
         path,
-        columns,
+        in_batches(columns, batch_rows),
         metadata,
         ipc_format="stream",
         compression="none",
-        batch_rows=batch_rows,
     )
+    return sha256
+
+
+def in_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
+    """Cut columns into those of record batches."""
+    for first in range(0, len(columns.turn_num), batch_rows):
+        rows = slice(first, first + batch_rows)
+        cut: dict[str, Any] = {
+            name: getattr(columns, name)[rows] for name in (*TOKEN_COLUMNS, "turn_num")
+        }
+        for offsets, names in (("turn_offsets", TURN_COLUMNS), ("entry_offsets", ENTRY_COLUMNS)):
+            edges = getattr(columns, offsets)[first : first + batch_rows + 1]
+            cut[offsets] = edges - edges[0]
+            cut |= {name: getattr(columns, name)[edges[0] : edges[-1]] for name in names}
+        yield Columns(**cut)
 
 
 def tally_of(parts: list[Columns], **changes: Any) -> Tally:

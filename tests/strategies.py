@@ -108,6 +108,16 @@ def lengths_within(seq_len: int, max_documents: int = 40):
     return (few | many).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
 
+cases = seq_lens.flatmap(lambda seq_len: st.tuples(lengths_within(seq_len), st.just(seq_len)))
+"""Lengths of documents, and the tokens of a sequence."""
+
+
+def histogram_of(lengths) -> dict[int, int]:
+    """How many documents have each length."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 # A turn is drawn as (tokens before it, step to its message, flags, what follows its first span),
 # a span as (tokens before it, loss tokens of it).
 _spans = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=2)

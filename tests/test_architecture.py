@@ -15,9 +15,12 @@ LAYERS = """
     options
     dialogue
     turns
+    patterns
+    lower_bounds
     planning
     assembling
     ---- pure above: integers, text and numpy; effects below
+    audit
     strict_json
     formats.refusal
     formats.tools
@@ -27,12 +30,17 @@ LAYERS = """
     formats.alpaca
     formats.shapes
     formats.rows
+    inputs
+    splits
     reading
     tokenizer.added_tokens
     tokenizer.declared_tokens
     tokenizer.loading
-    tokenizer.encode
     tokenizer.engines
+    tokenizer.probe
+    tokenizer.byte_level
+    tokenizer.encode
+    tokenizer.encoders
     tokenizer.spelled_tokens
     tokenizer.literal_tokens
     template.limits
@@ -56,18 +64,23 @@ LAYERS = """
     template.replay.known_renders
     template.replay.outline
     template.replay.plan
-    template.replay.audit
     template.replay.replayer
     rendering
     encoding
     overlong
+    atomic_file
     shard
     manifest
     shards
     token_store
     stopwatch
     activity
+    pipeline
+    tokenizing
+    split_store
     work
+    writing
+    windows
     runners.watching
     runners.messages
     runners.worker

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -407,6 +408,26 @@ def pack(rows, output, **options):
     template = rows.with_name("chatml.jinja")
     template.write_text(CHATML, encoding="utf-8")
     return mtpack.pack(rows, output=output, chat_template=template, **options).tally
+
+
+CONTENTS = ("", " \n", "cedar", "<think>ebony</think>cedar", [{"type": "text", "text": "cedar"}])
+
+
+def test_dialogues_of_texts_alone_are_counted_as_message_by_message():
+    """A key that no one asks for makes a message more than a role and a text."""
+    template = writing(
+        "{{ (m.content | string).split('</think>')[-1] if m.role == 'assistant' and not tools }}"
+    )
+    plain, noted = [], []
+    for given, answer, tools in product(CONTENTS, CONTENTS, (None, [], TOOLS)):
+        for number in (1, 2):
+            messages = [say("system", given), say("assistant", answer)] * number
+            plain.append(dialogue(*messages, tools=tools))
+            noted.append(dialogue(*({**message, "note": "x"} for message in messages), tools=tools))
+    counts = count_dropped(template, plain)
+    assert counts == count_dropped(template, noted)
+    assert counts == sum((count_dropped(template, [one]) for one in plain), Counter())
+    assert counts.keys() > {"system.content", "assistant.content.thinking", "tools"}
 
 
 def test_a_dialogue_counts_the_same_alone_and_among_others():

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
@@ -177,6 +177,24 @@ def test_tool_calls_may_come_without_function_or_arguments(calls):
 def test_malformed_tool_calls_are_refused(calls):
     message = {"role": "assistant", "content": "", "tool_calls": calls}
     assert refuses(message, Reason.INVALID_TOOL_CALLS)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["role", "content", "tool_calls", "thinking", "train", "name"]),
+        st.sampled_from([*ROLES, "bot", "", "Hello", None, 1, True, [], {}, [TOOL], ["user"]]),
+        max_size=4,
+    ),
+    st.sampled_from(["messages", "prompt"]),
+)
+@example({"role": "assistant", "content": "Hi"}, "prompt")
+def test_a_key_without_a_value_makes_no_difference_to_a_message(message, key):
+    """One that has such a key is read step by step; a role and a text are seen at once."""
+
+    def row(message):
+        return {key: [message], "completion": "Bye"}
+
+    assert in_order(read(row({**message, "nothing": None}))) == in_order(read(row(message)))
 
 
 def test_keys_without_a_value_are_dropped():

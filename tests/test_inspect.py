@@ -21,10 +21,11 @@ from mtpack.inspecting.figures import TALLY_FIGURES, figures_of
 from mtpack.inspecting.row import row_view
 from mtpack.inspecting.terminal import escaped, show_figures, show_row
 from mtpack.manifest import About, Manifest, PackReport, Run, Tally
-from mtpack.shard import ShardMetadata, write_shard
+from mtpack.shard import ShardMetadata
 from mtpack.shards import Shards, open_shards
 from mtpack.tokenizer.loading import load_tokenizer
 from mtpack.turns import TokenBatch, offsets_of
+from tests.builders import write_columns
 
 ALIGNMENTS = ("aligned", "shifted")
 PAD_ID = 0
@@ -112,7 +113,7 @@ def batch_of(documents: list[Document]) -> TokenBatch:
 
 
 def write(path: Path, columns: Columns, metadata: ShardMetadata) -> Path:
-    write_shard(path, columns, metadata, ipc_format="stream", compression="none", batch_rows=2)
+    write_columns(path, columns, metadata, batch_rows=2)
     return path
 
 

@@ -152,6 +152,25 @@ def test_windows_are_planned_apart_and_counted_together(tmp_path, monkeypatch):
         assert np.ptp(rows[rows >= 0]) < 100
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_window_is_written_and_its_files_go_while_the_next_is_tokenized(
+    tmp_path, monkeypatch, workers
+):
+    monkeypatch.setattr("mtpack.reading.SPLIT_BYTES", 20_000)
+    stages, most_files = [], 0
+
+    def progress(stage: str, amount: int) -> None:
+        nonlocal most_files
+        stages.append(stage)
+        most_files = max(most_files, len(list((tmp_path / "packed/.mtpack").glob("split-*"))))
+
+    listener = mtpack.Listener(progress=progress)
+    pack(tmp_path / "packed", window="8Ki", workers=workers, listener=listener)
+    num_splits = stages.count("tokenize")
+    assert stages.index("write") < num_splits // 2
+    assert most_files < num_splits // 2
+
+
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
 @pytest.mark.parametrize("ipc_format", ["stream", "file"])
 def test_every_kind_of_shard_reads_the_same(packed, tmp_path, ipc_format, compression):

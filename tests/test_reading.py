@@ -14,7 +14,8 @@ from mtpack import reading
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.errors import InputError, SetupError
 from mtpack.formats.rows import read_dialogue
-from mtpack.reading import LINE_LIMIT, SUFFIXES, InputFile, describe_input, find_inputs, read_splits
+from mtpack.inputs import SUFFIXES, InputFile, describe_input, find_inputs
+from mtpack.reading import LINE_LIMIT, read_splits
 
 ROWS = [
     {
@@ -79,7 +80,7 @@ def write(tmp_path):
 
 def read(*paths, line_limit: int = LINE_LIMIT):
     files = [describe_input(path.name, path) for path in paths]
-    return [row for split in read_splits(files, line_limit) for row in split.rows]
+    return [row for split in read_splits(files, line_limit) for row in split.rows()]
 
 
 def failure(path) -> str:
@@ -354,7 +355,7 @@ def test_rows_count_through_all_files_and_lines_start_anew(write, tmp_path):
         write("e.jsonl.zst", zst(b"8")),
     ]
     splits = list(read_splits(describe_input(path.name, path) for path in paths))
-    rows = [row for split in splits for row in split.rows]
+    rows = [row for split in splits for row in split.rows()]
     assert places(rows) == [
         *[("b.jsonl", 1), ("b.jsonl", 3), ("a.json", 1), ("a.json", 2), ("c.jsonl.gz", 2)],
         *[("d.parquet", 1), ("d.parquet", 2), ("e.jsonl.zst", 1)],
@@ -368,9 +369,9 @@ def test_a_file_named_twice_is_read_twice(write):
 
 
 def test_standard_input_is_lines(write):
-    spooled = InputFile("-", write("spooled", b"1\n\n2\n"), 5, "")
+    spooled = describe_input("-", write("spooled", b"1\n\n2\n"))
     [split] = read_splits([spooled])
-    assert [(row.file, row.line, row.text) for row in split.rows] == [
+    assert [(row.file, row.line, row.text) for row in split.rows()] == [
         ("-", 1, b"1"),
         ("-", 3, b"2"),
     ]
@@ -560,7 +561,9 @@ def test_an_input_is_described_by_its_size_and_digest(write):
     content = many_lines()
     path = write("a.jsonl", content)
     digest = hashlib.sha256(content).hexdigest()
-    assert describe_input("named so", path) == InputFile("named so", path, len(content), digest)
+    modified = path.stat().st_mtime_ns
+    told = InputFile("named so", str(path), len(content), digest, modified)
+    assert describe_input("named so", path) == told
 
 
 # Splits
@@ -583,7 +586,7 @@ def test_splits_are_the_same_however_the_lines_lie_in_files(write, monkeypatch, 
             for number, piece in enumerate(pieces)
         ]
         return [
-            (split.number, split.first_row, texts(split.rows))
+            (split.number, split.first_row, texts(split.rows()))
             for split in read_splits(describe_input(path.name, path) for path in paths)
         ]
 
@@ -597,22 +600,23 @@ def test_splits_hold_all_rows_in_order_and_are_as_small_as_asked(write, monkeypa
     lines = lines_of_all_lengths()
     path = write("a.jsonl", b"\n".join(lines))
     splits = list(read_splits([describe_input("a.jsonl", path)]))
-    assert [text for split in splits for text in texts(split.rows)] == lines
+    assert [text for split in splits for text in texts(split.rows())] == lines
     assert [split.number for split in splits] == list(range(len(splits)))
     next_row = 0
     for split in splits:
-        assert split.rows
+        rows = texts(split.rows())
+        assert len(rows) == split.num_rows > 0
         assert split.first_row == next_row
-        next_row += len(split.rows)
-        assert sum(map(len, texts(split.rows[:-1]))) < split_bytes
-    assert all(sum(map(len, texts(split.rows))) >= split_bytes for split in splits[:-1])
+        next_row += split.num_rows
+        assert sum(map(len, rows[:-1])) < split_bytes
+    assert all(sum(map(len, texts(split.rows()))) >= split_bytes for split in splits[:-1])
 
 
 def test_rows_above_the_limit_are_in_splits_too(write, monkeypatch):
     monkeypatch.setattr(reading, "SPLIT_BYTES", 2)
     path = write("a.jsonl", b"1\n" + b"x" * 50 + b"\n2\n" + b"y" * 50)
     splits = list(read_splits([describe_input("a.jsonl", path)], line_limit=10))
-    assert [(split.first_row, texts(split.rows)) for split in splits] == [
+    assert [(split.first_row, texts(split.rows())) for split in splits] == [
         (0, [b"1", None, b"2"]),
         (3, [None]),
     ]
@@ -621,6 +625,6 @@ def test_rows_above_the_limit_are_in_splits_too(write, monkeypatch):
 def test_rows_before_the_damage_come_before_the_error(write, monkeypatch):
     monkeypatch.setattr(reading, "SPLIT_BYTES", 1)
     splits = read_splits([describe_input("a.json", write("a.json", b"[1,\n2,\nnope]"))])
-    assert [next(splits).rows[0].text, next(splits).rows[0].text] == [b"1", b"2"]
+    assert [texts(next(splits).rows()), texts(next(splits).rows())] == [[b"1"], [b"2"]]
     with pytest.raises(InputError, match=r"a\.json line 3"):
         next(splits)

@@ -1,8 +1,8 @@
 """What a run does with replay: its figures, its audit, and what happens should it ever be wrong."""
 
 import mtpack
+from mtpack.audit import Audit
 from mtpack.run import Listener
-from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.outline import Outline
 from tests.conftest import SAMPLE_DATA
 

@@ -19,6 +19,7 @@ json_values = st.recursive(
     max_leaves=20,
 )
 tricky_keys = st.text(alphabet=":\"'\\{}[], /\n\t0aé😀\u2028", max_size=6)
+many_quotes = st.text(alphabet='"\\u2:', max_size=12)
 spellings = st.sampled_from(["as it is", "ascii", "all escaped"])
 
 
@@ -133,7 +134,7 @@ def test_a_key_that_comes_twice_is_refused_at_any_depth_and_in_any_spelling(data
     keys.append(data.draw(st.sampled_from(keys)))
     members = []
     for key in data.draw(st.permutations(keys)):
-        value = json.dumps(data.draw(json_values))
+        value = json.dumps(data.draw(json_values | many_quotes))
         members.append(f"{spell(key, data.draw(spellings))}: {value}")
     text = "{" + ", ".join(members) + "}"
     for key in data.draw(st.lists(st.none() | tricky_keys, max_size=5)):
@@ -146,7 +147,11 @@ def test_a_key_that_comes_twice_is_refused_at_any_depth_and_in_any_spelling(data
 
 
 @given(
-    st.dictionaries(tricky_keys, tricky_keys | st.dictionaries(tricky_keys, tricky_keys)), spellings
+    st.dictionaries(
+        tricky_keys | many_quotes,
+        tricky_keys | many_quotes | st.dictionaries(many_quotes, tricky_keys),
+    ),
+    spellings,
 )
 def test_different_keys_are_never_taken_for_the_same(value, spelling):
     def write(item):
@@ -157,6 +162,20 @@ def test_different_keys_are_never_taken_for_the_same(value, spelling):
         )
 
     assert parse(write(value).encode()) == value
+
+
+@pytest.mark.parametrize("mark", [b":", b": "])
+@pytest.mark.parametrize("value", [rb'"\\"', rb'"\\\""', rb'"\""', rb'"\u0022"', b"1", b"[]"])
+def test_quotes_in_a_text_do_not_hide_a_key_that_comes_twice(mark, value):
+    once = b'{"a"' + mark + value + b"}"
+    twice = once[:-1] + b',"a"' + mark + value + b"}"
+    assert_reads_as_json_loads(once)
+    assert refusal(twice).reason == Reason.DUPLICATE_KEY
+
+
+@pytest.mark.parametrize("mark", [b":", b": "])
+def test_a_long_integer_is_exact_beside_texts_full_of_digits(mark):
+    assert_reads_as_json_loads(b'{"id"' + mark + b'"%s","n":%s}' % (b"1" * 400, b"9" * 20))
 
 
 def test_the_same_key_in_two_objects_is_no_duplicate():
@@ -177,6 +196,18 @@ def damaged_json(draw):
     return text[:start] + draw(json_like_bytes | st.binary(max_size=3)) + text[end:]
 
 
+def without_duplicates(pairs):
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def depth(value) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    items = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(depth, items), default=0)
+
+
 @given(st.binary() | json_like_bytes | damaged_json())
 def test_any_bytes_are_refused_by_name_or_read_as_json_loads_reads_them(text):
     try:
@@ -184,7 +215,8 @@ def test_any_bytes_are_refused_by_name_or_read_as_json_loads_reads_them(text):
     except StrictJsonError as error:
         refused = error
     else:
-        assert repr(value) == repr(json.loads(text))
+        assert repr(value) == repr(json.loads(text, object_pairs_hook=without_duplicates))
+        assert depth(value) <= MAX_DEPTH
         return
     assert isinstance(refused.reason, Reason)
     assert len(str(refused).splitlines()) == 1

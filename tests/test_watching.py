@@ -14,9 +14,9 @@ from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
 from mtpack.options import options_from
 from mtpack.pipeline import Pipeline, load_pipeline
-from mtpack.reading import RawRow, Split
 from mtpack.runners.local import local_runner
 from mtpack.runners.watching import ProcessLimits, process_limits, resident_memory
+from mtpack.splits import RowsHeld, Split
 from mtpack.work import SplitTask, tokenize_split
 from tests.conftest import ROOT
 
@@ -157,8 +157,9 @@ def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
 
     def split(number: int, content: str) -> SplitTask:
         text = f'[{{"role":"user","content":"{content}"}},{{"role":"assistant","content":"otter"}}]'
-        row = RawRow("rows.jsonl", number + 1, f'{{"messages":{text}}}'.encode())
-        return SplitTask(Split(number, number, [row]), tmp_path / f"split-{number}")
+        row = f'{{"messages":{text}}}'.encode()
+        piece = RowsHeld("rows.jsonl", None, [number + 1], [row])
+        return SplitTask(Split(number, number, 1, (piece,)), tmp_path / f"split-{number}")
 
     tasks = (split(0, "fine"), split(1, "boom"))
     said = stop(tokenize_split, SOON, 2, tasks, chat_template=str(template))

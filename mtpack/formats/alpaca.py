@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.dialogue import Message, Reason
-from mtpack.formats.message import read_message
+from mtpack.formats.message import read_messages
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.sharegpt import read_system
 from mtpack.formats.tools import read_tools
@@ -23,10 +23,9 @@ def from_alpaca(row: dict[str, Any]) -> tuple[list[Message], list[Any] | None]:
         _read_text(row, "output"),
     ]
     roles = ("user", "assistant") * (len(said) // 2)
-    messages = [
-        read_message(index, {"role": role, "content": text})
-        for index, (role, text) in enumerate(zip(roles, said, strict=True))
-    ]
+    messages = read_messages(
+        {"role": role, "content": text} for role, text in zip(roles, said, strict=True)
+    )
     return read_system(row) + messages, read_tools(row.get("tools") or None)
 
 

@@ -8,6 +8,8 @@ of a content part is put under `text`, and that the loss switches (`train`, `los
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from mtpack.dialogue import Message, Reason
@@ -21,14 +23,32 @@ _LOSS_WEIGHTS = ("weight", "loss_weight")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # The names of a content part's text: the standard one, and those that other tools write.
 _PART_TEXT_KEYS = ("text", "content", "value")
+_new_message = partial(tuple.__new__, Message)  # 0.1 µs less than calling it
 
 
-def read_message(index: int, message: Any, trained: bool = True) -> Message:
-    """Read a message of the chat APIs; raise RowError.
+def read_messages(messages: Iterable[Any], first: int = 0, trained: bool = True) -> list[Message]:
+    """Read messages of the chat APIs; raise RowError.
 
-    index: its place, for the words of an error. trained: whether an assistant message that does
-    not say so itself is trained.
+    first: the place of the first, for the words of an error. trained: whether an assistant message
+    that does not say so itself is trained.
     """
+    read = []
+    for index, message in enumerate(messages, first):
+        # Most messages are a role and a text, of which `_read_message` would change nothing; to
+        # see that here takes 0.3 µs and not 2.
+        if (
+            type(message) is dict
+            and len(message) == 2
+            and type(message.get("content")) is str
+            and (role := message.get("role")) in ROLES
+        ):
+            read.append(_new_message((role, message, trained and role == "assistant")))
+        else:
+            read.append(_read_message(index, message, trained))
+    return read
+
+
+def _read_message(index: int, message: Any, trained: bool) -> Message:
     fields = filled(index, message)
     role = fields.get("role")
     if role not in ROLES:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.dialogue import Message, Reason
-from mtpack.formats.message import read_message
+from mtpack.formats.message import read_messages
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.tools import read_tools
 
@@ -18,15 +18,15 @@ from mtpack.formats.tools import read_tools
 def from_messages(row: Any) -> tuple[list[Message], list[Any] | None]:
     """Return messages and tools of a row; raise RowError."""
     if isinstance(row, list):
-        return _read_list(row), None
+        return read_messages(row), None
     if row.get("messages") is not None:
-        messages = _read_list(list_of_messages("messages", row["messages"]))
+        messages = read_messages(list_of_messages("messages", row["messages"]))
     else:
         prompt = _as_messages(row, "prompt", "user")
         completion = _as_messages(row, "completion", "assistant")
         messages = [
-            *_read_list(prompt, trained=False),
-            *_read_list(completion, first=len(prompt)),
+            *read_messages(prompt, trained=False),
+            *read_messages(completion, first=len(prompt)),
         ]
     return messages, read_tools(row.get("tools"))
 
@@ -37,10 +37,6 @@ def list_of_messages(key: str, messages: Any) -> list[Any]:
         found = "an empty list" if messages == [] else kind(messages)
         raise RowError(Reason.INVALID_ROW, f'"{key}" must be a list of messages, found {found}')
     return messages
-
-
-def _read_list(messages: list[Any], *, first: int = 0, trained: bool = True) -> list[Message]:
-    return [read_message(index, message, trained) for index, message in enumerate(messages, first)]
 
 
 def _as_messages(row: dict[str, Any], key: str, role: str) -> list[Any]:

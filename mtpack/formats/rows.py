@@ -42,8 +42,10 @@ def read_dialogue(
 
 def _choose(value: Any, row_format: str | None) -> str:
     """Return the format to read a row by: that of its file, if it fits; raise RowError."""
-    if row_format and any(shape.format == row_format for shape in shapes_of(value)):
-        return row_format
+    if row_format:
+        for shape in shapes_of(value):
+            if shape.format == row_format:
+                return row_format
     looks_like = next(shapes_of(value), None)
     if looks_like and row_format is None:
         return looks_like.format

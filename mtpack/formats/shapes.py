@@ -48,7 +48,7 @@ def shapes_of(row: Any) -> Iterator[Shape]:
             yield _BARE_LIST
     elif isinstance(row, dict):
         for shape in _SHAPES:
-            if all(row.get(key) is not None for key in shape.keys):
+            if None not in map(row.get, shape.keys):
                 yield shape
 
 

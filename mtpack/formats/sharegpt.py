@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.dialogue import Message, Reason
-from mtpack.formats.message import filled, read_message
+from mtpack.formats.message import filled, read_messages
 from mtpack.formats.messages import list_of_messages
 from mtpack.formats.refusal import RowError, kind, quoted
 from mtpack.formats.tools import calls_in_text, read_tools
@@ -29,10 +29,8 @@ _ROLES = {
 def from_sharegpt(row: dict[str, Any]) -> tuple[list[Message], list[Any] | None]:
     """Return messages and tools of a row; raise RowError."""
     key = next(key for key in ("conversations", "conversation") if row.get(key) is not None)
-    messages = [
-        read_message(index, _translate(index, message))
-        for index, message in enumerate(list_of_messages(key, row[key]))
-    ]
+    said = list_of_messages(key, row[key])
+    messages = read_messages(_translate(index, message) for index, message in enumerate(said))
     system = read_system(row)
     if system and messages[0].role == "system":
         raise RowError(

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,7 @@ class ChatTemplate:
         if all(isinstance(message.fields.get("content", ""), str) for message in messages):
             return messages
         return [
-            replace(message, fields=message.fields | {"content": _joined(content)})
+            message._replace(fields=message.fields | {"content": _joined(content)})
             if isinstance(content := message.fields.get("content"), list)
             and message.role not in self._roles_read_in_parts
             else message

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 
+from mtpack.audit import Audit
 from mtpack.errors import SetupError
 from mtpack.tokenizer.byte_level import ByteLevel
-from mtpack.tokenizer.engines import Engine
+from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
 from mtpack.turns import Int32, Int64, offsets_of
 
@@ -59,7 +60,7 @@ class Positions:
         of_characters = np.flatnonzero(bytes_joined >= -64)  # all others continue a character
         return cls(of_characters[characters], characters, of_characters)
 
-    def at(self, texts: Int64, characters: Int64) -> Int64:
+    def at(self, texts: Int64, characters: Int32 | Int64) -> Int64:
         """Return the positions of characters, each counted within its text; alike in shape."""
         counted = self._characters[texts] + characters
         return counted if self._of_characters is None else self._of_characters[counted]
@@ -108,15 +109,17 @@ class TextEncoder:
     """What makes the ids, where it need not tell the places of tokens."""
     byte_level: ByteLevel | None
     """What tells the places of tokens; None where only `tokenizers` can."""
+    audit: Audit | None = None
+    """Which texts `tokenizers` encodes as well, to compare the ids."""
 
     def encode(
-        self, texts: Sequence[str], known: Mapping[int, EncodedText] | None = None
+        self, texts: Sequence[str], rows: Sequence[int], known: Mapping[int, EncodedText]
     ) -> EncodedTexts:
         """Encode texts, but for those whose tokens are `known` already, by number.
 
-        Raises SetupError where the tokenizer fails, EngineFailedError where only the engine does.
+        rows: of each text, the row that it is of; some rows are audited. Raises SetupError where
+        the tokenizer fails, EngineFailedError where only the engine does, or differs.
         """
-        known = known or {}
         positions = Positions.of(texts)
         if self.byte_level is None:
             unknown = [number for number in range(len(texts)) if number not in known]
@@ -127,6 +130,7 @@ class TextEncoder:
             )
         unknown_texts = ["" if number in known else text for number, text in enumerate(texts)]
         flat = self.engine.encode(unknown_texts if known else texts)
+        self._compare(flat, unknown_texts, rows)
         edges = offsets_of(self.byte_level.lengths[flat.ids])
         fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
         if self.byte_level.normal_form is not None:
@@ -144,6 +148,21 @@ class TextEncoder:
             moved = edges[first : last + 1] + (positions.texts[number] - edges[first])
             parts.append((flat.ids[first:last], moved[:-1], moved[1:]))
         return _joined(parts, positions)
+
+    def _compare(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
+        """Have `tokenizers` encode some of the texts, too; raise EngineFailedError on other ids."""
+        if self.audit is None:
+            return
+        reference = reference_engine(self.tokenizer)
+        for number, row in enumerate(rows):
+            if not self.audit.is_due(row):
+                continue
+            with self.audit.timed():
+                expected = reference.encode([texts[number]])
+            if not np.array_equal(found.of(number), expected.ids):
+                raise EngineFailedError(
+                    f"{self.engine.name} gave other ids than {reference.name} for a row"
+                )
 
     def _by_offsets(self, texts: Sequence[str], numbers: Sequence[int]) -> dict[int, EncodedText]:
         """Encode some of the texts with `tokenizers`."""

@@ -1,12 +1,13 @@
 """Engines: libraries that make ids of texts.
 
-`tokenizers` is the reference. `fastokens` is many times as fast, and serves where it is proven to
-give the same ids (tokenizer/probe.py). Nothing of it can make a run fail or a shard wrong: what it
-refuses, fails at or gets wrong raises EngineFailedError, and the caller goes on with the reference.
+`tokenizers` is the reference. `fastokens` is many times as fast, and serves where it is shown to
+give the same ids (probe.py, docs/engines.md). It must not make a run fail: whatever it can't do
+raises EngineFailedError, and the caller goes on with the reference.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -34,6 +35,16 @@ class FlatTokens(NamedTuple):
     def of(self, text: int) -> Int32:
         """Return the ids of one text, (tokens of it,)."""
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
+
+
+def first_difference(expected: FlatTokens, found: FlatTokens) -> int | None:
+    """Return the first text that does not have the expected tokens, or None if all have."""
+    if len(expected.offsets) != len(found.offsets):
+        return 0
+    if np.array_equal(expected.offsets, found.offsets) and np.array_equal(expected.ids, found.ids):
+        return None
+    texts = range(len(expected.offsets) - 1)
+    return next(text for text in texts if not np.array_equal(expected.of(text), found.of(text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +82,16 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
     tokenizer_config.json declares, and without a post-processor. Of the 1.1 s that it takes for
     150,000 tokens, writing this down is 0.09, and the file's own text would load no faster.
 
-    Loading starts no thread, the first `encode` does: a process that forks must not encode before.
+    Loading starts no thread. The first `encode` may, for some tokenizers and long texts: a process
+    that forks must not encode before.
     """
     try:
         import fastokens
     except ImportError as error:
         raise EngineFailedError(f"fastokens can't be imported ({error})") from error
+    # mtpack's processes are the parallelism: 64 of them with 32 threads each would be in each
+    # other's way. It is read at the first `encode`.
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     try:
         backend = fastokens.Tokenizer.from_json_str(tokenizer.backend.to_str())
     except BaseException as error:

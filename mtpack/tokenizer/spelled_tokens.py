@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -85,12 +85,11 @@ class SpelledTokens:
 
     def mark(self, dialogue: Dialogue) -> Dialogue:
         """Return the dialogue with marks in the control tokens that its given text spells."""
-        return replace(
-            dialogue,
+        return dialogue._replace(
             messages=tuple(
                 message
                 if message.role == "assistant"
-                else replace(message, fields=self._marked_fields(message.fields))
+                else message._replace(fields=self._marked_fields(message.fields))
                 for message in dialogue.messages
             ),
             tools=self._marked(dialogue.tools),

@@ -11,11 +11,11 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mtpack.audit import Audit
 from mtpack.dialogue import Dialogue, Message, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText, holds_marks
 from mtpack.template.replay import operations
-from mtpack.template.replay.audit import Audit
 from mtpack.template.replay.known_renders import KnownRenders, Render
 from mtpack.template.replay.outline import Outline, outline_of
 from mtpack.template.replay.plan import DialoguePlan, PlainPlan, plan_dialogue

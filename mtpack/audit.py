@@ -1,4 +1,7 @@
-"""Which replayed dialogues are rendered for real as well, to be compared."""
+"""Which of the results that a fast way gave are made the slow way as well, to be compared.
+
+An audit detects by sample: it can find that a fast way is wrong, not show that it never is.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-_SHARE_OF_TIME = 0.03
-_ONE_IN = 16
-
 
 @dataclass(slots=True)
 class Audit:
-    """A seeded sample of rows, as many as 3% of this process's time allow."""
+    """A seeded sample of rows, as many as a share of this process's time allows."""
 
     seed: int
+    one_in: int = 16
+    """Of how many rows one is drawn."""
+    share: float = 0.03
+    """Of the time since this was made."""
     spent: float = 0.0
     """Seconds."""
+    done: int = 0
+    """Audits so far."""
     _started: float = field(default_factory=time.perf_counter)
 
     def is_due(self, row: int) -> bool:
         """Return whether a row is to be audited."""
         drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
-        if drawn % _ONE_IN:
+        if drawn % self.one_in:
             return False
-        return self.spent <= _SHARE_OF_TIME * (time.perf_counter() - self._started)
+        return self.spent <= self.share * (time.perf_counter() - self._started)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -34,3 +40,4 @@ class Audit:
         begun = time.perf_counter()
         yield
         self.spent += time.perf_counter() - begun
+        self.done += 1

@@ -1,0 +1,1 @@
+"""What mtpack takes, beside what else does the same: `python -m benchmarks.compare --help`."""

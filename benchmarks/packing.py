@@ -1,0 +1,125 @@
+"""`mtpack pack`, as a user runs it: end to end, repacked, on the sample data; and its help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from benchmarks.setting import Figures, Setting
+from mtpack.options import PackOptions
+
+_SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
+_HELP_RUNS = 10
+
+
+def has_option(name: str) -> bool:
+    """Tell whether this mtpack has an option, by its name in `PackOptions`."""
+    return name in {option.name for option in fields(PackOptions)}
+
+
+def pack_command(
+    setting: Setting, output: Path, *options: str, inputs: Sequence[str | Path] | None = None
+) -> list[str]:
+    """Return the command that packs the setting's input, or another one."""
+    template = ["--chat-template", str(setting.chat_template)] if setting.chat_template else []
+    return [
+        *(sys.executable, "-m", "mtpack", "pack"),
+        *map(str, inputs or setting.inputs),
+        *("--tokenizer", str(setting.tokenizer), *template),
+        *("--seq-len", str(setting.seq_len), "--workers", str(setting.workers)),
+        *("--output", str(output), "--json", "--quiet", *options),
+    ]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The seconds that a run of `mtpack pack` reports, and those of the whole command."""
+
+    seconds: dict[str, float]
+    """By stage; `total` is wall time, the stages of workers add up."""
+    command_seconds: float
+
+    @property
+    def seconds_after_start(self) -> float | None:
+        """Wall time without loading and starting workers, where the report tells that."""
+        start = self.seconds.get("start")
+        return None if start is None else self.seconds["total"] - start
+
+
+def run_pack(command: list[str]) -> Packed:
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return Packed(json.loads(done.stdout)["seconds"], time.perf_counter() - started)
+
+
+def kept_output(setting: Setting) -> Path:
+    """Return an output of the setting's input, packed at the first call."""
+    output = setting.folder / "packed"
+    if not output.exists():
+        run_pack(pack_command(setting, output))
+    return output
+
+
+def end_to_end(setting: Setting) -> Figures:
+    """Pack with the engine that mtpack chooses."""
+    options = ("--tokenizer-engine", "auto") if has_option("tokenizer_engine") else ()
+    return _end_to_end(setting, "mtpack", *options)
+
+
+def end_to_end_with_tokenizers(setting: Setting) -> Figures:
+    """Pack with the reference engine."""
+    if not has_option("tokenizer_engine"):
+        return {}
+    return _end_to_end(setting, "mtpack_tokenizers", "--tokenizer-engine", "tokenizers")
+
+
+def _end_to_end(setting: Setting, name: str, *options: str) -> Figures:
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        packed = run_pack(pack_command(setting, Path(folder, "packed"), *options))
+    figures = {
+        name: setting.megabytes / packed.seconds["total"],
+        f"{name}.command": packed.command_seconds,
+        **{f"{name}.seconds.{stage}": amount for stage, amount in packed.seconds.items()},
+    }
+    if packed.seconds_after_start is not None:
+        figures[f"{name}.after_start"] = setting.megabytes / packed.seconds_after_start
+    return figures
+
+
+def repack(setting: Setting) -> Figures:
+    """Pack, keeping the tokens, and pack again into sequences of half the length."""
+    if not has_option("token_store"):
+        return {}
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        store = ("--token-store", str(Path(folder, "store")))
+        first = run_pack(pack_command(setting, Path(folder, "first"), *store))
+        shorter = ("--seq-len", str(setting.seq_len // 2))
+        second = run_pack(pack_command(setting, Path(folder, "second"), *store, *shorter))
+    return {"pack.first": first.seconds["total"], "pack.again": second.seconds["total"]}
+
+
+def show_help(setting: Setting) -> Figures:
+    """Time `mtpack --help` and a Python that does nothing, in turns; the best of each counts."""
+    commands = {"help": ["-m", "mtpack", "--help"], "nothing": ["-c", "pass"]}
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(_HELP_RUNS):
+        for name, arguments in commands.items():
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, check=True)
+            taken[name].append(time.perf_counter() - started)
+    return {"help.more": min(taken["help"]) - min(taken["nothing"])}
+
+
+def pack_sample_data(setting: Setting) -> Figures:
+    """Pack what ships with mtpack, with the tokenizer that does; the whole command counts."""
+    inputs = map(str, sorted(_SAMPLE_DATA.glob("*.jsonl")))
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        command = [sys.executable, "-m", "mtpack", "pack", *inputs, "--json", "--quiet"]
+        packed = run_pack([*command, "--output", str(Path(folder, "packed"))])
+    return {"sample": packed.command_seconds}

@@ -1,0 +1,104 @@
+"""TRL's way from the same rows to packed sequences: its own preparation, called as it calls it.
+
+`SFTTrainer._prepare_dataset` applies the training template, makes labels of the assistant's masks
+and packs by best-fit decreasing, all in `datasets.map` with as many processes; what this adds is
+loading the rows before and saving the sequences after it. No model is made, the libraries and
+the tokenizer are loaded before the clock starts, and every round has an empty cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.setting import Figures, Setting, as_json_line
+
+
+def with_trl(setting: Setting) -> Figures:
+    """Prepare the rows in a process of its own, so that no other way inherits its libraries."""
+    file, megabytes = _rows_for_trl(setting)
+    with (
+        tempfile.TemporaryDirectory(dir=setting.folder) as folder,
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor,
+    ):
+        seconds = executor.submit(
+            prepare,
+            file,
+            setting.tokenizer,
+            setting.training_template,
+            setting.seq_len,
+            setting.workers,
+            Path(folder),
+        ).result()
+    return {"trl": megabytes / seconds, "trl.seconds": seconds}
+
+
+@functools.cache
+def _rows_for_trl(setting: Setting) -> tuple[Path, float]:
+    """Write the rows that TRL takes, and return their file and how many MB they are as text.
+
+    It refuses a row without an assistant's message, which mtpack reads, counts and drops.
+    """
+    path = setting.folder / "rows-for-trl.jsonl"
+    num_bytes = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for dialogue, size in zip(
+            setting.dialogues[: setting.trl_rows], setting.text_sizes, strict=False
+        ):
+            if any(message.role == "assistant" for message in dialogue.messages):
+                file.write(as_json_line(dialogue))
+                num_bytes += size
+    return path, num_bytes / 1e6
+
+
+def prepare(
+    file: Path,
+    tokenizer_folder: Path,
+    training_template: Path,
+    seq_len: int,
+    workers: int,
+    folder: Path,
+) -> float:
+    """Return the seconds from a file of rows to saved sequences."""
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    warnings.simplefilter("ignore")  # of settings that TRL chooses itself
+    import datasets
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    class Preparation(SFTTrainer):
+        """A trainer as far as preparing a dataset needs one."""
+
+        def __init__(self) -> None:
+            self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+            self.chat_template = training_template.read_text(encoding="utf-8")
+            self.completion_only_loss = False
+
+        def prepare(self, rows: datasets.Dataset, options: SFTConfig) -> datasets.Dataset:
+            return self._prepare_dataset(rows, self._tokenizer, options, True, None, "train")
+
+    datasets.disable_progress_bars()
+    options = SFTConfig(
+        output_dir=str(folder / "trainer"),
+        max_length=seq_len,
+        packing=True,
+        packing_strategy="bfd",
+        assistant_only_loss=True,
+        dataset_num_proc=workers,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+    )
+    preparation = Preparation()
+    started = time.perf_counter()
+    rows = datasets.load_dataset(
+        "json", data_files=str(file), split="train", cache_dir=str(folder / "cache")
+    )
+    preparation.prepare(rows, options).save_to_disk(folder / "saved")
+    return time.perf_counter() - started

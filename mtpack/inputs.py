@@ -1,0 +1,104 @@
+"""The inputs of a run: which files they are, and what they hold, as size and digest."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from mtpack.errors import InputError, SetupError
+
+STANDARD_INPUT = "-"
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_LONGEST_FIRST = tuple(sorted(SUFFIXES, key=len, reverse=True))
+
+
+class InputFile(NamedTuple):
+    """An input as the user named it, and what it holds. There may be very many of them."""
+
+    name: str
+    path: str
+    num_bytes: int
+    sha256: str
+    modified_ns: int
+    """When it was last changed, so that no one reads anything else than what `sha256` is of."""
+
+
+def find_inputs(inputs: Iterable[str], output: Path | None = None) -> list[str]:
+    """Expand folders and globs into file names, sorted within each; raise SetupError.
+
+    `-` (standard input) stays as it is. What a folder or a glob has below `output` is no input.
+    """
+    names = [file for name in inputs for file in _expand(name, output)]
+    for name in names:
+        if name != STANDARD_INPUT and not suffix_of(name):
+            raise SetupError(
+                f"{name}: unknown kind of file; mtpack reads {', '.join(SUFFIXES)} "
+                "and - (JSONL from standard input)"
+            )
+    if names.count(STANDARD_INPUT) > 1:
+        raise SetupError("-: standard input can be read only once; name it once")
+    return names
+
+
+def _expand(name: str, output: Path | None) -> list[str]:
+    def is_input(found: str) -> bool:
+        if suffix_of(found) is None or not os.path.isfile(found):
+            return False
+        return output is None or not Path(found).resolve().is_relative_to(output.resolve())
+
+    if name == STANDARD_INPUT or os.path.isfile(name):
+        return [name]
+    if os.path.isdir(name):
+        inside = sorted(filter(is_input, map(str, Path(name).rglob("*"))))
+        if not inside:
+            kinds = ", ".join(SUFFIXES)
+            raise SetupError(f"{name}: the folder holds no input; mtpack reads {kinds}")
+        return inside
+    matching = sorted(filter(is_input, glob.glob(name, recursive=True)))
+    if not matching:
+        raise SetupError(f"{name}: no such file; check the name or the pattern")
+    return matching
+
+
+def suffix_of(name: str) -> str | None:
+    """Return what tells the kind of a file, the longest of `SUFFIXES` that its name ends in."""
+    return next(filter(name.lower().endswith, _LONGEST_FIRST), None)
+
+
+def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
+    """Return size and sha256 of the file at `path`; raise InputError."""
+    with read_errors(name), open(path, "rb", buffering=0) as file:
+        modified = os.fstat(file.fileno()).st_mtime_ns
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return InputFile(name, os.fspath(path), file.tell(), digest, modified)
+
+
+def check_unchanged(name: str, path: str, modified_ns: int) -> None:
+    """Raise InputError where what was just read is not what was described."""
+    with read_errors(name):
+        modified = os.stat(path).st_mtime_ns
+    if modified != modified_ns:
+        raise InputError(f"{name}: changed while the run went on; run again when it is finished")
+
+
+@contextmanager
+def read_errors(name: str) -> Iterator[None]:
+    """Turn what can go wrong in a file into one line with its name."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{name}: damaged or cut off ({error}); restore the file and run again"
+        ) from error
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        detail = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise InputError(f"{name}: can't be read ({detail})") from error
