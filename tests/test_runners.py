@@ -75,7 +75,6 @@ def fail_with_what_can_not_be_sent(pipeline: Pipeline, number: int) -> int:
 
 
 def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
-    """Leave half a file behind in the first try."""
     pipeline.activity.begin(f"rows.jsonl line {visit.number}: rendering")
     with open(visit.folder / str(visit.number), "ab") as traces:
         traces.write(b".")
@@ -84,11 +83,12 @@ def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
     return visit.number
 
 
-def always_be_killed_at_four(pipeline: Pipeline, number: int) -> int:
-    pipeline.activity.begin(f"rows.jsonl line {number}: rendering")
-    if number == 4:
+def always_be_killed_at_four(pipeline: Pipeline, visit: Visit) -> None:
+    pipeline.activity.begin(f"rows.jsonl line {visit.number}: rendering")
+    with open(visit.folder / str(visit.number), "ab") as traces:
+        traces.write(b".")
+    if visit.number == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-    return number
 
 
 def hang(pipeline: Pipeline, visit: Visit) -> None:
@@ -246,12 +246,14 @@ def test_half_a_shard_that_a_killed_worker_left_is_written_anew(pipeline, tmp_pa
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_task_that_ends_two_workers_stops_the_run_and_is_named(pipeline, method):
+def test_a_task_that_ends_two_workers_stops_the_run_and_is_named(pipeline, method, tmp_path):
+    visits = [Visit(tmp_path, number) for number in range(12)]
     with pytest.raises(MtpackError) as stopped, two_workers(pipeline, method) as runner:
-        list(runner.run(always_be_killed_at_four, range(12)))
+        list(runner.run(always_be_killed_at_four, visits))
     said = str(stopped.value)
     assert said.startswith("rows.jsonl line 4: rendering ended the worker process (SIGKILL)")
     assert "\n" not in said
+    assert os.path.getsize(tmp_path / "4") == 2
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -132,11 +132,9 @@ class Pool:
             raise MtpackError(verdict)
 
     def close(self) -> None:
-        """End the workers; one that still has a job, whose outcome nobody waits for, at once."""
+        """End the workers when they have done what they are at."""
         for worker in self._workers:
-            if worker.jobs and worker.running is not None:
-                worker.running.process.kill()
-            elif worker.running is not None:
+            if worker.running is not None:
                 self._send(worker, THE_END)
         self._wait_for_their_end()
 
@@ -155,7 +153,7 @@ class Pool:
 
     def _send(self, worker: _Worker, message: bytes) -> None:
         running = worker.running or self._start(worker)
-        with suppress(OSError):  # it has died, which shows when it is listened to
+        with suppress(ConnectionError):  # it has died, which shows when it is listened to
             send(running.channel, message)
 
     def _start(self, worker: _Worker) -> _Process:
@@ -173,7 +171,7 @@ class Pool:
     def _listen(self, worker: _Worker, running: _Process) -> None:
         try:
             message = receive(running.channel)
-        except (OSError, EOFError):
+        except (ConnectionError, EOFError):
             self._replace(worker, running)
             return
         worker.jobs.popleft().end(pickle.loads(message))

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import Array, c_ubyte
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,8 +57,9 @@ def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], n
         gc.freeze()
         return loaded
 
-    while (message := receive(channel)) != THE_END:
-        send(channel, _do(pipeline, message))
+    with suppress(ConnectionError, EOFError):  # the parent has ended
+        while (message := receive(channel)) != THE_END:
+            send(channel, _do(pipeline, message))
 
 
 def activity_in(slots: Array[c_ubyte], number: int) -> Activity:
