@@ -8,9 +8,9 @@ Without inputs the lengths are drawn, by default as many as make a window of `pa
 Inputs are packed once, and the lengths of their documents planned at each sequence length.
 
 Every line is planned in a process of its own, on one core; seconds are the processor's. `peak MB`
-is the most memory that the process ever held, the interpreter, numpy and the lengths included. The
-last columns are best-fit decreasing, the best of the trainers' packers, on the histogram of the
-lengths as well: far faster than they run it.
+is the most memory that the process ever held, the interpreter, numpy and the lengths included.
+The last columns are best-fit decreasing, the best of the trainers' packers, here on the
+histogram of the lengths as well: far faster than they run it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def plan_sequences(
     """Place every document into a sequence of at most `seq_len` tokens.
 
     lengths: (documents,), each from 1 to `seq_len`. packing: `optimal`, or `none` for one
-    document a sequence. seed: any non-negative integers. Takes some 35 bytes for a document.
+    document a sequence. seed: any non-negative integers. Takes some 40 bytes a document.
     """
     num_documents = len(lengths)
     if packing == "none":

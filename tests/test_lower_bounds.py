@@ -95,7 +95,8 @@ def test_the_lower_bound_is_at_least_what_the_tokens_need_and_the_long_documents
     ("lengths", "by_tokens"),
     [
         ([8, 8, 4, 4, 4], 3),  # long documents have no room for middling ones
-        ([4, 4, 4, 4, 4], 2),  # no sequence of 10 can be full
+        ([7, 7, 2, 2, 2], 2),  # no sequence of 10 can be full
+        ([4, 4, 4, 4, 4], 2),
         ([4, 4, 4, 4, 4, 2], 3),  # each of 4 takes at least a third
         ([7, 4, 4, 4, 4, 4, 4], 4),  # of 7 and 4, too
     ],
