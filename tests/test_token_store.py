@@ -54,8 +54,13 @@ def test_a_file_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path):
 def test_what_fails_on_the_way_leaves_the_older_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_file(path) as file:
-        file.write(b"ne")
-        raise KeyboardInterrupt
+
+    def fail_on_the_way() -> None:
+        with atomic_file(path) as file:
+            file.write(b"ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_on_the_way()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
