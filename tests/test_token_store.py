@@ -55,12 +55,12 @@ def test_what_fails_on_the_way_leaves_the_older_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def write_half():
+    def fail_on_the_way() -> None:
         with atomic_file(path) as file:
             file.write(b"ne")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_half()
+        fail_on_the_way()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
