@@ -42,14 +42,13 @@ class Packed:
     """The seconds that a run of `mtpack pack` reports, and those of the whole command."""
 
     seconds: dict[str, float]
-    """By stage; `total` is wall time, the stages of workers add up."""
+    """By stage, those of workers added up; `total` is wall time after `start`."""
     command_seconds: float
 
     @property
-    def seconds_after_start(self) -> float | None:
-        """Wall time without loading and starting workers, where the report tells that."""
-        start = self.seconds.get("start")
-        return None if start is None else self.seconds["total"] - start
+    def seconds_with_start(self) -> float:
+        """Wall time, loading and looking at the input included."""
+        return self.seconds["start"] + self.seconds["total"]
 
 
 def run_pack(command: list[str]) -> Packed:
@@ -68,28 +67,24 @@ def kept_output(setting: Setting) -> Path:
 
 def end_to_end(setting: Setting) -> Figures:
     """Pack with the engine that mtpack chooses."""
-    options = ("--tokenizer-engine", "auto") if has_option("tokenizer_engine") else ()
-    return _end_to_end(setting, "mtpack", *options)
+    return _end_to_end(setting, "mtpack", "auto")
 
 
 def end_to_end_with_tokenizers(setting: Setting) -> Figures:
     """Pack with the reference engine."""
-    if not has_option("tokenizer_engine"):
-        return {}
-    return _end_to_end(setting, "mtpack_tokenizers", "--tokenizer-engine", "tokenizers")
+    return _end_to_end(setting, "mtpack_tokenizers", "tokenizers")
 
 
-def _end_to_end(setting: Setting, name: str, *options: str) -> Figures:
+def _end_to_end(setting: Setting, name: str, engine: str) -> Figures:
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        packed = run_pack(pack_command(setting, Path(folder, "packed"), *options))
-    figures = {
-        name: setting.megabytes / packed.seconds["total"],
+        output = Path(folder, "packed")
+        packed = run_pack(pack_command(setting, output, "--tokenizer-engine", engine))
+    return {
+        name: setting.megabytes / packed.seconds_with_start,
+        f"{name}.after_start": setting.megabytes / packed.seconds["total"],
         f"{name}.command": packed.command_seconds,
         **{f"{name}.seconds.{stage}": amount for stage, amount in packed.seconds.items()},
     }
-    if packed.seconds_after_start is not None:
-        figures[f"{name}.after_start"] = setting.megabytes / packed.seconds_after_start
-    return figures
 
 
 def repack(setting: Setting) -> Figures:

@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import click
 
-from mtpack.dialogue import Dialogue, Origin
-from mtpack.formats.rows import read_dialogue
+from mtpack.dialogue import Dialogue
 from mtpack.inputs import describe_input, find_inputs
 from mtpack.options import DEFAULT_DATE
-from mtpack.reading import LINE_LIMIT, read_splits
+from mtpack.reading import read_splits
 from mtpack.template.chat_template import load_chat_template
 from mtpack.template.replay.replayer import Replayer
 from mtpack.tokenizer.loading import load_tokenizer
+from mtpack.tokenizing import read_dialogues as read_split
 
 _BLOCK = 100  # dialogues
 
@@ -81,13 +80,8 @@ def main(
 
 
 def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
-    files = [describe_input(name, Path(name)) for name in find_inputs(list(inputs), Path("-"))]
-    read = [
-        read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
-        for split in read_splits(files, row_format="auto")
-        for row, raw in enumerate(split.rows(), split.first_row)
-    ]
-    return [dialogue for dialogue in read if isinstance(dialogue, Dialogue)]
+    files = [describe_input(name, name) for name in find_inputs(inputs)]
+    return [dialogue for split in read_splits(files) for dialogue in read_split(split)[0]]
 
 
 def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
