@@ -42,13 +42,20 @@ def show_report(report: PackReport, console: Console) -> None:
         turns.add_row(Text(finding.name), Text(f"{finding.count:,}"), Text(finding.text))
     console.print(turns)
     console.print()
-    seconds = report.about.seconds["total"]
+    seconds = report.about.seconds
     num_bytes = sum(shard.bytes for shard in report.shards)
     shards = "1 shard" if len(report.shards) == 1 else f"{len(report.shards):,} shards"
     console.print(
-        f"{report.output}: {shards}, {num_bytes / 2**20:,.1f} MiB, in {seconds:.1f} s",
+        f"{report.output}: {shards}, {num_bytes / 2**20:,.1f} MiB, "
+        f"in {seconds['total']:.1f} s after {seconds['start']:.1f} s of loading",
         soft_wrap=True,
     )
+    if report.about.token_store_bytes:
+        console.print(
+            f"token store: {report.about.token_store_bytes / 2**20:,.1f} MiB; "
+            f"{report.about.reused:,} dialogues of this run were there",
+            soft_wrap=True,
+        )
 
 
 def _table() -> Table:
