@@ -135,7 +135,11 @@ def write_output(
         template_sha256=metadata.template_sha256,
     )
     about = About(
-        mtpack_version="0", tokenizer="none", seconds={"start": 0.0, "total": 0.0}, warnings=[], inputs=[]
+        mtpack_version="0",
+        tokenizer="none",
+        seconds={"start": 0.0, "total": 0.0},
+        warnings=[],
+        inputs=[],
     )
     report = PackReport(
         output=str(folder),

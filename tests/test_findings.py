@@ -79,14 +79,18 @@ given, trained      5  tokens: the prompt gives them, but the template's
                        generation tags have them trained
 straddling          6  tokens: over the edge of a turn, so without loss
 
-packed: 1 shard, 0.1 MiB, in 1.5 s
+packed: 1 shard, 0.1 MiB, in 1.5 s after 0.5 s of loading
 """
 
 
 def report_of(tally: Tally) -> str:
     """Return the report of a run, as an 80 column terminal shows it."""
     about = About(
-        mtpack_version="0", tokenizer="none", seconds={"start": 0.5, "total": 1.5}, warnings=[], inputs=[]
+        mtpack_version="0",
+        tokenizer="none",
+        seconds={"start": 0.5, "total": 1.5},
+        warnings=[],
+        inputs=[],
     )
     shards = [ShardRecord("shard-00000.arrow", tally.sequences, 2**17, "0")]
     console = Console(width=80, force_terminal=False, file=io.StringIO())
