@@ -68,8 +68,8 @@ def pack(
     `-`. options: those of `PackOptions`, by name. Raises SetupError where the run can't start,
     InputError for a bad row (unless `on_error="skip"`) and where nothing is left to pack.
 
-    Worker processes are spawned where they can't be forked (on macOS, and in a program that has
-    other threads), so a script must call it under `if __name__ == "__main__":` unless `workers=1`.
+    Where workers can't be forked (on macOS, in programs that have threads) they are spawned, so a
+    script must call it under `if __name__ == "__main__":` unless `workers=1`.
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)

@@ -10,18 +10,15 @@ from pathlib import Path
 from socket import socketpair
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from mtpack.errors import InputError, MtpackError
 from mtpack.options import options_from
 from mtpack.pipeline import Pipeline, load_pipeline
-from mtpack.reading import RawRow, Split
 from mtpack.runners import local
 from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.runners.messages import receive, send
 from mtpack.runners.watching import ProcessLimits
-from mtpack.work import ShardTask, SplitTask, tokenize_split, write_one_shard
 from tests.conftest import ROOT, SAMPLE_DATA
 
 NEVER = ProcessLimits(seconds=1e6)
@@ -232,17 +229,6 @@ def test_a_run_whose_workers_are_killed_writes_the_same_bytes(tmp_path):
     assert process.returncode == 0
     one, two = [sorted((tmp_path / name).glob("*.arrow")) for name in ("one", "two")]
     assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
-
-
-def test_half_a_shard_that_a_killed_worker_left_is_written_anew(pipeline, tmp_path):
-    text = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}'
-    split = Split(0, 0, [RawRow("rows.jsonl", 1, text)])
-    record = tokenize_split(pipeline, SplitTask(split, tmp_path / "split"))
-    task = ShardTask(0, tmp_path, [(record.file, np.array([0]))], np.array([0]), np.array([0, 1]))
-    whole = write_one_shard(pipeline, task).record
-    (tmp_path / whole.path).write_bytes(b"half a shard")
-    assert write_one_shard(pipeline, task).record == whole
-    assert (tmp_path / whole.path).stat().st_size == whole.bytes
 
 
 @pytest.mark.parametrize("method", METHODS)
