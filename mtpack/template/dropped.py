@@ -92,7 +92,7 @@ def _told_apart(dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, int, 
     """Yield dialogues, the place of their last trained message, and how many are of their kinds.
 
     Most dialogues are texts alone and alike up to their length, so their kinds are asked for once:
-    to see that takes 3 µs a dialogue, and its kinds would take 15.
+    to see that takes 4 µs a dialogue of 18 messages, and its kinds would take 11.
     """
     like: Counter[tuple[tuple[str, ...], str | None]] = Counter()
     examples: dict[tuple[tuple[str, ...], str | None], Dialogue] = {}
