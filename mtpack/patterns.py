@@ -17,13 +17,13 @@ import numpy as np
 from mtpack.turns import Int64
 
 WORK = 2**35
-"""Bits that the fills of a plan may look at: 3 to 6 seconds of a core. Then fills are greedy."""
+"""Bits that the fills of a plan may look at: 3 to 7 s of a core. Then fills are greedy."""
 STEP = 2**11
 """What one length costs in a fill beside the bits of the room, in bits."""
 _PATTERN = 2**18
 """What one pattern costs beside its fill, in bits."""
 _FILL = 2**24
-"""Bits that one exact fill may look at; a fill that would need more starts greedily."""
+"""Bits that one exact fill may look at, where each length is tried once; others start greedily."""
 _ROUNDS = 12
 """How often a histogram is planned at most; most of what is won, the first five rounds win."""
 _COARSE = 2**11
