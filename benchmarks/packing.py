@@ -8,19 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.setting import Figures, Setting
-from mtpack.options import PackOptions
 
 _SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
 _HELP_RUNS = 10
-
-
-def has_option(name: str) -> bool:
-    """Tell whether this mtpack has an option, by its name in `PackOptions`."""
-    return name in {option.name for option in fields(PackOptions)}
 
 
 def pack_command(
@@ -89,8 +83,6 @@ def _end_to_end(setting: Setting, name: str, engine: str) -> Figures:
 
 def repack(setting: Setting) -> Figures:
     """Pack, keeping the tokens, and pack again into sequences of half the length."""
-    if not has_option("token_store"):
-        return {}
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         store = ("--token-store", str(Path(folder, "store")))
         first = run_pack(pack_command(setting, Path(folder, "first"), *store))
