@@ -117,6 +117,7 @@ class _Run:
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
+        self.watch.lap("start")
         if pipeline.tokenizer.source == EMBEDDED:
             self.listener.remark(
                 "using the small tokenizer that ships with mtpack; "
@@ -141,6 +142,7 @@ class _Run:
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
+            self.watch.lap("read")
             store = self._store(pipeline)
             pipeline, refused = with_engine(
                 pipeline,
@@ -150,7 +152,7 @@ class _Run:
             )
             if refused is not None:
                 self.listener.remark(refused)
-            self.watch.begin("start")
+            self.watch.lap("start")
             return self._write_output(output, area, files, described, pipeline)
 
     def _store(self, pipeline: Pipeline) -> Path | None:
@@ -287,7 +289,7 @@ class _Run:
         warnings = sorted(done.warnings)
         for warning in warnings:
             self.listener.remark(f"warning: {warning}")
-        seconds = {**self.watch.seconds, "total": self.watch.total}
+        seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
         about = About(
             mtpack_version=__version__,
             tokenizer=pipeline.tokenizer.source,

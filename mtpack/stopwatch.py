@@ -15,11 +15,6 @@ class Stopwatch:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.started = self._last = time.perf_counter()
 
-    def begin(self, stage: str) -> None:
-        """Count all time so far for `stage`, and start anew."""
-        self.seconds[stage] += self.total
-        self.started = self._last = time.perf_counter()
-
     def restart(self) -> None:
         """Leave out the time since the last lap."""
         self._last = time.perf_counter()
