@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -20,15 +20,17 @@ class Audit:
     one_in: int = 16
     """Of how many rows one is drawn."""
     share: float = 0.03
-    """Of the time since this was made."""
+    """Of the time since it was first asked."""
     spent: float = 0.0
     """Seconds."""
     done: int = 0
     """Audits so far."""
-    _started: float = field(default_factory=time.perf_counter)
+    _started: float | None = None
 
     def is_due(self, row: int) -> bool:
         """Return whether a row is to be audited."""
+        if self._started is None:
+            self._started = time.perf_counter()
         drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
         if drawn % self.one_in:
             return False

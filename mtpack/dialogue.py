@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -35,10 +36,24 @@ class Dialogue(NamedTuple):
     origin: Origin
     messages: tuple[Message, ...]
     tools: list[Any] | None
+    texts: list[str] | None = None
+    """The contents of all messages if each is known to be a role, a text and nothing else.
+
+    Most dialogues are, and who knows it from here need not look at every message again.
+    """
 
     def trained_messages(self) -> list[int]:
         """Return the indices of the messages that carry loss."""
         return [index for index, message in enumerate(self.messages) if message.trained]
+
+
+def texts_of(messages: Sequence[Message]) -> list[str] | None:
+    """Return the contents of messages that are a role and a text each; None for any others."""
+    fields = [message.fields for message in messages]
+    contents = [field.get("content") for field in fields]
+    if set(map(len, fields)) == {2} and set(map(type, contents)) == {str}:
+        return contents  # type: ignore[return-value]  # mypy does not follow such a proof
+    return None
 
 
 class Reason(StrEnum):

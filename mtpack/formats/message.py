@@ -17,6 +17,7 @@ from mtpack.formats.refusal import RowError, kind, quoted
 from mtpack.formats.tools import check_tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLES = frozenset(ROLES)
 _LOSS_SWITCHES = ("train", "loss")
 _LOSS_WEIGHTS = ("weight", "loss_weight")
 # The names of a message's reasoning, the standard one first (transformers, `apply_chat_template`).
@@ -32,20 +33,32 @@ def read_messages(messages: Iterable[Any], first: int = 0, trained: bool = True)
     first: the place of the first, for the words of an error. trained: whether an assistant message
     that does not say so itself is trained.
     """
-    read = []
-    for index, message in enumerate(messages, first):
-        # Most messages are a role and a text, of which `_read_message` would change nothing; to
-        # see that here takes 0.3 µs and not 2.
-        if (
-            type(message) is dict
-            and len(message) == 2
-            and type(message.get("content")) is str
-            and (role := message.get("role")) in ROLES
-        ):
-            read.append(_new_message((role, message, trained and role == "assistant")))
-        else:
-            read.append(_read_message(index, message, trained))
-    return read
+    messages = list(messages)
+    if (roles := _roles_of_plain(messages)) is not None:
+        return [
+            _new_message((role, message, trained and role == "assistant"))
+            for role, message in zip(roles, messages, strict=True)
+        ]
+    return [_read_message(index, message, trained) for index, message in enumerate(messages, first)]
+
+
+def _roles_of_plain(messages: list[Any]) -> list[str] | None:
+    """Return the roles if all messages are a role and a text, of which reading changes nothing.
+
+    Most rows are, and to see that of all at once takes 0.2 µs a message, where to read each takes 2.
+    """
+    try:
+        roles = [message["role"] for message in messages]
+        contents = [message["content"] for message in messages]
+        is_plain = (
+            set(map(type, messages)) == {dict}
+            and set(map(len, messages)) == {2}
+            and set(map(type, contents)) == {str}
+            and _ROLES.issuperset(roles)
+        )
+    except (KeyError, TypeError, IndexError):  # no object, no content, no role that could be one
+        return None
+    return roles if is_plain else None
 
 
 def _read_message(index: int, message: Any, trained: bool) -> Message:

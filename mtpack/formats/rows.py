@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.dialogue import Dialogue, Origin, Reason, Reject, texts_of
 from mtpack.formats.alpaca import from_alpaca
 from mtpack.formats.messages import from_messages
 from mtpack.formats.refusal import RowError, kind
@@ -35,7 +35,7 @@ def read_dialogue(
             )
         value = parse(text)
         messages, tools = _READERS[_choose(value, row_format)](value)
-        return Dialogue(row, origin, tuple(messages), tools)
+        return Dialogue(row, origin, tuple(messages), tools, texts_of(messages))
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
 

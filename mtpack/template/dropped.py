@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from mtpack.dialogue import Dialogue, Message
@@ -85,7 +84,6 @@ def count_dropped(template: ChatTemplate, dialogues: Iterable[Dialogue]) -> Coun
 
 _SYSTEM_ROLES = ("system", "developer")
 _OPENING = "opening"
-_content_of = itemgetter("content")
 
 
 def _told_apart(dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, int, int]]:
@@ -97,11 +95,11 @@ def _told_apart(dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, int, 
     like: Counter[tuple[tuple[str, ...], str | None]] = Counter()
     examples: dict[tuple[tuple[str, ...], str | None], Dialogue] = {}
     for dialogue in dialogues:
-        roles, fields, trained = zip(*dialogue.messages, strict=True)
+        roles, _, trained = zip(*dialogue.messages, strict=True)
         if True not in trained:
             continue
         last = len(trained) - 1 - trained[::-1].index(True)
-        if _are_ordinary_texts(fields):
+        if dialogue.texts is not None and _are_ordinary(dialogue.texts):
             key = roles[: last + 1], _shape_of_tools(dialogue)
             like[key] += 1
             examples[key] = dialogue
@@ -111,16 +109,9 @@ def _told_apart(dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, int, 
         yield dialogue, len(key[0]) - 1, like[key]
 
 
-def _are_ordinary_texts(messages: Sequence[_Fields]) -> bool:
-    """Tell whether messages have a content of the kind `text` and nothing else but their role."""
-    if set(map(len, messages)) != {2}:
-        return False
-    try:
-        contents = list(map(_content_of, messages))
-        text = "\n".join(contents)
-    except (KeyError, TypeError):  # none, or in parts
-        return False
-    return all(contents) and not any(map(str.isspace, contents)) and "</think>" not in text
+def _are_ordinary(texts: Sequence[str]) -> bool:
+    """Tell whether all texts are contents of the kind `text`."""
+    return all(texts) and not any(map(str.isspace, texts)) and "</think>" not in "\n".join(texts)
 
 
 def _kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:

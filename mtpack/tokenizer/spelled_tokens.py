@@ -68,7 +68,13 @@ class SpelledTokens:
 
     def first_in(self, dialogue: Dialogue) -> SpelledToken | None:
         """Return the first control token that the given text of a dialogue spells."""
-        if not self._search(dialogue.messages, dialogue.tools):  # of nearly every dialogue
+        if dialogue.texts is None:
+            texts = _given_texts(dialogue.messages, dialogue.tools)
+        else:
+            said = zip(dialogue.messages, dialogue.texts, strict=True)
+            texts = [text for message, text in said if message.role != "assistant"]
+            _collect(dialogue.tools, texts)
+        if not self._one.search(_LINK.join(texts)):  # of nearly every dialogue
             return None
         for index, message in enumerate(dialogue.messages):
             if found := self._search((message,), None):
@@ -93,6 +99,7 @@ class SpelledTokens:
                 for message in dialogue.messages
             ),
             tools=self._marked(dialogue.tools),
+            texts=None,
         )
 
     def _marked_fields(self, fields: dict[str, Any]) -> dict[str, Any]:

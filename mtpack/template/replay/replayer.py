@@ -277,15 +277,15 @@ def _shape_of(dialogue: Dialogue) -> Hashable | None:
     None where the content of a message comes in parts.
     """
     messages = dialogue.messages
-    fields = [message.fields for message in messages]
-    contents = {type(field.get("content")) for field in fields}
-    if contents == {str} and set(map(len, fields)) == {2}:  # a role, a text, and nothing else
+    if dialogue.texts is not None:
         return (
             dialogue.tools is None,
             *[message.role for message in messages],
             *[message.trained for message in messages],
         )
-    return None if list in contents else _detailed_shape_of(dialogue, messages)
+    if any(isinstance(message.fields.get("content"), list) for message in messages):
+        return None
+    return _detailed_shape_of(dialogue, messages)
 
 
 def _detailed_shape_of(dialogue: Dialogue, messages: Sequence[Message]) -> Hashable:
