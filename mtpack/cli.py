@@ -108,7 +108,9 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     """
     # Before numpy is imported, which would start a thread a core for linear algebra: there is none
     # to do here, the worker processes use the cores, and a process with threads can't be forked.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for threads in ("OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from mtpack.reporting import show_report
     from mtpack.run import pack as pack_dialogues
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from mtpack.activity import Activity
@@ -66,25 +67,26 @@ def load_pipeline(options: PackOptions) -> Pipeline:
 
 
 def with_engine(
-    pipeline: Pipeline, input_bytes: int, *, preload: bool
+    pipeline: Pipeline, input_bytes: int, own_texts: Iterable[str] | None
 ) -> tuple[Pipeline, str | None]:
     """Settle which engine a run takes; return why it is not the one to be expected, if so.
 
     Under `auto`, it is fastokens where the input is worth the time to load it; the ids are the
-    same. preload: load it now, so that forked workers share it. Raises SetupError where an engine
-    that was asked for can't serve.
+    same. It is loaded and proven on `own_texts` here, so that forked workers share it; where these
+    are None, workers do that when they need it. Raises SetupError where an engine that was asked
+    for can't serve.
     """
     chosen = pipeline.options.tokenizer_engine
-    if preload:
+    if own_texts is not None:
         _ = pipeline.encoders.reference
     if chosen == "auto":
         gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
         load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
         chosen = "fastokens" if gain > load else "tokenizers"
     refused = None
-    if chosen == "fastokens" and preload:
+    if chosen == "fastokens" and own_texts is not None:
         try:
-            _ = pipeline.encoders.fast
+            pipeline.encoders.proven(own_texts)
         except EngineFailedError as error:
             if pipeline.options.tokenizer_engine == "fastokens":
                 remedy = "choose --tokenizer-engine auto or tokenizers"

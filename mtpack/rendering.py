@@ -109,10 +109,12 @@ def load_renderer(
 ) -> Renderer:
     """Make ready what the options of a run need; raise SetupError."""
     policy = options.control_tokens
+    replayer = Replayer(template, tokenizer.added_tokens, options.merge, options.seed)
+    replayer.rehearse()
     return Renderer(
         template=template,
         added_tokens=tokenizer.added_tokens,
-        replayer=Replayer(template, tokenizer.added_tokens, options.merge, options.seed),
+        replayer=replayer,
         spelled=SpelledTokens(tokenizer.added_tokens.control.values()),
         policy=policy,
         literal=literal_tokenizer(tokenizer) if policy == "literal" else None,

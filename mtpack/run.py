@@ -9,13 +9,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mtpack import __version__
 from mtpack.dialogue import Reject
 from mtpack.errors import InputError
-from mtpack.inputs import STANDARD_INPUT, InputFile, describe_input, find_inputs
+from mtpack.inputs import (
+    STANDARD_INPUT,
+    InputFile,
+    describe_input,
+    find_inputs,
+    suffix_of,
+)
 from mtpack.manifest import About, Manifest, PackReport, Run, ShardRecord, Tally
 from mtpack.options import PackOptions, options_from
 from mtpack.output import (
@@ -144,12 +151,10 @@ class _Run:
                 area = stack.enter_context(self._work_area(output))
             self.watch.lap("read")
             store = self._store(pipeline)
-            pipeline, refused = with_engine(
-                pipeline,
-                sum(map(_bytes_of_text, files)),
-                # Where splits are stored already, they most likely are those of this run.
-                preload=store is None or not store.exists(),
-            )
+            # Where splits are stored already, they most likely are those of this run.
+            own_texts = None if store is not None and store.exists() else _first_rows(files)
+            input_bytes = sum(map(_bytes_of_text, files))
+            pipeline, refused = with_engine(pipeline, input_bytes, own_texts)
             if refused is not None:
                 self.listener.remark(refused)
             self.watch.lap("start")
@@ -348,6 +353,14 @@ def _bytes_of_text(file: InputFile) -> int:
     """Return about how many bytes of text a file holds."""
     is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
     return file.num_bytes * (4 if is_packed else 1)
+
+
+def _first_rows(files: list[InputFile]) -> Iterator[str]:
+    """Yield the first rows of the first file of lines, as they stand there."""
+    of_lines = (file for file in files if (suffix_of(file.name) or ".jsonl").startswith(".jsonl"))
+    for split in islice(read_splits(islice(of_lines, 1)), 1):
+        for row in split.rows():
+            yield (row.text or b"").decode(errors="replace")
 
 
 def _spooled(name: str, area: Path | None) -> str | Path:

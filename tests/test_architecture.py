@@ -64,6 +64,7 @@ LAYERS = """
     template.replay.known_renders
     template.replay.outline
     template.replay.plan
+    template.replay.rehearsal
     template.replay.replayer
     rendering
     encoding

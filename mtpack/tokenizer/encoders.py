@@ -32,10 +32,7 @@ class Encoders:
 
     @cached_property
     def fast(self) -> TextEncoder:
-        """The fast encoder, not proven yet; raises EngineFailedError where it can't serve.
-
-        A process that has used it can't fork any more.
-        """
+        """The fast encoder, not proven yet; raises EngineFailedError where it can't serve."""
         if self._byte_level is None:
             raise EngineFailedError(
                 "fastokens does not tell what text the tokens of this tokenizer stand for"

@@ -19,6 +19,7 @@ from mtpack.template.replay import operations
 from mtpack.template.replay.known_renders import KnownRenders, Render
 from mtpack.template.replay.outline import Outline, outline_of
 from mtpack.template.replay.plan import DialoguePlan, PlainPlan, plan_dialogue
+from mtpack.template.replay.rehearsal import rehearsed_dialogues
 from mtpack.template.replay.sheet import Messages, Sheet
 from mtpack.template.replay.stand_ins import Declined
 from mtpack.template.replay.walk import UnknownError
@@ -94,6 +95,16 @@ class Replayer:
         if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages, shape, rendered)
         return rendered
+
+    def rehearse(self) -> None:
+        """Learn the template from made-up dialogues, which are in no count but of recordings."""
+        for dialogue in rehearsed_dialogues():
+            self.render_dialogue(dialogue)
+        if self.audit_mismatches:  # then let the data show it, where it is told of
+            self._known.clear()
+            self._shapes.clear()
+        self.replayed = self.rendered = self.audited = self.audit_mismatches = 0
+        self._audit = Audit(self._audit.seed)  # whose time begins with the data
 
     def render_for_real(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render without replay."""

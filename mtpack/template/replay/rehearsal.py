@@ -1,0 +1,25 @@
+"""Dialogues that a template is recorded on before there is any data.
+
+What is learned from them, forked workers share, so that each need not learn it from its first rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mtpack.dialogue import Dialogue, Message, Origin, texts_of
+
+_MOST_TURNS = 8
+_SYSTEM = Message("system", {"role": "system", "content": "Be brief."}, trained=False)
+_EXCHANGE = (
+    Message("user", {"role": "user", "content": "Why?"}, trained=False),
+    Message("assistant", {"role": "assistant", "content": "Because."}, trained=True),
+)
+
+
+def rehearsed_dialogues() -> Iterator[Dialogue]:
+    """Yield dialogues of one to eight exchanges, with and without a system message."""
+    for opening in ((), (_SYSTEM,)):
+        for turns in range(1, _MOST_TURNS + 1):
+            messages = opening + _EXCHANGE * turns
+            yield Dialogue(0, Origin("rehearsal", 1), messages, None, texts_of(messages))
