@@ -19,7 +19,7 @@ class Audit:
     seed: int
     one_in: int = 16
     """Of how many rows one is drawn."""
-    share: float = 0.03
+    share: float = 0.02
     """Of the time since it was first asked."""
     spent: float = 0.0
     """Seconds."""

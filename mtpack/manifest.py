@@ -105,8 +105,8 @@ class About:
     inputs: list[str]
     """The files, as the user named them."""
     seconds: dict[str, float]
-    """By stage, summed over workers. `total` is wall time behind `start`, in which tokenizer,
-    template and engine are loaded."""
+    """By stage, summed over workers. `total` is wall time without `start`, in which tokenizer,
+    template and engine are loaded and proven, and workers started."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
     rendered: int = 0

@@ -168,8 +168,7 @@ def fullest_fill(lengths: list[int], left: list[int], room: int) -> tuple[dict[i
     when some choice sums to s. A count c is offered in parts 1, 2, 4, ... that make up every number
     up to c. It stops at the first exact fill, so lengths early in the order are used first.
     """
-    full = 1 << room
-    within = (full << 1) - 1
+    within = (2 << room) - 1
     reached = 1
     steps: list[tuple[int, int, int]] = []  # length, how many of it, what was reached before
     for length, count in zip(lengths, left, strict=True):
@@ -181,7 +180,7 @@ def fullest_fill(lengths: list[int], left: list[int], room: int) -> tuple[dict[i
             reached |= (reached << (length * num)) & within
             most -= num
             part *= 2
-        if reached & full:
+        if reached.bit_length() > room:  # bit `room` is on
             break
     total = reached.bit_length() - 1
     chosen: dict[int, int] = {}

@@ -73,8 +73,8 @@ def with_engine(
 
     Under `auto`, it is fastokens where the input is worth the time to load it; the ids are the
     same. It is loaded and proven on `own_texts` here, so that forked workers share it; where these
-    are None, workers do that when they need it. Raises SetupError where an engine that was asked
-    for can't serve.
+    are None, workers do that when they need it. So is the template rehearsed. Raises SetupError
+    where an engine that was asked for can't serve.
     """
     chosen = pipeline.options.tokenizer_engine
     if own_texts is not None:
@@ -93,5 +93,7 @@ def with_engine(
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; going on with tokenizers, which takes many times as long"
             chosen = "tokenizers"
+    if chosen == "fastokens" and own_texts is not None and pipeline.renderer.replayer is not None:
+        pipeline.renderer.replayer.rehearse()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused

@@ -110,7 +110,6 @@ def load_renderer(
     """Make ready what the options of a run need; raise SetupError."""
     policy = options.control_tokens
     replayer = Replayer(template, tokenizer.added_tokens, options.merge, options.seed)
-    replayer.rehearse()
     return Renderer(
         template=template,
         added_tokens=tokenizer.added_tokens,

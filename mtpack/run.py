@@ -36,13 +36,13 @@ from mtpack.output import (
     write_rejects,
 )
 from mtpack.pipeline import Pipeline, load_pipeline, with_engine
-from mtpack.reading import AUTO, read_splits
+from mtpack.reading import SPLIT_BYTES, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.split_store import folder_of_run, size_of
-from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.tokenizing import FASTOKENS, REPLAY
+from mtpack.told_formats import ToldFormats
 from mtpack.windows import Windows
 from mtpack.work import (
     ShortCutFailed,
@@ -191,11 +191,14 @@ class _Run:
         Should a short cut turn out to be wrong, nothing that it did is kept, and its workers end,
         so that none of them writes another shard.
         """
-        formats = _Formats(self.options.format, self.listener.remark)
+        formats = ToldFormats(self.options.format, self.listener.remark)
         distrusted: dict[str, Counter[str]] = {}  # and what their audits counted
         while True:
             try:
                 with local_runner(pipeline) as runner:
+                    if sum(map(_bytes_of_text, files)) > SPLIT_BYTES * self.options.num_workers:
+                        runner.start()
+                        self.watch.lap("start")
                     done = self._pack_splits(
                         files, area, pipeline, runner, formats, frozenset(distrusted)
                     )
@@ -220,7 +223,7 @@ class _Run:
         area: Path,
         pipeline: Pipeline,
         runner: LocalRunner,
-        formats: _Formats,
+        formats: ToldFormats,
         distrusted: frozenset[str],
     ) -> _Done:
         """Tokenize split by split, and write the shards of every window as soon as it is full."""
@@ -316,37 +319,6 @@ class _Run:
             shards=done.shards,
             about=about,
         )
-
-
-@dataclass(slots=True)
-class _Formats:
-    """Says which format files were told to be in: the first file of each format, then how many."""
-
-    chosen: str
-    remark: Callable[[str], None]
-    files: set[str] = field(default_factory=set)
-    """Whose format is known."""
-    num_files: Counter[str] = field(default_factory=Counter)
-    """By format."""
-
-    def note(self, split: Split) -> None:
-        """Look at the rows that are about to be packed."""
-        for file, told in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
-            if told is None or file in self.files:
-                continue
-            if self._is_worth_saying(told) and not self.num_files[told]:
-                self.remark(f"{file}: read as {told} (choose otherwise with --format)")
-            self.files.add(file)
-            self.num_files[told] += 1
-
-    def sum_up(self) -> None:
-        """Count the files that were told to be in a format after the first of them was named."""
-        for row_format, count in self.num_files.items():
-            if self._is_worth_saying(row_format) and count > 1:
-                self.remark(f"{count:,} files read as {row_format}")
-
-    def _is_worth_saying(self, row_format: str) -> bool:
-        return self.chosen == AUTO and row_format != "messages"
 
 
 def _bytes_of_text(file: InputFile) -> int:

@@ -89,6 +89,7 @@ LAYERS = """
     runners.pool
     runners.local
     output
+    told_formats
     run
     findings
     reporting

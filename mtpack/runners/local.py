@@ -20,7 +20,7 @@ from mtpack.runners.watching import (
     process_limits,
     watched_here,
 )
-from mtpack.runners.worker import Unit, run_unit
+from mtpack.runners.worker import Unit, keep_freed_memory, run_unit
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -44,6 +44,17 @@ class LocalRunner:
         self._may_fork = may_fork()
         self._pool: Pool | None = None
 
+    def start(self) -> None:
+        """Start the workers that are going to be needed, if there are to be several."""
+        num_workers = self._pipeline.options.num_workers
+        if num_workers > 1:
+            self._pool = self._new_pool(num_workers)
+            self._pool.start()
+
+    def _new_pool(self, num_workers: int) -> Pool:
+        limits = self._limits or process_limits(num_workers)
+        return Pool(num_workers, self._pipeline, limits, forked=self._may_fork)
+
     def run(self, unit: Unit[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield the results of `tasks` in their order."""
         tasks = iter(tasks)
@@ -54,13 +65,13 @@ class LocalRunner:
                 yield self._run_here(unit, task)
             return
         if self._pool is None:
-            limits = self._limits or process_limits(num_workers)
-            self._pool = Pool(num_workers, self._pipeline, limits, forked=self._may_fork)
+            self._pool = self._new_pool(num_workers)
         yield from _run_in_pool(self._pool, unit, itertools.chain(first, tasks), num_workers)
 
     def _run_here(self, unit: Unit[Task, Result], task: Task) -> Result:
         if threading.current_thread() is not threading.main_thread():  # it can't be interrupted
             return run_unit(self._pipeline, unit, task)
+        keep_freed_memory()
         activity = self._pipeline.activity
         activity.belongs_to(os.getpid())
         with watched_here(activity, self._limits or process_limits(1)):

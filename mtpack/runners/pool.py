@@ -103,6 +103,11 @@ class Pool:
         self._selector = selectors.DefaultSelector()
         self._watch = Watch([worker.activity for worker in self._workers], limits)
 
+    def start(self) -> None:
+        """Start all workers before there is work."""
+        for worker in self._workers:
+            self._start(worker)
+
     @property
     def has_room(self) -> bool:
         """Whether a worker could take a job."""

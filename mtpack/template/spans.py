@@ -52,11 +52,11 @@ class PlainTurns(Sequence[TurnText]):
     def __init__(
         self,
         messages: Sequence[int],
-        flags: Sequence[TurnFlag],
+        flags: Sequence[int],
         starts: Sequence[int],
         ends: Sequence[int],
     ) -> None:
-        """Take the columns, one element a turn."""
+        """Take the columns, one element a turn; flags: `TurnFlag` bits."""
         self.messages = messages
         self.flags = flags
         self.starts = starts
@@ -73,7 +73,8 @@ class PlainTurns(Sequence[TurnText]):
         if isinstance(index, slice):
             return tuple(self)[index]
         start, end = self.starts[index], self.ends[index]
-        return TurnText(self.messages[index], ((start, end),), start, end, self.flags[index])
+        flags = TurnFlag(self.flags[index])
+        return TurnText(self.messages[index], ((start, end),), start, end, flags)
 
     def __eq__(self, other: object) -> bool:
         return tuple(self) == (tuple(other) if isinstance(other, PlainTurns) else other)

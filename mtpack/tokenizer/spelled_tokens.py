@@ -63,6 +63,7 @@ class SpelledTokens:
         longest_first = sorted(control_tokens, key=len, reverse=True)
         one = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._one = re.compile(one)
+        self._first_characters = {content[0] for content in longest_first}
         # Those that overlap another as well: none of them may come to life when the other is text.
         self._start = re.compile(f"(?={one})")
 
@@ -74,7 +75,11 @@ class SpelledTokens:
             said = zip(dialogue.messages, dialogue.texts, strict=True)
             texts = [text for message, text in said if message.role != "assistant"]
             _collect(dialogue.tools, texts)
-        if not self._one.search(_LINK.join(texts)):  # of nearly every dialogue
+        text = _LINK.join(texts)
+        # To look for a character takes a hundredth of the time of a search.
+        if not any(first in text for first in self._first_characters):
+            return None
+        if not self._one.search(text):  # of nearly every dialogue
             return None
         for index, message in enumerate(dialogue.messages):
             if found := self._search((message,), None):

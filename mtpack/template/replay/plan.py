@@ -71,7 +71,7 @@ class PlainPlan:
     full: Outline
     messages: tuple[int, ...]
     """Of each turn, as the flags, the start and the end are."""
-    flags: tuple[TurnFlag, ...]
+    flags: tuple[int, ...]
     starts: tuple[Place, ...]
     ends: tuple[Place, ...]
 
@@ -165,7 +165,7 @@ def plan_dialogue(
         return PlainPlan(
             full.without_marks(),
             messages=tuple(turn.message for turn in located),
-            flags=tuple(turn.flags for turn in located),
+            flags=tuple(int(turn.flags) for turn in located),  # quicker to make arrays of
             starts=tuple(turn.start for turn in located),
             ends=tuple(turn.end for turn in located),
         )

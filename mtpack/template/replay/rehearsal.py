@@ -1,6 +1,6 @@
 """Dialogues that a template is recorded on before there is any data.
 
-What is learned from them, forked workers share, so that each need not learn it from its first rows.
+What is learned from them, forked workers share; each shape that a worker meets first costs it 2 ms.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mtpack.dialogue import Dialogue, Message, Origin, texts_of
 
-_MOST_TURNS = 8
+_MOST_TURNS = 24
 _SYSTEM = Message("system", {"role": "system", "content": "Be brief."}, trained=False)
 _EXCHANGE = (
     Message("user", {"role": "user", "content": "Why?"}, trained=False),
@@ -18,7 +18,7 @@ _EXCHANGE = (
 
 
 def rehearsed_dialogues() -> Iterator[Dialogue]:
-    """Yield dialogues of one to eight exchanges, with and without a system message."""
+    """Yield dialogues of one exchange to 24, with and without a system message."""
     for opening in ((), (_SYSTEM,)):
         for turns in range(1, _MOST_TURNS + 1):
             messages = opening + _EXCHANGE * turns
