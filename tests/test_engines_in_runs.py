@@ -15,7 +15,7 @@ ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
 
 def pack(folder, **options):
     remarks: list[str] = []
-    settings = {"workers": 1, **options}
+    settings = {"workers": 1, "tokenizer_engine": "auto", **options}
     report = mtpack.pack(ROWS, output=folder, listener=Listener(remark=remarks.append), **settings)
     return report, remarks
 

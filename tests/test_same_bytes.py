@@ -19,9 +19,9 @@ def rows(tmp_path_factory):
     files = sorted(SAMPLE_DATA.glob("*.jsonl"))
     lines = [line for file in files for line in file.read_bytes().splitlines(keepends=True)]
     lines = [line for line in lines if b'"messages"' in line]
-    text = b"".join(choose.choices(lines, k=3 * len(lines)))
+    text = b""
     while len(text) < 3 * 2**20:
-        text += b'{"messages": 1}\n\n' + text
+        text += b'{"messages": 1}\n\n' + b"".join(choose.choices(lines, k=300))
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_bytes(text)
     return path

@@ -140,7 +140,7 @@ def test_what_a_distrusted_short_cut_made_is_made_again(tmp_path, store, monkeyp
     assert report.about.audit_mismatches > 0
     monkeypatch.undo()
     for record in store.rglob("*.json"):
-        assert json.loads(record.read_text())["short_cuts"] == []
+        assert "replay" not in json.loads(record.read_text())["short_cuts"]
     assert is_reused(pack(tmp_path / "once more", store))
 
 
