@@ -31,7 +31,7 @@ AUTO = "auto"
 LINE_LIMIT = 64 * 2**20
 # What one split holds: small enough that many workers share a small input, large enough that
 # handing it over costs nothing beside tokenizing it.
-SPLIT_BYTES = 2**20
+SPLIT_BYTES = 2**19
 _BLOCK_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NEWLINE, _SPACE = b"\n "

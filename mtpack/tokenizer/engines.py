@@ -19,6 +19,10 @@ from mtpack.errors import SetupError
 from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
 from mtpack.turns import Int32, Int64, offsets_of
 
+# Texts that `tokenizers` encodes at a time: its results, ten times the size of the ids, should stay
+# in the processor's cache. All of a split at once take a tenth longer.
+_AT_A_TIME = 64
+
 
 class EngineFailedError(Exception):
     """An engine can't serve; the message is one line that says why, without any text."""
@@ -61,6 +65,14 @@ def reference_engine(tokenizer: LoadedTokenizer) -> Engine:
     """Return `tokenizers`; it raises SetupError where it can't encode a text."""
 
     def encode(texts: Sequence[str]) -> FlatTokens:
+        parts = [encode_some(texts[n : n + _AT_A_TIME]) for n in range(0, len(texts), _AT_A_TIME)]
+        lengths = [np.diff(part.offsets) for part in parts]
+        return FlatTokens(
+            np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)]),
+            offsets_of(np.concatenate([np.empty(0, np.int64), *lengths])),
+        )
+
+    def encode_some(texts: Sequence[str]) -> FlatTokens:
         try:
             encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
         except BaseException as error:
