@@ -20,11 +20,11 @@ _HELP_RUNS = 10
 def pack_command(
     setting: Setting, output: Path, *options: str, inputs: Sequence[str | Path] | None = None
 ) -> list[str]:
-    """Return the command that packs the setting's input, or another one."""
+    """Return the command that packs the setting's rows, or other inputs."""
     template = ["--chat-template", str(setting.chat_template)] if setting.chat_template else []
     return [
         *(sys.executable, "-m", "mtpack", "pack"),
-        *map(str, inputs or setting.inputs),
+        *map(str, inputs or [setting.rows]),
         *("--tokenizer", str(setting.tokenizer), *template),
         *("--seq-len", str(setting.seq_len), "--workers", str(setting.workers)),
         *("--output", str(output), "--json", "--quiet", *options),

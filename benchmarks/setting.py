@@ -9,7 +9,9 @@ from pathlib import Path
 
 from benchmarks.rendering import read_dialogues
 from mtpack.dialogue import Dialogue
+from mtpack.inputs import describe_input, find_inputs
 from mtpack.options import DEFAULT_DATE
+from mtpack.reading import read_splits
 from mtpack.template.chat_template import load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 
@@ -33,6 +35,17 @@ class Setting:
     """How many leading rows TRL's way gets; all, if None."""
     folder: Path
     """For outputs and caches; it goes with the run."""
+
+    @cached_property
+    def rows(self) -> Path:
+        """All rows as they stand, in one file of plain JSONL: what every way reads."""
+        names = find_inputs(self.inputs)
+        splits = read_splits(describe_input(name, name) for name in names)
+        path = self.folder / "rows.jsonl"
+        with open(path, "wb") as file:
+            for split in splits:
+                file.writelines((row.text or b"") + b"\n" for row in split.rows())
+        return path
 
     @cached_property
     def dialogues(self) -> list[Dialogue]:
