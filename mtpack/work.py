@@ -143,8 +143,11 @@ def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
         say_rendering(pipeline, dialogues[row])
         return dialogues[row]
 
-    encoder = pipeline.encoders.reference
-    make_piece = piece_maker(pipeline.renderer, encoder, dialogue_of, options.seq_len)
+    def make_piece(row: int, message: int) -> TokenBatch | None:
+        encoder = pipeline.encoders.reference  # which a run from stored splits hardly ever needs
+        make = piece_maker(pipeline.renderer, encoder, dialogue_of, options.seq_len)
+        return make(row, message)
+
     fitted = fit(batch, options.seq_len, options.overlong, make_piece)
     pipeline.activity.end()
     return fitted

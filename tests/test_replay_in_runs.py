@@ -83,3 +83,21 @@ def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, mon
             rendered, _ = pack(tmp_path / f"rendered-{merge}", merge=merge)
         assert rendered.about.replayed == 0 < replayed.about.replayed
         assert rendered.shards == replayed.shards
+
+
+def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path):
+    learned, _ = pack(tmp_path / "learned")
+    rehearsed, _ = pack(tmp_path / "rehearsed", tokenizer_engine="fastokens")
+    assert rehearsed.shards == learned.shards
+    assert rehearsed.about.rendered < learned.about.rendered
+    dialogues = [report.about.rendered + report.about.replayed for report in (learned, rehearsed)]
+    assert dialogues[0] == dialogues[1]
+
+
+def test_a_rehearsal_that_goes_wrong_is_told_of_by_the_data(tmp_path, monkeypatch):
+    right, _ = pack(tmp_path / "right")
+    write_wrongly(monkeypatch, lambda: True)
+    found, remarks = pack(tmp_path / "found", tokenizer_engine="fastokens")
+    assert found.shards == right.shards
+    assert found.about.audit_mismatches > 0
+    assert sum("differs from its render" in remark for remark in remarks) == 1

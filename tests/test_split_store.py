@@ -147,3 +147,12 @@ def test_what_a_distrusted_short_cut_made_is_made_again(tmp_path, store, monkeyp
 def wrongly(replayer, dialogue, messages, shape):
     rendered = replayer.render_for_real(dialogue)
     return rendered._replace(merged=rendered.merged._replace(text=rendered.merged.text + " "))
+
+
+def test_what_is_stored_is_packed_without_any_engine(tmp_path, store, monkeypatch):
+    def fail(tokenizer):
+        raise AssertionError("nothing is to be tokenized")
+
+    for name in ("byte_level_of", "load_fast_engine", "reference_engine"):
+        monkeypatch.setattr(f"mtpack.tokenizer.encoders.{name}", fail)
+    assert is_reused(pack(tmp_path / "again", store, seq_len=512))
