@@ -86,7 +86,7 @@ def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, mon
 
 
 def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path):
-    learned, _ = pack(tmp_path / "learned")
+    learned, _ = pack(tmp_path / "learned", tokenizer_engine="tokenizers")
     rehearsed, _ = pack(tmp_path / "rehearsed", tokenizer_engine="fastokens")
     assert rehearsed.shards == learned.shards
     assert rehearsed.about.rendered < learned.about.rendered
