@@ -35,10 +35,8 @@ def read_messages(messages: Iterable[Any], first: int = 0, trained: bool = True)
     """
     messages = list(messages)
     if (roles := _roles_of_plain(messages)) is not None:
-        return [
-            _new_message((role, message, trained and role == "assistant"))
-            for role, message in zip(roles, messages, strict=True)
-        ]
+        are_trained = [trained and role == "assistant" for role in roles]
+        return list(map(_new_message, zip(roles, messages, are_trained, strict=True)))
     return [_read_message(index, message, trained) for index, message in enumerate(messages, first)]
 
 

@@ -19,7 +19,7 @@ from mtpack.audit import Audit
 from mtpack.errors import SetupError
 from mtpack.tokenizer.byte_level import ByteLevel
 from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, reference_engine
-from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
+from mtpack.tokenizer.loading import LoadedTokenizer, failures_named
 from mtpack.turns import Int32, Int64, offsets_of
 
 _BATCH = 64  # texts encoded at a time; their offsets are Python objects until they are arrays
@@ -185,12 +185,8 @@ def encode_with_offsets(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> lis
 def _encodings(
     tokenizer: LoadedTokenizer, texts: Sequence[str]
 ) -> Iterator[tuple[str, tokenizers.Encoding]]:
-    try:
+    with failures_named(tokenizer.source):
         encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
-    except BaseException as error:
-        if is_tokenizer_failure(error):
-            raise SetupError(f"{tokenizer.source}: the tokenizer failed ({error})") from error
-        raise
     return zip(texts, encodings, strict=True)
 
 

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtpack.errors import SetupError
-from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure
+from mtpack.tokenizer.loading import LoadedTokenizer, failures_named, is_tokenizer_failure
 from mtpack.turns import Int32, Int64, offsets_of
 
 # Texts that `tokenizers` encodes at a time: its results, ten times the size of the ids, should stay
@@ -73,12 +72,8 @@ def reference_engine(tokenizer: LoadedTokenizer) -> Engine:
         )
 
     def encode_some(texts: Sequence[str]) -> FlatTokens:
-        try:
+        with failures_named(tokenizer.source):
             encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
-        except BaseException as error:
-            if is_tokenizer_failure(error):
-                raise SetupError(f"{tokenizer.source}: the tokenizer failed ({error})") from error
-            raise
         offsets = offsets_of(np.array(list(map(len, encodings)), np.int64))
         # 30 ns a token where encoding takes 1,400; 36 with an array for each text.
         ids = chain.from_iterable(encoding.ids for encoding in encodings)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,17 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         pad_id=_pad_id(backend, declared.named),
         sha256=hashlib.sha256("\n".join([content, *added_here, names]).encode()).hexdigest(),
     )
+
+
+@contextmanager
+def failures_named(source: str) -> Iterator[None]:
+    """Turn what `tokenizers` raises inside the block into a SetupError that names the tokenizer."""
+    try:
+        yield
+    except BaseException as error:
+        if is_tokenizer_failure(error):
+            raise SetupError(f"{source}: the tokenizer failed ({error})") from error
+        raise
 
 
 def is_tokenizer_failure(error: BaseException) -> bool:
