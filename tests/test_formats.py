@@ -516,3 +516,23 @@ def test_a_refusal_quotes_no_more_than_a_short_name(row):
 def test_a_refusal_stays_one_harmless_line_whatever_name_it_quotes(role):
     detail = read({"messages": [{"role": role}]}).detail
     assert detail.isprintable()
+
+
+HI = {"role": "user", "content": "Hi"}
+YES = {"role": "assistant", "content": "Yes."}
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"messages": [HI, YES]}, ["Hi", "Yes."]),
+        ({"messages": [HI, {**YES, "train": False}]}, ["Hi", "Yes."]),
+        ({"messages": [HI, {**YES, "name": "a"}]}, None),
+        ({"messages": [{**HI, "content": [{"type": "text", "text": "Hi"}]}, YES]}, None),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, ["Hi"]),
+        ({"instruction": "Hi", "output": "Yes."}, ["Hi", "Yes."]),
+        ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ["Be.", "Hi", "Yes."]),
+    ],
+)
+def test_a_dialogue_of_texts_alone_knows_them(row, texts):
+    assert read(row).texts == texts

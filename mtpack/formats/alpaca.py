@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.dialogue import Message, Reason
-from mtpack.formats.message import read_messages
+from mtpack.dialogue import Reason
+from mtpack.formats.message import Said, read_messages
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.sharegpt import read_system
 from mtpack.formats.tools import read_tools
 
 
-def from_alpaca(row: dict[str, Any]) -> tuple[list[Message], list[Any] | None]:
-    """Return messages and tools of a row; raise RowError."""
+def from_alpaca(row: dict[str, Any]) -> Said:
+    """Return what a row says; raise RowError."""
     said = [
         *_read_history(row.get("history")),
         _read_question(row),
         _read_text(row, "output"),
     ]
     roles = ("user", "assistant") * (len(said) // 2)
-    messages = read_messages(
+    messages, texts = read_messages(
         {"role": role, "content": text} for role, text in zip(roles, said, strict=True)
     )
-    return read_system(row) + messages, read_tools(row.get("tools") or None)
+    system = read_system(row)
+    return Said(system + messages, None if system else texts, read_tools(row.get("tools") or None))
 
 
 def _read_question(row: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtpack.dialogue import Message, Reason
 from mtpack.formats.refusal import RowError, kind, quoted
@@ -27,21 +27,34 @@ _PART_TEXT_KEYS = ("text", "content", "value")
 _new_message = partial(tuple.__new__, Message)  # 0.1 µs less than calling it
 
 
-def read_messages(messages: Iterable[Any], first: int = 0, trained: bool = True) -> list[Message]:
-    """Read messages of the chat APIs; raise RowError.
+class Said(NamedTuple):
+    """What a row says, whatever its format."""
+
+    messages: list[Message]
+    texts: list[str] | None
+    """`Dialogue.texts`, if that was seen on the way."""
+    tools: list[Any] | None
+
+
+def read_messages(
+    messages: Iterable[Any], first: int = 0, trained: bool = True
+) -> tuple[list[Message], list[str] | None]:
+    """Read messages of the chat APIs; return them, and `Dialogue.texts`. Raises RowError.
 
     first: the place of the first, for the words of an error. trained: whether an assistant message
     that does not say so itself is trained.
     """
     messages = list(messages)
-    if (roles := _roles_of_plain(messages)) is not None:
+    roles, texts = _roles_and_texts(messages)
+    if texts is not None:
         are_trained = [trained and role == "assistant" for role in roles]
-        return list(map(_new_message, zip(roles, messages, are_trained, strict=True)))
-    return [_read_message(index, message, trained) for index, message in enumerate(messages, first)]
+        return list(map(_new_message, zip(roles, messages, are_trained, strict=True))), texts
+    read = [_read_message(index, message, trained) for index, message in enumerate(messages, first)]
+    return read, None
 
 
-def _roles_of_plain(messages: list[Any]) -> list[str] | None:
-    """Return the roles if all messages are a role and a text, of which reading changes nothing.
+def _roles_and_texts(messages: list[Any]) -> tuple[list[str], list[str] | None]:
+    """Return both if all messages are a role and a text, of which reading changes nothing.
 
     Most rows are, and to see that of all at once takes 0.2 µs a message; to read one takes 2.
     """
@@ -55,8 +68,8 @@ def _roles_of_plain(messages: list[Any]) -> list[str] | None:
             and _ROLES.issuperset(roles)
         )
     except (KeyError, TypeError, IndexError):  # no object, no content, no role that could be one
-        return None
-    return roles if is_plain else None
+        return [], None
+    return roles, contents if is_plain else None
 
 
 def _read_message(index: int, message: Any, trained: bool) -> Message:

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.dialogue import Message, Reason
-from mtpack.formats.message import read_messages
+from mtpack.dialogue import Reason
+from mtpack.formats.message import Said, read_messages
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.tools import read_tools
 
 
-def from_messages(row: Any) -> tuple[list[Message], list[Any] | None]:
-    """Return messages and tools of a row; raise RowError."""
+def from_messages(row: Any) -> Said:
+    """Return what a row says; raise RowError."""
     if isinstance(row, list):
-        return read_messages(row), None
+        return Said(*read_messages(row), tools=None)
     if row.get("messages") is not None:
-        messages = read_messages(list_of_messages("messages", row["messages"]))
+        messages, texts = read_messages(list_of_messages("messages", row["messages"]))
     else:
         prompt = _as_messages(row, "prompt", "user")
         completion = _as_messages(row, "completion", "assistant")
-        messages = [
-            *read_messages(prompt, trained=False),
-            *read_messages(completion, first=len(prompt)),
-        ]
-    return messages, read_tools(row.get("tools"))
+        asked, _ = read_messages(prompt, trained=False)
+        answered, _ = read_messages(completion, first=len(prompt))
+        messages, texts = asked + answered, None
+    return Said(messages, texts, read_tools(row.get("tools")))
 
 
 def list_of_messages(key: str, messages: Any) -> list[Any]:

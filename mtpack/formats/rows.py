@@ -34,8 +34,9 @@ def read_dialogue(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
         value = parse(text)
-        messages, tools = _READERS[_choose(value, row_format)](value)
-        return Dialogue(row, origin, tuple(messages), tools, texts_of(messages))
+        said = _READERS[_choose(value, row_format)](value)
+        texts = texts_of(said.messages) if said.texts is None else said.texts
+        return Dialogue(row, origin, tuple(said.messages), said.tools, texts)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
 

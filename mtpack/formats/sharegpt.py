@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.dialogue import Message, Reason
-from mtpack.formats.message import filled, read_messages
+from mtpack.formats.message import Said, filled, read_messages
 from mtpack.formats.messages import list_of_messages
 from mtpack.formats.refusal import RowError, kind, quoted
 from mtpack.formats.tools import calls_in_text, read_tools
@@ -26,17 +26,19 @@ _ROLES = {
 }
 
 
-def from_sharegpt(row: dict[str, Any]) -> tuple[list[Message], list[Any] | None]:
-    """Return messages and tools of a row; raise RowError."""
+def from_sharegpt(row: dict[str, Any]) -> Said:
+    """Return what a row says; raise RowError."""
     key = next(key for key in ("conversations", "conversation") if row.get(key) is not None)
     said = list_of_messages(key, row[key])
-    messages = read_messages(_translate(index, message) for index, message in enumerate(said))
+    messages, texts = read_messages(
+        _translate(index, message) for index, message in enumerate(said)
+    )
     system = read_system(row)
     if system and messages[0].role == "system":
         raise RowError(
             Reason.INVALID_ROW, f'a "system" beside the system message in "{key}"; keep one'
         )
-    return system + messages, read_tools(row.get("tools") or None)
+    return Said(system + messages, None if system else texts, read_tools(row.get("tools") or None))
 
 
 def read_system(row: dict[str, Any]) -> list[Message]:

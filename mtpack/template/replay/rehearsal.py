@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mtpack.dialogue import Dialogue, Message, Origin, texts_of
+from mtpack.dialogue import Dialogue, Message, Origin
 
 _MOST_TURNS = 24
 _SYSTEM = Message("system", {"role": "system", "content": "Be brief."}, trained=False)
@@ -22,4 +22,5 @@ def rehearsed_dialogues() -> Iterator[Dialogue]:
     for opening in ((), (_SYSTEM,)):
         for turns in range(1, _MOST_TURNS + 1):
             messages = opening + _EXCHANGE * turns
-            yield Dialogue(0, Origin("rehearsal", 1), messages, None, texts_of(messages))
+            texts = [message.fields["content"] for message in messages]
+            yield Dialogue(0, Origin("rehearsal", 1), messages, None, texts)
