@@ -240,9 +240,8 @@ def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, documents: _Documents
     given = encoded.first_from(turn_texts, taken_over)[turns]
     given_trained = np.maximum(np.minimum(given, ends) - starts, 0).sum()
     counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
-    return _TokenSpans(
-        turns, starts - encoded.offsets[texts], ends - encoded.offsets[texts], counts
-    )
+    begins = encoded.offsets[texts]
+    return _TokenSpans(turns, starts - begins, ends - begins, counts)
 
 
 def _integers(values: Sequence[int]) -> Int64:

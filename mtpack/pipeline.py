@@ -76,24 +76,29 @@ def with_engine(
     are None, workers do that when they need it. So is the template rehearsed. Raises SetupError
     where an engine that was asked for can't serve.
     """
-    chosen = pipeline.options.tokenizer_engine
-    if own_texts is not None:
-        _ = pipeline.encoders.reference
-    if chosen == "auto":
+    wanted = chosen = pipeline.options.tokenizer_engine
+    if wanted == "auto":
         gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
         load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
         chosen = "fastokens" if gain > load else "tokenizers"
     refused = None
-    if chosen == "fastokens" and own_texts is not None:
+    if own_texts is not None:
+        _ = pipeline.encoders.reference
         try:
-            pipeline.encoders.proven(own_texts)
+            if chosen == "fastokens":
+                _get_ready(pipeline, own_texts)
         except EngineFailedError as error:
-            if pipeline.options.tokenizer_engine == "fastokens":
+            if wanted == "fastokens":
                 remedy = "choose --tokenizer-engine auto or tokenizers"
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; going on with tokenizers, which takes many times as long"
             chosen = "tokenizers"
-    if chosen == "fastokens" and own_texts is not None and pipeline.renderer.replayer is not None:
-        pipeline.renderer.replayer.rehearse()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused
+
+
+def _get_ready(pipeline: Pipeline, own_texts: Iterable[str]) -> None:
+    """Do now what every worker would do first; raise EngineFailedError."""
+    pipeline.encoders.proven(own_texts)
+    if pipeline.renderer.replayer is not None:
+        pipeline.renderer.replayer.rehearse()

@@ -53,9 +53,11 @@ def folder_of_run(store: Path, pipeline: Pipeline) -> Path:
     return store / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def find_split(folder: Path, split: Split, distrusted: Collection[str]) -> StoredSplit | None:
-    """Return a split as it is stored, unless a distrusted short cut had a part in it."""
-    file = folder / split.content_sha256()
+def find_split(file: Path, split: Split, distrusted: Collection[str]) -> StoredSplit | None:
+    """Return a split as it is stored, unless a distrusted short cut had a part in it.
+
+    file: in the folder of the run, named by the split's `content_sha256`, as for `keep_split`.
+    """
     try:
         record = json.loads(_record_of(file).read_bytes())
         if _sha256(file) != record["sha256"] or set(record["short_cuts"]) & set(distrusted):
@@ -66,10 +68,9 @@ def find_split(folder: Path, split: Split, distrusted: Collection[str]) -> Store
         return None
 
 
-def keep_split(folder: Path, split: Split, tokenized: TokenizedSplit) -> Path:
-    """Store a split, in the place of one that could not be used; return the file of documents."""
-    file = folder / split.content_sha256()
-    folder.mkdir(parents=True, exist_ok=True)
+def keep_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
+    """Store a split, in the place of one that could not be used."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     _record_of(file).unlink(missing_ok=True)
     save_batch(file, tokenized.batch, split.first_row)
     counts = {
@@ -88,7 +89,6 @@ def keep_split(folder: Path, split: Split, tokenized: TokenizedSplit) -> Path:
     }
     with atomic_file(_record_of(file)) as beside:
         beside.write(json.dumps(record, sort_keys=True).encode())
-    return file
 
 
 def size_of(store: str | None) -> int:

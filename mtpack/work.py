@@ -120,16 +120,19 @@ def _stored_or_tokenized(
     pipeline: Pipeline, task: SplitTask, watch: Stopwatch
 ) -> tuple[TokenizedSplit, Path | None]:
     """Return a split before its documents are made to fit, and the file that holds it, if any."""
+    file = None
     if task.store is not None:
-        found = find_split(task.store, task.split, task.distrusted)
+        file = task.store / task.split.content_sha256()
+        found = find_split(file, task.split, task.distrusted)
         watch.lap("read")
         if found is not None:
             found.tokenized.counts["reused"] = found.tokenized.num_accepted
             return found
     tokenized = tokenize(pipeline, task.split, watch, distrusted=task.distrusted)
-    if task.store is None or tokenized.counts["audit_mismatches"]:
+    if file is None or tokenized.counts["audit_mismatches"]:
         return tokenized, None
-    return tokenized, keep_split(task.store, task.split, tokenized)
+    keep_split(file, task.split, tokenized)
+    return tokenized, file
 
 
 def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:

@@ -56,7 +56,7 @@ class Encoders:
         serve, or gives other ids than the reference.
         """
         if not self._is_proven:
-            texts = probe_texts(self._tokenizer.added_tokens, list(own_texts))
+            texts = probe_texts(self._tokenizer.added_tokens, own_texts)
             prove_equal(self.reference.engine, self.fast.engine, texts)
             self._is_proven = True
         return self.fast

@@ -89,8 +89,8 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
     tokenizer_config.json declares, and without a post-processor. Of the 1.1 s that it takes for
     150,000 tokens, writing this down is 0.09, and the file's own text would load no faster.
 
-    Loading starts no thread. The first `encode` may, for some tokenizers and long texts: a process
-    that forks must not encode before.
+    Loading starts no thread. The first `encode` may, for some tokenizers and long texts: then the
+    process can't fork any more (`runners/starting.py` looks).
     """
     try:
         import fastokens

@@ -7,7 +7,7 @@ That is evidence, not proof, so a sample of the run's own rows is encoded by bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -90,7 +90,7 @@ def prove_equal(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
         )
 
 
-def probe_texts(added_tokens: AddedTokens, own_rows: Sequence[str]) -> list[str]:
+def probe_texts(added_tokens: AddedTokens, own_rows: Iterable[str]) -> list[str]:
     """Return the texts of the probe: the same for all, about the added tokens, and own rows.
 
     own_rows: some of what is to be encoded; the first 40,000 characters count.
