@@ -47,11 +47,13 @@ class Dialogue(NamedTuple):
         return [index for index, message in enumerate(self.messages) if message.trained]
 
 
-def texts_of(messages: Sequence[Message]) -> list[str] | None:
-    """Return the contents of messages that are a role and a text each; None for any others."""
-    fields = [message.fields for message in messages]
-    contents = [field.get("content") for field in fields]
-    if set(map(len, fields)) == {2} and set(map(type, contents)) == {str}:
+def texts_of(messages: Sequence[dict[str, Any]]) -> list[str] | None:
+    """Return the contents of messages, all with a role, that have a text beside it and no more.
+
+    messages: their fields. None if any is another.
+    """
+    contents = [fields.get("content") for fields in messages]
+    if set(map(len, messages)) == {2} and set(map(type, contents)) == {str}:
         return contents  # type: ignore[return-value]  # mypy does not follow such a proof
     return None
 

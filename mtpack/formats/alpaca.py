@@ -23,11 +23,10 @@ def from_alpaca(row: dict[str, Any]) -> Said:
         _read_text(row, "output"),
     ]
     roles = ("user", "assistant") * (len(said) // 2)
-    messages, texts = read_messages(
+    messages, _ = read_messages(
         {"role": role, "content": text} for role, text in zip(roles, said, strict=True)
     )
-    system = read_system(row)
-    return Said(system + messages, None if system else texts, read_tools(row.get("tools") or None))
+    return Said(read_system(row) + messages, None, read_tools(row.get("tools") or None))
 
 
 def _read_question(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from mtpack.dialogue import Message, Reason
+from mtpack.dialogue import Message, Reason, texts_of
 from mtpack.formats.refusal import RowError, kind, quoted
 from mtpack.formats.tools import check_tool_calls
 
@@ -58,18 +58,14 @@ def _roles_and_texts(messages: list[Any]) -> tuple[list[str], list[str] | None]:
 
     Most rows are, and to see that of all at once takes 0.2 µs a message; to read one takes 2.
     """
-    try:
-        roles = [message["role"] for message in messages]
-        contents = [message["content"] for message in messages]
-        is_plain = (
-            set(map(type, messages)) == {dict}
-            and set(map(len, messages)) == {2}
-            and set(map(type, contents)) == {str}
-            and _ROLES.issuperset(roles)
-        )
-    except (KeyError, TypeError, IndexError):  # no object, no content, no role that could be one
+    if set(map(type, messages)) != {dict}:
         return [], None
-    return roles, contents if is_plain else None
+    texts = texts_of(messages)
+    roles = [message.get("role") for message in messages]
+    try:
+        return roles, texts if _ROLES.issuperset(roles) else None
+    except TypeError:  # a role that is a list or an object
+        return [], None
 
 
 def _read_message(index: int, message: Any, trained: bool) -> Message:

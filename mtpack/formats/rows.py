@@ -35,7 +35,9 @@ def read_dialogue(
             )
         value = parse(text)
         said = _READERS[_choose(value, row_format)](value)
-        texts = texts_of(said.messages) if said.texts is None else said.texts
+        texts = said.texts
+        if texts is None:
+            texts = texts_of([message.fields for message in said.messages])
         return Dialogue(row, origin, tuple(said.messages), said.tools, texts)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))

@@ -47,7 +47,7 @@ class PlainTurns(Sequence[TurnText]):
     """
 
     __slots__ = ("ends", "flags", "messages", "starts")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # equal to a tuple, whose hash it hasn't
 
     def __init__(
         self,

@@ -75,20 +75,20 @@ class SpelledTokens:
             said = zip(dialogue.messages, dialogue.texts, strict=True)
             texts = [text for message, text in said if message.role != "assistant"]
             _collect(dialogue.tools, texts)
+        if not self._search(texts):  # of nearly every dialogue
+            return None
+        for index, message in enumerate(dialogue.messages):
+            if found := self._search(_given_texts((message,), None)):
+                return SpelledToken(f"message {index} ({message.role})", found[0])
+        found = self._search(_given_texts((), dialogue.tools))
+        return SpelledToken("the tools", found[0]) if found else None
+
+    def _search(self, texts: list[str]) -> re.Match[str] | None:
         text = _LINK.join(texts)
         # To look for a character takes a hundredth of the time of a search.
         if not any(first in text for first in self._first_characters):
             return None
-        if not self._one.search(text):  # of nearly every dialogue
-            return None
-        for index, message in enumerate(dialogue.messages):
-            if found := self._search((message,), None):
-                return SpelledToken(f"message {index} ({message.role})", found[0])
-        found = self._search((), dialogue.tools)
-        return SpelledToken("the tools", found[0]) if found else None
-
-    def _search(self, messages: Sequence[Message], tools: list[Any] | None) -> re.Match[str] | None:
-        return self._one.search(_LINK.join(_given_texts(messages, tools)))
+        return self._one.search(text)
 
     def starts_in(self, text: str) -> list[int]:
         """Return where control tokens start in a text, those that overlap another included."""
