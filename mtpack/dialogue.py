@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 
 # What is made once a message or a row is a named tuple: a frozen data class takes twice as long.
@@ -28,34 +28,67 @@ class Message(NamedTuple):
     trained: bool
 
 
+class TextMessages(Sequence[Message]):
+    """Messages that are a role and a text each, as columns; those of assistants are trained.
+
+    Most dialogues are like this, and to make a `Message` of each would take longer than to render
+    and encode them.
+    """
+
+    __slots__ = ("_fields", "_searched", "roles", "texts")
+    __hash__ = None  # type: ignore[assignment]  # equal to a tuple, whose hash it hasn't
+
+    def __init__(
+        self, roles: tuple[str, ...], texts: tuple[str, ...], fields: Sequence[dict[str, Any]]
+    ) -> None:
+        """Take the columns, one element a message; fields: the same as the template sees it."""
+        self.roles = roles
+        self.texts = texts
+        self._fields = fields
+        self._searched: str | None = None
+
+    @classmethod
+    def of(cls, roles: tuple[str, ...], texts: tuple[str, ...]) -> TextMessages:
+        """Return what was never read from a row."""
+        said = zip(roles, texts, strict=True)
+        return cls(roles, texts, [{"role": role, "content": text} for role, text in said])
+
+    @property
+    def searched(self) -> str:
+        """All texts with a NUL between two: to look at once for what any of them may hold."""
+        if self._searched is None:
+            self._searched = "\0".join(self.texts)
+        return self._searched
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Message, ...]: ...
+    def __getitem__(self, index: int | slice) -> Message | tuple[Message, ...]:
+        if isinstance(index, slice):
+            return tuple(map(self.__getitem__, range(*index.indices(len(self)))))
+        role = self.roles[index]
+        return Message(role, self._fields[index], trained=role == "assistant")
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, TextMessages) else other)
+
+
 class Dialogue(NamedTuple):
     """One accepted input row."""
 
     row: int
     """The row's index over all inputs, from 0; blank lines are not rows."""
     origin: Origin
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] | TextMessages
     tools: list[Any] | None
-    texts: list[str] | None = None
-    """The contents of all messages if each is known to be a role, a text and nothing else.
-
-    Most dialogues are, and who knows it from here need not look at every message again.
-    """
 
     def trained_messages(self) -> list[int]:
         """Return the indices of the messages that carry loss."""
         return [index for index, message in enumerate(self.messages) if message.trained]
-
-
-def texts_of(messages: Sequence[dict[str, Any]]) -> list[str] | None:
-    """Return the contents of messages, all with a role, that have a text beside it and no more.
-
-    messages: their fields. None if any is another.
-    """
-    contents = [fields.get("content") for fields in messages]
-    if set(map(len, messages)) == {2} and set(map(type, contents)) == {str}:
-        return contents  # type: ignore[return-value]  # mypy does not follow such a proof
-    return None
 
 
 class Reason(StrEnum):

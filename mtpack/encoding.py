@@ -30,7 +30,7 @@ def encode_dialogues(
     encoded = encoder.encode(texts.texts, texts.rows, texts.known)
     documents = _Documents()
     for dialogue, (merged, owned, alone) in zip(rendered, numbers, strict=True):
-        row, turns = dialogue.dialogue.row, dialogue.merged.turns
+        row, turns = dialogue.row, dialogue.merged.turns
         moved: list[tuple[int, TurnText]] = []
         if owned:
             turns, moved = _settle(encoded, merged, owned, turns, merge)
@@ -77,7 +77,7 @@ class _Texts:
 
         A turn's own text is numbered by the place of the turn; only few turns have one.
         """
-        row = dialogue.dialogue.row
+        row = dialogue.row
         merged = self.add(row, dialogue.merged.text, dialogue.merged.encoded)
         owned = {}
         if type(dialogue.merged.turns) is not PlainTurns:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
-from mtpack.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
 from mtpack.encoding import encode_dialogues
 from mtpack.formats.rows import read_dialogue
 from mtpack.pipeline import Pipeline
 from mtpack.reading import LINE_LIMIT
 from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
-from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.dropped import count_dropped
+from mtpack.template.dropped import MessageKinds
 from mtpack.template.spans import RenderedDialogue
 from mtpack.turns import Int32, TokenBatch, concatenate
 
@@ -27,7 +27,12 @@ FASTOKENS = "fastokens"
 # so a small split can make many.
 _CHARS_AT_A_TIME = 4 * 2**20
 
+_ROWS_AT_A_TIME = 32
 _MESSAGES_OF_A_USUAL_ROW = 60
+_TWICE_QUOTED = (
+    "the chat template encodes tool-call arguments as JSON, and in some rows they are JSON "
+    "text already, so they come out quoted twice; give them as objects"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,6 @@ def tokenize(
     distrusted: short cuts (`REPLAY`, `FASTOKENS`) that may not be taken. overlong: rows to refuse,
     because they turned out to be too long. Raises EngineFailedError where `FASTOKENS` fails.
     """
-    dialogues, rejects = read_dialogues(split)
-    rejects += [_overlong(pipeline, dialogue) for dialogue in dialogues if dialogue.row in overlong]
-    watch.lap("read")
     if REPLAY in distrusted:
         pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
     encoder = pipeline.encoders.reference
@@ -74,60 +76,111 @@ def tokenize(
     replays_before = pipeline.renderer.replay_counts()
     audited_before = pipeline.encoders.audited
     batches: list[TokenBatch] = []
-    accepted: list[Dialogue] = []
-    num_turns: list[int] = []
-    counts: Counter[str] = Counter()
-    wanted = (dialogue for dialogue in dialogues if dialogue.row not in overlong)
-    for rendered in _rendered(pipeline, wanted, rejects):
-        watch.lap("render")
-        _say_tokenizing(pipeline, rendered)
-        if may_be_fast and rendered:
+    rows = _Rows(pipeline, overlong)
+    for where, rendered in rows.rendered(split, watch):
+        pipeline.activity.begin(
+            f"{where}: tokenizing with {pipeline.tokenizer.source}",
+            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
+        )
+        if may_be_fast:
             encoder = pipeline.encoders.proven(dialogue.merged.text for dialogue in rendered)
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
-        accepted += [item.dialogue for item in rendered]
-        num_turns += [len(item.merged.turns) + len(item.own) for item in rendered]
-        counts += found
+        rows.counts += found
         watch.lap("tokenize")
     pipeline.activity.end()
-    for part, number in count_dropped(pipeline.template, accepted).items():
+    counts = rows.counts
+    for part, number in rows.kinds.count_dropped(pipeline.template).items():
         counts[f"content_dropped.{part}"] = number
-    counts += pipeline.renderer.count_spelling(accepted)
     counts += pipeline.renderer.replay_counts() - replays_before
     counts["audited"] += pipeline.encoders.audited - audited_before
-    counts["rendered"] = len(accepted) - counts["replayed"]
+    counts["rendered"] = len(rows.accepted) - counts["replayed"]
     short_cuts = {REPLAY: counts["replayed"], FASTOKENS: encoder is not pipeline.encoders.reference}
     row_turns = np.full(split.num_rows, -1, dtype=np.int32)
-    row_turns[[dialogue.row - split.first_row for dialogue in accepted]] = num_turns
+    row_turns[np.array(rows.accepted, np.int64) - split.first_row] = rows.num_turns
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
         row_turns=row_turns,
-        rejects=sorted(rejects, key=lambda reject: reject.row),
+        rejects=rows.rejects,
         counts=counts,
-        warnings=_warnings(pipeline.template, accepted),
+        warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
         short_cuts=frozenset(name for name, taken in short_cuts.items() if taken),
     )
 
 
-def _rendered(
-    pipeline: Pipeline, dialogues: Iterable[Dialogue], rejects: list[Reject]
-) -> Iterator[list[RenderedDialogue]]:
-    """Yield rendered dialogues, some at a time; add those that can't be rendered to `rejects`."""
-    rendered: list[RenderedDialogue] = []
-    num_chars = 0
-    for dialogue in dialogues:
-        say_rendering(pipeline, dialogue)
-        result = pipeline.renderer.render(dialogue, pipeline.options.merge)
-        if isinstance(result, Reject):
-            rejects.append(result)
-            continue
-        rendered.append(result)
-        num_chars += _num_chars(result)
-        if num_chars >= _CHARS_AT_A_TIME:
-            yield rendered
-            rendered, num_chars = [], 0
-    yield rendered
+class _Rows:
+    """Reads and renders the rows of a split, and keeps what is counted of them.
+
+    Some rows at a time, so that all that Python makes of them is still in the processor's cache
+    when it is used and freed: rows of a whole split take half as long again.
+    """
+
+    def __init__(self, pipeline: Pipeline, overlong: Collection[int]) -> None:
+        """Begin with none; overlong: rows to refuse."""
+        self._pipeline = pipeline
+        self._overlong = overlong
+        self.rejects: list[Reject] = []
+        self.accepted: list[int] = []
+        self.num_turns: list[int] = []
+        """Of each accepted row."""
+        self.kinds = MessageKinds()
+        self.counts: Counter[str] = Counter()
+        self.are_arguments_quoted_twice = False
+        self._counts_spelling_as = pipeline.renderer.counts_spelling_as
+
+    def rendered(
+        self, split: Split, watch: Stopwatch
+    ) -> Iterator[tuple[str, list[RenderedDialogue]]]:
+        """Yield dialogues, some megabytes of text at a time, and where these rows stand."""
+        first = last = None
+        rendered: list[RenderedDialogue] = []
+        num_chars = 0
+        results = read_rows(split)
+        while some := list(islice(results, _ROWS_AT_A_TIME)):
+            watch.lap("read")
+            for dialogue in self._not_refused(some):
+                result = self._render(dialogue)
+                if isinstance(result, Reject):
+                    self.rejects.append(result)
+                    continue
+                self._count(dialogue, result)
+                rendered.append(result)
+                num_chars += _num_chars(result)
+                last = dialogue.origin
+                first = first or last
+            watch.lap("render")
+            if num_chars >= _CHARS_AT_A_TIME:
+                yield _range(first, last), rendered
+                first, rendered, num_chars = None, [], 0
+        if rendered:
+            yield _range(first, last), rendered
+
+    def _not_refused(self, results: list[Dialogue | Reject]) -> Iterator[Dialogue]:
+        for result in results:
+            if isinstance(result, Reject):
+                self.rejects.append(result)
+            else:
+                yield result
+
+    def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
+        if dialogue.row in self._overlong:
+            return _overlong(self._pipeline, dialogue)
+        replayed = self._pipeline.renderer.replay_texts(dialogue)
+        if replayed is not None:
+            return replayed
+        say_rendering(self._pipeline, dialogue)
+        return self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+
+    def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
+        self.accepted.append(dialogue.row)
+        self.num_turns.append(len(rendered.merged.turns) + len(rendered.own))
+        self.kinds.add(dialogue)
+        spelling = self._counts_spelling_as
+        if spelling and self._pipeline.renderer.spelled.first_in(dialogue):
+            self.counts[spelling] += 1
+        if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
+            self.are_arguments_quoted_twice = True
 
 
 def say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
@@ -138,31 +191,18 @@ def say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
     )
 
 
-def _say_tokenizing(pipeline: Pipeline, rendered: list[RenderedDialogue]) -> None:
-    if rendered:
-        first, last = rendered[0].dialogue.origin, rendered[-1].dialogue.origin
-        rows = str(first) if first == last else f"{first} to {last}"
-        pipeline.activity.begin(
-            f"{rows}: tokenizing with {pipeline.tokenizer.source}",
-            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
-        )
+def _range(first: Origin | None, last: Origin | None) -> str:
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def _num_chars(rendered: RenderedDialogue) -> int:
-    return sum(len(document.text) for document in (rendered.merged, *rendered.own))
+    return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
-def read_dialogues(split: Split) -> tuple[list[Dialogue], list[Reject]]:
-    """Read the rows of a split, accepted ones and refused ones."""
-    dialogues: list[Dialogue] = []
-    rejects: list[Reject] = []
+def read_rows(split: Split) -> Iterator[Dialogue | Reject]:
+    """Read the rows of a split, one by one; raise InputError where a file can't be read."""
     for row, raw in enumerate(split.rows(), split.first_row):
-        result = read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
-        if isinstance(result, Reject):
-            rejects.append(result)
-        else:
-            dialogues.append(result)
-    return dialogues, rejects
+        yield read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
 
 
 def _overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
@@ -175,21 +215,9 @@ def _overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
     )
 
 
-def _warnings(template: ChatTemplate, dialogues: list[Dialogue]) -> frozenset[str]:
-    if not template.encodes_text_twice or not any(map(_has_text_arguments, dialogues)):
-        return frozenset()
-    return frozenset(
-        {
-            "the chat template encodes tool-call arguments as JSON, and in some rows they are JSON "
-            "text already, so they come out quoted twice; give them as objects"
-        }
-    )
-
-
 def _has_text_arguments(dialogue: Dialogue) -> bool:
-    return any(
+    return not isinstance(dialogue.messages, TextMessages) and any(
         isinstance(call.get("function", call).get("arguments"), str)
         for message in dialogue.messages
-        if len(message.fields) > 2  # the most have a role and a content alone
         for call in message.fields.get("tool_calls", ())
     )

@@ -24,7 +24,7 @@ from mtpack.tokenizing import (
     FASTOKENS,
     REPLAY,
     TokenizedSplit,
-    read_dialogues,
+    read_rows,
     say_rendering,
     tokenize,
 )
@@ -142,7 +142,8 @@ def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
 
     def dialogue_of(row: int) -> Dialogue:
         if not dialogues:  # most splits need none
-            dialogues.update((dialogue.row, dialogue) for dialogue in read_dialogues(split)[0])
+            read = [row for row in read_rows(split) if isinstance(row, Dialogue)]
+            dialogues.update((dialogue.row, dialogue) for dialogue in read)
         say_rendering(pipeline, dialogues[row])
         return dialogues[row]
 

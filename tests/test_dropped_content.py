@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import product
 from typing import Any
@@ -16,7 +16,7 @@ from mtpack.dialogue import Dialogue, Message, Origin
 from mtpack.formats.rows import read_dialogue
 from mtpack.reading import LINE_LIMIT
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.dropped import count_dropped
+from mtpack.template.dropped import MessageKinds
 from tests.conftest import SHARED, shared
 
 TEMPLATES = sorted(
@@ -49,6 +49,13 @@ def dialogue(*messages: dict, tools: list | None = None) -> Dialogue:
     read = read_dialogue(0, Origin("row", 1), row, LINE_LIMIT)
     assert isinstance(read, Dialogue), read
     return read
+
+
+def count_dropped(template: ChatTemplate, dialogues: Iterable[Dialogue]) -> Counter[str]:
+    kinds = MessageKinds()
+    for each in dialogues:
+        kinds.add(each)
+    return kinds.count_dropped(template)
 
 
 def compile_source(source: str) -> ChatTemplate:

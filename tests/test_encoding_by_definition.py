@@ -11,7 +11,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mtpack.dialogue import Dialogue, Origin
 from mtpack.encoding import encode_dialogues
 from mtpack.template.spans import DocumentText, PlainTurns, RenderedDialogue, TurnText
 from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
@@ -34,11 +33,10 @@ PIECES = [
 
 def dialogue_of(choose: random.Random, row: int) -> RenderedDialogue:
     """Return a dialogue with a merged document of several turns, and documents of its own."""
-    dialogue = Dialogue(row, Origin("here", row + 1), (), None)
     merged = document_of(choose, 0, most_turns=3)
     own = [document_of(choose, 10 + n, most_turns=1) for n in range(row % 3)]
     end = choose.randrange(len(merged.text) + 1)
-    return RenderedDialogue(dialogue, merged, tuple(own), end)
+    return RenderedDialogue(row, merged, tuple(own), end)
 
 
 def document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
@@ -78,11 +76,11 @@ class Definition:
                 kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
             else:
                 moved.append((own, turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
-        self.add_document(dialogue.dialogue.row, merged, kept)
+        self.add_document(dialogue.row, merged, kept)
         for own, turn in moved:
-            self.add_document(dialogue.dialogue.row, own, [turn])
+            self.add_document(dialogue.row, own, [turn])
         for document in dialogue.own:
-            self.add_document(dialogue.dialogue.row, self.encode(document.text), document.turns)
+            self.add_document(dialogue.row, self.encode(document.text), document.turns)
 
     def encode(self, text: str) -> EncodedText:
         return encode_with_offsets(self.tokenizer, [text])[0]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mtpack.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
 from mtpack.formats.message import ROLES
 from mtpack.formats.rows import read_dialogue
 from tests.strategies import strings_in
@@ -525,14 +525,35 @@ YES = {"role": "assistant", "content": "Yes."}
 @pytest.mark.parametrize(
     ("row", "texts"),
     [
-        ({"messages": [HI, YES]}, ["Hi", "Yes."]),
-        ({"messages": [HI, {**YES, "train": False}]}, ["Hi", "Yes."]),
+        ({"messages": [HI, YES]}, ("Hi", "Yes.")),
+        ({"messages": [HI, {**YES, "train": False}]}, None),
+        ({"messages": [HI, {**YES, "train": True}]}, ("Hi", "Yes.")),
+        ({"messages": [HI, dict(reversed(YES.items()))]}, ("Hi", "Yes.")),
+        ({"prompt": [HI, YES, HI], "completion": "Yes."}, None),
+        ({"prompt": "Hi", "completion": "Yes."}, ("Hi", "Yes.")),
         ({"messages": [HI, {**YES, "name": "a"}]}, None),
         ({"messages": [{**HI, "content": [{"type": "text", "text": "Hi"}]}, YES]}, None),
-        ({"conversations": [{"from": "human", "value": "Hi"}]}, ["Hi"]),
-        ({"instruction": "Hi", "output": "Yes."}, ["Hi", "Yes."]),
-        ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ["Be.", "Hi", "Yes."]),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, ("Hi",)),
+        ({"instruction": "Hi", "output": "Yes."}, ("Hi", "Yes.")),
+        ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ("Be.", "Hi", "Yes.")),
     ],
 )
-def test_a_dialogue_of_texts_alone_knows_them(row, texts):
-    assert read(row).texts == texts
+def test_a_dialogue_of_texts_alone_holds_them_as_columns(row, texts):
+    messages = read(row).messages
+    assert (messages.texts if isinstance(messages, TextMessages) else None) == texts
+
+
+@pytest.mark.parametrize("wrong", [["role", "content"], "ab", 2, None, {"role": [], "content": ""}])
+def test_what_is_no_message_of_text_is_none_among_others_that_are(wrong):
+    assert isinstance(read({"messages": [HI, wrong, YES]}), Reject)
+
+
+def test_messages_as_columns_are_the_same_messages():
+    rows = [HI, YES, dict(reversed(HI.items())), YES]
+    columns = read({"messages": rows}).messages
+    single = tuple(read_message(row) for row in rows)
+    assert isinstance(columns, TextMessages)
+    assert tuple(columns) == columns == single
+    assert (columns[-1], columns[1:], columns[:-1:2]) == (single[-1], single[1:], single[:-1:2])
+    assert [[*message.fields] for message in columns] == [[*row] for row in rows]
+    assert columns != single[:-1]

@@ -32,13 +32,13 @@ def test_what_is_recorded_is_compared_with_its_render(tmp_path):
 
 def write_wrongly(monkeypatch, is_wrong) -> None:
     """Have texts filled in with a space in front, once `is_wrong()`."""
-    right = Outline.filled
+    right = Outline.joined
 
-    def filled(outline, values):
-        text, sums = right(outline, values)
+    def joined(outline, texts):
+        text, sums = right(outline, texts)
         return (" " + text, sums) if is_wrong() else (text, sums)
 
-    monkeypatch.setattr(Outline, "filled", filled)
+    monkeypatch.setattr(Outline, "joined", joined)
 
 
 def test_a_wrong_replay_voids_all_replays_of_the_run(tmp_path, monkeypatch):

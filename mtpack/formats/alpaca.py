@@ -23,10 +23,10 @@ def from_alpaca(row: dict[str, Any]) -> Said:
         _read_text(row, "output"),
     ]
     roles = ("user", "assistant") * (len(said) // 2)
-    messages, _ = read_messages(
+    messages = read_messages(
         {"role": role, "content": text} for role, text in zip(roles, said, strict=True)
     )
-    return Said(read_system(row) + messages, None, read_tools(row.get("tools") or None))
+    return Said([*read_system(row), *messages], read_tools(row.get("tools") or None))
 
 
 def _read_question(row: dict[str, Any]) -> str:

@@ -7,9 +7,10 @@ trained only where they say so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from mtpack.dialogue import Reason
+from mtpack.dialogue import Message, Reason
 from mtpack.formats.message import Said, read_messages
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.tools import read_tools
@@ -18,16 +19,15 @@ from mtpack.formats.tools import read_tools
 def from_messages(row: Any) -> Said:
     """Return what a row says; raise RowError."""
     if isinstance(row, list):
-        return Said(*read_messages(row), tools=None)
+        return Said(read_messages(row), tools=None)
     if row.get("messages") is not None:
-        messages, texts = read_messages(list_of_messages("messages", row["messages"]))
+        messages: Sequence[Message] = read_messages(list_of_messages("messages", row["messages"]))
     else:
         prompt = _as_messages(row, "prompt", "user")
         completion = _as_messages(row, "completion", "assistant")
-        asked, _ = read_messages(prompt, trained=False)
-        answered, _ = read_messages(completion, first=len(prompt))
-        messages, texts = asked + answered, None
-    return Said(messages, texts, read_tools(row.get("tools")))
+        asked = read_messages(prompt, trained=False)
+        messages = [*asked, *read_messages(completion, first=len(prompt))]
+    return Said(messages, read_tools(row.get("tools")))
 
 
 def list_of_messages(key: str, messages: Any) -> list[Any]:

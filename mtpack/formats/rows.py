@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.dialogue import Dialogue, Origin, Reason, Reject, texts_of
+from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.formats.alpaca import from_alpaca
+from mtpack.formats.message import settled
 from mtpack.formats.messages import from_messages
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.shapes import shapes_of
@@ -35,10 +36,7 @@ def read_dialogue(
             )
         value = parse(text)
         said = _READERS[_choose(value, row_format)](value)
-        texts = said.texts
-        if texts is None:
-            texts = texts_of([message.fields for message in said.messages])
-        return Dialogue(row, origin, tuple(said.messages), said.tools, texts)
+        return Dialogue(row, origin, settled(said.messages), said.tools)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
 

@@ -30,13 +30,13 @@ def from_sharegpt(row: dict[str, Any]) -> Said:
     """Return what a row says; raise RowError."""
     key = next(key for key in ("conversations", "conversation") if row.get(key) is not None)
     said = list_of_messages(key, row[key])
-    messages, _ = read_messages(_translate(index, message) for index, message in enumerate(said))
+    messages = read_messages(_translate(index, message) for index, message in enumerate(said))
     system = read_system(row)
     if system and messages[0].role == "system":
         raise RowError(
             Reason.INVALID_ROW, f'a "system" beside the system message in "{key}"; keep one'
         )
-    return Said(system + messages, None, read_tools(row.get("tools") or None))
+    return Said([*system, *messages], read_tools(row.get("tools") or None))
 
 
 def read_system(row: dict[str, Any]) -> list[Message]:

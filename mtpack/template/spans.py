@@ -92,7 +92,8 @@ class DocumentText(NamedTuple):
 class RenderedDialogue(NamedTuple):
     """A dialogue as documents."""
 
-    dialogue: Dialogue
+    row: int
+    """`Dialogue.row`."""
     merged: DocumentText
     """The whole dialogue, with the turns that may be trained in it."""
     own: tuple[DocumentText, ...]
@@ -202,7 +203,7 @@ class _Turns:
         if merged_end is None:  # of the last turn, which only its own document has so far
             merged_end = full.regions.get(message, (0, len(full.text)))[1]
         return RenderedDialogue(
-            self.dialogue, DocumentText(full.text, tuple(merged)), tuple(own), merged_end
+            self.dialogue.row, DocumentText(full.text, tuple(merged)), tuple(own), merged_end
         )
 
     def _own(self, full: MarkedText, message: int) -> MarkedText | None:

@@ -52,7 +52,10 @@ class Outline:
 
     def filled(self, values: Sequence[Any]) -> tuple[str, list[int]]:
         """Return the text for a sheet's values, and how many characters lie in its first cells."""
-        texts = [values[cell] for cell in self.cells]
+        return self.joined([values[cell] for cell in self.cells])
+
+    def joined(self, texts: Sequence[str]) -> tuple[str, list[int]]:
+        """Return the text for what the cells hold, and how many characters the first ones have."""
         parts = [""] * (len(self.literals) + len(texts))
         parts[::2] = self.literals
         parts[1::2] = texts

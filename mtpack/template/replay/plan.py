@@ -75,14 +75,17 @@ class PlainPlan:
     starts: tuple[Place, ...]
     ends: tuple[Place, ...]
 
-    def filled(self, values: Sequence[Any], dialogue: Dialogue) -> RenderedDialogue:
+    def filled(self, values: Sequence[Any], row: int) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
-        text, sums = self.full.filled(values)
+        return self.joined([values[cell] for cell in self.full.cells], row)
+
+    def joined(self, texts: Sequence[str], row: int) -> RenderedDialogue:
+        """Return the documents for what the cells of the whole dialogue hold."""
+        text, sums = self.full.joined(texts)
+        starts = [sums[cells] + chars for cells, chars in self.starts]
         ends = [sums[cells] + chars for cells, chars in self.ends]
-        turns = PlainTurns(
-            self.messages, self.flags, [sums[cells] + chars for cells, chars in self.starts], ends
-        )
-        return RenderedDialogue(dialogue, DocumentText(text, turns), (), ends[-1])
+        turns = PlainTurns(self.messages, self.flags, starts, ends)
+        return RenderedDialogue(row, DocumentText(text, turns), (), ends[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class DialoguePlan:
     """The end of what is written for the last trained message in the whole dialogue."""
     merge: str
 
-    def filled(self, values: Sequence[Any], dialogue: Dialogue) -> RenderedDialogue:
+    def filled(self, values: Sequence[Any], row: int) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
         text, sums = self.full.filled(values)
         merged: list[TurnText] = []
@@ -110,7 +113,7 @@ class DialoguePlan:
                 merged_end = self._fill_apart(planned, values, (text, sums), merged, own)
         if merged_end is None:
             merged_end = sums[self.last_end[0]] + self.last_end[1]
-        return RenderedDialogue(dialogue, DocumentText(text, tuple(merged)), tuple(own), merged_end)
+        return RenderedDialogue(row, DocumentText(text, tuple(merged)), tuple(own), merged_end)
 
     def _fill_apart(
         self,

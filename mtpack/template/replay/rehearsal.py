@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mtpack.dialogue import Dialogue, Message, Origin
+from mtpack.dialogue import Dialogue, Origin, TextMessages
 
 _MOST_TURNS = 24
-_SYSTEM = Message("system", {"role": "system", "content": "Be brief."}, trained=False)
-_EXCHANGE = (
-    Message("user", {"role": "user", "content": "Why?"}, trained=False),
-    Message("assistant", {"role": "assistant", "content": "Because."}, trained=True),
-)
 
 
 def rehearsed_dialogues() -> Iterator[Dialogue]:
     """Yield dialogues of one exchange to 24, with and without a system message."""
-    for opening in ((), (_SYSTEM,)):
+    for roles, texts in ((), ()), (("system",), ("Be brief.",)):
         for turns in range(1, _MOST_TURNS + 1):
-            messages = opening + _EXCHANGE * turns
-            texts = [message.fields["content"] for message in messages]
-            yield Dialogue(0, Origin("rehearsal", 1), messages, None, texts)
+            messages = TextMessages.of(
+                (*roles, *("user", "assistant") * turns), (*texts, *("Why?", "Because.") * turns)
+            )
+            yield Dialogue(0, Origin("rehearsal", 1), messages, None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpack.audit import Audit
-from mtpack.dialogue import Dialogue, Message, Reject
+from mtpack.dialogue import Dialogue, Message, Reject, TextMessages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.marking import MarkedText, holds_marks
 from mtpack.template.replay import operations
@@ -53,6 +53,22 @@ class _Shape:
     """None where turns can't be placed without looking at the texts."""
 
 
+@dataclass(frozen=True, slots=True)
+class _TextShape:
+    """How dialogues of texts alone, of the same roles, are filled in, whatever the texts say."""
+
+    plan: PlainPlan
+    order: list[int] | None
+    """Which text comes in which cell; None for all, one after the other."""
+
+    def filled(self, texts: Sequence[str], row: int) -> RenderedDialogue | None:
+        """Return the documents; None where the text has to be rendered for real."""
+        ordered = texts if self.order is None else [texts[message] for message in self.order]
+        rendered = self.plan.joined(ordered, row)
+        text = rendered.merged.text
+        return None if len(text) > _MAX_CHARACTERS or holds_marks(text) else rendered
+
+
 class Replayer:
     """Renders dialogues and finds their turns."""
 
@@ -71,10 +87,34 @@ class Replayer:
         self.merge = merge
         self._known: dict[tuple[str, bool], KnownRenders] = {}
         self._shapes: dict[Hashable, list[_Shape]] = {}
+        self._text_shapes: dict[tuple[str, ...], _TextShape] = {}
+        """By roles; of dialogues without tools."""
         self._recorded = 0
+
+    def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
+        """Return what `render_dialogue` does, if that runs no template and takes a few µs.
+
+        That is how nearly all dialogues of texts alone go, behind the first of their shape.
+        """
+        if self._audit.is_due(dialogue.row):
+            return None
+        replayed = self._fill_texts(dialogue)
+        self.replayed += replayed is not None
+        return replayed
+
+    def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
+        messages = dialogue.messages
+        if type(messages) is not TextMessages or dialogue.tools is not None:
+            return None
+        shape = self._text_shapes.get(messages.roles)
+        return None if shape is None else shape.filled(messages.texts, dialogue.row)
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return what `render_dialogue` of `spans.py` does."""
+        replayed = self._fill_texts(dialogue)
+        if replayed is not None:
+            self.replayed += 1
+            return self._audited(dialogue, replayed)
         shape = _shape_of(dialogue)
         if shape is None:  # content in parts, which the template may or may not read
             joined = self._template.readable(dialogue.messages)
@@ -102,7 +142,7 @@ class Replayer:
             self.render_dialogue(dialogue)
         if self.audit_mismatches:  # then let the data show it, where it is told of
             self._known.clear()
-            self._shapes.clear()
+            self._forget_shapes()
         self.replayed = self.rendered = self.audited = self.audit_mismatches = 0
         self._audit = Audit(self._audit.seed)  # whose time begins with the data
 
@@ -128,6 +168,7 @@ class Replayer:
         for known in self._shapes.get(shape, ()):
             values = known.sheet.filled(messages, dialogue.tools)
             if values is not None:
+                self._keep_text_shape(dialogue, known)
                 return self._fill(known, values, dialogue)
         sheet = Sheet(messages, dialogue.tools)
         try:
@@ -165,18 +206,37 @@ class Replayer:
         if len(self._shapes) > _MAX_SHAPES:
             del self._shapes[next(iter(self._shapes))]
 
+    def _keep_text_shape(self, dialogue: Dialogue, known: _Shape) -> None:
+        messages = dialogue.messages
+        if type(messages) is not TextMessages or dialogue.tools is not None:
+            return
+        if isinstance(known.plan, PlainPlan):
+            order = known.sheet.texts_of(known.plan.full.cells)
+            if order is not None:
+                if len(self._text_shapes) >= _MAX_SHAPES:
+                    self._text_shapes.clear()
+                in_order = order == list(range(len(messages)))
+                shape = _TextShape(known.plan, None if in_order else order)
+                self._text_shapes[messages.roles] = shape
+
+    def _forget_shapes(self) -> None:
+        self._shapes.clear()
+        self._text_shapes.clear()
+
     def _fill(
         self, shape: _Shape, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
         if isinstance(shape.plan, PlainPlan):  # whose text holds all values that matter
-            replayed = shape.plan.filled(values, dialogue)
+            replayed = shape.plan.filled(values, dialogue.row)
             return None if holds_marks(replayed.merged.text) else replayed
         if _hold_marks(values):
             return None
         if shape.plan is not None:
-            return shape.plan.filled(values, dialogue)
+            return shape.plan.filled(values, dialogue.row)
         known = self._known_renders(dialogue)
-        filled = _FilledTemplate(self._template, known, shape.outlines, values, dialogue.messages)
+        filled = _FilledTemplate(
+            self._template, known, shape.outlines, values, tuple(dialogue.messages)
+        )
         try:
             rendered = render_dialogue(filled, self._added_tokens, dialogue, self.merge)
         except UnknownError:
@@ -193,6 +253,7 @@ class Replayer:
         if known.automaton.size > _MAX_EVENTS:
             return
         self._recorded += 1
+        self._text_shapes.clear()  # what is within limits may be another matter now
         known.most_steps = max(known.most_steps, self._template.meter.most_steps())
         try:
             for _ in range(_ROUNDS):  # what is asked for next may hang on what is known now
@@ -208,7 +269,7 @@ class Replayer:
         except Declined:
             self._recorded += 1
             if known.automaton.is_contradicted:
-                self._shapes.clear()
+                self._forget_shapes()
 
     def _known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.name_for(dialogue.tools)
@@ -288,12 +349,8 @@ def _shape_of(dialogue: Dialogue) -> Hashable | None:
     None where the content of a message comes in parts.
     """
     messages = dialogue.messages
-    if dialogue.texts is not None:
-        return (
-            dialogue.tools is None,
-            *[message.role for message in messages],
-            *[message.trained for message in messages],
-        )
+    if isinstance(messages, TextMessages):
+        return (dialogue.tools is None, *messages.roles)
     if any(isinstance(message.fields.get("content"), list) for message in messages):
         return None
     return _detailed_shape_of(dialogue, messages)

@@ -60,6 +60,13 @@ class Sheet:
             self._steps.append((None, operation.call, arguments, answer))
         return self._known[key]
 
+    def texts_of(self, cells: Sequence[int]) -> list[int] | None:
+        """Return whose content each cell is; None where a guard or another cell matters."""
+        contents = {cell: message for cell, message, name in self._fields if name == "content"}
+        if self._steps or not contents.keys() >= set(cells):
+            return None
+        return [contents[cell] for cell in cells]
+
     def filled(self, messages: Messages, tools: Any) -> list[Any] | None:
         """Return what the cells hold for a dialogue, or None where a guard fails."""
         if not self._steps:  # then the fields stand in their order behind the first two cells
