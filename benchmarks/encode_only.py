@@ -19,17 +19,11 @@ from threading import Barrier
 from typing import Any
 
 from benchmarks.setting import Figures, Setting
+from mtpack.one_thread import ONE_THREAD
 
 Encode = Callable[[list[str]], int]
 """Texts to the number of their tokens."""
 
-# One thread in each process, there being a process for each core. Threads of its own make
-# fastokens encode half as much a core when two processes on two cores have them (70 MB/s, not 145).
-_ONE_THREAD = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAYON_NUM_THREADS": "1",
-    "FASTOKENS_BPE_THREADS": "1",
-}
 _BATCH_SIZES = (16, 128, 1024)  # texts
 _TRIAL_TEXTS = 512
 _BARRIER_SECONDS = 120
@@ -104,7 +98,7 @@ _barrier: Barrier
 def _start(texts: list[str], file: Path, barrier: Barrier) -> None:
     global _texts, _file, _barrier
     _texts, _file, _barrier = texts, file, barrier
-    os.environ.update(_ONE_THREAD)
+    os.environ.update(ONE_THREAD)
 
 
 def _encode_share(

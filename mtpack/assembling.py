@@ -59,7 +59,7 @@ class Columns:
     """(entries,)"""
 
 
-def padded_lengths(lengths: Int64, multiple: int) -> Int64:
+def padded_lengths(lengths: NDArray[np.signedinteger], multiple: int) -> NDArray[np.signedinteger]:
     """Round document lengths up to a multiple.
 
     >>> padded_lengths(np.array([1, 8, 9]), 8).tolist()

@@ -21,6 +21,7 @@ import click
 
 from mtpack import __version__
 from mtpack.errors import MtpackError, SetupError
+from mtpack.one_thread import ONE_THREAD
 from mtpack.options import PackOptions, choices, flag
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -106,11 +107,7 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     INPUT is a file (.jsonl, .json, .jsonl.gz, .jsonl.zst, .parquet), a folder, a pattern, or - for
     JSONL on standard input.
     """
-    # Before numpy is imported, which would start a thread a core for linear algebra: there is none
-    # to do here, the worker processes use the cores, and a process with threads can't be forked.
-    for threads in ("OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ.setdefault(threads, "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(ONE_THREAD | os.environ)  # before numpy is imported
     from mtpack.reporting import show_report
     from mtpack.run import pack as pack_dialogues
 

@@ -13,7 +13,7 @@ from mtpack.shard import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.spans import finds_turns
 from mtpack.tokenizer.encoders import Encoders
-from mtpack.tokenizer.engines import EngineFailedError
+from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS, EngineFailedError
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 
 # What `tokenizers` takes for a byte of text, and fastokens to load a token of the vocabulary.
@@ -72,33 +72,28 @@ def with_engine(
     """Settle which engine a run takes; return why it is not the one to be expected, if so.
 
     Under `auto`, it is fastokens where the input is worth the time to load it; the ids are the
-    same. It is loaded and proven on `own_texts` here, so that forked workers share it; where these
-    are None, workers do that when they need it. So is the template rehearsed. Raises SetupError
-    where an engine that was asked for can't serve.
+    same. It is loaded and proven on `own_texts` here, and the template rehearsed for such an input,
+    so that forked workers share it all; where these are None, workers do that when they need it.
+    Raises SetupError where an engine that was asked for can't serve.
     """
+    gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
+    is_large = gain > pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
     wanted = chosen = pipeline.options.tokenizer_engine
     if wanted == "auto":
-        gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
-        load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
-        chosen = "fastokens" if gain > load else "tokenizers"
+        chosen = FASTOKENS if is_large else TOKENIZERS
     refused = None
     if own_texts is not None:
         _ = pipeline.encoders.reference
         try:
-            if chosen == "fastokens":
-                _get_ready(pipeline, own_texts)
+            if chosen == FASTOKENS:
+                pipeline.encoders.proven(own_texts)
         except EngineFailedError as error:
-            if wanted == "fastokens":
+            if wanted == FASTOKENS:
                 remedy = "choose --tokenizer-engine auto or tokenizers"
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; going on with tokenizers, which takes many times as long"
-            chosen = "tokenizers"
+            chosen = TOKENIZERS
+        if is_large and pipeline.renderer.replayer is not None:
+            pipeline.renderer.replayer.rehearse()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused
-
-
-def _get_ready(pipeline: Pipeline, own_texts: Iterable[str]) -> None:
-    """Do now what every worker would do first; raise EngineFailedError."""
-    pipeline.encoders.proven(own_texts)
-    if pipeline.renderer.replayer is not None:
-        pipeline.renderer.replayer.rehearse()

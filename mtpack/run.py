@@ -8,7 +8,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ from mtpack.reading import SPLIT_BYTES, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.split_store import folder_of_run, size_of
 from mtpack.stopwatch import Stopwatch
+from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS
 from mtpack.tokenizer.loading import EMBEDDED
-from mtpack.tokenizing import FASTOKENS, REPLAY
+from mtpack.tokenizing import REPLAY
 from mtpack.told_formats import ToldFormats
 from mtpack.windows import Windows
 from mtpack.work import (
@@ -100,6 +101,23 @@ _REMEDIES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What there is to do, and what it is done with."""
+
+    files: list[InputFile]
+    area: Path
+    """The work area."""
+    pipeline: Pipeline
+    store: Path | None
+    """Where splits that are tokenized as in this run are kept, if anywhere."""
+
+    @property
+    def input_bytes(self) -> int:
+        """About how many bytes of text the input holds."""
+        return sum(map(_bytes_of_text, self.files))
+
+
 @dataclass(slots=True)
 class _Done:
     """What has become of the input so far; it grows with the number of shards alone."""
@@ -150,21 +168,23 @@ class _Run:
             if area is None:
                 area = stack.enter_context(self._work_area(output))
             self.watch.lap("read")
-            store = self._store(pipeline)
-            # Where splits are stored already, they most likely are those of this run.
-            own_texts = None if store is not None and store.exists() else _first_rows(files)
-            input_bytes = sum(map(_bytes_of_text, files))
-            pipeline, refused = with_engine(pipeline, input_bytes, own_texts)
-            if refused is not None:
-                self.listener.remark(refused)
+            job = self._with_engine(_Job(files, area, pipeline, self._store(pipeline)))
             self.watch.lap("start")
-            return self._write_output(output, area, files, described, pipeline)
+            return self._write_output(output, job, described)
 
     def _store(self, pipeline: Pipeline) -> Path | None:
-        """Return where splits that are tokenized as in this run are kept, if anywhere."""
         if self.options.token_store is None:
             return None
         return folder_of_run(Path(self.options.token_store), pipeline)
+
+    def _with_engine(self, job: _Job) -> _Job:
+        # Where splits are stored already, they most likely are those of this run.
+        is_stored = job.store is not None and job.store.exists()
+        own_texts = None if is_stored else _first_rows(job.files)
+        pipeline, refused = with_engine(job.pipeline, job.input_bytes, own_texts)
+        if refused is not None:
+            self.listener.remark(refused)
+        return replace(job, pipeline=pipeline)
 
     @contextmanager
     def _work_area(self, output: Path) -> Iterator[Path]:
@@ -173,19 +193,17 @@ class _Run:
         with work_area(output) as area:
             yield area
 
-    def _write_output(
-        self, output: Path, area: Path, files: list[InputFile], run: Run, pipeline: Pipeline
-    ) -> PackReport:
-        done = self._pack_all(files, area, pipeline)
+    def _write_output(self, output: Path, job: _Job, run: Run) -> PackReport:
+        done = self._pack_all(job)
         if not done.counts["documents"]:
-            raise InputError(_nothing_to_pack(files, done.first_reject, Tally.of(done.counts)))
-        report = self._report(pipeline, files, done)
+            raise InputError(_nothing_to_pack(job.files, done.first_reject, Tally.of(done.counts)))
+        report = self._report(job, done)
         if self.options.ipc_format == "stream":
-            write_datasets_files(area, report.shards, pipeline.shard_metadata)
-        put_in_place(output, area, Manifest(run, report))
+            write_datasets_files(job.area, report.shards, job.pipeline.shard_metadata)
+        put_in_place(output, job.area, Manifest(run, report))
         return report
 
-    def _pack_all(self, files: list[InputFile], area: Path, pipeline: Pipeline) -> _Done:
+    def _pack_all(self, job: _Job) -> _Done:
         """Turn the whole input into shards.
 
         Should a short cut turn out to be wrong, nothing that it did is kept, and its workers end,
@@ -195,13 +213,11 @@ class _Run:
         distrusted: dict[str, Counter[str]] = {}  # and what their audits counted
         while True:
             try:
-                with local_runner(pipeline) as runner:
-                    if sum(map(_bytes_of_text, files)) > SPLIT_BYTES * self.options.num_workers:
+                with local_runner(job.pipeline) as runner:
+                    if job.input_bytes > SPLIT_BYTES * self.options.num_workers:
                         runner.start()
                         self.watch.lap("start")
-                    done = self._pack_splits(
-                        files, area, pipeline, runner, formats, frozenset(distrusted)
-                    )
+                    done = self._pack_splits(job, runner, formats, frozenset(distrusted))
                 break
             except _ShortCutFailedError as error:
                 failed = error.failed
@@ -210,7 +226,7 @@ class _Run:
                     self.listener.progress(stage, -amount)
                 distrusted[failed.short_cut] = failed.counts
         if FASTOKENS in distrusted:
-            done.tokenizer_engine = "tokenizers"
+            done.tokenizer_engine = TOKENIZERS
         for counts in distrusted.values():
             for name in ("audited", "audit_mismatches"):
                 done.counts[name] += counts[name]
@@ -219,30 +235,28 @@ class _Run:
 
     def _pack_splits(
         self,
-        files: list[InputFile],
-        area: Path,
-        pipeline: Pipeline,
+        job: _Job,
         runner: LocalRunner,
         formats: ToldFormats,
         distrusted: frozenset[str],
     ) -> _Done:
         """Tokenize split by split, and write the shards of every window as soon as it is full."""
         files_with_rows: set[str] = set()
-        done = _Done(pipeline.options.tokenizer_engine)
-        windows = Windows(self.options, area, self.watch)
+        done = _Done(job.pipeline.options.tokenizer_engine)
+        windows = Windows(self.options, job.area, self.watch)
         ready: deque[ShardTask] = deque()
         kind = "-".join(["split", *sorted(distrusted)])
-        store = self._store(pipeline)
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in read_splits(files, row_format=self.options.format):
+            for split in read_splits(job.files, row_format=self.options.format):
                 files_with_rows.update(piece.file for piece in split.pieces)
                 formats.note(split)
                 while ready:
                     yield ready.popleft()
-                yield SplitTask(split, area / f"{kind}-{split.number:07d}", distrusted, store)
+                file = job.area / f"{kind}-{split.number:07d}"
+                yield SplitTask(split, file, distrusted, job.store)
 
-        with open(area / REJECTS, "w", encoding="utf-8") as rejects:
+        with open(job.area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_unit, tasks()):
                 if isinstance(result, WrittenShard):
                     self._take_shard(result, done, windows)
@@ -254,7 +268,7 @@ class _Run:
         for written in runner.run(write_one_shard, ready):
             self._take_shard(written, done, windows)
         done.counts.update(windows.counts)
-        for file in files:
+        for file in job.files:
             if file.name not in files_with_rows:
                 self.listener.remark(f"{file.name}: holds no rows")
         return done
@@ -285,12 +299,7 @@ class _Run:
         done.progress[stage] += amount
         self.listener.progress(stage, amount)
 
-    def _report(
-        self,
-        pipeline: Pipeline,
-        files: list[InputFile],
-        done: _Done,
-    ) -> PackReport:
+    def _report(self, job: _Job, done: _Done) -> PackReport:
         counts = done.counts
         tally = Tally.of(counts)
         tally.check()
@@ -300,8 +309,8 @@ class _Run:
         seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
         about = About(
             mtpack_version=__version__,
-            tokenizer=pipeline.tokenizer.source,
-            inputs=[file.name for file in files],
+            tokenizer=job.pipeline.tokenizer.source,
+            inputs=[file.name for file in job.files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
             tokenizer_engine=done.tokenizer_engine,

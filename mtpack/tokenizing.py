@@ -18,10 +18,10 @@ from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.template.dropped import MessageKinds
 from mtpack.template.spans import RenderedDialogue
+from mtpack.tokenizer.engines import FASTOKENS
 from mtpack.turns import Int32, TokenBatch, concatenate
 
 REPLAY = "replay"
-FASTOKENS = "fastokens"
 
 # Texts that are rendered before they are encoded: documents of their own repeat what came before,
 # so a small split can make many.

@@ -56,7 +56,7 @@ class Windows:
             return []
         self._watch.restart()
         lengths = np.concatenate([split.document_lengths for split in splits])
-        padded = padded_lengths(lengths.astype(np.int64), options.pad_documents_to)
+        padded = padded_lengths(lengths, options.pad_documents_to)
         seed = (options.seed, self._number)
         plan = plan_sequences(padded, options.seq_len, options.packing, seed)
         self.counts["sequences"] += plan.num_sequences

@@ -19,9 +19,8 @@ from mtpack.split_store import find_split, keep_split
 from mtpack.splits import Split
 from mtpack.stopwatch import Stopwatch
 from mtpack.token_store import save_batch
-from mtpack.tokenizer.engines import EngineFailedError
+from mtpack.tokenizer.engines import FASTOKENS, EngineFailedError
 from mtpack.tokenizing import (
-    FASTOKENS,
     REPLAY,
     TokenizedSplit,
     read_rows,

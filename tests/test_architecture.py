@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 # In the order in which data flows: a module may import only what stands above it.
 LAYERS = """
     errors
+    one_thread
     options
     dialogue
     turns

@@ -23,6 +23,7 @@ import numpy as np
 
 from mtpack.activity import SLOT_BYTES, Activity
 from mtpack.errors import MtpackError
+from mtpack.one_thread import ONE_THREAD
 from mtpack.pipeline import Pipeline
 from mtpack.runners.messages import receive, send
 from mtpack.runners.watching import out_of_memory
@@ -76,8 +77,7 @@ def _settle_in() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _end_with_parent()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ.update(ONE_THREAD)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     keep_freed_memory()
 

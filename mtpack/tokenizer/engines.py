@@ -11,12 +11,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from mtpack.tokenizer.loading import LoadedTokenizer, failures_named, is_tokenizer_failure
 from mtpack.turns import Int32, Int64, offsets_of
+
+TOKENIZERS: Final = "tokenizers"
+FASTOKENS: Final = "fastokens"
 
 # Texts that `tokenizers` encodes at a time: its results, ten times the size of the ids, should stay
 # in the processor's cache. All of a split at once take a tenth longer.
@@ -79,7 +82,7 @@ def reference_engine(tokenizer: LoadedTokenizer) -> Engine:
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         return FlatTokens(np.fromiter(ids, np.int32, int(offsets[-1])), offsets)
 
-    return Engine("tokenizers", encode)
+    return Engine(TOKENIZERS, encode)
 
 
 def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
@@ -119,7 +122,7 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
             raise EngineFailedError("fastokens returned an id that is none")
         return tokens
 
-    return Engine("fastokens", encode)
+    return Engine(FASTOKENS, encode)
 
 
 def _read(ids: bytes, offsets: bytes, num_texts: int) -> FlatTokens:
