@@ -172,10 +172,12 @@ def fullest_fill(lengths: list[int], left: list[int], room: int) -> tuple[dict[i
     reached = 1
     steps: list[tuple[int, int, int]] = []  # length, how many of it, what was reached before
     for length, count in zip(lengths, left, strict=True):
-        most = min(count, room // length)
+        most = room // length
+        if count < most:  # `min` would take as long as a step
+            most = count
         part = 1
         while most > 0:
-            num = min(part, most)
+            num = part if part < most else most
             steps.append((length, num, reached))
             reached |= (reached << (length * num)) & within
             most -= num

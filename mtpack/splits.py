@@ -52,9 +52,13 @@ class LinesHeld(NamedTuple):
 
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows."""
-        for line, text in enumerate(self.text.split(b"\n"), self.first_line):
+        line, start = self.first_line, 0
+        while start < len(self.text):  # line by line: all at once would be twice the memory
+            end = self.text.find(b"\n", start)
+            text = self.text[start : end if end >= 0 else None]
             if text and not text.isspace():
                 yield RawRow(self.file, line, text, self.format)
+            line, start = line + 1, start + len(text) + 1
 
 
 class LinesInFile(NamedTuple):

@@ -52,12 +52,13 @@ class Positions:
     def of(cls, texts: Sequence[str]) -> Positions:
         """Count the bytes of texts without half surrogate pairs."""
         characters = offsets_of(np.fromiter(map(len, texts), np.int64, len(texts)))
-        joined = "".join(texts)
-        if joined.isascii():
+        if all(map(str.isascii, texts)):
             return cls(characters, characters, None)
-        joined += "\0"  # it starts where the last text ends
-        bytes_joined = np.frombuffer(joined.encode(), np.int8)
-        of_characters = np.flatnonzero(bytes_joined >= -64)  # all others continue a character
+        # The last byte starts where the last text ends. One by one, since a text that an engine has
+        # encoded keeps its bytes: a sixth of the time for a joined one.
+        joined = b"".join([*map(str.encode, texts), b"\0"])
+        starts = np.frombuffer(joined, np.int8) >= -64  # all other bytes continue a character
+        of_characters = np.flatnonzero(starts)
         return cls(of_characters[characters], characters, of_characters)
 
     def at(self, texts: Int64, characters: Int32 | Int64) -> Int64:
@@ -120,8 +121,8 @@ class TextEncoder:
         rows: of each text, the row that it is of; some rows are audited. Raises SetupError where
         the tokenizer fails, EngineFailedError where only the engine does, or differs.
         """
-        positions = Positions.of(texts)
         if self.byte_level is None:
+            positions = Positions.of(texts)
             unknown = [number for number in range(len(texts)) if number not in known]
             by_number = {**known, **self._by_offsets(texts, unknown)}
             return _joined(
@@ -131,6 +132,7 @@ class TextEncoder:
         unknown_texts = ["" if number in known else text for number, text in enumerate(texts)]
         flat = self.engine.encode(unknown_texts if known else texts)
         self._compare(flat, unknown_texts, rows)
+        positions = Positions.of(texts)
         edges = offsets_of(self.byte_level.lengths[flat.ids])
         fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
         if self.byte_level.normal_form is not None:
