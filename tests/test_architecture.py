@@ -19,6 +19,7 @@ LAYERS = """
     lower_bounds
     planning
     assembling
+    alignment
     ---- pure above: integers, text and numpy; effects below
     audit
     strict_json
@@ -98,6 +99,7 @@ LAYERS = """
     inspecting.decoding
     inspecting.terminal
     loss
+    torch_data
     verifying.batch
     verifying.token_laws
     verifying.list_laws
