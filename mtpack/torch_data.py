@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class PackedDataset(Dataset[Row]):
 
     A row is a dict of read-only numpy arrays, `turn_num` an int (docs/format.md). They are views of
     the mapped files, and nothing is copied before a batch is built, except where labels are
-    converted to another alignment, and for compressed shards, which are decoded when opened.
+    converted to the other alignment, and in compressed shards, which are decoded when opened.
 
     Worker processes of a DataLoader may be forked or spawned: what is pickled is the path, and the
     files are opened again.
@@ -53,12 +53,13 @@ class PackedDataset(Dataset[Row]):
 
         label_alignment: `aligned` (Hugging Face) or `shifted` (Megatron-LM): rows are given so,
         converted where the shards have the other; None: as they are packed.
-        Raises SetupError for a path that is not there, InputError for shards that can't be used.
+        Raises SetupError for a path that is not there or an alignment that there is not, InputError
+        for shards that can't be used.
         """
         if label_alignment not in (None, *ALIGNMENTS):
             raise SetupError(
-                f"label_alignment: {label_alignment!r}; it is {' or '.join(ALIGNMENTS)}, "
-                "or None for what the shards have"
+                f"label_alignment: there is no {label_alignment!r}; name one of "
+                f"{', '.join(ALIGNMENTS)}, or None for the one of the shards"
             )
         self._shards = open_shards(path)
         paths = [path] if isinstance(path, str | os.PathLike) else path
@@ -76,8 +77,8 @@ class PackedDataset(Dataset[Row]):
         return len(self._shards)
 
     def __getitem__(self, index: int) -> Row:
-        row = self._shards[index]
-        if self.label_alignment == self._shards.metadata.label_alignment:
+        row = self._shards[as_index(index)]
+        if self.metadata == self._shards.metadata:
             return row
         try:
             converted = realigned(row, self.label_alignment)
@@ -88,8 +89,22 @@ class PackedDataset(Dataset[Row]):
         return {**row, **converted}
 
     def __reduce__(self) -> tuple[Callable[..., PackedDataset], tuple[Any, ...]]:
-        reopen = partial(type(self), label_alignment=self.label_alignment)
-        return reopen, (self._paths,)
+        return type(self)._reopened, (self._paths, self.label_alignment, self._contents)
+
+    @classmethod
+    def _reopened(cls, paths: list[Path], label_alignment: str, contents: Any) -> PackedDataset:
+        """Open the same sequences; a worker that reads others would mix two outputs in silence."""
+        dataset = cls(paths, label_alignment=label_alignment)
+        if dataset._contents != contents:
+            raise InputError(f"{paths[0]}: packed anew since it was opened; open it again")
+        return dataset
+
+    @property
+    def _contents(self) -> Any:
+        """What tells these sequences from others, as far as can be told without reading them."""
+        shards = self._shards
+        records = None if shards.manifest is None else shards.manifest.report.shards
+        return shards.metadata, [shard.num_rows for shard in shards.opened], records
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -110,7 +125,7 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     seq_lens = {len(row["input_ids"]) for row in rows}
     if len(seq_lens) > 1:
         raise InputError(
-            f"rows of different lengths in one batch: {sorted(seq_lens)} tokens; "
+            f"rows of {' and '.join(map(str, sorted(seq_lens)))} tokens in one batch; "
             "pack all data with the same --seq-len"
         )
     (seq_len,) = seq_lens
