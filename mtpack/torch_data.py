@@ -140,16 +140,17 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
-    lengths: Int64 = np.concatenate([row["seq_lengths"] for row in rows]).astype(np.int64)
-    sums = [int(row["seq_lengths"].sum(dtype=np.int64)) for row in rows]
-    if set(sums) != {seq_len} or lengths.min() < 1:
+    lengths: Int64 = np.concatenate([row["seq_lengths"] for row in rows], dtype=np.int64)
+    offsets = offsets_of(lengths)
+    row_ends = np.cumsum([len(row["seq_lengths"]) for row in rows])
+    whole = np.array_equal(offsets[row_ends], np.arange(1, len(rows) + 1) * seq_len)
+    if not whole or lengths.min() < 1:
         raise InputError(
             f"damaged: documents that do not add up to {seq_len} tokens; run mtpack verify"
         )
-    offsets = offsets_of(lengths)
-    places = np.arange(offsets[-1])
+    starts_in_rows = np.repeat(offsets[:-1] % seq_len, lengths).reshape(len(rows), seq_len)
     return {
-        "position_ids": (places - np.repeat(offsets[:-1], lengths)).reshape(len(rows), seq_len),
+        "position_ids": np.arange(seq_len) - starts_in_rows,
         "cu_seqlens": offsets.astype(np.int32),
         "max_seqlen": np.array(lengths.max(), dtype=np.int32),
     }
@@ -157,10 +158,12 @@ def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
 
 def _turns(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
     turn_num = np.array([row["turn_num"] for row in rows], dtype=np.int64)
-    turn_heads = np.zeros((len(rows), seq_len), dtype=np.uint8)
-    for heads, row in zip(turn_heads, rows, strict=True):
-        starts = row["turn_starts"]
-        heads[starts[(starts >= 0) & (starts < seq_len)]] = 1
-    if not np.array_equal(turn_heads.sum(axis=1, dtype=np.int64), turn_num):
+    starts = np.concatenate([row["turn_starts"] for row in rows])
+    num_starts = [len(row["turn_starts"]) for row in rows]
+    places = starts + np.repeat(np.arange(len(rows)) * seq_len, num_starts)
+    inside = (starts >= 0) & (starts < seq_len)
+    if not (np.array_equal(num_starts, turn_num) and inside.all() and (np.diff(places) > 0).all()):
         raise InputError("damaged: turns that do not add up to turn_num; run mtpack verify")
-    return {"turn_num": turn_num, "turn_heads": turn_heads}
+    turn_heads = np.zeros(len(rows) * seq_len, dtype=np.uint8)
+    turn_heads[places] = 1
+    return {"turn_num": turn_num, "turn_heads": turn_heads.reshape(len(rows), seq_len)}
