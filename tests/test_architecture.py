@@ -20,6 +20,7 @@ LAYERS = """
     lower_bounds
     planning
     assembling
+    alignment
     ---- pure above: integers, text and numpy; effects below
     audit
     strict_json
@@ -99,6 +100,7 @@ LAYERS = """
     inspecting.decoding
     inspecting.terminal
     loss
+    torch_data
     verifying.batch
     verifying.token_laws
     verifying.list_laws
