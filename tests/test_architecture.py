@@ -98,6 +98,7 @@ LAYERS = """
     inspecting.row
     inspecting.decoding
     inspecting.terminal
+    linear_loss
     loss
     torch_data
     verifying.batch
