@@ -78,8 +78,7 @@ def available_kernels() -> tuple[str, ...]:
     return ("torch",)
 
 
-@torch.library.custom_op("mtpack::weighted_linear_loss", mutates_args=())
-def _weighted_linear_loss(
+def _loss_and_gradients(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -122,6 +121,11 @@ def _weighted_linear_loss(
     if grad_weight is None:
         grad_weight = weight.new_zeros(weight.shape if weight_needs_grad else 0)
     return loss_sum, grad_hidden, grad_weight.to(weight.dtype)
+
+
+_weighted_linear_loss = torch.library.custom_op(
+    "mtpack::weighted_linear_loss", _loss_and_gradients, mutates_args=()
+)
 
 
 @_weighted_linear_loss.register_fake
