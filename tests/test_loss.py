@@ -148,6 +148,14 @@ def test_micro_batches_add_up_to_the_whole_batch(normalization):
     assert torch.allclose(sum(parts), whole, rtol=1e-14)
 
 
+def test_every_row_starts_a_document_even_where_its_first_place_was_cut_off():
+    batch = batch_of([[[(1, 4)]], [[(2, 2)], [(0, 1)]]])
+    losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
+    cut = [values[:, 1:] for values in (losses, batch["loss_mask"], batch["position_ids"])]
+    whole = dialogue_mean_loss(losses, batch["loss_mask"], batch["position_ids"])
+    assert torch.allclose(torch.stack(dialogue_mean_loss(*cut)), torch.stack(whole))
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_what_is_not_trained_may_be_anything(normalization):
     batch = batch_of(SOME)
@@ -263,18 +271,22 @@ def test_capped_logits_are_those_of_the_formula(label_alignment):
     assert relative_difference(found, expected) <= 1e-10
 
 
-LONG = [[[(5, 40), (3, 9)], [(7, 60)]], [[(4, 100)]], [[(2, 1), (2, 1), (2, 1)]]]
+LONG = [[[(5, 40), (3, 9)], [(7, 60)]], [[(4, 400)]], [[(2, 1), (2, 1), (2, 1)]]]
 
 
 @pytest.mark.parametrize("chunk_rows", [None, 1, 7, 64])
-def test_bfloat16_is_near_the_exact_gradient_however_rows_are_grouped(chunk_rows):
+@pytest.mark.parametrize("one_direction", [False, True])
+def test_bfloat16_is_near_the_exact_gradient_however_rows_are_grouped(chunk_rows, one_direction):
     batch = batch_of(LONG)
     exact, half = states(batch), states(batch, torch.bfloat16)
+    if one_direction:  # gradients that grow with every row, so that a coarse sum gets stuck
+        for hidden, _ in (exact, half):
+            hidden.data.abs_()
     expected = with_gradients(linear_turn_mean_loss(*exact, batch), *exact)
     found = with_gradients(linear_turn_mean_loss(*half, batch, chunk_rows=chunk_rows), *half)
     assert [value.dtype for value in found[2:]] == [torch.bfloat16] * 2
     assert found[0].dtype == torch.float32
-    # Rounding gradients once gives 2e-3; adding up 200 rounded ones would give more than 1e-2.
+    # Rounding gradients once gives about 3e-3; a sum over rows in bfloat16 more than 1e-2.
     assert relative_difference(found, expected) <= 8e-3
 
 
