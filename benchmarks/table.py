@@ -93,12 +93,12 @@ LINES = (
 )
 
 
-def show_table(rounds: Rounds, console: Console) -> None:
+def show_table(rounds: Rounds, console: Console, lines: Sequence[Line] = LINES) -> None:
     """Print the lines whose figures were measured; a ratio to one that was not is a dash."""
     table = Table(box=box.MARKDOWN)
     for title in ("what", "median", "min to max", "compared with", "ratio", "min to max", "goal"):
         table.add_column(title, no_wrap=True)
-    for line in LINES:
+    for line in lines:
         if line.figure not in rounds:
             continue
         value, spread = _cells(rounds[line.figure])

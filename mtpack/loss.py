@@ -1,21 +1,232 @@
-"""The loss in which every turn weighs the same, from the columns of the shards (torch only)."""
+"""The losses that the columns are for, from token losses or from hidden states (torch only).
+
+Every function returns a sum and a count. The loss of a training step is the sum over all
+micro-batches and data-parallel ranks, divided once by the sum of the counts. Dividing anything
+earlier would weigh tokens, turns or dialogues by where they happened to land.
+
+| normalization | what weighs the same | a loss token of a turn of n weighs | count |
+| --- | --- | --- | --- |
+| `turn_mean` | every turn | 1 / n | turns |
+| `token_mean` | every loss token | 1 | loss tokens |
+| `dialogue_mean` | every document | 1 / loss tokens of its document | documents |
+| `square_root` | none of them: between turns and tokens | 1 / sqrt(n) | sum of sqrt(n) over turns |
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from mtpack.linear_loss import IGNORED, available_kernels, weighted_linear_loss
+
+__all__ = [
+    "available_kernels",
+    "dialogue_mean_loss",
+    "linear_turn_mean_loss",
+    "square_root_loss",
+    "token_mean_loss",
+    "turn_mean_loss",
+]
+
+Normalization = Literal["turn_mean", "token_mean", "dialogue_mean", "square_root"]
+Kernel = Literal["auto", "torch", "liger"]
 
 
 def turn_mean_loss(
     losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the turns' mean losses, and how many turns that were.
-
-    The loss of a training step is the first, summed over all micro-batches and data-parallel
-    ranks, divided once by the second, summed likewise. Dividing anything earlier would weigh turns
-    by where they landed.
+    """Return the sum of the turns' mean losses, and how many turns that were (int64).
 
     losses: token losses, float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the
-    same shape. turn_num: as in the shard, (...).
+    same shape, aligned with the losses. turn_num: as in the shard, (...); where a rank holds a
+    slice of the sequences, the turn heads in it. The sum is float32, or float64 for such losses;
+    what stands where `loss_mask` is 0 has no part in it, be it NaN. So for all losses here.
     """
-    weights = loss_mask.to(losses.dtype) / loss_token_num.to(losses.dtype)
-    return (losses * weights).sum(), turn_num.sum()
+    weights, count = _turn_mean(loss_mask, loss_token_num, turn_num, dtype=_sum_dtype(losses))
+    return _weighted_sum(losses, weights), count
+
+
+def token_mean_loss(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the token losses, and how many loss tokens that were (int64).
+
+    The usual mean of cross-entropy, `torch.nn.functional.cross_entropy(reduction="mean")` and the
+    frameworks' default; xtuner calls it `token`. losses: float (..., seq_len). loss_mask: as in
+    the shard, of the same shape.
+    """
+    weights, count = _token_mean(loss_mask, dtype=_sum_dtype(losses))
+    return _weighted_sum(losses, weights), count
+
+
+def dialogue_mean_loss(
+    losses: Tensor, loss_mask: Tensor, position_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the documents' mean losses, and how many documents that were (int64).
+
+    xtuner calls it `sample`; LongAlign weighs packed dialogues so (arXiv 2401.18058). A dialogue
+    in several documents counts once for each; documents without a loss token do not count.
+
+    losses: float (..., seq_len). loss_mask: as in the shard, of the same shape. position_ids: of
+    the same shape, 0 where a document starts; every row starts one. The rows must be whole: a rank
+    that holds slices of sequences does not see how long its documents are.
+    """
+    weights, count = _dialogue_mean(loss_mask, position_ids, dtype=_sum_dtype(losses))
+    return _weighted_sum(losses, weights), count
+
+
+def square_root_loss(
+    losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of the turns' mean losses times the roots of their lengths, and of the roots.
+
+    A turn of n loss tokens weighs sqrt(n): the square averaging of InternVL 2.5 (arXiv 2412.05271),
+    `square` in xtuner, of turns instead of samples. The count has the dtype of the sum.
+
+    losses: float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the same shape.
+    """
+    weights, count = _square_root(loss_mask, loss_token_num, dtype=_sum_dtype(losses))
+    return _weighted_sum(losses, weights), count
+
+
+def linear_turn_mean_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Mapping[str, Tensor],
+    *,
+    label_alignment: Literal["aligned", "shifted"] = "aligned",
+    normalization: Normalization = "turn_mean",
+    softcap: float | None = None,
+    kernel: Kernel = "auto",
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return sum and count of a normalization, from hidden states and the output matrix.
+
+    The logits exist for loss tokens alone, some rows at a time, and so do their gradients, which
+    are computed in the forward pass. What that takes beside the gradients does not grow with the
+    tokens: at most 1.25 times the matrix in float32 for bfloat16 and 4,096 columns or more, twice
+    that matrix for float32, under autocast or with a softcap. The sum can be differentiated once.
+    It is connected to hidden and weight even where nothing is trained, so no rank waits for a
+    gradient. It works under torch.compile(fullgraph=True) and torch.autocast, with gradients in
+    the dtypes of the inputs.
+
+    hidden: (..., seq_len, hidden), what the output matrix is applied to. weight: (vocabulary,
+    hidden), whole, of the same dtype but under autocast: bfloat16 (sums in float32), float32,
+    float64; float16 too, but a loss scaler's factor comes after the gradients were rounded.
+    batch: columns as of `mtpack.torch_data.collate`, (..., seq_len): `labels`, `loss_mask`, and
+    what the normalization needs: `loss_token_num` and `turn_num`, or `position_ids`. A label of
+    -100 has no loss. label_alignment: of these columns; `aligned`: the state before a label
+    predicts it (the first of a row is not predicted); `shifted`: the state in its place.
+    softcap: where logits are bent to softcap * tanh(logits / softcap), as in Gemma 2. (A bias is
+    one more column of weight, with ones in hidden; a factor of the logits goes into hidden.)
+    kernel: what makes the losses of rows of logits: `torch`; `liger`, in one pass, but with logits
+    and losses rounded to hidden's dtype; `auto`: the last of `available_kernels()`, which the
+    log `mtpack` names once. chunk_rows: rows of logits held at once; None: as said above.
+
+    Raises ValueError for shapes, dtypes or names that do not fit.
+    """
+    labels = batch["labels"]
+    _check(hidden, weight, labels, label_alignment, normalization, kernel, chunk_rows)
+    weigh, columns = _NORMALIZATIONS[normalization]
+    token_weights, count = weigh(*(batch[column] for column in columns), dtype=_sum_dtype(hidden))
+    if label_alignment == "aligned":
+        labels = pad(labels[..., 1:], (0, 1), value=IGNORED)
+        token_weights = pad(token_weights[..., 1:], (0, 1))
+    loss_sum = weighted_linear_loss(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        labels.reshape(-1).long(),
+        token_weights.reshape(-1),
+        softcap=softcap,
+        kernel=kernel,
+        chunk_rows=chunk_rows,
+    )
+    return loss_sum, count
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    label_alignment: str,
+    normalization: str,
+    kernel: str,
+    chunk_rows: int | None,
+) -> None:
+    for name, value, known in (
+        ("label_alignment", label_alignment, ("aligned", "shifted")),
+        ("normalization", normalization, tuple(_NORMALIZATIONS)),
+        ("kernel", kernel, ("auto", "torch", "liger")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: {value!r}; it is one of {', '.join(known)}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows: {chunk_rows}; at least one row, or None")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight: {tuple(weight.shape)} for hidden states of {hidden.shape[-1]}; it is "
+            "(vocabulary, hidden), gathered where it is sharded over ranks"
+        )
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"labels: {tuple(labels.shape)} for hidden states {tuple(hidden.shape)}; "
+            "each state has one label"
+        )
+    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise ValueError(
+            f"hidden is {hidden.dtype}, weight {weight.dtype}; cast one, or use torch.autocast"
+        )
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    return torch.where(weights != 0, losses.to(weights.dtype) * weights, 0).sum()
+
+
+# The weight of every token, 0 where it is not trained, and the count that divides the sum.
+
+
+def _turn_mean(
+    loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    weights = torch.where(loss_mask != 0, 1 / loss_token_num.to(dtype), 0)
+    return weights, turn_num.sum(dtype=torch.int64)
+
+
+def _token_mean(loss_mask: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    trained = loss_mask != 0
+    return trained.to(dtype), trained.sum(dtype=torch.int64)
+
+
+def _dialogue_mean(
+    loss_mask: Tensor, position_ids: Tensor, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    trained = loss_mask != 0
+    starts = position_ids == 0
+    starts[..., 0] = True
+    documents = starts.flatten().cumsum(0) - 1
+    # There are at most as many documents as tokens: a shape that no value decides.
+    lengths = documents.new_zeros(documents.shape).index_add(0, documents, trained.flatten().long())
+    own_length = lengths[documents].view_as(trained)
+    return torch.where(trained, 1 / own_length.to(dtype), 0), (lengths > 0).sum(dtype=torch.int64)
+
+
+def _square_root(
+    loss_mask: Tensor, loss_token_num: Tensor, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    weights = torch.where(loss_mask != 0, loss_token_num.to(dtype).rsqrt(), 0)
+    return weights, weights.sum()
+
+
+_NORMALIZATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[str, ...]]] = {
+    "turn_mean": (_turn_mean, ("loss_mask", "loss_token_num", "turn_num")),
+    "token_mean": (_token_mean, ("loss_mask",)),
+    "dialogue_mean": (_dialogue_mean, ("loss_mask", "position_ids")),
+    "square_root": (_square_root, ("loss_mask", "loss_token_num")),
+}
+"""What weighs tokens, and which columns it takes, by the name of the normalization."""
