@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core import parallel_state
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.data_schedule import HybridCPDataLoaderWrapper
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -42,7 +41,14 @@ from torch import Tensor, distributed
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import default_collate
 
-from mtpack.integrations.megatron import ContextParallel, TurnDataset, forward_step, next_batch
+from mtpack.errors import SetupError
+from mtpack.integrations.megatron import (
+    ContextParallel,
+    TurnDataset,
+    build_datasets,
+    forward_step,
+    next_batch,
+)
 from tests.strategies import Document
 
 VOCABULARY = 100
@@ -231,11 +237,9 @@ def config_of(folder: str, **changes: Any) -> GPTDatasetConfig:
 
 
 def dataset_of(folder: str, num_samples: int | None = None, **changes: Any) -> TurnDataset:
-    """Let Megatron build the training data set, as its provider does."""
-    builder = BlendedMegatronDatasetBuilder(
-        TurnDataset, [num_samples, 0, 0], lambda: True, config_of(folder, **changes)
-    )
-    return builder.build()[0]
+    """Let Megatron build the training data set."""
+    train, _, _ = build_datasets([num_samples, 0, 0], config_of(folder, **changes))
+    return train
 
 
 def turn_means(model: torch.nn.Module, documents: list[Document]) -> Iterator[Tensor]:
@@ -351,13 +355,25 @@ def calculate_loss(model: Any, output: Tensor, loss_func: Any, reports: list[Any
 def batch_on_tensor_rank(folder: str) -> dict[str, NDArray[np.int64]]:
     """Return a micro-batch as this tensor-parallel rank has it; the first alone reads data."""
     with parallel(tensor_model_parallel_size=distributed.get_world_size()):
-        first = parallel_state.get_tensor_model_parallel_rank() == 0
         dataset = dataset_of(folder)
-        data = iter([default_collate([dataset[0], dataset[1]])]) if first else None
+        assert (dataset is None) == (parallel_state.get_tensor_model_parallel_rank() > 0)
+        data = dataset and iter([default_collate([dataset[0], dataset[1]])])
         batch = next_batch(data, torch.device("cpu"))
     names = ("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "turn_num")
     columns = {name: getattr(batch, name).numpy() for name in names}
     return columns | {"cu_seqlens": batch.packed_seq_params.cu_seqlens_q.numpy()}
+
+
+def refused_batch(folder: str) -> str:
+    """Return how rows for several pipeline stages are refused."""
+    with parallel(pipeline_model_parallel_size=distributed.get_world_size()):
+        dataset = dataset_of(folder)
+        rows = default_collate([dataset[0], dataset[1]])
+        try:
+            next_batch(iter([rows]), torch.device("cpu"))
+        except SetupError as error:
+            return str(error)
+    return ""
 
 
 def mistaken_step(mistake: str, *arguments: Any) -> Any:

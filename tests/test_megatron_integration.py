@@ -7,7 +7,7 @@ and finalization of gradients, on CPU ranks over gloo (tests/megatron_ranks.py).
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from torch.utils.data import default_collate
 from mtpack.errors import InputError, SetupError
 from mtpack.integrations.megatron import (
     ContextParallel,
+    build_datasets,
     document_bounds,
     loss_func,
     places_on_rank,
@@ -71,6 +72,12 @@ def by_definition():
     return rank
 
 
+@pytest.fixture(scope="module")
+def steps_on(packed):
+    """Run a step on so many ranks, once."""
+    return cache(lambda ranks, size: megatron.on_ranks(ranks, megatron.training_step, packed, size))
+
+
 def distance(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
@@ -88,10 +95,10 @@ def log_of(reports) -> float:
     ("ranks", "context_parallel_size"), [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4)]
 )
 def test_a_step_has_the_gradients_of_one_sample_per_turn(
-    packed, by_definition, ranks, context_parallel_size
+    steps_on, by_definition, ranks, context_parallel_size
 ):
     loss, expected = by_definition
-    steps = megatron.on_ranks(ranks, megatron.training_step, packed, context_parallel_size)
+    steps = steps_on(ranks, context_parallel_size)
     for _, gradients in steps:
         assert distance(gradients, expected) < 1e-6
     assert log_of([reports for reports, _ in steps]) == pytest.approx(loss, rel=1e-6)
@@ -116,9 +123,9 @@ def test_other_counts_give_other_gradients_under_context_parallelism(
         assert distance(gradients, by_definition[1]) > 0.05
 
 
-def test_every_rank_reports_a_mean_over_turns_even_one_on_which_no_turn_starts(packed):
+def test_every_rank_reports_a_mean_over_turns_even_one_on_which_no_turn_starts(steps_on):
     """Under --sft, evaluation divides on each rank: ratios of single micro-batches."""
-    ranks = [reports for reports, _ in megatron.on_ranks(4, megatron.training_step, packed, 4)]
+    ranks = [reports for reports, _ in steps_on(4, 4)]
     assert ranks[0] == ranks[1] == ranks[2] == ranks[3]
     assert sum(count for _, count in ranks[0]) == TURNS
 
@@ -140,6 +147,13 @@ def test_all_tensor_parallel_ranks_have_what_the_first_reads(packed):
     assert first["turn_num"] == sum(row["turn_num"] for row in rows)
     lengths = np.concatenate([row["seq_lengths"] for row in rows])
     assert np.array_equal(np.diff(first["cu_seqlens"]), lengths)
+
+
+def test_rows_that_pipeline_stages_can_not_hand_on_are_refused(packed):
+    assert (
+        megatron.on_ranks(2, megatron.refused_batch, packed)
+        == ["several pipeline stages need --micro-batch-size 1"] * 2
+    )
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA and transformer_engine")
@@ -195,11 +209,7 @@ def test_items_can_be_stacked_and_begin_again_after_an_epoch(packed):
 
 
 def test_a_split_takes_its_share_of_the_sequences(packed):
-    config = megatron.config_of(packed, split="3,1,0")
-    builder = megatron.BlendedMegatronDatasetBuilder(
-        megatron.TurnDataset, [None, None, None], lambda: True, config
-    )
-    train, validation, _ = builder.build()
+    train, validation, _ = build_datasets([None] * 3, megatron.config_of(packed, split="3,1,0"))
     assert (len(train), len(validation)) == (3, 1)
     assert torch.equal(validation[0]["tokens"], megatron.dataset_of(packed)[3]["tokens"])
 
@@ -257,10 +267,12 @@ def test_the_loss_needs_no_parallel_state():
     assert loss.dtype == torch.float32
 
 
-def test_a_share_of_a_turn_is_no_count():
+def test_what_megatron_can_not_count_is_refused():
     ones = torch.ones(2)
-    with pytest.raises(ValueError, match="integer"):
+    with pytest.raises(ValueError, match="turn_num"):
         loss_func(ones, ones, ones, torch.tensor(0.5))
+    with pytest.raises(ValueError, match="tokens_per_turn"):
+        loss_func(ones, ones, ones, torch.tensor(1), tokens_per_turn=2.5)
 
 
 # Slices of context-parallel ranks

@@ -9,13 +9,14 @@ docs/training.md shows the three lines that its pretrain_gpt.py needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, distributed
@@ -85,6 +86,24 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
             "cu_seqlens": cu_seqlens,
             "max_seqlen": batch["max_seqlen"],
         }
+
+
+def build_datasets(
+    train_val_test_num_samples: Sequence[int | None], config: Any
+) -> list[TurnDataset | None]:
+    """Build the training, validation and test sets, as a datasets provider for `pretrain` returns.
+
+    On the first tensor-parallel rank of every pipeline stage, None on the others. config: a
+    GPTDatasetConfig, with output folders of `mtpack pack` in its blend. Raises SetupError where
+    they do not fit it.
+    """
+    datasets: list[TurnDataset | None] = BlendedMegatronDatasetBuilder(
+        TurnDataset,
+        train_val_test_num_samples,
+        lambda: parallel_state.get_tensor_model_parallel_rank() == 0,
+        config,
+    ).build()
+    return datasets
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +176,12 @@ def loss_func(
     tokens_per_turn: loss and count are both multiplied by it, which changes no gradient of the
     loss, but sets the scale of losses that the model adds by itself (docs/training.md).
 
-    Raises ValueError for a turn_num that is not of an integer type: a share of a turn, once
-    rounded on each rank, is lost.
+    Raises ValueError for a turn_num or tokens_per_turn that is no integer: Megatron counts in
+    integers, and a share of a turn, once rounded on each rank, is lost.
     """
-    if turn_num.is_floating_point():
-        raise ValueError(
-            f"turn_num: {turn_num.dtype}; it is an integer, the sum of turn_heads in this slice"
-        )
+    for name, number in (("turn_num", turn_num), ("tokens_per_turn", tokens_per_turn)):
+        if torch.as_tensor(number).is_floating_point():
+            raise ValueError(f"{name}: {number}; Megatron counts in integers")
     context = context or ContextParallel.static()
     losses = output_tensor.flatten().float()
     loss_sum, turns = turn_mean_loss(
@@ -262,8 +280,15 @@ def _on_all_tensor_ranks(
     source = parallel_state.get_tensor_model_parallel_src_rank()
     if group.rank() == 0:
         if data_iterator is None:
-            raise SetupError("no data on the first tensor-parallel rank; see docs/training.md")
+            raise SetupError(
+                "no data on the first tensor-parallel rank of a pipeline stage; "
+                "have the provider return what build_datasets returns"
+            )
         item = next(data_iterator)
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        if stages > 1 and item["tokens"].dim() == 2 and len(item["tokens"]) > 1:
+            # Rows are laid one behind the other; stages hand on (seq_len, rows, hidden).
+            raise SetupError("several pipeline stages need --micro-batch-size 1")
         columns = torch.stack(
             [item[name].to(device, torch.int32, non_blocking=True).flatten() for name in _COLUMNS]
         )
