@@ -364,6 +364,22 @@ def batch_on_tensor_rank(folder: str) -> dict[str, NDArray[np.int64]]:
     return columns | {"cu_seqlens": batch.packed_seq_params.cu_seqlens_q.numpy()}
 
 
+class Planning(torch.nn.Linear):
+    """A model of which a plan is asked for, and what it was given for that."""
+
+    def build_schedule_plan(self, *arguments: Any, **named: Any) -> Any:
+        return arguments, named
+
+
+def planned_step(folder: str) -> tuple[list[str], list[int], int]:
+    """Return what a schedule plan is given, and the count that goes with it."""
+    with parallel():
+        data = iter([default_collate([dataset_of(folder)[0]])])
+        (_, named), loss_func = forward_step(data, Planning(1, 1), return_schedule_plan=True)
+    bounds = named["packed_seq_params"].cu_seqlens_q.tolist()
+    return sorted(named), bounds, loss_func.keywords["turn_num"].item()
+
+
 def refused_batch(folder: str) -> str:
     """Return how rows for several pipeline stages are refused."""
     with parallel(pipeline_model_parallel_size=distributed.get_world_size()):

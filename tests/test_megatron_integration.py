@@ -7,6 +7,7 @@ and finalization of gradients, on CPU ranks over gloo (tests/megatron_ranks.py).
 from __future__ import annotations
 
 import importlib.util
+import re
 from functools import cache, partial
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch.utils.data import default_collate
 
 from mtpack.errors import InputError, SetupError
+from mtpack.integrations import megatron as integration
 from mtpack.integrations.megatron import (
     ContextParallel,
     build_datasets,
@@ -35,6 +37,7 @@ from tests.builders import (
     metadata_of,
     write_output,
 )
+from tests.conftest import ROOT
 from tests.strategies import Document, Turn
 
 SEQUENCES = [
@@ -147,6 +150,14 @@ def test_all_tensor_parallel_ranks_have_what_the_first_reads(packed):
     assert first["turn_num"] == sum(row["turn_num"] for row in rows)
     lengths = np.concatenate([row["seq_lengths"] for row in rows])
     assert np.array_equal(np.diff(first["cu_seqlens"]), lengths)
+
+
+def test_a_schedule_plan_is_given_the_documents_too(packed):
+    """With overlapped expert communication, Megatron asks for a plan, not for token losses."""
+    row = open_shards(packed)[0]
+    (planned,) = megatron.on_ranks(1, megatron.planned_step, packed)
+    bounds = [0, *np.cumsum(row["seq_lengths"]).tolist()]
+    assert planned == (["labels", "loss_mask", "packed_seq_params"], bounds, row["turn_num"])
 
 
 def test_rows_that_pipeline_stages_can_not_hand_on_are_refused(packed):
@@ -346,3 +357,10 @@ def test_documents_begin_where_positions_do():
 
 def test_one_rank_alone_needs_no_group():
     assert ContextParallel.static() == ContextParallel(size=1, rank=0, group=None)
+
+
+def test_the_recipe_names_what_there_is():
+    recipe = (ROOT / "docs" / "training.md").read_text()
+    named = set(re.findall(r"turns\.(\w+)", recipe))
+    assert {"build_datasets", "forward_step", "loss_func"} <= named
+    assert all(hasattr(integration, name) for name in named)
