@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from itertools import cycle
 from multiprocessing import get_context
 from typing import Any
 
@@ -317,11 +318,11 @@ def hybrid_training_step(folder: str) -> tuple[list[list[float]], NDArray[np.flo
         documents = wrapper.unpack_batch([dataset[row] for row in range(len(dataset))])
         turns = torch.zeros([], dtype=torch.int)
         reports: list[dict[str, Tensor]] = []
-        number = 0
-        while number < len(documents):
-            size = (4, 2, 1)[number % 3]
-            own = number + distributed.get_rank() // size
-            number += ranks // size
+        first, sizes = 0, cycle((4, 2, 1))
+        while first < len(documents):
+            size = next(sizes)
+            own = first + distributed.get_rank() // size
+            first += ranks // size
             if own >= len(documents):
                 continue
             sample = documents[own] | {"local_cp_size": torch.tensor(size, dtype=torch.int32)}

@@ -234,6 +234,15 @@ def test_a_split_takes_its_share_of_the_sequences(packed):
             {"context_parallel_size": 2, "data_parallel_size": 4, "hybrid_context_parallel": True},
             "--pad-documents-to 16",
         ),
+        (
+            {
+                "context_parallel_size": 2,
+                "data_parallel_size": 2,
+                "sequence_parallel_size": 4,
+                "hybrid_context_parallel": True,
+            },
+            "--pad-documents-to 32",
+        ),
     ],
 )
 def test_shards_that_do_not_fit_the_run_are_refused(packed, settings, remedy):
@@ -271,7 +280,7 @@ def test_the_loss_needs_no_parallel_state():
         torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
         torch.tensor([1, 1]),
         torch.tensor([2, 2]),
-        torch.tensor(1),
+        1,
     )
     assert (loss, count, count.dtype) == (1.5, 1, torch.int)
     assert report["lm loss"].tolist() == [1.5, 1.0]

@@ -57,13 +57,11 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
                 f"{dataset_path}: packed with --seq-len {packed.seq_len}, "
                 f"trained with --seq-length {config.sequence_length}"
             )
-        size = config.context_parallel_size or 1
-        if config.hybrid_context_parallel:
-            size *= config.data_parallel_size
-        if size > 1 and packed.pad_documents_to % (2 * size):
+        multiple = _document_multiple(config)
+        if packed.pad_documents_to % multiple:
             raise SetupError(
                 f"{dataset_path}: documents are padded to multiples of {packed.pad_documents_to}; "
-                f"{size} context-parallel ranks need mtpack pack --pad-documents-to {2 * size}"
+                f"context-parallel ranks need mtpack pack --pad-documents-to {multiple}"
             )
         return shards
 
@@ -86,6 +84,14 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
             "cu_seqlens": cu_seqlens,
             "max_seqlen": batch["max_seqlen"],
         }
+
+
+def _document_multiple(config: Any) -> int:
+    """Return what the length of every document has to be a multiple of."""
+    ranks: int = config.context_parallel_size or 1
+    if config.hybrid_context_parallel:  # a document may have all ranks, and is cut by itself
+        ranks *= config.data_parallel_size * max(1, config.sequence_parallel_size)
+    return 2 * ranks if ranks > 1 else 1
 
 
 def build_datasets(
@@ -158,7 +164,7 @@ def loss_func(
     output_tensor: Tensor,
     loss_mask: Tensor,
     loss_token_num: Tensor,
-    turn_num: Tensor,
+    turn_num: Tensor | int,
     *,
     context: ContextParallel | None = None,
     tokens_per_turn: int = 1,
@@ -171,10 +177,11 @@ def loss_func(
     it is a mean over turns on each rank, even on one where no turn starts.
 
     output_tensor: token losses, float. loss_mask, loss_token_num: the same number of elements,
-    in shape as they come. turn_num: integer, the turns whose first loss token is in this rank's
-    slice. context: the ranks that share the micro-batch; None: those of --context-parallel-size.
-    tokens_per_turn: loss and count are both multiplied by it, which changes no gradient of the
-    loss, but sets the scale of losses that the model adds by itself (docs/training.md).
+    in any shape. turn_num: integer, the turns whose first loss token is in this rank's slice, as
+    the sum of `turn_heads` counts them. context: the ranks that share the micro-batch; None:
+    those of --context-parallel-size. tokens_per_turn: loss and count are both multiplied by it,
+    which changes no gradient of the loss, but sets the scale of losses that the model adds by
+    itself (docs/training.md).
 
     Raises ValueError for a turn_num or tokens_per_turn that is no integer: Megatron counts in
     integers, and a share of a turn, once rounded on each rank, is lost.
@@ -185,7 +192,10 @@ def loss_func(
     context = context or ContextParallel.static()
     losses = output_tensor.flatten().float()
     loss_sum, turns = turn_mean_loss(
-        losses, loss_mask.flatten(), loss_token_num.flatten(), turn_num.to(losses.device)
+        losses,
+        loss_mask.flatten(),
+        loss_token_num.flatten(),
+        torch.as_tensor(turn_num, device=losses.device),
     )
     pair = torch.stack([loss_sum.detach(), turns.to(loss_sum.dtype)])
     if context.group is not None:
