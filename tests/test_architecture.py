@@ -102,6 +102,7 @@ LAYERS = """
     linear_loss
     loss
     torch_data
+    integrations.megatron
     verifying.batch
     verifying.token_laws
     verifying.list_laws
@@ -117,7 +118,17 @@ LAYERS = """
 """
 MODULES = [line.split()[0] for line in LAYERS.split("\n") if line.strip() and "----" not in line]
 PURE = [line.strip() for line in LAYERS.split("----")[0].split("\n") if line.strip()]
-HEAVY = ("torch", "transformers", "ray", "datasets", "pyarrow", "tokenizers", "numpy", "rich")
+HEAVY = (
+    "torch",
+    "transformers",
+    "megatron",
+    "ray",
+    "datasets",
+    "pyarrow",
+    "tokenizers",
+    "numpy",
+    "rich",
+)
 
 
 def imports_of(module: str) -> set[str]:

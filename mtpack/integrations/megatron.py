@@ -1,0 +1,352 @@
+"""Megatron-LM: a dataset, a forward step and a loss in which every turn weighs the same.
+
+Under `--calculate-per-token-loss` Megatron sums losses and gradients over micro-batches and over
+data- and context-parallel ranks, and divides the gradients once by the sum of an integer that the
+loss function returns (megatron/core/distributed/finalize_model_grads.py). Here that integer is the
+number of turns. Written against megatron-core alone, without Megatron-LM's scripts;
+docs/training.md shows the three lines that its pretrain_gpt.py needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.megatron_dataset import MegatronDataset
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor, distributed
+
+from mtpack.errors import InputError, SetupError
+from mtpack.loss import turn_mean_loss
+from mtpack.torch_data import PackedDataset, collate
+
+_COLUMNS = ("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "turn_heads")
+
+
+class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has no types
+    """Packed sequences as Megatron's dataset builders make them, from a path as `--data-path` has.
+
+    An item has what Megatron-LM's own SFTDataset gives: `tokens`, `labels` (shifted),
+    `position_ids`: int64 (seq_len,); `loss_mask`: float32 (seq_len,); `cu_seqlens`: int32
+    (seq_len + 1,), filled up with seq_len so that items can be stacked; `max_seqlen`: int32 ().
+    And what the loss needs: `loss_token_num`: int32, `turn_heads`: uint8, both (seq_len,), the
+    latter 1 on the first loss token of each turn.
+    """
+
+    @staticmethod
+    def numel_low_level_dataset(low_level_dataset: Sized) -> int:
+        """Return the number of sequences."""
+        return len(low_level_dataset)
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: Any) -> PackedDataset:
+        """Open an output folder or a shard, of either alignment.
+
+        Raises SetupError where it was packed for another sequence length, or with documents that
+        can't be divided over the context-parallel ranks of `config` (a GPTDatasetConfig).
+        """
+        shards = PackedDataset(dataset_path, label_alignment="shifted")
+        packed = shards.metadata
+        if packed.seq_len != config.sequence_length:
+            raise SetupError(
+                f"{dataset_path}: packed with --seq-len {packed.seq_len}, "
+                f"trained with --seq-length {config.sequence_length}"
+            )
+        multiple = _document_multiple(config)
+        if packed.pad_documents_to % multiple:
+            raise SetupError(
+                f"{dataset_path}: documents are padded to multiples of {packed.pad_documents_to}; "
+                f"context-parallel ranks need mtpack pack --pad-documents-to {multiple}"
+            )
+        return shards
+
+    def __len__(self) -> int:
+        return len(self.indices) if self.num_samples is None else self.num_samples
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self.dataset[int(self.indices[index % len(self.indices)])]
+        batch = collate([row])
+        seq_len = len(row["input_ids"])
+        cu_seqlens = torch.full((seq_len + 1,), seq_len, dtype=torch.int32)
+        cu_seqlens[: len(batch["cu_seqlens"])] = batch["cu_seqlens"]
+        return {
+            "tokens": batch["input_ids"][0],
+            "labels": batch["labels"][0],
+            "position_ids": batch["position_ids"][0],
+            "loss_mask": batch["loss_mask"][0].float(),
+            "loss_token_num": batch["loss_token_num"][0],
+            "turn_heads": batch["turn_heads"][0],
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": batch["max_seqlen"],
+        }
+
+
+def _document_multiple(config: Any) -> int:
+    """Return what the length of every document has to be a multiple of."""
+    ranks: int = config.context_parallel_size or 1
+    if config.hybrid_context_parallel:  # a document may have all ranks, and is cut by itself
+        ranks *= config.data_parallel_size * max(1, config.sequence_parallel_size)
+    return 2 * ranks if ranks > 1 else 1
+
+
+def build_datasets(
+    train_val_test_num_samples: Sequence[int | None], config: Any
+) -> list[TurnDataset | None]:
+    """Build the training, validation and test sets, as a datasets provider for `pretrain` returns.
+
+    On the first tensor-parallel rank of every pipeline stage, None on the others. config: a
+    GPTDatasetConfig, with output folders of `mtpack pack` in its blend. Raises SetupError where
+    they do not fit it.
+    """
+    datasets: list[TurnDataset | None] = BlendedMegatronDatasetBuilder(
+        TurnDataset,
+        train_val_test_num_samples,
+        lambda: parallel_state.get_tensor_model_parallel_rank() == 0,
+        config,
+    ).build()
+    return datasets
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParallel:
+    """The ranks over which the sequences of one micro-batch are divided."""
+
+    size: int = 1
+    rank: int = 0
+    group: distributed.ProcessGroup | None = None
+    """None where there is but one."""
+    report_weight: int = 1
+    """What a report is multiplied by. Megatron's log sums what all ranks report, and each rank of
+    a group reports the whole group: where groups differ in size, this makes up for it."""
+
+    @classmethod
+    def static(cls) -> ContextParallel:
+        """Return the ranks of --context-parallel-size, the same for all micro-batches."""
+        if parallel_state.model_parallel_is_initialized():
+            group = parallel_state.get_context_parallel_group()
+            if group.size() > 1:
+                return cls(group.size(), group.rank(), group)
+        return cls()
+
+    @classmethod
+    def hybrid(cls, local_cp_size: int) -> ContextParallel:
+        """Return the ranks that --hybrid-context-parallel has chosen for one micro-batch."""
+        ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+        if local_cp_size == 1:
+            return cls(report_weight=ranks)
+        group = parallel_state.get_hybrid_data_context_parallel_groups(group_size=local_cp_size)
+        return cls(local_cp_size, group.rank(), group, ranks // local_cp_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one rank computes of a micro-batch; its rows lie one behind the other."""
+
+    tokens: Tensor
+    """int64 (1, length), and so are `labels` and `position_ids`."""
+    labels: Tensor
+    position_ids: Tensor
+    loss_mask: Tensor
+    """int32 (1, length), and so is `loss_token_num`."""
+    loss_token_num: Tensor
+    turn_num: Tensor
+    """int32 (): the turns whose first loss token is here, so that ranks count each turn once."""
+    packed_seq_params: PackedSeqParams
+    context: ContextParallel
+
+
+def loss_func(
+    output_tensor: Tensor,
+    loss_mask: Tensor,
+    loss_token_num: Tensor,
+    turn_num: Tensor | int,
+    *,
+    context: ContextParallel | None = None,
+    tokens_per_turn: int = 1,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the sum of the turns' mean losses, how many turns, and what goes into the log.
+
+    This is the contract of `--calculate-per-token-loss` (megatron/core/pipeline_parallel/
+    schedules.py, forward_step_calc_loss): sums of this rank, which Megatron divides once, and an
+    integer count. The log's pair is summed over the context-parallel ranks, float32 (2,), so that
+    it is a mean over turns on each rank, even on one where no turn starts.
+
+    output_tensor: token losses, float. loss_mask, loss_token_num: the same number of elements,
+    in any shape. turn_num: integer, the turns whose first loss token is in this rank's slice, as
+    the sum of `turn_heads` counts them. context: the ranks that share the micro-batch; None:
+    those of --context-parallel-size. tokens_per_turn: loss and count are both multiplied by it,
+    which changes no gradient of the loss, but sets the scale of losses that the model adds by
+    itself (docs/training.md).
+
+    Raises ValueError for a turn_num or tokens_per_turn that is no integer: Megatron counts in
+    integers, and a share of a turn, once rounded on each rank, is lost.
+    """
+    for name, number in (("turn_num", turn_num), ("tokens_per_turn", tokens_per_turn)):
+        if torch.as_tensor(number).is_floating_point():
+            raise ValueError(f"{name}: {number}; Megatron counts in integers")
+    context = context or ContextParallel.static()
+    losses = output_tensor.flatten().float()
+    loss_sum, turns = turn_mean_loss(
+        losses,
+        loss_mask.flatten(),
+        loss_token_num.flatten(),
+        torch.as_tensor(turn_num, device=losses.device),
+    )
+    pair = torch.stack([loss_sum.detach(), turns.to(loss_sum.dtype)])
+    if context.group is not None:
+        distributed.all_reduce(pair, group=context.group)
+    report = {"lm loss": pair * context.report_weight}
+    # Megatron adds the count in place to a tensor of type int.
+    return loss_sum * tokens_per_turn, (turns * tokens_per_turn).to(torch.int), report
+
+
+def forward_step(
+    data_iterator: Iterator[dict[str, Tensor]] | None,
+    model: Any,
+    return_schedule_plan: bool = False,
+    *,
+    tokens_per_turn: int = 1,
+) -> tuple[Any, partial[tuple[Tensor, Tensor, dict[str, Tensor]]]]:
+    """Run the model on the next micro-batch; what `pretrain` takes as its forward step.
+
+    data_iterator: of batches of `TurnDataset`, on the first tensor-parallel rank of every pipeline
+    stage. model: a GPTModel, perhaps wrapped. return_schedule_plan: as Megatron asks for it under
+    --overlap-moe-expert-parallel-comm. tokens_per_turn: as in `loss_func`.
+
+    Returns what the model gives, and `loss_func` with all but that.
+    """
+    batch = next_batch(data_iterator, next(model.parameters()).device)
+    run = model.build_schedule_plan if return_schedule_plan else model
+    output = run(
+        batch.tokens,
+        batch.position_ids,
+        None,
+        labels=batch.labels,
+        # What the model computes of it, multi-token prediction, goes into the same division.
+        loss_mask=batch.loss_mask / batch.loss_token_num * tokens_per_turn,
+        packed_seq_params=batch.packed_seq_params,
+    )
+    return output, partial(
+        loss_func,
+        loss_mask=batch.loss_mask,
+        loss_token_num=batch.loss_token_num,
+        turn_num=batch.turn_num,
+        context=batch.context,
+        tokens_per_turn=tokens_per_turn,
+    )
+
+
+def next_batch(data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.device) -> Batch:
+    """Read the next micro-batch, hand it to all tensor-parallel ranks, and take this rank's slice.
+
+    Every pipeline stage reads all columns: those in the middle need `position_ids`, to know where
+    documents end, and the batch is small. The iterator is read on the first tensor-parallel rank.
+
+    Raises InputError where documents can't be divided over the context-parallel ranks.
+    """
+    columns, local_cp_size = _on_all_tensor_ranks(data_iterator, device)
+    context = ContextParallel.hybrid(local_cp_size) if local_cp_size else ContextParallel.static()
+    cu_seqlens = document_bounds(columns["position_ids"])
+    if context.size > 1:
+        places = places_on_rank(cu_seqlens, context.size, context.rank)
+        columns = {name: column[:, places] for name, column in columns.items()}
+    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+    return Batch(
+        tokens=columns["tokens"].long(),
+        labels=columns["labels"].long(),
+        position_ids=columns["position_ids"].long(),
+        loss_mask=columns["loss_mask"],
+        loss_token_num=columns["loss_token_num"],
+        turn_num=columns["turn_heads"].sum(dtype=torch.int),
+        packed_seq_params=PackedSeqParams(
+            # A hybrid micro-batch is one document. Megatron turns its heads by the ranks of that
+            # micro-batch in this layout alone (megatron/core/utils.py,
+            # get_batch_on_this_hybrid_cp_rank).
+            qkv_format="sbhd" if local_cp_size else "thd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+            local_cp_size=local_cp_size or None,
+            cp_group=context.group if local_cp_size else None,
+        ),
+        context=context,
+    )
+
+
+def _on_all_tensor_ranks(
+    data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.device
+) -> tuple[dict[str, Tensor], int]:
+    """Return the columns, int32 (1, rows x seq_len), and the hybrid micro-batch's ranks, or 0.
+
+    One tensor travels, 4 bytes an entry, and its shape before it.
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    source = parallel_state.get_tensor_model_parallel_src_rank()
+    if group.rank() == 0:
+        if data_iterator is None:
+            raise SetupError(
+                "no data on the first tensor-parallel rank of a pipeline stage; "
+                "have the provider return what build_datasets returns"
+            )
+        item = next(data_iterator)
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        if stages > 1 and item["tokens"].dim() == 2 and len(item["tokens"]) > 1:
+            # Rows are laid one behind the other; stages hand on (seq_len, rows, hidden).
+            raise SetupError("several pipeline stages need --micro-batch-size 1")
+        columns = torch.stack(
+            [item[name].to(device, torch.int32, non_blocking=True).flatten() for name in _COLUMNS]
+        )
+        sizes = [columns.shape[1], int(item.get("local_cp_size", 0))]
+    else:
+        sizes = [0, 0]
+    if group.size() > 1:
+        shape = torch.tensor(sizes, device=device)
+        distributed.broadcast(shape, source, group=group)
+        sizes = shape.tolist()
+        if group.rank() != 0:
+            columns = torch.empty((len(_COLUMNS), sizes[0]), dtype=torch.int32, device=device)
+        distributed.broadcast(columns, source, group=group)
+    return dict(zip(_COLUMNS, columns[:, None], strict=True)), sizes[1]
+
+
+def document_bounds(position_ids: Tensor) -> Tensor:
+    """Return where documents start, and the end of the last: int32 (documents + 1,).
+
+    position_ids: from 0 in every document, padding is a document.
+
+    >>> document_bounds(torch.tensor([0, 1, 2, 0, 1, 0]))
+    tensor([0, 3, 5, 6], dtype=torch.int32)
+    """
+    starts = (position_ids.flatten() == 0).nonzero()[:, 0]
+    return torch.nn.functional.pad(starts, (0, 1), value=position_ids.numel()).to(torch.int32)
+
+
+def places_on_rank(cu_seqlens: Tensor, size: int, rank: int) -> Tensor:
+    """Return which places of a packed sequence a context-parallel rank computes, ascending.
+
+    Each document is cut into 2 x size chunks, of which the rank has one from the front and the
+    like one from the back, so that all ranks have as much of the causal attention to do. These are
+    the places of transformer_engine's `thd_get_partitioned_indices`, by which its attention goes.
+
+    cu_seqlens: integer (documents + 1,). Returns int64 (places / size,).
+    Raises InputError where a document has no 2 x size equal chunks.
+
+    >>> places_on_rank(torch.tensor([0, 8, 12]), size=2, rank=0)
+    tensor([ 0,  1,  6,  7,  8, 11])
+    """
+    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+    if (lengths % (2 * size)).any():
+        raise InputError(
+            f"documents can't be divided over {size} context-parallel ranks; "
+            f"pack with --pad-documents-to {2 * size}, or a multiple of it"
+        )
+    starts, lengths = (each.repeat_interleave(lengths) for each in (cu_seqlens[:-1], lengths))
+    places = torch.arange(len(starts), device=cu_seqlens.device)
+    chunks = (places - starts) * 2 * size // lengths
+    return ((chunks == rank) | (chunks == 2 * size - 1 - rank)).nonzero()[:, 0]
