@@ -76,8 +76,11 @@ class MessageKinds:
         messages = dialogue.messages
         if type(messages) is TextMessages and dialogue.tools is None and _are_ordinary(messages):
             self._ordinary[messages.roles] += 1  # 2 µs for 18 messages; their kinds would take 11
-        else:
-            self._add(dialogue, 1)
+            return
+        trained = dialogue.trained_messages()
+        if trained:
+            self._tools[_shape_of_tools(dialogue), _opening(dialogue)] += 1
+            self._messages.update(_kinds(dialogue, trained[-1]))
 
     def count_dropped(self, template: ChatTemplate) -> Counter[str]:
         """Count messages by what `template` drops of them (`assistant.tool_calls`, say).
@@ -85,25 +88,18 @@ class MessageKinds:
         `tools` counts dialogues. Nothing is said against a template that refuses the dialogue made
         up for a kind.
         """
+        messages = self._messages.copy()
         for roles, number in self._ordinary.items():
-            example = TextMessages.of(roles, ("text",) * len(roles))
-            self._add(Dialogue(0, Origin("example", 1), example, None), number)
-        self._ordinary.clear()
+            for kind in _ordinary_kinds(roles):
+                messages[kind] += number
         counts: Counter[str] = Counter()
         for (shape, opening), number in self._tools.items():
             if _drops_tools(template, shape, opening):
                 counts["tools"] += number
-        for each, number in self._messages.items():
+        for each, number in messages.items():
             for part in _dropped_parts(template, _Kind(*each)):
                 counts[part] += number
         return counts
-
-    def _add(self, dialogue: Dialogue, number: int) -> None:
-        trained = dialogue.trained_messages()
-        if trained:
-            self._tools[_shape_of_tools(dialogue), _opening(dialogue)] += number
-            for kind in _kinds(dialogue, trained[-1]):
-                self._messages[kind] += number
 
 
 # Dialogues to kinds
@@ -120,6 +116,16 @@ def _are_ordinary(messages: TextMessages) -> bool:
         and True not in list(map(str.isspace, texts))
         and "</think>" not in messages.searched
     )
+
+
+@lru_cache(maxsize=1024)
+def _ordinary_kinds(roles: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Return the kinds of messages whose contents are all of the kind `text`."""
+    example = Dialogue(
+        0, Origin("example", 1), TextMessages.of(roles, ("text",) * len(roles)), None
+    )
+    trained = example.trained_messages()
+    return tuple(_kinds(example, trained[-1])) if trained else ()
 
 
 def _kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
