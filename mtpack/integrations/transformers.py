@@ -68,23 +68,35 @@ class TurnMeanTrainer(Trainer):
         their rows.
         """
         args = TrainingArguments() if args is None else copy.copy(args)
-        refuse_first(_other_losses(args, options) | not_by_index(train_dataset, eval_dataset))
+        refuse_first(_other_losses(args, options))
+        for dataset in (train_dataset, eval_dataset):
+            _require_packed_rows(dataset)
         args.remove_unused_columns = False
         super().__init__(
             model,
             args,
             data_collator=padding_free_batch,
-            train_dataset=train_dataset,
+            train_dataset=self._shown_at_construction(train_dataset),
             eval_dataset=eval_dataset,
             **options,
         )
-        refuse_first(self._misfits())
+        self.train_dataset = train_dataset
+        without_adapter = getattr(self.model, "get_base_model", lambda: self.model)()
+        parameters = inspect.signature(without_adapter.forward).parameters
+        refuse_first(self._misfits(set(parameters)))
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        self._input_names = [name for name in MODEL_INPUTS if takes_any or name in parameters]
         # Before transformers 5.19 this, and not `loss_is_scaled_for_ga`, kept the loss as it is.
         self.model_accepts_loss_kwargs = True
         self._documents_are_apart = False
         self._evaluated: list[tuple[int, float, int]] = []  # row number, sum of turn means, turns
 
-    def _misfits(self) -> dict[str, bool]:
+    def _shown_at_construction(self, train_dataset: Dataset[Row] | None) -> Any:
+        """Return what the constructor above this one is given for the training data."""
+        return train_dataset
+
+    def _misfits(self, parameters: set[str]) -> dict[str, bool]:
+        """Return what is wrong with the model for this loss, and whether it is so."""
         config = self._text_config()
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         return {
@@ -96,20 +108,17 @@ class TurnMeanTrainer(Trainer):
                 config.is_encoder_decoder
             ),
             f"{type(self.model).__name__}.forward takes no logits_to_keep": (
-                "logits_to_keep" not in self._forward_parameters()
+                "logits_to_keep" not in parameters
             ),
-            "tensor, context or sequence parallelism: the count of turns is over data-parallel "
-            "ranks alone; use DDP, FSDP or DeepSpeed ZeRO": (
+            "tensor, context or sequence parallelism: turns are counted over data-parallel ranks; "
+            "use DDP, FSDP or DeepSpeed ZeRO": (
                 parallelism is not None and parallelism.non_data_parallel_size > 1
             ),
         }
 
     def _text_config(self) -> PretrainedConfig:
-        return self.model.config.get_text_config()
-
-    def _forward_parameters(self) -> dict[str, inspect.Parameter]:
-        without_adapter = getattr(self.model, "get_base_model", lambda: self.model)()
-        return dict(inspect.signature(without_adapter.forward).parameters)
+        config: PretrainedConfig = self.model.config.get_text_config()
+        return config
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -163,10 +172,7 @@ class TurnMeanTrainer(Trainer):
 
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return what the model's forward takes; a cache would switch the masks off."""
-        parameters = self._forward_parameters()
-        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-        names = [name for name in MODEL_INPUTS if takes_any or name in parameters]
-        return {name: batch[name] for name in names} | {"use_cache": False}
+        return {name: batch[name] for name in self._input_names} | {"use_cache": False}
 
     def _require_documents_apart(self, model: torch.nn.Module) -> None:
         model = getattr(model, "_orig_mod", model)  # not compiled for the lengths of this check
@@ -181,11 +187,10 @@ class TurnMeanTrainer(Trainer):
             leak = documents_leak(logits_of, self._text_config().vocab_size)
         model.train(training)
         if leak:
-            attention = self._text_config()._attn_implementation
             raise SetupError(
-                f"{type(self.model).__name__} with attn_implementation={attention!r} lets the "
-                "documents of a packed row see each other; load it with another one, such as "
-                "flash_attention_2 or sdpa"
+                f"{type(self.model).__name__} lets the documents of a packed row see each other "
+                f"(attn_implementation={self._text_config()._attn_implementation!r}); load it with "
+                "flash_attention_2, flex_attention, sdpa or eager, or take another model"
             )
         self._documents_are_apart = True
 
@@ -267,11 +272,12 @@ def _numbered(dataset: Any) -> Any:
         return dataset
     if isinstance(dataset, dict):
         return {name: _numbered(one) for name, one in dataset.items()}
-    refuse_first(not_by_index(dataset))
+    _require_packed_rows(dataset)
     return _NumberedRows(dataset)
 
 
 def refuse_first(refusals: dict[str, bool]) -> None:
+    """Raise SetupError with the first reason that holds."""
     for reason, holds in refusals.items():
         if holds:
             raise SetupError(f"TurnMeanTrainer: {reason}")
@@ -303,16 +309,16 @@ def _other_losses(args: TrainingArguments, options: dict[str, Any]) -> dict[str,
     }
 
 
-def not_by_index(*datasets: Any) -> dict[str, bool]:
-    """Return what is wrong with datasets, and whether it is so."""
-    several = [
-        one
-        for dataset in datasets
-        for one in (dataset.values() if isinstance(dataset, dict) else [dataset])
-    ]
-    return {
-        "a dataset without length and random access; use mtpack.torch_data.PackedDataset": any(
-            one is not None and (isinstance(one, IterableDataset) or not hasattr(one, "__getitem__"))
-            for one in several
+def _require_packed_rows(dataset: Any) -> None:
+    """Refuse a dataset, or one of several, that does not give rows by number, or not aligned."""
+    for one in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        by_number = hasattr(one, "__getitem__") and not isinstance(one, IterableDataset)
+        refuse_first(
+            {
+                "a dataset without random access; use mtpack.torch_data.PackedDataset": (
+                    one is not None and not by_number
+                )
+            }
         )
-    }
+        if one:
+            padding_free_batch([one[0]])

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from mtpack.integrations.transformers import TurnMeanTrainer, not_by_index, refuse_first
+from mtpack.integrations.transformers import TurnMeanTrainer, refuse_first
 from mtpack.shards import Row
 
 
@@ -44,13 +44,15 @@ class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):
                     args.loss_type != "nll"
                 ),
             }
-            | not_by_index(train_dataset)
         )
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        # TRL insists on a Dataset of `datasets`, and looks at its first row to see what it is.
-        stand_in: Any = TableDataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
-        super().__init__(model, args, train_dataset=stand_in, eval_dataset=eval_dataset, **options)
-        self.train_dataset = train_dataset
+        super().__init__(
+            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options
+        )
+
+    def _shown_at_construction(self, train_dataset: Dataset[Row] | None) -> Any:
+        """Return a Dataset of `datasets`: TRL insists on one, and looks at its first row."""
+        return TableDataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
 
     def _token_losses(self, model: torch.nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         """Take them from TRL's own pass over the batch, which also keeps its metrics."""
