@@ -100,6 +100,9 @@ LAYERS = """
     inspecting.terminal
     loss
     torch_data
+    integrations.padding_free
+    integrations.transformers
+    integrations.trl
     verifying.batch
     verifying.token_laws
     verifying.list_laws

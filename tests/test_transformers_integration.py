@@ -6,10 +6,12 @@ step is that of the same model; the gradients are taken before the optimizer wou
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -136,6 +138,7 @@ class Steps(TrainerCallback):
 
     gradients: list[torch.Tensor] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    mean_loss: float = math.nan
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.gradients.append(gradients_of(model))
@@ -176,7 +179,7 @@ def sft_trainer(model: Any, settings: dict[str, Any], **datasets: Any) -> TurnMe
 def train(trainer) -> Steps:
     steps = Steps()
     trainer.add_callback(steps)
-    trainer.train()
+    steps.mean_loss = trainer.train().training_loss
     return steps
 
 
@@ -185,11 +188,11 @@ def difference_of(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def assert_steps(steps: Steps, rows_of_steps: Rows, tolerance: float = TOLERANCE) -> None:
-    assert len(steps.gradients) == len(rows_of_steps)
-    for loss, gradients, rows in zip(steps.losses, steps.gradients, rows_of_steps, strict=True):
-        expected_loss, expected_gradients = expected(rows)
-        assert difference_of(gradients, expected_gradients) < tolerance, rows
-        assert loss == pytest.approx(expected_loss, rel=1e-6)  # the log is in float32
+    losses, gradients = zip(*map(expected, rows_of_steps), strict=True)
+    for found, reference in zip(steps.gradients, gradients, strict=True):
+        assert difference_of(found, reference) < tolerance
+    assert steps.losses == pytest.approx(losses, rel=1e-6)  # the log is in float32
+    assert steps.mean_loss == pytest.approx(fmean(losses), rel=1e-6)
 
 
 ACCUMULATED = [  # rows of a micro-batch, micro-batches of a step, rows of every step of an epoch
@@ -276,18 +279,19 @@ def on_two_ranks(rank: int, port: int, folder: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     dataset = PackedDataset(folder / "packed")
-    results = []
+    datasets = {"train_dataset": dataset, "eval_dataset": dataset}
+    ranks = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
+    runs, eval_losses = [], []
     for batch_size, accumulation, _ in ON_TWO_RANKS:
-        settings = arguments(folder, batch_size, accumulation, ddp_backend="gloo")
-        trainer = TurnMeanTrainer(
-            tiny_model(),
-            TrainingArguments(**settings),
-            train_dataset=dataset,
-            eval_dataset=dataset,
-        )
-        results.append((train(trainer), trainer.evaluate()["eval_loss"]))
-    trainer = sft_trainer(tiny_model(), settings, train_dataset=dataset, eval_dataset=dataset)
-    results.append((train(trainer), trainer.evaluate()["eval_loss"]))
+        settings = arguments(folder, batch_size, accumulation, **ranks)
+        trainer = TurnMeanTrainer(tiny_model(), TrainingArguments(**settings), **datasets)
+        runs.append(train(trainer))
+        eval_losses.append(trainer.evaluate()["eval_loss"])
+    sft = sft_trainer(tiny_model(), settings, **datasets)
+    sft_run, sft_eval_loss = train(sft), sft.evaluate()["eval_loss"]
+    settings["logging_steps"] = 100  # more than there are
+    seldom = TurnMeanTrainer(tiny_model(), TrainingArguments(**settings), **datasets)
+    results = (runs, eval_losses, sft_run, sft_eval_loss, train(seldom))
     torch.save(results, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -301,16 +305,18 @@ def test_two_ranks_take_the_same_steps_and_find_the_same_eval_loss(tmp_path):
     torch.multiprocessing.start_processes(
         on_two_ranks, (port, tmp_path), nprocs=2, start_method="forkserver"
     )
-    tolerances = [TOLERANCE] * len(ON_TWO_RANKS) + [SFT_TOLERANCE]
-    rows_of_runs = [rows for _, _, rows in (*ON_TWO_RANKS, ON_TWO_RANKS[-1])]
-    expected_loss, _ = expected([0, 1, 2, 3, 4])
+    rows_of_runs = [rows for _, _, rows in ON_TWO_RANKS]
+    eval_loss, _ = expected([0, 1, 2, 3, 4])
     for rank in (0, 1):
         results = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=False)
-        for (steps, eval_loss), rows, tolerance in zip(
-            results, rows_of_runs, tolerances, strict=True
-        ):
-            assert eval_loss == pytest.approx(expected_loss, rel=tolerance)
-            assert_steps(steps, rows, tolerance)
+        runs, eval_losses, sft_run, sft_eval_loss, seldom_logged = results
+        for steps, rows in zip(runs, rows_of_runs, strict=True):
+            assert_steps(steps, rows)
+        assert eval_losses == pytest.approx([eval_loss] * len(runs), rel=TOLERANCE)
+        assert_steps(sft_run, rows_of_runs[-1], SFT_TOLERANCE)
+        assert sft_eval_loss == pytest.approx(eval_loss, rel=SFT_TOLERANCE)
+        assert seldom_logged.losses == [pytest.approx(runs[-1].mean_loss, rel=1e-6)]
+        assert seldom_logged.mean_loss == pytest.approx(runs[-1].mean_loss, rel=1e-6)
 
 
 class StockTrainer(Trainer):

@@ -27,7 +27,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, IterableDataset
-from transformers import PretrainedConfig, Trainer, TrainingArguments
+from transformers import (
+    PretrainedConfig,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from mtpack.errors import SetupError
@@ -88,6 +95,7 @@ class TurnMeanTrainer(Trainer):
         self._input_names = [name for name in MODEL_INPUTS if takes_any or name in parameters]
         # Before transformers 5.19 this, and not `loss_is_scaled_for_ga`, kept the loss as it is.
         self.model_accepts_loss_kwargs = True
+        self.add_callback(_LogWhatIsLeft())
         self._documents_are_apart = False
         self._evaluated: list[tuple[int, float, int]] = []  # row number, sum of turn means, turns
 
@@ -251,6 +259,20 @@ class TurnMeanTrainer(Trainer):
             loss_sum, turn_num = turn_mean_loss(*row)
             self._evaluated.append((number, float(loss_sum), int(turn_num)))
         return None, None, None
+
+
+class _LogWhatIsLeft(TrainerCallback):
+    """Log the last steps too: what is not logged goes into `train_loss` from one rank alone."""
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Ask for a log at the end of the training."""
+        control.should_log |= control.should_training_stop or state.global_step >= state.max_steps
 
 
 class _NumberedRows(Dataset[Row]):

@@ -16,7 +16,7 @@ from mtpack.integrations.transformers import TurnMeanTrainer, refuse_first
 from mtpack.shards import Row
 
 
-class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):
+class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # untyped base
     """An SFTTrainer whose loss is the mean over the turns of a step, for rows of `PackedDataset`.
 
     What TRL does to a model (PEFT adapters, its output layer in chunks, activation offloading) and
