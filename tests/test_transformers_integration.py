@@ -6,8 +6,11 @@ step is that of the same model; the gradients are taken before the optimizer wou
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
+import shutil
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -490,6 +493,39 @@ def test_a_dataset_without_random_access_is_refused(packed, tmp_path):
     settings = TrainingArguments(**arguments(tmp_path, max_steps=1))
     with pytest.raises(SetupError, match="PackedDataset"):
         TurnMeanTrainer(tiny_model(), settings, train_dataset=Stream())
+
+
+@pytest.fixture
+def tiny_model_folder(tmp_path) -> Path:
+    folder = tmp_path / "path/to/model"
+    shutil.copytree(TOKENIZER.parent, folder)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@SFT_WARNING
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")  # no GPU
+@pytest.mark.parametrize("heading", ["Transformers Trainer", "TRL"])
+def test_the_recipe_of_the_training_page_trains(tiny_model_folder, tmp_path, monkeypatch, heading):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    section = page.split(f"## {heading}\n")[1]
+    recipe = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    pack(tmp_path / "packed")
+    pack(tmp_path / "packed_eval", "shifted")
+    monkeypatch.chdir(tmp_path)
+    exec(recipe.replace("output_dir=", "use_cpu=True, output_dir="), {})
+    log = json.loads((tmp_path / "trained/checkpoint-2/trainer_state.json").read_text())
+    assert any("eval_loss" in entry for entry in log["log_history"])
+    assert (tmp_path / "trained/model.safetensors").is_file()
 
 
 def test_the_trainer_of_transformers_does_not_need_trl():

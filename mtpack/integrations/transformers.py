@@ -42,6 +42,9 @@ from mtpack.integrations.padding_free import MODEL_INPUTS, documents_leak, paddi
 from mtpack.loss import turn_mean_loss
 from mtpack.shards import Row
 
+if not hasattr(Trainer, "loss_is_scaled_for_ga"):  # it would divide the loss once more
+    raise ImportError("mtpack.integrations.transformers needs transformers 5.19 or newer")
+
 
 class TurnMeanTrainer(Trainer):
     """A Trainer whose loss is the mean over the turns of a step, for rows of `PackedDataset`.
@@ -93,8 +96,6 @@ class TurnMeanTrainer(Trainer):
         refuse_first(self._misfits(set(parameters)))
         takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         self._input_names = [name for name in MODEL_INPUTS if takes_any or name in parameters]
-        # Before transformers 5.19 this, and not `loss_is_scaled_for_ga`, kept the loss as it is.
-        self.model_accepts_loss_kwargs = True
         self.add_callback(_LogWhatIsLeft())
         self._documents_are_apart = False
         self._evaluated: list[tuple[int, float, int]] = []  # row number, sum of turn means, turns
