@@ -76,6 +76,20 @@ LINES = (
         Line("random rows", "rows.mtpack", "rows/s", f"rows.{name}", f"datasets, {name}")
         for name in (None, "numpy", "torch", "arrow")
     ),
+    Line(
+        "random rows as tensors", "rows.tensors", "rows/s", "rows.torch", "datasets, torch", ">= 5"
+    ),
+    *(
+        Line(
+            f"batches of tensors, {name}",
+            f"batches.mtpack.{figure}",
+            "rows/s",
+            f"batches.datasets.{figure}",
+            "datasets, torch",
+            goal,
+        )
+        for name, figure, goal in (("no worker", "alone", ">= 5"), ("workers", "workers", ""))
+    ),
 )
 
 

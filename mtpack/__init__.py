@@ -2,6 +2,7 @@
 
     pack(inputs, seq_len=4096, output="packed")     write shards, return a report
     open_shards("packed")                           read them, row by row, without a copy
+    mtpack.torch_data.PackedDataset                 read them as a dataset of torch
     mtpack.loss.turn_mean_loss                      the loss that the columns are for (torch)
 
 Names are loaded when they are first used, so `import mtpack` costs nothing.
