@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -24,6 +25,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import IterableDataset, Subset
 from transformers import (
     AttentionInterface,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -43,7 +45,7 @@ from trl import SFTConfig
 
 from mtpack.assembling import Layout
 from mtpack.errors import InputError, SetupError
-from mtpack.integrations.padding_free import padding_free_batch
+from mtpack.integrations.padding_free import MODEL_INPUTS, padding_free_batch
 from mtpack.integrations.transformers import TurnMeanTrainer
 from mtpack.integrations.trl import TurnMeanSFTTrainer
 from mtpack.shards import Row
@@ -70,6 +72,7 @@ SEQUENCES = [
 """Five rows of 3, 4, 2, 2 and 1 turns; turns of 1 to 21 tokens."""
 
 Rows = list[list[int]]
+TOKENS = ("input_ids", "labels")
 TOKENIZER = ROOT / "mtpack/tokenizer/embedded/tokenizer.json"
 SFT_TOLERANCE = 1e-5  # TRL computes the output layer in float32
 SFT_WARNING = pytest.mark.filterwarnings(  # SFTConfig of trl 1.16 sets it for everyone
@@ -196,6 +199,31 @@ def assert_steps(steps: Steps, rows_of_steps: Rows, tolerance: float = TOLERANCE
         assert difference_of(found, reference) < tolerance
     assert steps.losses == pytest.approx(losses, rel=1e-6)  # the log is in float32
     assert steps.mean_loss == pytest.approx(fmean(losses), rel=1e-6)
+
+
+def test_a_batch_is_what_the_collator_of_transformers_makes_of_its_documents(packed):
+    rows = [PackedDataset(packed)[number] for number in (0, 1, 2)]
+    documents = [
+        {"input_ids": ids.tolist(), "labels": labels.tolist()}
+        for row in rows
+        for ids, labels in zip(
+            *(np.split(row[name], row["seq_lengths"].cumsum()[:-1]) for name in TOKENS), strict=True
+        )
+    ]
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
+    expected_batch = collator(documents)
+    batch = padding_free_batch(rows)
+    for name, values in expected_batch.items():
+        assert torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(values)), name
+    assert set(MODEL_INPUTS) <= set(expected_batch)
+
+
+def test_a_loss_without_a_predictor_is_refused(packed):
+    row = PackedDataset(packed)[0]
+    loss_mask, labels = row["loss_mask"].copy(), row["labels"].copy()
+    loss_mask[0], labels[0] = 1, row["input_ids"][0]
+    with pytest.raises(InputError, match="first token carries loss"):
+        padding_free_batch([{**row, "loss_mask": loss_mask, "labels": labels}])
 
 
 ACCUMULATED = [  # rows of a micro-batch, micro-batches of a step, rows of every step of an epoch

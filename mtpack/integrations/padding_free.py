@@ -40,8 +40,9 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
     `input_ids`, `position_ids`: int64 (1, tokens); `cu_seq_lens_q`, `cu_seq_lens_k`: int32
     (documents + 1,); `max_length_q`, `max_length_k`: int; `seq_idx`: int32 (1, tokens), the number
     of a token's document. And what the loss takes: `labels`: int64, `loss_mask`: uint8,
-    `loss_token_num`: int32, all (1, tokens); `turn_num`: int64 (rows,). And `row_numbers`: int64
-    (rows,), for rows that have a `row_number`.
+    `loss_token_num`: int32, all (1, tokens); `loss_positions`: int64 (loss tokens,), where
+    `loss_mask` is 1; `turn_num`: int64 (rows,). And `row_numbers`: int64 (rows,), for rows that
+    have a `row_number`.
 
     Raises InputError for labels that are not aligned, and for what `collate` refuses.
     """
@@ -63,6 +64,7 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
         "seq_idx": documents.repeat_interleave(edges.diff())[None],
+        "loss_positions": flat["loss_mask"][0].nonzero()[:, 0],
         "turn_num": batch["turn_num"],
         **numbers,
     }

@@ -168,16 +168,16 @@ class TurnMeanTrainer(Trainer):
 
     def _token_losses(self, model: torch.nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         """Return token losses (1, tokens), 0 where nothing is trained, and the model's outputs."""
-        trained = batch["loss_mask"][0].nonzero()[:, 0]
-        outputs = model(**self._model_inputs(batch), logits_to_keep=trained - 1)
+        positions = batch["loss_positions"]
+        outputs = model(**self._model_inputs(batch), logits_to_keep=positions - 1)
         logits = outputs.logits[0]
         losses = cross_entropy(
             logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            batch["labels"][0, trained],
+            batch["labels"][0, positions],
             reduction="none",
         )
         tokens = batch["labels"].shape[1]
-        return losses.new_zeros(tokens).index_put((trained,), losses)[None], outputs
+        return losses.new_zeros(tokens).index_put((positions,), losses)[None], outputs
 
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return what the model's forward takes; a cache would switch the masks off."""
