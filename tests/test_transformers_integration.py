@@ -43,6 +43,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from benchmarks.trainers import compare
 from mtpack.assembling import Layout
 from mtpack.errors import InputError, SetupError
 from mtpack.integrations.padding_free import MODEL_INPUTS, padding_free_batch
@@ -554,6 +555,15 @@ def test_the_recipe_of_the_training_page_trains(tiny_model_folder, tmp_path, mon
     log = json.loads((tmp_path / "trained/checkpoint-2/trainer_state.json").read_text())
     assert any("eval_loss" in entry for entry in log["log_history"])
     assert (tmp_path / "trained/model.safetensors").is_file()
+
+
+def test_the_benchmark_of_the_trainers_runs_and_finds_the_same_gradients(packed):
+    dataset = PackedDataset(packed)
+    difference, seconds, stock_seconds = compare(
+        tiny_llama("sdpa"), dataset, [dataset[0], dataset[1]], steps=1
+    )
+    assert difference < 1e-5
+    assert seconds > 0 < stock_seconds
 
 
 def test_the_trainer_of_transformers_does_not_need_trl():
