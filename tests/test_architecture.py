@@ -103,6 +103,9 @@ LAYERS = """
     loss
     torch_data
     integrations.megatron
+    integrations.padding_free
+    integrations.transformers
+    integrations.trl
     verifying.batch
     verifying.token_laws
     verifying.list_laws
