@@ -19,6 +19,8 @@ from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 # What `tokenizers` takes for a byte of text, and fastokens to load a token of the vocabulary.
 _SECONDS_A_BYTE = 4e-7
 _SECONDS_A_TOKEN = 8e-6
+# Seconds that encoding takes, from which on the 0.2 for a rehearsal are worth it.
+_WORTH_REHEARSING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,10 @@ def with_engine(
     Raises SetupError where an engine that was asked for can't serve.
     """
     gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
-    is_large = gain > pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
+    load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
     wanted = chosen = pipeline.options.tokenizer_engine
     if wanted == "auto":
-        chosen = FASTOKENS if is_large else TOKENIZERS
+        chosen = FASTOKENS if gain > load else TOKENIZERS
     refused = None
     if own_texts is not None:
         _ = pipeline.encoders.reference
@@ -93,7 +95,7 @@ def with_engine(
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; going on with tokenizers, which takes many times as long"
             chosen = TOKENIZERS
-        if is_large and pipeline.renderer.replayer is not None:
+        if gain > _WORTH_REHEARSING and pipeline.renderer.replayer is not None:
             pipeline.renderer.replayer.rehearse()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused

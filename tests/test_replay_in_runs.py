@@ -87,7 +87,7 @@ def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, mon
 
 
 def as_for_large_inputs(monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "_SECONDS_A_TOKEN", 0)
+    monkeypatch.setattr(pipeline, "_WORTH_REHEARSING", 0)
 
 
 def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path, monkeypatch):
