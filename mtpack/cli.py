@@ -160,13 +160,27 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float64", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="What to compute in: float64 on the CPU, float32 on CUDA or with --model, where auto.",
+)
+@click.option(
+    "--model",
+    metavar="PATH",
+    help="A folder with a causal language model for transformers, instead of the built-in one.",
+)
 @_json_option
-def verify(paths: tuple[str, ...], device: str, as_json: bool) -> None:
+def verify(
+    paths: tuple[str, ...], device: str, dtype: str, model: str | None, as_json: bool
+) -> None:
     """Prove that shards are sound and that their loss is right. PATH is `packed` by default."""
     from mtpack.verifying.terminal import show
     from mtpack.verifying.verify import verify as verify_shards
 
-    report = verify_shards(paths or ("packed",), device)
+    report = verify_shards(paths or ("packed",), device, dtype=dtype, model=model, speed=True)
     if as_json:
         _print_json(report.as_dict())
     else:

@@ -94,9 +94,7 @@ def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) 
         )
 
     def forward(input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-        output = module(
-            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False
-        )
+        output = module(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False)
         return output.logits[0]  # type: ignore[no-any-return]  # transformers is untyped here
 
     attention = getattr(module.config, "_attn_implementation", None) or "its own"
@@ -124,8 +122,9 @@ def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _silent_transformers() -> Iterator[None]:
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

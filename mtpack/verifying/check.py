@@ -30,7 +30,7 @@ class Check:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints; a value that is no number is null."""
-        found = {
+        found: dict[str, Any] = {
             "ok": self.ok,
             "value": self.value if math.isfinite(self.value) else None,
             "tolerance": self.tolerance,

@@ -44,9 +44,7 @@ class Losses:
     """Every document weighs the same, as in `mtpack.loss.dialogue_mean_loss`."""
 
 
-def compare(
-    model: CausalModel, rows: list[Row], label_alignment: str
-) -> tuple[Check, Losses]:
+def compare(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[Check, Losses]:
     """Compute loss and gradients of some sequences both ways."""
     packed, losses = _packed(model, rows, label_alignment)
     reference = _one_sample_per_turn(model, rows, label_alignment)
@@ -54,9 +52,7 @@ def compare(
     return Check(difference(packed, reference, model.dtype), tolerance), losses
 
 
-def _packed(
-    model: CausalModel, rows: list[Row], label_alignment: str
-) -> tuple[Outcome, Losses]:
+def _packed(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[Outcome, Losses]:
     """Take a step of micro-batches of one sequence each, and the other means on the way."""
     counted: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _MEANS}
 

@@ -91,7 +91,8 @@ def token_places(row: Row) -> Bools:
     entries = document_ids(row)
     starts = offsets_of(row["seq_lengths"])[:-1]
     within: Int64 = np.arange(len(entries)) - starts[entries]
-    return np.less(within, row["document_lengths"][entries])
+    is_token: Bools = within < row["document_lengths"][entries]
+    return is_token
 
 
 def with_other_tokens(row: Row, places: Bools, vocabulary: int) -> Row:
@@ -109,4 +110,4 @@ def _padded_length(row: Row) -> int:
 def _losses(model: CausalModel, row: Row, label_alignment: str) -> _Losses:
     with torch.no_grad():
         losses = token_losses(model, batch_of([row], model), label_alignment)[0]
-    return losses.double().cpu().numpy()  # type: ignore[no-any-return]  # torch says Any
+    return losses.double().cpu().numpy()

@@ -115,9 +115,7 @@ def rank_step(task: RankTask) -> Outcome:
 
 
 def _all_reduced(sums: Sums, device: str) -> Sums:
-    reduced = [
-        values.to(device, copy=True) for values in (sums.loss, sums.turns, *sums.gradients)
-    ]
+    reduced = [values.to(device, copy=True) for values in (sums.loss, sums.turns, *sums.gradients)]
     for values in reduced:
         distributed.all_reduce(values)
     return Sums(reduced[0], reduced[1], reduced[2:])

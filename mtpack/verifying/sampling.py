@@ -22,7 +22,7 @@ from mtpack.verifying.model import block_rows
 from mtpack.verifying.slices import lengthened
 
 SEED = 0
-BUDGET = 15.0
+BUDGET = 10.0
 """Seconds that comparing with one sample per turn may cost, as estimated; machines differ by a
 factor of two."""
 _CANDIDATES = 256  # sequences to look at where the first one is too long
@@ -120,9 +120,7 @@ def model_pass_cost(model: CausalModel) -> PassCost:
     return cost
 
 
-def row_cost(
-    row: Row, turns: int, label_alignment: str, pass_cost: PassCost = pass_cost
-) -> float:
+def row_cost(row: Row, turns: int, label_alignment: str, pass_cost: PassCost = pass_cost) -> float:
     """Estimate the seconds for the first `turns` turns of a sequence, packed and one by one."""
     found = turns_of(row, label_alignment)[:turns]
     places = document_ids(row)
@@ -246,9 +244,7 @@ def _affordable(dataset: PackedDataset, budget: float, pass_cost: PassCost) -> R
     return _first_turns(cheapest[1], 1, alignment)
 
 
-def _affordable_turns(
-    row: Row, seconds: float, label_alignment: str, pass_cost: PassCost
-) -> int:
+def _affordable_turns(row: Row, seconds: float, label_alignment: str, pass_cost: PassCost) -> int:
     """Return how many leading turns a pass of so many seconds has room for."""
     places = document_ids(row)
     if pass_cost(places) <= seconds:

@@ -128,7 +128,7 @@ def tolerance_of(dtype: torch.dtype, tokens: int) -> float:
     weight, mask or label changes the sum by far more than the ceilings.
     """
     factor = 64
-    return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * tokens**0.5)
+    return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * float(tokens) ** 0.5)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What another mean would have done: how much turns of each length weigh, over all of the shards.
 
-Under the turn mean every turn weighs the same; under the token mean, a turn weighs what its share of
-the loss tokens is; under the dialogue mean every document weighs the same, and a turn its share of
-its document's loss tokens; under the square root, the root of its length.
+Under the turn mean every turn weighs the same; under the token mean, its share of the loss tokens;
+under the dialogue mean every document weighs the same, and a turn its share of its document's loss
+tokens; under the square root, the root of its length.
 """
 
 from __future__ import annotations
