@@ -14,7 +14,26 @@ earlier would weigh tokens, turns or dialogues by where they happened to land.
 
 from __future__ import annotations
 
-from torch import Tensor, dtype, float32, int64, promote_types, where
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtpack.linear_loss import IGNORED, available_kernels, weighted_linear_loss
+
+__all__ = [
+    "available_kernels",
+    "dialogue_mean_loss",
+    "linear_turn_mean_loss",
+    "square_root_loss",
+    "token_mean_loss",
+    "turn_mean_loss",
+]
+
+Normalization = Literal["turn_mean", "token_mean", "dialogue_mean", "square_root"]
+Kernel = Literal["auto", "torch", "liger"]
 
 
 def turn_mean_loss(
@@ -72,31 +91,122 @@ def square_root_loss(
     return _weighted_sum(losses, weights), count
 
 
-def _sum_dtype(values: Tensor) -> dtype:
-    return promote_types(values.dtype, float32)
+def linear_turn_mean_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Mapping[str, Tensor],
+    *,
+    label_alignment: Literal["aligned", "shifted"] = "aligned",
+    normalization: Normalization = "turn_mean",
+    softcap: float | None = None,
+    kernel: Kernel = "auto",
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return sum and count of a normalization, from hidden states and the output matrix.
+
+    The logits exist for loss tokens alone, some rows at a time, and so do their gradients, which
+    are computed in the forward pass. The memory that this takes does not grow with the tokens: at
+    most 1.25 times the matrix in float32 (for matrices of at least 4,096 columns), beside the
+    gradients themselves. The sum can be differentiated once. It is connected to `hidden` and
+    `weight` even where nothing is trained, so no rank of a group waits for a gradient.
+
+    hidden: (..., seq_len, hidden), what the output matrix is applied to. weight: (vocabulary,
+    hidden), whole (not a shard of it), of the same dtype: bfloat16 with sums in float32, float32,
+    float64; float16 too, but a loss scaler's factor comes after the gradients were rounded.
+    Under torch.autocast both are taken in its dtype, and the gradient of `weight` has that of
+    `weight`. It works in torch.compile(fullgraph=True).
+
+    batch: columns as `mtpack.torch_data.collate` gives them, (..., seq_len): `labels`, `loss_mask`,
+    and what the normalization needs: `loss_token_num` and `turn_num`, or `position_ids`. A label
+    of -100 has no loss. label_alignment: of these columns; `aligned`: the state before a label
+    predicts it (the first place of a row is not predicted); `shifted`: the state in its place.
+
+    softcap: where logits are bent to softcap * tanh(logits / softcap), as in Gemma 2. A bias of the
+    output layer is one more column of `weight`, with a column of ones in `hidden`; a factor of the
+    logits goes into `hidden`.
+    kernel: what makes the loss of a row of logits: `torch`; `liger` (liger-kernel on CUDA: one
+    pass, but logits and losses rounded to the dtype of `hidden`); `auto`: the last of
+    `available_kernels()`, named once in the log `mtpack`.
+    chunk_rows: how many rows of logits are held at once; None: as many as fit into what is said
+    above.
+
+    Raises ValueError for shapes, dtypes or names that do not fit.
+    """
+    labels = batch["labels"]
+    _check(hidden, weight, labels, label_alignment, normalization, kernel)
+    weigh, columns = _NORMALIZATIONS[normalization]
+    token_weights, count = weigh(*(batch[column] for column in columns), dtype=_sum_dtype(hidden))
+    if label_alignment == "aligned":
+        labels = pad(labels[..., 1:], (0, 1), value=IGNORED)
+        token_weights = pad(token_weights[..., 1:], (0, 1))
+    loss_sum = weighted_linear_loss(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        labels.reshape(-1).long(),
+        token_weights.reshape(-1),
+        softcap=softcap,
+        kernel=kernel,
+        chunk_rows=chunk_rows,
+    )
+    return loss_sum, count
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    label_alignment: str,
+    normalization: str,
+    kernel: str,
+) -> None:
+    for name, value, known in (
+        ("label_alignment", label_alignment, ("aligned", "shifted")),
+        ("normalization", normalization, tuple(_NORMALIZATIONS)),
+        ("kernel", kernel, ("auto", "torch", "liger")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: {value!r}; it is one of {', '.join(known)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight: {tuple(weight.shape)} for hidden states of {hidden.shape[-1]}; it is "
+            "(vocabulary, hidden), gathered where it is sharded over ranks"
+        )
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"labels: {tuple(labels.shape)} for hidden states {tuple(hidden.shape)}; "
+            "each state has one label"
+        )
+    if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise ValueError(
+            f"hidden is {hidden.dtype}, weight {weight.dtype}; cast one, or use torch.autocast"
+        )
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
-    return where(weights != 0, losses.to(weights.dtype) * weights, 0).sum()
+    return torch.where(weights != 0, losses.to(weights.dtype) * weights, 0).sum()
 
 
 # The weight of every token, 0 where it is not trained, and the count that divides the sum.
 
 
 def _turn_mean(
-    loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor, *, dtype: dtype
+    loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    weights = where(loss_mask != 0, 1 / loss_token_num.to(dtype), 0)
-    return weights, turn_num.sum(dtype=int64)
+    weights = torch.where(loss_mask != 0, 1 / loss_token_num.to(dtype), 0)
+    return weights, turn_num.sum(dtype=torch.int64)
 
 
-def _token_mean(loss_mask: Tensor, *, dtype: dtype) -> tuple[Tensor, Tensor]:
+def _token_mean(loss_mask: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     trained = loss_mask != 0
-    return trained.to(dtype), trained.sum(dtype=int64)
+    return trained.to(dtype), trained.sum(dtype=torch.int64)
 
 
 def _dialogue_mean(
-    loss_mask: Tensor, position_ids: Tensor, *, dtype: dtype
+    loss_mask: Tensor, position_ids: Tensor, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     trained = loss_mask != 0
     starts = position_ids == 0
@@ -105,11 +215,20 @@ def _dialogue_mean(
     # There are at most as many documents as tokens: a shape that no value decides.
     lengths = documents.new_zeros(documents.shape).index_add(0, documents, trained.flatten().long())
     own_length = lengths[documents].view_as(trained)
-    return where(trained, 1 / own_length.to(dtype), 0), (lengths > 0).sum(dtype=int64)
+    return torch.where(trained, 1 / own_length.to(dtype), 0), (lengths > 0).sum(dtype=torch.int64)
 
 
 def _square_root(
-    loss_mask: Tensor, loss_token_num: Tensor, *, dtype: dtype
+    loss_mask: Tensor, loss_token_num: Tensor, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    weights = where(loss_mask != 0, loss_token_num.to(dtype).rsqrt(), 0)
+    weights = torch.where(loss_mask != 0, loss_token_num.to(dtype).rsqrt(), 0)
     return weights, weights.sum()
+
+
+_NORMALIZATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[str, ...]]] = {
+    "turn_mean": (_turn_mean, ("loss_mask", "loss_token_num", "turn_num")),
+    "token_mean": (_token_mean, ("loss_mask",)),
+    "dialogue_mean": (_dialogue_mean, ("loss_mask", "position_ids")),
+    "square_root": (_square_root, ("loss_mask", "loss_token_num")),
+}
+"""What weighs tokens, and which columns it takes, by the name of the normalization."""
