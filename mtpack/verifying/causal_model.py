@@ -36,6 +36,10 @@ class CausalModel:
     name: str
     keeps_apart_by: str
     """What keeps documents apart in it, in words."""
+    states: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """To what the output matrix is applied to, (tokens, width); of the built-in model."""
+    output: Tensor | None = None
+    """The output matrix, (vocabulary, width); of the built-in model."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -57,9 +61,16 @@ class CausalModel:
 
         The rows are one sequence to the model, as in padding-free training.
         """
-        columns = (batch["input_ids"].flatten(), batch["position_ids"].flatten())
-        logits = self.forward(*columns, document_ids_of(batch))
-        return logits.view(*batch["input_ids"].shape, -1)
+        return self.forward(*flat_inputs(batch)).view(*batch["input_ids"].shape, -1)
+
+
+def flat_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input_ids, position_ids and document_ids of a batch, int64 (rows * seq_len,) each."""
+    return (
+        batch["input_ids"].flatten(),
+        batch["position_ids"].flatten(),
+        document_ids_of(batch),
+    )
 
 
 def document_ids_of(batch: Batch) -> Tensor:
@@ -71,7 +82,15 @@ def document_ids_of(batch: Batch) -> Tensor:
 def built_in_model(vocabulary: int, device: str, dtype: torch.dtype) -> CausalModel:
     """Return the small transformer with random weights, the same for equal arguments."""
     module = Transformer(vocabulary, MODEL_SEED).to(device, dtype)
-    return CausalModel(module, module, vocabulary, "built in", "cu_seqlens")
+    return CausalModel(
+        module,
+        module,
+        vocabulary,
+        "built in",
+        "cu_seqlens",
+        states=module.states,
+        output=module.output.weight,
+    )
 
 
 def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) -> CausalModel:

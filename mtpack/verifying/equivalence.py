@@ -6,7 +6,8 @@ Computed twice with the same model, loss and gradients:
     reference   for every turn a sample of its own: its document up to its last token, alone, and
                 the plain mean of that turn's token losses; then the mean over turns
 
-The two agree to rounding if packing, masks, labels, counts and the division are right.
+The two agree to rounding if packing, masks, labels, counts and the division are right. With the
+built-in model the packed step is taken a second time, with the loss from hidden states.
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtpack.loss import dialogue_mean_loss, token_mean_loss, turn_mean_loss
+from mtpack.loss import (
+    dialogue_mean_loss,
+    linear_turn_mean_loss,
+    token_mean_loss,
+    turn_mean_loss,
+)
 from mtpack.shards import Row
-from mtpack.verifying.causal_model import Batch, CausalModel
+from mtpack.verifying.causal_model import Batch, CausalModel, flat_inputs
 from mtpack.verifying.check import Check
 from mtpack.verifying.sampling import TurnTokens, turns_of
 from mtpack.verifying.steps import (
@@ -46,10 +52,17 @@ class Losses:
 
 def compare(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[Check, Losses]:
     """Compute loss and gradients of some sequences both ways."""
-    packed, losses = _packed(model, rows, label_alignment)
     reference = _one_sample_per_turn(model, rows, label_alignment)
     tolerance = tolerance_of(model.dtype, sum(len(row["input_ids"]) for row in rows))
-    return Check(difference(packed, reference, model.dtype), tolerance), losses
+    packed, losses = _packed(model, rows, label_alignment)
+    parts = {"token_losses": Check(difference(packed, reference, model.dtype), tolerance)}
+    if model.states is not None:
+        batches = (batch_of([row], model) for row in rows)
+        fused = divided(
+            added_up(model, (hidden_sums(model, batch, label_alignment) for batch in batches))
+        )
+        parts["hidden_states"] = Check(difference(fused, reference, model.dtype), tolerance)
+    return Check.of(parts), losses
 
 
 def _packed(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[Outcome, Losses]:
@@ -72,6 +85,19 @@ def _packed(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[
         for name, parts in counted.items()
     }
     return outcome, Losses(**means)
+
+
+def hidden_sums(model: CausalModel, batch: Batch, label_alignment: str) -> tuple[Tensor, Tensor]:
+    """Return loss and turns of a micro-batch from hidden states, by `linear_turn_mean_loss`."""
+    assert model.states is not None
+    assert model.output is not None
+    states = model.states(*flat_inputs(batch)).view(*batch["labels"].shape, -1)
+    return linear_turn_mean_loss(
+        states,
+        model.output,
+        batch,
+        label_alignment=label_alignment,  # type: ignore[arg-type]  # one of two, the shard says
+    )
 
 
 _MEANS: dict[str, Callable[[Tensor, Batch], tuple[Tensor, Tensor]]] = {

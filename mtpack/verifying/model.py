@@ -48,6 +48,14 @@ class Transformer(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
         """Return the logits for the token behind every place, float (tokens, vocabulary).
 
+        The arguments are those of `states`.
+        """
+        logits: Tensor = self.output(self.states(input_ids, position_ids, document_ids))
+        return logits
+
+    def states(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
+        """Return what the output matrix is applied to, float (tokens, width).
+
         input_ids, position_ids, document_ids: integers (tokens,), the last of them ascending; a
         place attends to itself and to those before it in its document.
         """
@@ -55,7 +63,7 @@ class Transformer(nn.Module):
         turning = _rotations(position_ids, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, turning, document_ids)
-        return self.output(self.norm(hidden))  # type: ignore[no-any-return]  # layers are untyped
+        return self.norm(hidden)  # type: ignore[no-any-return]  # layers are untyped
 
 
 class _Layer(nn.Module):

@@ -130,7 +130,8 @@ def make_case(rows: list[Row], sizes: Sizes, device: str) -> Case:
 
     def leaf(*shape: int) -> Tensor:
         values = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
-        return (values / sizes.hidden**0.25).requires_grad_()
+        scaled: Tensor = values / sizes.hidden**0.25
+        return scaled.requires_grad_()
 
     return Case(leaf(tokens, sizes.hidden), leaf(sizes.vocabulary, sizes.hidden), columns)
 

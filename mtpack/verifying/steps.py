@@ -6,6 +6,7 @@ and the losses of `mtpack.loss`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def tolerance_of(dtype: torch.dtype, tokens: int) -> float:
     weight, mask or label changes the sum by far more than the ceilings.
     """
     factor = 64
-    return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * float(tokens) ** 0.5)
+    return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * math.sqrt(tokens))
 
 
 @contextmanager

@@ -27,6 +27,8 @@ _INDENT = "  "
 _CHECKED = {
     "structure": "every law, in every sequence",
     "equivalence": "packed = one sample per turn",
+    "token_losses": "turn_mean_loss",
+    "hidden_states": "linear_turn_mean_loss",
     "invariance": "however a global batch is divided",
     "micro_batches": "in other sizes and orders",
     "context_parallel": "zigzag slices, documents padded",
@@ -56,9 +58,7 @@ def show(report: VerifyReport, console: Console) -> None:
         _print_heading("The sample's loss, by what weighs the same", console)
         console.print(_indented(_loss_table(asdict(numeric.losses))))
     if report.weights:
-        _print_heading(
-            "The share of the loss that turns decide, by their length", console
-        )
+        _print_heading("The share of the loss that turns decide, by their length", console)
         console.print(_indented(_weight_table(report.weights)))
         note = "token : turn, how much a turn counts under the token mean against the turn mean"
         console.print(Text(_INDENT + note, style="dim"), soft_wrap=True)
