@@ -39,6 +39,7 @@ _PER_SCORE = 1.4e-7
 # In float32, as one core or an older data-centre GPU gives them.
 _CPU_FLOPS = 2e10
 _GPU_FLOPS = 1e13
+_MOST_BYTES = 8e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +106,30 @@ def pass_cost(places: Int64) -> float:
 
 
 def model_pass_cost(model: CausalModel) -> PassCost:
-    """Return the cost of passes through a user's model, from its size: 6 FLOP a weight and token.
+    """Return the cost of passes through a user's model, from its size.
 
-    Logits and their gradients may take about 8 GB; what takes more counts as too long.
+    6 FLOP a weight and token, and 14 * width + 50 * heads a layer and pair of tokens, masked or
+    not. Logits with their gradients, and the scores of a layer, may take 8 GB; what takes more
+    counts as much too long.
     """
+    config: Any = model.module.config
+    layers, width, heads = (
+        int(getattr(config, name, None) or usual)
+        for name, usual in (
+            ("num_hidden_layers", 32),
+            ("hidden_size", 4096),
+            ("num_attention_heads", 32),
+        )
+    )
     weights = sum(parameter.numel() for parameter in model.parameters)
-    seconds_per_token = 6 * weights / (_CPU_FLOPS if model.device.type == "cpu" else _GPU_FLOPS)
-    most_tokens = 8e9 / (16 * model.vocabulary)
+    flops = _CPU_FLOPS if model.device.type == "cpu" else _GPU_FLOPS
+    most_tokens = min(_MOST_BYTES / (16 * model.vocabulary), (_MOST_BYTES / (8 * heads)) ** 0.5)
 
     def cost(places: Int64) -> float:
-        too_long = 1e3 if len(places) > most_tokens else 0.0
-        return _PER_PASS * 10 + (seconds_per_token + too_long) * len(places)
+        length = len(places)
+        pairs = layers * (14 * width + 50 * heads) * length**2
+        too_long = 1e3 * length if length > most_tokens else 0.0
+        return 4 * _PER_PASS + (6 * weights * length + pairs) / flops + too_long
 
     return cost
 

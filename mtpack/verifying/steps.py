@@ -134,11 +134,7 @@ def tolerance_of(dtype: torch.dtype, tokens: int) -> float:
 
 @contextmanager
 def exact_and_repeatable(threads: int | None) -> Iterator[None]:
-    """Leave TF32 off, and use that many threads.
-
-    The passes of the built-in model are small: with threads they take longer on a busy machine
-    (7 times, measured), and the last digits depend on how many there are.
-    """
+    """Leave TF32 off, and use that many threads, on which the last digits depend."""
     precision, before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads or before)

@@ -199,7 +199,7 @@ def _scope(report: VerifyReport) -> Iterator[str]:
         if "data_parallel_ranks" in divided:
             divisions.append(
                 f"{divided['data_parallel_ranks']} processes over {divided['backend']}"
-                " with the built-in model"
+                + ("" if numeric.model == "built in" else ", with the built-in model")
             )
         divisions.append(f"slices of {_listed(divided['context_parallel_ranks'])} ranks")
         yield f"{_INDENT}{'; '.join(divisions)}"
