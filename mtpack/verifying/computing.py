@@ -123,7 +123,7 @@ def _check_samples(
         "micro_batches": compare_micro_batches(model, rows, label_alignment, expected),
         "context_parallel": compare_context_parallel(model, rows, label_alignment, expected),
     }
-    isolation = check_isolation(model, samples["isolation"], label_alignment)
+    isolation = check_isolation(model, samples["isolation"])
     checks = {
         "equivalence": equivalence,
         "invariance": Check.of(divisions),

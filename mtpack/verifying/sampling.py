@@ -192,7 +192,6 @@ def draw_neighbours(
     Of each the leading documents, and as much of each as a pass of so many seconds has room for.
     """
     rows: list[Row] = []
-    first: Row | None = None
     for number in _seeded_order(len(dataset))[:_CANDIDATES]:
         row = dataset[number]
         limit = int(row["seq_lengths"].max())
@@ -200,13 +199,11 @@ def draw_neighbours(
         while limit > 1 and pass_cost(document_ids(cut)) > seconds:
             limit //= 2
             cut = leading_parts(row, limit)
-        if cut["loss_mask"].any():
-            first = first or cut
-            if np.count_nonzero(cut["dialogue_ids"] >= 0) > 1:
-                rows.append(cut)
+        if np.count_nonzero(cut["dialogue_ids"] >= 0) > 1:
+            rows.append(cut)
         if len(rows) == count:
             break
-    return rows or ([first] if first else [_affordable(dataset, seconds, pass_cost)])
+    return rows or [cut]
 
 
 def leading_parts(row: Row, limit: int) -> Row:

@@ -132,6 +132,11 @@ def tolerance_of(dtype: torch.dtype, tokens: int) -> float:
     return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * math.sqrt(tokens))
 
 
+def rounding_of(dtype: torch.dtype) -> float:
+    """Return the relative difference of a loss, of the mean loss, that rounding alone may cause."""
+    return min(_CEILINGS[dtype], 16 * torch.finfo(dtype).eps)
+
+
 @contextmanager
 def exact_and_repeatable(threads: int | None) -> Iterator[None]:
     """Leave TF32 off, and use that many threads, on which the last digits depend."""
