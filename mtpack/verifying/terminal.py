@@ -61,13 +61,13 @@ def show(report: VerifyReport, console: Console) -> None:
         _print_heading("The share of the loss that turns decide, by their length", console)
         console.print(_indented(_weight_table(report.weights)))
         note = "token : turn, how much a turn counts under the token mean against the turn mean"
-        console.print(Text(_INDENT + note, style="dim"), soft_wrap=True)
+        console.print(_indented(Text(note, style="dim")))
     if report.speed is not None:
         _print_heading("The loss on this device, for information", console)
         _print_speed(report.speed, console)
     _print_heading("Covered", console)
     for line in _scope(report):
-        console.print(Text(f"{_INDENT}{line}"), soft_wrap=True)
+        console.print(_indented(Text(line)))
     if report.tally is not None:
         _print_template(report.tally, console)
 
@@ -101,7 +101,7 @@ def _print_mixing(numeric: NumericReport, console: Console) -> None:
         "on packed sequences this way; try another attention implementation or --packing none.",
     )
     for line in lines:
-        console.print(Text(f"{_INDENT}{escaped(line)}", style="red"), soft_wrap=True)
+        console.print(_indented(Text(escaped(line), style="red")))
 
 
 def _loss_table(losses: dict[str, float]) -> Table:
@@ -146,7 +146,7 @@ def _print_speed(speed: SpeedReport, console: Console) -> None:
         f"{sizes.tokens:,} tokens, {_percent(speed.loss_share)} of them trained, hidden "
         f"{sizes.hidden:,}, vocabulary {sizes.vocabulary:,}, {sizes.dtype}"
     )
-    console.print(Text(f"{_INDENT}{line}"), soft_wrap=True)
+    console.print(_indented(Text(line)))
     table = _table("left", "right", "right", "right", "right")
     table.add_row(
         *(Text(head, style="dim") for head in ("", "forward and backward", "", "peak memory", ""))
@@ -202,12 +202,12 @@ def _scope(report: VerifyReport) -> Iterator[str]:
                 + ("" if numeric.model == "built in" else ", with the built-in model")
             )
         divisions.append(f"slices of {_listed(divided['context_parallel_ranks'])} ranks")
-        yield f"{_INDENT}{'; '.join(divisions)}"
+        yield f"invariance, by: {'; '.join(divisions)}"
         isolated = numeric.covered["isolation"]
         yield (
             f"isolation: {_counted(isolated['documents'], 'document')} changed in "
             f"{_counted(isolated['sequences'], 'sequence')}, and their padding; "
-            f"{_counted(isolated['losses'], 'loss', 'losses')} had to stay"
+            f"{_counted(isolated['losses'], 'loss', 'losses')} had to stay; 0 is to the bit"
         )
         yield from numeric.remarks
 
@@ -253,5 +253,5 @@ def _table(*alignments: Literal["left", "right"]) -> Table:
     return table
 
 
-def _indented(table: Table) -> Padding:
-    return Padding(table, (0, 0, 0, len(_INDENT)), expand=False)
+def _indented(shown: Table | Text) -> Padding:
+    return Padding(shown, (0, 0, 0, len(_INDENT)), expand=False)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mtpack.errors import SetupError
+from mtpack.errors import MtpackError, SetupError
 from mtpack.manifest import Tally
 from mtpack.shards import open_shards
 from mtpack.verifying.check import Check
@@ -107,10 +107,18 @@ def verify(
     checks = {"structure": Check(int(broken), 0)}
     numeric = measured = None
     if has_torch and not broken:
+        from torch import OutOfMemoryError
+
         from mtpack.verifying.computing import check_numbers
         from mtpack.verifying.speed import measure_losses
 
-        numeric = check_numbers(named, shards, device, dtype, model)
+        try:
+            numeric = check_numbers(named, shards, device, dtype, model)
+        except OutOfMemoryError as error:
+            raise MtpackError(
+                f"{device} has not enough memory for the numeric checks; "
+                "try --dtype bfloat16, a smaller --model, or --device cpu"
+            ) from error
         checks |= numeric.checks
         measured = measure_losses(shards, device) if speed else None
     return VerifyReport(
