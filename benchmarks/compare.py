@@ -20,6 +20,7 @@ import click
 import numpy as np
 from rich.console import Console
 
+from benchmarks.batches import load_batches
 from benchmarks.encode_only import with_fastokens, with_tokenizers
 from benchmarks.machine import describe_machine
 from benchmarks.packing import (
@@ -67,6 +68,7 @@ WAYS: dict[str, Callable[[Setting], Figures]] = {
     "fastokens": with_fastokens,
     "planning": plan,
     "rows": read_rows,
+    "batches": load_batches,
     "scaling": scale,
     "repack": repack,
     "help": show_help,

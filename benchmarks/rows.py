@@ -1,7 +1,8 @@
 """Random rows of the same shards: `mtpack.open_shards` and `datasets` in four formats.
 
 A row counts as read when the library has returned it: arrays over mapped memory in some of them,
-copies in others.
+copies in others. Of the tensors, ours are a batch of one row: int64 where a model wants it, with
+positions and turn heads, without the lists; those of `datasets` are all columns, as int64.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ def read_rows(setting: Setting) -> Figures:
 def read_all_ways(output: Path) -> Figures:
     import datasets
 
-    import mtpack
+    from mtpack.shards import open_shards
+    from mtpack.torch_data import PackedDataset, collate
 
-    shards = mtpack.open_shards(output)
+    shards, packed = open_shards(output), PackedDataset(output)
     indices = np.random.default_rng(0).integers(len(shards), size=100_000).tolist()
-    figures = {"rows.mtpack": _rows_a_second(shards.__getitem__, indices)}
+    figures = {
+        "rows.mtpack": _rows_a_second(shards.__getitem__, indices),
+        "rows.tensors": _rows_a_second(lambda index: collate([packed[index]]), indices),
+    }
     for name in FORMATS:
         loaded = datasets.load_from_disk(str(output)).with_format(name)
         figures[f"rows.{name}"] = _rows_a_second(loaded.__getitem__, indices)

@@ -76,15 +76,29 @@ LINES = (
         Line("random rows", "rows.mtpack", "rows/s", f"rows.{name}", f"datasets, {name}")
         for name in (None, "numpy", "torch", "arrow")
     ),
+    Line(
+        "random rows as tensors", "rows.tensors", "rows/s", "rows.torch", "datasets, torch", ">= 5"
+    ),
+    *(
+        Line(
+            f"batches of tensors, {name}",
+            f"batches.mtpack.{figure}",
+            "rows/s",
+            f"batches.datasets.{figure}",
+            "datasets, torch",
+            goal,
+        )
+        for name, figure, goal in (("no worker", "alone", ">= 5"), ("workers", "workers", ""))
+    ),
 )
 
 
-def show_table(rounds: Rounds, console: Console) -> None:
+def show_table(rounds: Rounds, console: Console, lines: Sequence[Line] = LINES) -> None:
     """Print the lines whose figures were measured; a ratio to one that was not is a dash."""
     table = Table(box=box.MARKDOWN)
     for title in ("what", "median", "min to max", "compared with", "ratio", "min to max", "goal"):
         table.add_column(title, no_wrap=True)
-    for line in LINES:
+    for line in lines:
         if line.figure not in rounds:
             continue
         value, spread = _cells(rounds[line.figure])

@@ -2,7 +2,9 @@
 
     pack(inputs, seq_len=4096, output="packed")     write shards, return a report
     open_shards("packed")                           read them, row by row, without a copy
+    mtpack.torch_data.PackedDataset                 read them as a dataset of torch
     mtpack.loss.turn_mean_loss                      the loss that the columns are for (torch)
+    mtpack.loss.linear_turn_mean_loss               the same from hidden states, not from all logits
 
 Names are loaded when they are first used, so `import mtpack` costs nothing.
 """

@@ -78,8 +78,7 @@ def available_kernels() -> tuple[str, ...]:
     return ("torch",)
 
 
-@torch.library.custom_op("mtpack::weighted_linear_loss", mutates_args=())
-def _weighted_linear_loss(
+def _loss_and_gradients(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -122,6 +121,11 @@ def _weighted_linear_loss(
     if grad_weight is None:
         grad_weight = weight.new_zeros(weight.shape if weight_needs_grad else 0)
     return loss_sum, grad_hidden, grad_weight.to(weight.dtype)
+
+
+_weighted_linear_loss = torch.library.custom_op(
+    "mtpack::weighted_linear_loss", _loss_and_gradients, mutates_args=()
+)
 
 
 @_weighted_linear_loss.register_fake
@@ -224,7 +228,7 @@ _KERNELS = {"torch": _torch_cross_entropy, "liger": _liger_cross_entropy}
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Return left @ right in dtype, not rounded before where the device can do so."""
-    if dtype != left.dtype and _can_widen(left):
+    if _can_widen(left, dtype):
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
 
@@ -233,15 +237,16 @@ def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torc
     """Return total + left @ right, in the place of total, or the product alone in dtype."""
     if total is None:
         return _product(left, right, dtype)
-    if dtype != left.dtype and _can_widen(left):
+    if _can_widen(left, dtype):
         return torch.addmm(total, left, right, out_dtype=dtype, out=total)
     return total.addmm_(left.to(dtype), right.to(dtype))
 
 
-def _can_widen(values: Tensor) -> bool:
+def _can_widen(values: Tensor, dtype: torch.dtype) -> bool:
     """Whether a matrix product of half precision can give what it adds up in float32."""
     return (
         values.is_cuda
+        and (values.element_size(), dtype) == (2, torch.float32)
         and torch.__version__ >= "2.8"
         and torch.cuda.get_device_capability(values.device) >= (8, 0)
     )

@@ -105,35 +105,29 @@ def linear_turn_mean_loss(
     """Return sum and count of a normalization, from hidden states and the output matrix.
 
     The logits exist for loss tokens alone, some rows at a time, and so do their gradients, which
-    are computed in the forward pass. The memory that this takes does not grow with the tokens: at
-    most 1.25 times the matrix in float32 (for matrices of at least 4,096 columns), beside the
-    gradients themselves. The sum can be differentiated once. It is connected to `hidden` and
-    `weight` even where nothing is trained, so no rank of a group waits for a gradient.
+    are computed in the forward pass. What that takes beside the gradients does not grow with the
+    tokens: at most 1.25 times the matrix in float32 for bfloat16 and 4,096 columns or more, twice
+    the matrix for float32 or with a softcap. The sum can be differentiated once. It is connected to
+    hidden and weight even where nothing is trained, so no rank waits for a gradient. It works under
+    torch.compile(fullgraph=True) and torch.autocast, with gradients in the dtypes of the inputs.
 
     hidden: (..., seq_len, hidden), what the output matrix is applied to. weight: (vocabulary,
-    hidden), whole (not a shard of it), of the same dtype: bfloat16 with sums in float32, float32,
+    hidden), whole, of the same dtype but under autocast: bfloat16 (sums in float32), float32,
     float64; float16 too, but a loss scaler's factor comes after the gradients were rounded.
-    Under torch.autocast both are taken in its dtype, and the gradient of `weight` has that of
-    `weight`. It works in torch.compile(fullgraph=True).
-
-    batch: columns as `mtpack.torch_data.collate` gives them, (..., seq_len): `labels`, `loss_mask`,
-    and what the normalization needs: `loss_token_num` and `turn_num`, or `position_ids`. A label
-    of -100 has no loss. label_alignment: of these columns; `aligned`: the state before a label
-    predicts it (the first place of a row is not predicted); `shifted`: the state in its place.
-
-    softcap: where logits are bent to softcap * tanh(logits / softcap), as in Gemma 2. A bias of the
-    output layer is one more column of `weight`, with a column of ones in `hidden`; a factor of the
-    logits goes into `hidden`.
-    kernel: what makes the loss of a row of logits: `torch`; `liger` (liger-kernel on CUDA: one
-    pass, but logits and losses rounded to the dtype of `hidden`); `auto`: the last of
-    `available_kernels()`, named once in the log `mtpack`.
-    chunk_rows: how many rows of logits are held at once; None: as many as fit into what is said
-    above.
+    batch: columns as of `mtpack.torch_data.collate`, (..., seq_len): `labels`, `loss_mask`, and
+    what the normalization needs: `loss_token_num` and `turn_num`, or `position_ids`. A label of
+    -100 has no loss. label_alignment: of these columns; `aligned`: the state before a label
+    predicts it (the first of a row is not predicted); `shifted`: the state in its place.
+    softcap: where logits are bent to softcap * tanh(logits / softcap), as in Gemma 2. (A bias is
+    one more column of weight, with ones in hidden; a factor of the logits goes into hidden.)
+    kernel: what makes the losses of rows of logits: `torch`; `liger`, in one pass, but with logits
+    and losses rounded to hidden's dtype; `auto`: the last of `available_kernels()`, which the
+    log `mtpack` names once. chunk_rows: rows of logits held at once; None: as said above.
 
     Raises ValueError for shapes, dtypes or names that do not fit.
     """
     labels = batch["labels"]
-    _check(hidden, weight, labels, label_alignment, normalization, kernel)
+    _check(hidden, weight, labels, label_alignment, normalization, kernel, chunk_rows)
     weigh, columns = _NORMALIZATIONS[normalization]
     token_weights, count = weigh(*(batch[column] for column in columns), dtype=_sum_dtype(hidden))
     if label_alignment == "aligned":
@@ -158,6 +152,7 @@ def _check(
     label_alignment: str,
     normalization: str,
     kernel: str,
+    chunk_rows: int | None,
 ) -> None:
     for name, value, known in (
         ("label_alignment", label_alignment, ("aligned", "shifted")),
@@ -166,6 +161,8 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"{name}: {value!r}; it is one of {', '.join(known)}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows: {chunk_rows}; at least one row, or None")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
             f"weight: {tuple(weight.shape)} for hidden states of {hidden.shape[-1]}; it is "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import pyarrow as pa
 
 from mtpack.assembling import Columns
@@ -51,10 +52,10 @@ class Shards(Sequence[Row]):
         self.manifest = manifest
         """Of the output folder; None for single shards."""
         self._batches = [batch for shard in opened for batch in shard.batches]
-        self._batch_ends = np.cumsum([len(batch.turn_num) for batch in self._batches], dtype=int)
+        self._batch_ends = list(accumulate(len(batch.turn_num) for batch in self._batches))
 
     def __len__(self) -> int:
-        return int(self._batch_ends[-1]) if len(self._batch_ends) else 0
+        return self._batch_ends[-1] if self._batch_ends else 0
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -66,9 +67,9 @@ class Shards(Sequence[Row]):
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        number = int(np.searchsorted(self._batch_ends, row, side="right"))
+        number = bisect_right(self._batch_ends, row)
         batch = self._batches[number]
-        return row_of(batch, row - int(self._batch_ends[number]) + len(batch.turn_num))
+        return row_of(batch, row - self._batch_ends[number] + len(batch.turn_num))
 
     def __iter__(self) -> Iterator[Row]:
         for batch in self._batches:
@@ -78,8 +79,8 @@ class Shards(Sequence[Row]):
 
 def row_of(batch: Columns, row: int) -> Row:
     """Return one sequence of a batch."""
-    turns = slice(*batch.turn_offsets[row : row + 2])
-    entries = slice(*batch.entry_offsets[row : row + 2])
+    turns = slice(batch.turn_offsets[row], batch.turn_offsets[row + 1])
+    entries = slice(batch.entry_offsets[row], batch.entry_offsets[row + 1])
     return {
         **{name: getattr(batch, name)[row] for name in TOKEN_COLUMNS},
         "turn_num": int(batch.turn_num[row]),

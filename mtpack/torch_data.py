@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class PackedDataset(Dataset[Row]):
 
     A row is a dict of read-only numpy arrays, `turn_num` an int (docs/format.md). They are views of
     the mapped files, and nothing is copied before a batch is built, except where labels are
-    converted to another alignment, and for compressed shards, which are decoded when opened.
+    converted to the other alignment, and in compressed shards, which are decoded when opened.
 
     Worker processes of a DataLoader may be forked or spawned: what is pickled is the path, and the
     files are opened again.
@@ -53,12 +53,13 @@ class PackedDataset(Dataset[Row]):
 
         label_alignment: `aligned` (Hugging Face) or `shifted` (Megatron-LM): rows are given so,
         converted where the shards have the other; None: as they are packed.
-        Raises SetupError for a path that is not there, InputError for shards that can't be used.
+        Raises SetupError for a path that is not there or an alignment that there is not, InputError
+        for shards that can't be used.
         """
         if label_alignment not in (None, *ALIGNMENTS):
             raise SetupError(
-                f"label_alignment: {label_alignment!r}; it is {' or '.join(ALIGNMENTS)}, "
-                "or None for what the shards have"
+                f"label_alignment: there is no {label_alignment!r}; name one of "
+                f"{', '.join(ALIGNMENTS)}, or None for the one of the shards"
             )
         self._shards = open_shards(path)
         paths = [path] if isinstance(path, str | os.PathLike) else path
@@ -76,8 +77,8 @@ class PackedDataset(Dataset[Row]):
         return len(self._shards)
 
     def __getitem__(self, index: int) -> Row:
-        row = self._shards[index]
-        if self.label_alignment == self._shards.metadata.label_alignment:
+        row = self._shards[as_index(index)]
+        if self.metadata == self._shards.metadata:
             return row
         try:
             converted = realigned(row, self.label_alignment)
@@ -88,8 +89,22 @@ class PackedDataset(Dataset[Row]):
         return {**row, **converted}
 
     def __reduce__(self) -> tuple[Callable[..., PackedDataset], tuple[Any, ...]]:
-        reopen = partial(type(self), label_alignment=self.label_alignment)
-        return reopen, (self._paths,)
+        return type(self)._reopened, (self._paths, self.label_alignment, self._contents)
+
+    @classmethod
+    def _reopened(cls, paths: list[Path], label_alignment: str, contents: Any) -> PackedDataset:
+        """Open the same sequences; a worker that reads others would mix two outputs in silence."""
+        dataset = cls(paths, label_alignment=label_alignment)
+        if dataset._contents != contents:
+            raise InputError(f"{paths[0]}: packed anew since it was opened; open it again")
+        return dataset
+
+    @property
+    def _contents(self) -> Any:
+        """What tells these sequences from others, as far as can be told without reading them."""
+        shards = self._shards
+        records = None if shards.manifest is None else shards.manifest.report.shards
+        return shards.metadata, [shard.num_rows for shard in shards.opened], records
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -110,7 +125,7 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     seq_lens = {len(row["input_ids"]) for row in rows}
     if len(seq_lens) > 1:
         raise InputError(
-            f"rows of different lengths in one batch: {sorted(seq_lens)} tokens; "
+            f"rows of {' and '.join(map(str, sorted(seq_lens)))} tokens in one batch; "
             "pack all data with the same --seq-len"
         )
     (seq_len,) = seq_lens
@@ -125,16 +140,17 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
-    lengths: Int64 = np.concatenate([row["seq_lengths"] for row in rows]).astype(np.int64)
-    sums = [int(row["seq_lengths"].sum(dtype=np.int64)) for row in rows]
-    if set(sums) != {seq_len} or lengths.min() < 1:
+    lengths: Int64 = np.concatenate([row["seq_lengths"] for row in rows], dtype=np.int64)
+    offsets = offsets_of(lengths)
+    row_ends = np.cumsum([len(row["seq_lengths"]) for row in rows])
+    whole = np.array_equal(offsets[row_ends], np.arange(1, len(rows) + 1) * seq_len)
+    if not whole or lengths.min() < 1:
         raise InputError(
             f"damaged: documents that do not add up to {seq_len} tokens; run mtpack verify"
         )
-    offsets = offsets_of(lengths)
-    places = np.arange(offsets[-1])
+    starts_in_rows = np.repeat(offsets[:-1] % seq_len, lengths).reshape(len(rows), seq_len)
     return {
-        "position_ids": (places - np.repeat(offsets[:-1], lengths)).reshape(len(rows), seq_len),
+        "position_ids": np.arange(seq_len) - starts_in_rows,
         "cu_seqlens": offsets.astype(np.int32),
         "max_seqlen": np.array(lengths.max(), dtype=np.int32),
     }
@@ -142,10 +158,12 @@ def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
 
 def _turns(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
     turn_num = np.array([row["turn_num"] for row in rows], dtype=np.int64)
-    turn_heads = np.zeros((len(rows), seq_len), dtype=np.uint8)
-    for heads, row in zip(turn_heads, rows, strict=True):
-        starts = row["turn_starts"]
-        heads[starts[(starts >= 0) & (starts < seq_len)]] = 1
-    if not np.array_equal(turn_heads.sum(axis=1, dtype=np.int64), turn_num):
+    starts = np.concatenate([row["turn_starts"] for row in rows])
+    num_starts = [len(row["turn_starts"]) for row in rows]
+    places = starts + np.repeat(np.arange(len(rows)) * seq_len, num_starts)
+    inside = (starts >= 0) & (starts < seq_len)
+    if not (np.array_equal(num_starts, turn_num) and inside.all() and (np.diff(places) > 0).all()):
         raise InputError("damaged: turns that do not add up to turn_num; run mtpack verify")
-    return {"turn_num": turn_num, "turn_heads": turn_heads}
+    turn_heads = np.zeros(len(rows) * seq_len, dtype=np.uint8)
+    turn_heads[places] = 1
+    return {"turn_num": turn_num, "turn_heads": turn_heads.reshape(len(rows), seq_len)}

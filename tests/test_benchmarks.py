@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 
+import mtpack
 from benchmarks.compare import main
 from benchmarks.memory import private_bytes, run_watched
 from benchmarks.planning import best_fit_decreasing
@@ -157,3 +158,35 @@ def test_a_command_under_watch_gives_what_it_prints_or_fails():
     assert watched.peak_bytes > 0
     with pytest.raises(subprocess.CalledProcessError):
         run_watched([sys.executable, "-c", "raise SystemExit(1)"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_loss_benchmark_runs_small_on_the_cpu(tmp_path, packed):
+    pytest.importorskip("torch")
+    from benchmarks.loss import main as compare_losses
+
+    arguments = ["--device", "cpu", "--vocabulary", "300", "--hidden", "8", "--tokens", "256"]
+    if packed:
+        source = str(SAMPLE_DATA / "conversations_en.jsonl")
+        mtpack.pack(source, output=str(tmp_path / "packed"), seq_len=128, workers=1)
+        arguments.append(str(tmp_path / "packed"))
+    result = CliRunner().invoke(compare_losses, [*arguments, "--rounds", "2"])
+    assert result.exit_code == 0, result.output
+    assert "vocabulary 300, hidden 8, 256 tokens, bfloat16, loss tokens" in result.output
+    rows = [line.split("|") for line in result.output.splitlines() if line.startswith("|")]
+    assert [row[1].strip() for row in rows[2:6]] == [
+        "full logits, cross_entropy",
+        "mtpack, turn mean",
+        "mtpack, token mean",
+        "turn weights",
+    ]
+
+
+def test_made_up_turns_train_the_share_that_is_asked_for():
+    torch = pytest.importorskip("torch")
+    from benchmarks.loss import made_up_turns
+
+    batch = made_up_turns(100_000, 0.3)
+    assert float(batch["loss_mask"].double().mean()) == pytest.approx(0.3, abs=0.01)
+    turns = (batch["loss_mask"] / batch["loss_token_num"].double()).sum()
+    assert torch.isclose(turns, batch["turn_num"].double().sum())

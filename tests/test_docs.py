@@ -64,8 +64,9 @@ def test_an_option_can_be_set_by_environment(tmp_path):
 def test_the_training_step_gives_the_gradients_of_the_mean_over_turns(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    source = SAMPLE_DATA / "conversations_en.jsonl"
-    mtpack.pack(source, output=str(tmp_path / "packed"), seq_len=256, packing="none", workers=1)
+    rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(rows[:8]))
+    mtpack.pack(tmp_path / "rows.jsonl", output=str(tmp_path / "packed"), seq_len=1024, workers=1)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -77,19 +78,22 @@ def test_the_training_step_gives_the_gradients_of_the_mean_over_turns(tmp_path, 
     )
     model = transformers.LlamaForCausalLM(config).double()
     (training,) = [block for block in blocks("python") if "turn_mean_loss" in block]
-    exec(training, {"model": model, "batch": [0, 1, 2]})
+    exec(training, {"model": model})
     found = model.model.embed_tokens.weight.grad.clone()
 
     model.zero_grad()
     means = []
-    for row in mtpack.open_shards("packed")[:3]:
-        ids = torch.tensor(np.array(row["input_ids"]))[None].long()
-        logits = model(input_ids=ids[:, : row["seq_lengths"][0]]).logits[0]
+    sequences = mtpack.open_shards("packed")
+    assert 2 < len(sequences) <= 8  # several micro-batches, and no more than the step takes
+    for row in sequences:
         turns = [*row["turn_starts"].tolist(), len(row["labels"])]
-        for start, end in itertools.pairwise(turns):
-            trained = [p for p in range(start, end) if row["labels"][p] != -100]
-            logs = torch.log_softmax(logits[[p - 1 for p in trained]], -1)
-            means.append(-logs[range(len(trained)), ids[0, trained]].mean())
+        for first, last in itertools.pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
+            ids = torch.tensor(row["input_ids"][first:last].tolist())
+            logs = torch.log_softmax(model(input_ids=ids[None]).logits[0], -1)
+            for start, end in itertools.pairwise(turns):
+                if first <= start < last:
+                    trained = [p - first for p in range(start, end) if row["labels"][p] != -100]
+                    means.append(-logs[[p - 1 for p in trained], ids[trained]].mean())
     torch.stack(means).mean().backward()
     expected = model.model.embed_tokens.weight.grad
     # The README's step computes losses in float32.

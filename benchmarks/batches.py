@@ -1,0 +1,106 @@
+"""Random rows of the same shards as tensors: `PackedDataset` with `collate`, and `datasets`.
+
+Both deliver the same batches, which is checked before anything is timed: the columns that a step
+needs, positions and document offsets of variable length attention, and turn heads. `datasets` reads
+no other columns than these are made of, and its collate function is written with torch alone, as
+its user would.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.packing import kept_output
+from benchmarks.setting import Figures, Setting
+
+BATCH_ROWS = 8
+_TOKEN_COLUMNS = ["input_ids", "labels", "loss_mask", "loss_token_num"]
+_COLUMNS = [*_TOKEN_COLUMNS, "turn_num", "turn_starts", "seq_lengths"]
+_SECONDS = 1.0  # for each way
+
+
+def load_batches(setting: Setting) -> Figures:
+    """Load in a process of its own, so that no other way inherits its libraries."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(load_all_ways, kept_output(setting), setting.workers).result()
+
+
+def load_all_ways(output: Path, workers: int) -> Figures:
+    import datasets
+    import torch
+
+    from mtpack.torch_data import PackedDataset, collate
+
+    torch.set_num_threads(1)  # as in a loader's worker
+    packed = PackedDataset(output)
+    loaded = datasets.load_from_disk(str(output)).select_columns(_COLUMNS).with_format("torch")
+    ways = {"mtpack": (packed, collate), "datasets": (loaded, collate_tensors)}
+    _check_same_batches(*(way([rows[0], rows[len(rows) - 1]]) for rows, way in ways.values()))
+    return {
+        f"batches.{name}.{place}": figure
+        for place, num_workers in (("alone", 0), ("workers", workers))
+        for name, figure in _rows_a_second(ways, num_workers).items()
+    }
+
+
+def collate_tensors(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Build the batch of `mtpack.torch_data.collate` from rows of tensors."""
+    import torch
+
+    batch = {name: torch.stack([row[name] for row in rows]) for name in _TOKEN_COLUMNS}
+    lengths = [row["seq_lengths"] for row in rows]
+    positions = [torch.cat([torch.arange(length) for length in row.tolist()]) for row in lengths]
+    ends = torch.cat(lengths).cumsum(0, dtype=torch.int32)
+    turn_heads = torch.zeros_like(batch["loss_mask"])
+    for heads, row in zip(turn_heads, rows, strict=True):
+        heads[row["turn_starts"]] = 1
+    return batch | {
+        "position_ids": torch.stack(positions),
+        "cu_seqlens": torch.nn.functional.pad(ends, (1, 0)),
+        "max_seqlen": torch.cat(lengths).max(),
+        "turn_num": torch.stack([row["turn_num"] for row in rows]),
+        "turn_heads": turn_heads,
+    }
+
+
+def _check_same_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values.tolist() == theirs[name].tolist(), name
+
+
+def _rows_a_second(ways: dict[str, Any], num_workers: int) -> dict[str, float]:
+    """Load batches of random rows until their time is up, the ways in turns of a tenth each."""
+    batches = {name: _endless(*way, num_workers) for name, way in ways.items()}
+    seconds, counts = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
+    for turn in range(11):
+        for name in ways:
+            started = time.perf_counter()
+            count = 0
+            while time.perf_counter() - started < _SECONDS / 10:
+                next(batches[name])
+                count += BATCH_ROWS
+            if turn > 0:  # the first one warms up
+                seconds[name] += time.perf_counter() - started
+                counts[name] += count
+    return {name: counts[name] / seconds[name] for name in ways}
+
+
+def _endless(rows: Any, collate: Callable[..., Any], num_workers: int) -> Iterator[Any]:
+    from torch.utils.data import DataLoader, RandomSampler
+
+    return iter(
+        DataLoader(
+            rows,
+            batch_size=BATCH_ROWS,
+            sampler=RandomSampler(rows, replacement=True, num_samples=10**9),
+            num_workers=num_workers,
+            multiprocessing_context="fork" if num_workers else None,
+            collate_fn=collate,
+        )
+    )

@@ -1,0 +1,285 @@
+"""The loss from hidden states against cross-entropy on full logits: time, and memory beside it.
+
+    python -m benchmarks.loss packed --device cuda
+
+Forward and backward pass of the output layer and the loss alone, in one run: full logits and
+`torch.nn.functional.cross_entropy`, mtpack with turn mean and with token mean, and, where they are
+installed and the device is CUDA, liger-kernel and cut-cross-entropy, as their authors tell to call
+them. All get the same hidden states, the same matrix and the same labels, -100 where nothing is
+trained, which those of a shard say (folded into the vocabulary), or else made-up turns.
+
+Memory is the peak of a step above what is there before it, less the gradients that it leaves: so
+above inputs, parameters and their gradients. It is measured on CUDA alone.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.machine import describe_machine
+from benchmarks.table import Line, show_table
+from mtpack.loss import available_kernels, linear_turn_mean_loss
+from mtpack.torch_data import PackedDataset, collate
+
+Batch = Mapping[str, Tensor]
+Way = Callable[[Tensor, Tensor, Batch], Tensor]
+"""The loss of a step, of hidden states (rows, seq_len, hidden), a matrix and shifted columns."""
+
+_WARM_UP = 3
+_IGNORED = -100
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_OTHERS = ("liger", "cut_cross_entropy")
+_NAMES = {
+    "full": "full logits, cross_entropy",
+    "turn_mean": "mtpack, turn mean",
+    "token_mean": "mtpack, token mean",
+    "turn_mean_liger": "mtpack, turn mean, rows by liger",
+    "liger": "liger, fused linear cross-entropy",
+    "cut_cross_entropy": "cut-cross-entropy",
+}
+_LINES = (
+    Line(_NAMES["full"], "full", "ms"),
+    *(
+        Line(_NAMES[way], way, "ms", "full", "full logits", "<= 0.6" if "turn" in way else "")
+        for way in _NAMES
+        if way != "full"
+    ),
+    *(Line(_NAMES["turn_mean"], "turn_mean", "ms", way, _NAMES[way], "<= 1") for way in _OTHERS),
+    Line("turn weights", "turn_mean", "ms", "token_mean", "mtpack, token mean", "<= 1.01"),
+    Line(f"memory: {_NAMES['full']}", "full.memory", "MiB"),
+    *(
+        Line(
+            f"memory: {_NAMES[way]}",
+            f"{way}.memory",
+            "MiB",
+            "full.memory",
+            "full logits",
+            "<= 0.25" if "turn" in way else "",
+        )
+        for way in _NAMES
+        if way != "full"
+    ),
+    *(
+        Line(f"gradients off full logits': {_NAMES[way]}", f"{way}.difference", "")
+        for way in ("token_mean", *_OTHERS)
+    ),
+)
+
+
+@click.command()
+@click.argument("path", required=False)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True)
+@click.option("--vocabulary", default=151_936, show_default=True)
+@click.option("--hidden", "hidden_size", default=4096, show_default=True)
+@click.option("--tokens", default=8192, show_default=True, help="in whole rows of the shards")
+@click.option("--dtype", type=click.Choice([*_DTYPES]), default="bfloat16", show_default=True)
+@click.option("--loss-share", default=0.5, show_default=True, help="without shards: loss tokens")
+@click.option("--rounds", default=20, show_default=True)
+def main(
+    path: str | None,
+    device: str,
+    vocabulary: int,
+    hidden_size: int,
+    tokens: int,
+    dtype: str,
+    loss_share: float,
+    rounds: int,
+) -> None:
+    """Compare on the loss mask of the shards at PATH, or on made-up turns."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("no CUDA device here; --device cpu runs small sizes")
+    batch = _packed(path, tokens) if path else made_up_turns(tokens, loss_share)
+    batch["labels"] = torch.where(
+        batch["labels"] == _IGNORED, _IGNORED, batch["labels"] % vocabulary
+    )
+    batch = {name: column.to(device) for name, column in batch.items()}
+    torch.manual_seed(0)
+    shape = (*batch["labels"].shape, hidden_size)
+    hidden = torch.randn(shape, dtype=_DTYPES[dtype], device=device)
+    weight = torch.randn(vocabulary, hidden_size, dtype=_DTYPES[dtype], device=device)
+    weight *= hidden_size**-0.5
+    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    figures = measure(_ways(device), inputs, batch, rounds)
+
+    console = Console(width=200)
+    console.print(f"{describe_machine()}\n{_describe_device(device)}", highlight=False)
+    console.print(
+        f"vocabulary {vocabulary:,}, hidden {hidden_size:,}, {batch['labels'].numel():,} tokens, "
+        f"{dtype}, loss tokens {batch['loss_mask'].float().mean():.1%} "
+        f"({path or 'made up'}), {rounds} rounds",
+        highlight=False,
+    )
+    if device == "cpu":
+        console.print("memory: not measured on the CPU")
+    show_table(figures, console, [line for line in _LINES if line.against in (None, *figures)])
+
+
+def measure(
+    ways: Mapping[str, Way], inputs: tuple[Tensor, Tensor], batch: Batch, rounds: int
+) -> dict[str, list[float]]:
+    """Return milliseconds and MiB of every way in every round, and how far gradients are off."""
+    figures = defaultdict(list)
+    for name in ("token_mean", *(way for way in _OTHERS if way in ways)):  # all of them token means
+        figures[f"{name}.difference"] = [_difference(ways[name], ways["full"], inputs, batch)]
+    for round_number in range(-_WARM_UP, rounds):
+        for name, way in ways.items():
+            milliseconds, mebibytes = _step(way, inputs, batch)
+            if round_number >= 0:
+                figures[name].append(milliseconds)
+                if mebibytes is not None:
+                    figures[f"{name}.memory"].append(mebibytes)
+    return figures
+
+
+def _step(way: Way, inputs: tuple[Tensor, Tensor], batch: Batch) -> tuple[float, float | None]:
+    """Run a forward and a backward pass; return milliseconds, and the MiB of memory beside it."""
+    for tensor in inputs:
+        tensor.grad = None
+    if not inputs[0].is_cuda:
+        started = time.perf_counter()
+        way(*inputs, batch).backward()
+        return 1000 * (time.perf_counter() - started), None
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    start.record()
+    way(*inputs, batch).backward()
+    end.record()
+    torch.cuda.synchronize()
+    gradients = sum(tensor.grad.nbytes for tensor in inputs)
+    beside = torch.cuda.max_memory_allocated() - before - gradients
+    return start.elapsed_time(end), beside / 2**20
+
+
+def _difference(way: Way, reference: Way, inputs: tuple[Tensor, Tensor], batch: Batch) -> float:
+    """Return how far the gradients of a way are off, of the norm of the reference's."""
+    expected = torch.autograd.grad(reference(*inputs, batch), inputs)
+    found = torch.autograd.grad(way(*inputs, batch), inputs)
+    return max(
+        float((a - b).float().norm() / b.float().norm())
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _ways(device: str) -> dict[str, Way]:
+    ways: dict[str, Way] = {
+        "full": _full_logits,
+        "turn_mean": partial(_mtpack, "turn_mean", "torch"),
+        "token_mean": partial(_mtpack, "token_mean", "torch"),
+    }
+    if device == "cuda" and "liger" in available_kernels():
+        ways |= {"turn_mean_liger": partial(_mtpack, "turn_mean", "liger"), "liger": _liger}
+    if device == "cuda" and _version("cut-cross-entropy"):
+        ways["cut_cross_entropy"] = _cut_cross_entropy
+    return ways
+
+
+def _full_logits(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+    logits = functional.linear(hidden, weight)
+    return functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+
+
+def _mtpack(
+    normalization: str, kernel: str, hidden: Tensor, weight: Tensor, batch: Batch
+) -> Tensor:
+    loss_sum, count = linear_turn_mean_loss(
+        hidden,
+        weight,
+        batch,
+        label_alignment="shifted",
+        normalization=normalization,
+        kernel=kernel,
+    )
+    return loss_sum / count
+
+
+def _liger(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+    library = import_module("liger_kernel.transformers.functional")
+    return library.liger_fused_linear_cross_entropy(
+        hidden.flatten(0, 1), weight, batch["labels"].flatten()
+    )
+
+
+def _cut_cross_entropy(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+    library = import_module("cut_cross_entropy")
+    return library.linear_cross_entropy(hidden, weight, batch["labels"])
+
+
+def _packed(path: str, tokens: int) -> dict[str, Tensor]:
+    dataset = PackedDataset(path, label_alignment="shifted")
+    rows = min(len(dataset), max(1, tokens // dataset.metadata.seq_len))
+    return collate([dataset[row] for row in range(rows)])
+
+
+def made_up_turns(tokens: int, loss_share: float, seed: int = 0) -> dict[str, Tensor]:
+    """Return the columns of one row: turns of 1 to 400 tokens, each behind given tokens.
+
+    So many are given that about `loss_share` of all tokens is trained.
+    """
+    random = np.random.default_rng(seed)
+    columns = {
+        "labels": np.full(tokens, _IGNORED),
+        "loss_mask": np.zeros(tokens, np.uint8),
+        "loss_token_num": np.ones(tokens, np.int32),
+    }
+    turns = end = 0
+    while True:
+        length = int(random.integers(1, 401))
+        start = end + round(length * (1 - loss_share) / loss_share)
+        end = min(start + length, tokens)
+        if start >= end:
+            break
+        columns["labels"][start:end] = random.integers(2**31, size=end - start)
+        columns["loss_mask"][start:end] = 1
+        columns["loss_token_num"][start:end] = end - start
+        turns += 1
+    batch = {name: torch.from_numpy(values)[None] for name, values in columns.items()}
+    return {**batch, "turn_num": torch.tensor([turns])}
+
+
+def _describe_device(device: str) -> str:
+    libraries = ", ".join(
+        f"{library} {_version(library) or 'not installed'}"
+        for library in ("torch", "liger-kernel", "cut-cross-entropy", "triton")
+    )
+    if device == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads; {libraries}"
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, driver {_driver()}, "
+        f"CUDA {torch.version.cuda}; {libraries}"
+    )
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.splitlines()[0].strip()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

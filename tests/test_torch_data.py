@@ -1,0 +1,410 @@
+"""Rows of shards as a dataset of torch, in either alignment, and batches of them as tensors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from dataclasses import fields, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mtpack.alignment import ALIGNMENTS, realigned
+from mtpack.assembling import Columns
+from mtpack.errors import InputError, SetupError
+from mtpack.shard import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
+from mtpack.shards import Row, open_shards, row_of
+from mtpack.turns import offsets_of
+from mtpack.verifying.batch import Batch
+from mtpack.verifying.structure import first_breach
+from tests.builders import (
+    columns_of_sequences,
+    hand_made_sequences,
+    metadata_of,
+    random_sequences,
+    write_columns,
+    write_output,
+)
+from tests.test_assembling import Case, assembled, cases
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.data import DataLoader  # noqa: E402
+
+from mtpack.loss import turn_mean_loss  # noqa: E402
+from mtpack.torch_data import PackedDataset, collate  # noqa: E402
+
+OTHER = {"aligned": "shifted", "shifted": "aligned"}
+DTYPES = {
+    "input_ids": torch.int64,
+    "labels": torch.int64,
+    "position_ids": torch.int64,
+    "loss_mask": torch.uint8,
+    "loss_token_num": torch.int32,
+    "turn_heads": torch.uint8,
+    "turn_num": torch.int64,
+    "cu_seqlens": torch.int32,
+    "max_seqlen": torch.int32,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows_in(case: Case, label_alignment: str) -> list[Row]:
+    """The sequences of a case, assembled in an alignment."""
+    columns = assembled(replace(case, layout=replace(case.layout, label_alignment=label_alignment)))
+    return [row_of(columns, row) for row in range(len(columns.turn_num))]
+
+
+def columns_of_rows(rows: list[Row]) -> Columns:
+    return Columns(
+        **{name: np.stack([row[name] for row in rows]) for name in TOKEN_COLUMNS},
+        turn_num=np.array([row["turn_num"] for row in rows], np.int32),
+        turn_offsets=offsets_of(np.array([len(row["turn_starts"]) for row in rows])),
+        entry_offsets=offsets_of(np.array([len(row["seq_lengths"]) for row in rows])),
+        **{
+            name: np.concatenate([row[name] for row in rows])
+            for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
+        },
+    )
+
+
+def shard_of(folder, label_alignment="aligned", pad_documents_to=1, change=None):
+    """Write the hand-made sequences as a shard; `change` is made to a copy of the columns."""
+    metadata = metadata_of(label_alignment, pad_documents_to)
+    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    columns = Columns(*(getattr(columns, field.name).copy() for field in fields(Columns)))
+    if change is not None:
+        change(columns)
+    write_columns(folder / "shard.arrow", columns, metadata)
+    return folder / "shard.arrow"
+
+
+def output_of(folder, seed: int = 0):
+    """Write an output of two shards, of three sequences each."""
+    metadata = metadata_of(seq_len=64)
+    parts = [
+        columns_of_sequences(
+            random_sequences(number, 64, [[20, 30], [64], [9, 9, 40]]), metadata.layout
+        )
+        for number in (seed, seed + 1)
+    ]
+    parts[1].dialogue_ids[parts[1].dialogue_ids >= 0] += 100
+    return write_output(folder, parts, metadata)
+
+
+def assert_same_row(found: Row, expected: Row) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+        assert np.asarray(found[name]).dtype == np.asarray(value).dtype, name
+
+
+# Rows
+
+
+def test_rows_are_those_of_open_shards_wherever_they_lie(tmp_path):
+    folder = output_of(tmp_path / "packed")
+    shards = sorted(folder.glob("*.arrow"))
+    for path in (folder, str(folder), shards, shards[0]):
+        dataset, expected = PackedDataset(path), open_shards(path)
+        assert len(dataset) == len(expected)
+        assert dataset.metadata == expected.metadata
+        for number, row in enumerate(expected):
+            assert_same_row(dataset[number], row)
+        assert_same_row(dataset[np.int64(-1)], expected[-1])
+        with pytest.raises(IndexError):
+            dataset[len(expected)]
+
+
+def test_a_row_is_a_view_of_the_file_until_a_batch_is_built(tmp_path):
+    dataset = PackedDataset(shard_of(tmp_path))
+    first, again = dataset[1], dataset[1]
+    for name in first.keys() - {"turn_num"}:
+        assert np.shares_memory(first[name], again[name]), name
+        with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+            first[name].flags.writeable = True
+
+
+@pytest.mark.parametrize("label_alignment", ALIGNMENTS)
+def test_nothing_that_is_done_to_rows_or_batches_reaches_the_file(tmp_path, label_alignment):
+    path = shard_of(tmp_path)
+    written = path.read_bytes()
+    dataset = PackedDataset(path, label_alignment=label_alignment)
+    for name in dataset[0].keys() - {"turn_num"}:
+        with pytest.raises(ValueError, match="read-only"):
+            dataset[0][name][:] = 7
+    for values in collate([dataset[0], dataset[1]]).values():
+        values.fill_(7)
+    assert path.read_bytes() == written
+    assert_same_row(dataset[0], PackedDataset(path, label_alignment=label_alignment)[0])
+
+
+# Alignments
+
+
+@given(cases(), st.sampled_from(ALIGNMENTS))
+def test_a_converted_row_is_what_packing_in_that_alignment_gives(case, label_alignment):
+    packed = rows_in(case, OTHER[label_alignment])
+    expected = rows_in(case, label_alignment)
+    for row, twin in zip(packed, expected, strict=True):
+        assert_same_row({**row, **realigned(row, label_alignment)}, twin)
+
+
+@given(cases())
+def test_shifted_labels_are_the_next_token_of_the_same_document(case):
+    for row in rows_in(case, "aligned"):
+        shifted = {**row, **realigned(row, "shifted")}
+        for start, end in pairwise(offsets_of(row["seq_lengths"]).tolist()):
+            for place in range(start, end):
+                trained = place + 1 < end and row["loss_mask"][place + 1]
+                assert shifted["loss_mask"][place] == trained
+                assert shifted["labels"][place] == (
+                    row["input_ids"][place + 1] if trained else -100
+                )
+                assert shifted["loss_token_num"][place] == (
+                    row["loss_token_num"][place + 1] if trained else 1
+                )
+
+
+@given(cases(), st.sampled_from(ALIGNMENTS))
+def test_converting_twice_gives_the_row_again(case, label_alignment):
+    for row in rows_in(case, label_alignment):
+        there = {**row, **realigned(row, OTHER[label_alignment])}
+        assert_same_row({**there, **realigned(there, label_alignment)}, row)
+
+
+@given(cases(), st.sampled_from(ALIGNMENTS))
+def test_converted_rows_keep_every_law_of_a_shard(case, label_alignment):
+    rows = [
+        {**row, **realigned(row, label_alignment)} for row in rows_in(case, OTHER[label_alignment])
+    ]
+    assume(rows)
+    layout = replace(case.layout, label_alignment=label_alignment)
+    assert first_breach(Batch(columns_of_rows(rows), layout)) is None
+
+
+@pytest.mark.parametrize("packed", ALIGNMENTS)
+@pytest.mark.parametrize("wanted", [None, *ALIGNMENTS])
+def test_a_dataset_gives_the_alignment_that_is_asked_for(tmp_path, packed, wanted):
+    dataset = PackedDataset(shard_of(tmp_path, packed, 8), label_alignment=wanted)
+    expected = metadata_of(wanted or packed, 8)
+    assert (dataset.metadata, dataset.label_alignment) == (expected, wanted or packed)
+    columns = columns_of_sequences(hand_made_sequences(), expected.layout)
+    for number in range(3):
+        assert_same_row(dataset[number], row_of(columns, number))
+
+
+@pytest.mark.parametrize(("packed", "place"), [("aligned", 24), ("shifted", 31)])
+def test_loss_that_would_leave_its_document_is_refused(tmp_path, packed, place):
+    def change(columns: Columns) -> None:
+        columns.loss_mask[1, place] = 1
+
+    path = shard_of(tmp_path, packed, change=change)
+    dataset = PackedDataset(path, label_alignment=OTHER[packed])
+    assert dataset[0]["turn_num"] == 3
+    with pytest.raises(InputError, match=r"shard\.arrow: row 1: damaged"):
+        dataset[1]
+
+
+# Batches
+
+
+def batch_by_definition(rows: list[Row]) -> dict[str, Any]:
+    """The columns of a batch, one place after the other."""
+    batch: dict[str, Any] = {name: [] for name in DTYPES}
+    for name in ("input_ids", "labels", "loss_mask", "loss_token_num"):
+        batch[name] = [row[name].tolist() for row in rows]
+    batch["turn_num"] = [row["turn_num"] for row in rows]
+    batch["cu_seqlens"] = [0]
+    for row in rows:
+        positions: list[int] = []
+        for length in row["seq_lengths"].tolist():
+            positions += range(length)
+            batch["cu_seqlens"].append(batch["cu_seqlens"][-1] + length)
+        batch["position_ids"].append(positions)
+        starts = set(row["turn_starts"].tolist())
+        batch["turn_heads"].append([int(place in starts) for place in range(len(positions))])
+    batch["max_seqlen"] = max(end - start for start, end in pairwise(batch["cu_seqlens"]))
+    return batch
+
+
+@given(cases(), st.sampled_from(ALIGNMENTS))
+def test_a_batch_is_what_the_columns_say(case, label_alignment):
+    rows = rows_in(case, label_alignment)
+    assume(rows)
+    batch = collate(rows)
+    assert {name: values.tolist() for name, values in batch.items()} == batch_by_definition(rows)
+    assert {name: values.dtype for name, values in batch.items()} == DTYPES
+    assert all(values.is_contiguous() for values in batch.values())
+
+
+def test_padding_is_a_document_of_its_own(tmp_path):
+    row = PackedDataset(shard_of(tmp_path))[0]  # 10 and 4 tokens of 32
+    batch = collate([row])
+    assert batch["cu_seqlens"].tolist() == [0, 10, 14, 32]
+    assert batch["position_ids"][0].tolist() == [*range(10), *range(4), *range(18)]
+    assert batch["max_seqlen"].tolist() == 18
+
+
+@given(cases(), st.sampled_from(ALIGNMENTS))
+def test_turn_heads_are_on_loss_and_count_the_turns(case, label_alignment):
+    rows = rows_in(case, label_alignment)
+    assume(rows)
+    batch = collate(rows)
+    assert batch["turn_heads"].sum(1).tolist() == batch["turn_num"].tolist()
+    assert (batch["turn_heads"] <= batch["loss_mask"]).all()
+
+
+def test_no_rows_make_no_batch():
+    with pytest.raises(InputError, match="no rows"):
+        collate([])
+
+
+def test_rows_of_different_lengths_are_refused(tmp_path):
+    long, short = PackedDataset(output_of(tmp_path / "packed")), PackedDataset(shard_of(tmp_path))
+    with pytest.raises(InputError, match=r"32 and 64 tokens.*--seq-len"):
+        collate([long[0], short[0]])
+
+
+DAMAGES = {
+    "documents": {
+        "too_few": {"seq_lengths": np.array([10, 4, 17], np.int32)},
+        "too_many": {"seq_lengths": np.array([10, 4, 19], np.int32)},
+        "empty": {"seq_lengths": np.array([10, 4, 0, 18], np.int32)},
+        "negative": {"seq_lengths": np.array([10, 40, -18], np.int32)},
+        "none": {"seq_lengths": np.array([], np.int32)},
+        "overflow": {"seq_lengths": np.array([2**31 - 1, 2**31 - 1, 34], np.int32)},
+    },
+    "turns": {
+        "one_less": {"turn_num": 2},
+        "one_more": {"turn_num": 4},
+        "outside": {"turn_starts": np.array([2, 5, 32], np.int32)},
+        "before": {"turn_starts": np.array([-1, 5, 11], np.int32)},
+        "twice": {"turn_starts": np.array([2, 5, 5], np.int32)},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "damage"), [(what, damage) for what, damages in DAMAGES.items() for damage in damages]
+)
+def test_what_attention_and_counts_rest_on_is_checked(tmp_path, what, damage):
+    dataset = PackedDataset(shard_of(tmp_path))
+    assert len(collate([dataset[0], dataset[1]])["cu_seqlens"]) == 6
+    with pytest.raises(InputError, match=f"damaged: {what}"):
+        collate([{**dataset[0], **DAMAGES[what][damage]}, dataset[1]])
+
+
+@pytest.mark.parametrize("packed", ALIGNMENTS)
+def test_the_loss_is_the_mean_over_turns_in_both_alignments(tmp_path, packed):
+    path = shard_of(tmp_path, packed)
+    logits = torch.randn(3, 32, 100, dtype=torch.float64, generator=torch.manual_seed(0))
+
+    by_definition = []
+    for sequence, scores in zip(hand_made_sequences(), torch.log_softmax(logits, -1), strict=True):
+        start = 0
+        for document in sequence:
+            for turn in document.turns:
+                tokens = [-scores[start + p - 1, document.ids[p]] for p in turn.positions]
+                by_definition.append(sum(tokens) / len(tokens))
+            start += len(document.ids)
+
+    for label_alignment in ALIGNMENTS:
+        dataset = PackedDataset(path, label_alignment=label_alignment)
+        batch = collate([dataset[number] for number in range(3)])
+        shift = 1 if label_alignment == "aligned" else 0
+        columns = [batch[name][:, shift:] for name in ("labels", "loss_mask", "loss_token_num")]
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, : 32 - shift].transpose(1, 2), columns[0], reduction="none"
+        )
+        loss_sum, turns = turn_mean_loss(losses, columns[1], columns[2], batch["turn_num"])
+        assert turns == len(by_definition)
+        assert torch.allclose(loss_sum, sum(by_definition), rtol=1e-14)
+
+
+# Worker processes
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_deliver_every_row_once_an_epoch(tmp_path, start):
+    if start not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {start} here")
+    dataset = PackedDataset(output_of(tmp_path / "packed"), label_alignment="shifted")
+    loader = DataLoader(
+        dataset,
+        batch_size=2,
+        shuffle=True,
+        num_workers=2 if start == "fork" else 1,
+        persistent_workers=True,
+        multiprocessing_context=start,
+        collate_fn=collate,
+    )
+    expected = collate([dataset[number] for number in range(len(dataset))])
+    for _ in range(2):
+        batches = list(loader)
+        for name in ("input_ids", "labels", "loss_mask", "turn_heads", "position_ids"):
+            found = torch.cat([batch[name] for batch in batches])
+            assert sorted(found.tolist()) == sorted(expected[name].tolist()), name
+
+
+def test_a_pickled_dataset_is_a_path_that_is_opened_again(tmp_path, monkeypatch):
+    output_of(tmp_path / "packed")
+    monkeypatch.chdir(tmp_path)
+    dataset = PackedDataset("packed", label_alignment="shifted")
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 2000
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickled)
+    assert again.metadata == dataset.metadata
+    for number in range(len(dataset)):
+        assert_same_row(again[number], dataset[number])
+    assert pickle.loads(pickle.dumps(again)).label_alignment == "shifted"
+
+
+def test_a_worker_never_reads_another_output_than_its_parent(tmp_path):
+    pickled = pickle.dumps(PackedDataset(output_of(tmp_path / "packed")))
+    (tmp_path / "packed").rename(tmp_path / "before")
+    output_of(tmp_path / "packed", seed=5)
+    with pytest.raises(InputError, match=r"packed: packed anew since it was opened"):
+        pickle.loads(pickled)
+
+
+# What is refused
+
+
+def test_what_open_shards_refuses_is_refused_in_its_words(tmp_path):
+    with pytest.raises(SetupError, match="no such shard or output folder"):
+        PackedDataset(tmp_path / "nothing")
+    (tmp_path / "text.arrow").write_text("text")
+    with pytest.raises(InputError, match="not a shard that can be read"):
+        PackedDataset(tmp_path / "text.arrow")
+
+
+def test_an_unknown_alignment_is_refused(tmp_path):
+    with pytest.raises(SetupError, match="'left'; name one of aligned, shifted"):
+        PackedDataset(shard_of(tmp_path), label_alignment="left")
+
+
+def test_compressed_shards_and_files_of_random_access_are_read_alike(tmp_path):
+    metadata = metadata_of()
+    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    plain = PackedDataset(shard_of(tmp_path))
+    for ipc_format, compression in (("stream", "zstd"), ("file", "lz4"), ("file", "none")):
+        path = tmp_path / f"{compression}.{ipc_format}"
+        write_shard(path, [columns], metadata, ipc_format=ipc_format, compression=compression)
+        dataset = PackedDataset(path)
+        for number in range(3):
+            assert_same_row(dataset[number], plain[number])
+            assert not dataset[number]["labels"].flags.writeable
