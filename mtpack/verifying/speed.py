@@ -24,14 +24,14 @@ from torch.nn import functional
 
 from mtpack.alignment import realigned
 from mtpack.assembling import IGNORED
-from mtpack.loss import linear_turn_mean_loss
+from mtpack.loss import Kernel, Normalization, linear_turn_mean_loss
 from mtpack.runners.starting import give_back_freed_memory
-from mtpack.shards import Row, Shards
+from mtpack.shards import Shards
 from mtpack.torch_data import collate
 from mtpack.verifying.causal_model import Batch
 
 _REPEATS = 3
-_OWN_STATUS, _OWN_PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS, _PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +50,10 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """What every way is given: labels are shifted, so a hidden state stands at its label."""
-
-    hidden: Tensor
-    """(tokens, hidden), a leaf."""
-    weight: Tensor
-    """(vocabulary, hidden), a leaf."""
-    batch: Batch
-    """The columns of `collate`, (1, tokens) each."""
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels, (tokens,)."""
-        return self.batch["labels"].flatten()
+Inputs = tuple[Tensor, Tensor]
+"""Hidden states (rows, seq_len, hidden) and an output matrix (vocabulary, hidden), leaves."""
+Way = Callable[[Tensor, Tensor, Batch], Tensor]
+"""The loss of a step, from `Inputs` and columns as `collate` gives them, labels shifted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,139 +81,170 @@ class SpeedReport:
         return asdict(self) | {"loss_share": round(self.loss_share, 6)}
 
 
-Way = Callable[[Case], Tensor]
-"""From a case to the loss, to be called backwards."""
-
-
 def measure_losses(shards: Shards, device: str) -> SpeedReport:
     """Measure every way that there is on a device, with the loss tokens of the first sequences."""
     sizes = SIZES[device]
-    case = make_case(rows_for(shards, sizes.tokens), sizes, device)
-    share = float(case.batch["loss_mask"].double().mean())
-    ways = [measure(name, way, case) for name, way in ways_on(device).items()]
-    return SpeedReport(sizes, share, ways)
+    batch = make_batch(shards, sizes, device)
+    inputs = make_inputs(batch, sizes, device)
+    ways = {"full logits": full_logits, "mtpack": linear_loss, **other_ways(device)}
+    measured = [measure(name, way, inputs, batch) for name, way in ways.items()]
+    return SpeedReport(sizes, float(batch["loss_mask"].double().mean()), measured)
 
 
-def rows_for(shards: Shards, tokens: int) -> list[Row]:
-    """Take sequences with so many tokens or more in all, labels shifted; a few shards repeat."""
+def make_batch(shards: Shards, sizes: Sizes, device: str) -> Batch:
+    """Return columns with so many tokens in one row, and random labels where some are trained.
+
+    The first sequences, and where there are too few of them, those again.
+    """
     rows = []
-    for number in range(-(-tokens // shards.metadata.seq_len)):
+    for number in range(-(-sizes.tokens // shards.metadata.seq_len)):
         row = shards[number % len(shards)]
-        aligned = shards.metadata.label_alignment == "aligned"
-        rows.append({**row, **realigned(row, "shifted")} if aligned else row)
-    return rows
+        is_shifted = shards.metadata.label_alignment == "shifted"
+        rows.append(row if is_shifted else {**row, **realigned(row, "shifted")})
+    collated = collate(rows)
+    batch = {
+        name: collated[name].flatten()[None, : sizes.tokens].to(device)
+        for name in ("loss_mask", "loss_token_num", "turn_heads")
+    }
+    generator = torch.Generator(device).manual_seed(0)
+    labels = torch.randint(
+        sizes.vocabulary, batch["loss_mask"].shape, generator=generator, device=device
+    )
+    return {
+        **batch,
+        "labels": labels.masked_fill(batch["loss_mask"] == 0, IGNORED),
+        "turn_num": batch["turn_heads"].sum(dim=1),
+    }
 
 
-def make_case(rows: list[Row], sizes: Sizes, device: str) -> Case:
-    """Make hidden states and weights at random, and labels where the rows have some."""
-    columns = {}
-    for name, values in collate(rows).items():
-        if values.shape == (len(rows), len(rows[0]["input_ids"])):
-            columns[name] = values.flatten()[None, : sizes.tokens].to(device)
-    columns["turn_num"] = columns["turn_heads"].sum(dim=1)
+def make_inputs(batch: Batch, sizes: Sizes, device: str) -> Inputs:
+    """Return random hidden states and a random output matrix, with logits of about 1."""
     generator = torch.Generator(device).manual_seed(0)
     dtype = getattr(torch, sizes.dtype)
-    tokens = columns["labels"].shape[1]
-    random_labels = torch.randint(sizes.vocabulary, (1, tokens), generator=generator, device=device)
-    columns["labels"] = random_labels.masked_fill(columns["loss_mask"] == 0, IGNORED)
-
-    def leaf(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
-        scaled: Tensor = values / sizes.hidden**0.25
-        return scaled.requires_grad_()
-
-    return Case(leaf(tokens, sizes.hidden), leaf(sizes.vocabulary, sizes.hidden), columns)
+    shape = (*batch["labels"].shape, sizes.hidden)
+    hidden = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    weight = torch.randn(
+        sizes.vocabulary, sizes.hidden, generator=generator, device=device, dtype=dtype
+    )
+    weight *= sizes.hidden**-0.5
+    return hidden.requires_grad_(), weight.requires_grad_()
 
 
-def ways_on(device: str) -> dict[str, Way]:
-    """Return the ways that can be measured on a device."""
-    ways: dict[str, Way] = {"full logits": full_logits, "mtpack": turn_mean}
-    if device == "cuda" and find_spec("liger_kernel"):
-        ways["liger-kernel"] = liger
-    if device == "cuda" and find_spec("cut_cross_entropy"):
-        ways["cut-cross-entropy"] = cut_cross_entropy
-    return ways
-
-
-def full_logits(case: Case) -> Tensor:
+def full_logits(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
     """Return the mean over tokens from all logits, in float32 as trainers make them."""
-    logits = functional.linear(case.hidden, case.weight).float()
-    return functional.cross_entropy(logits, case.labels, ignore_index=IGNORED)
+    logits = functional.linear(hidden, weight)
+    return functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
 
 
-def turn_mean(case: Case) -> Tensor:
-    """Return the mean over turns."""
+def linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    batch: Batch,
+    normalization: Normalization = "turn_mean",
+    kernel: Kernel = "auto",
+) -> Tensor:
+    """Return the mean over turns, or another, from `mtpack.loss.linear_turn_mean_loss`."""
     loss_sum, count = linear_turn_mean_loss(
-        case.hidden[None], case.weight, case.batch, label_alignment="shifted"
+        hidden,
+        weight,
+        batch,
+        label_alignment="shifted",
+        normalization=normalization,
+        kernel=kernel,
     )
     return loss_sum / count
 
 
-def liger(case: Case) -> Tensor:
-    """Return the mean over tokens by Liger Kernel's fused linear cross-entropy."""
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+def other_ways(device: str) -> dict[str, Way]:
+    """Return the libraries that are installed and can be called on a device; means over tokens."""
+    installed = {
+        "liger-kernel": (liger, "liger_kernel"),
+        "cut-cross-entropy": (cut_cross_entropy, "cut_cross_entropy"),
+    }
+    return {
+        name: way
+        for name, (way, package) in installed.items()
+        if device == "cuda" and find_spec(package)
+    }
 
-    loss: Tensor = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED)(
-        case.weight, case.hidden, case.labels
+
+def liger(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+    """Return the mean over tokens by Liger Kernel's fused linear cross-entropy."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    loss: Tensor = liger_fused_linear_cross_entropy(
+        hidden.flatten(0, 1), weight, batch["labels"].flatten()
     )
     return loss
 
 
-def cut_cross_entropy(case: Case) -> Tensor:
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
     """Return the mean over tokens by cut-cross-entropy."""
     from cut_cross_entropy import linear_cross_entropy
 
-    loss: Tensor = linear_cross_entropy(case.hidden, case.weight, case.labels, ignore_index=IGNORED)
+    loss: Tensor = linear_cross_entropy(hidden, weight, batch["labels"])
     return loss
 
 
-def measure(name: str, way: Way, case: Case, repeats: int = _REPEATS) -> Measured:
+def measure(name: str, way: Way, inputs: Inputs, batch: Batch) -> Measured:
     """Run a way forwards and backwards: once for its memory, then for its time, the best of some.
 
     One for which there is not enough memory has no figures.
     """
     try:
-        _, peak = timed(way, case)
-        seconds = min(timed(way, case)[0] for _ in range(repeats))
-    except torch.OutOfMemoryError:
+        _, peak = step(way, inputs, batch)
+        seconds = min(step(way, inputs, batch)[0] for _ in range(_REPEATS))
+    except torch.cuda.OutOfMemoryError:
         return Measured(name, None, None)
     return Measured(name, seconds, peak)
 
 
-def timed(way: Way, case: Case) -> tuple[float, int | None]:
-    """Return the seconds of one run, and its peak of memory in bytes beside what it returns."""
-    case.hidden.grad = case.weight.grad = None
-    before = _start_counting(case.hidden.device)
-    start = time.perf_counter()
-    way(case).backward()  # type: ignore[no-untyped-call]  # torch has no types
-    if case.hidden.is_cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    peak = _peak(case.hidden.device)
-    gradients = sum(leaf.numel() * leaf.element_size() for leaf in (case.hidden, case.weight))
+def step(way: Way, inputs: Inputs, batch: Batch) -> tuple[float, int | None]:
+    """Run a forward and a backward pass; return its seconds, and its peak of memory in bytes.
+
+    Beside what is there before it and the gradients that it leaves: so above inputs, parameters and
+    their gradients. None where nothing tells: on the CPU, anywhere but on Linux.
+    """
+    for tensor in inputs:
+        tensor.grad = None
+    gradients = sum(tensor.nbytes for tensor in inputs)
+    if inputs[0].is_cuda:
+        return _cuda_step(way, inputs, batch, gradients)
+    before = _start_counting()
+    started = time.perf_counter()
+    way(*inputs, batch).backward()  # type: ignore[no-untyped-call]  # torch has no types
+    seconds = time.perf_counter() - started
+    peak = _most_resident()
     return seconds, None if peak is None or before is None else max(0, peak - before - gradients)
 
 
-def _start_counting(device: torch.device) -> int | None:
-    """Forget the peak so far; return what is in use now, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+def _cuda_step(way: Way, inputs: Inputs, batch: Batch, gradients: int) -> tuple[float, int]:
+    events: Any = torch.cuda.Event  # it has no types
+    start, end = (events(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    start.record()
+    way(*inputs, batch).backward()  # type: ignore[no-untyped-call]  # torch has no types
+    end.record()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before - gradients
+    return float(start.elapsed_time(end)) / 1000, peak
+
+
+def _start_counting() -> int | None:
+    """Make what is resident now the peak so far; return it, in bytes."""
     give_back_freed_memory()  # or what is used again would not show
     try:
-        _OWN_PEAK_RESET.write_text("5")  # Linux: the peak becomes what is resident now
+        _PEAK_RESET.write_text("5")
     except OSError:
         return None
-    return _peak(device)
+    return _most_resident()
 
 
-def _peak(device: torch.device) -> int | None:
-    """Return the most memory in use since then: allocated on CUDA, resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+def _most_resident() -> int | None:
     try:
-        status = _OWN_STATUS.read_text()
+        status = _STATUS.read_text()
     except OSError:
         return None
     kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]

@@ -107,7 +107,7 @@ def verify(
     checks = {"structure": Check(int(broken), 0)}
     numeric = measured = None
     if has_torch and not broken:
-        from torch import OutOfMemoryError
+        from torch.cuda import OutOfMemoryError
 
         from mtpack.verifying.computing import check_numbers
         from mtpack.verifying.speed import measure_losses
