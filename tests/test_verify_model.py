@@ -118,6 +118,18 @@ def test_a_model_with_too_few_token_ids_is_refused(tmp_path, output):
         verify.verify(output, "cpu", model=folder)
 
 
+def test_documents_longer_than_the_model_can_read_are_told_in_one_line(tmp_path, output):
+    config = transformers.GPT2Config(vocab_size=80, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    folder = saved(tmp_path / "gpt2", transformers.GPT2LMHeadModel(config))
+    with pytest.raises(SetupError, match=r"it can't read documents of up to \d+ tokens: [^\n]*$"):
+        verify.verify(output, "cpu", model=folder)
+
+
+def test_float64_is_refused_for_a_model_that_computes_parts_in_float32(tmp_path, output):
+    with pytest.raises(SetupError, match="use --dtype float32"):
+        verify.verify(output, "cpu", dtype="float64", model=llama(tmp_path / "llama"))
+
+
 def test_without_transformers_the_command_names_it_and_exits_2(tmp_path, output, monkeypatch):
     monkeypatch.setattr(causal_model, "find_spec", lambda name: None)
     result = CliRunner().invoke(

@@ -103,6 +103,11 @@ def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) 
     """
     if find_spec("transformers") is None:
         raise SetupError("--model needs transformers; get it with: pip install transformers")
+    if dtype == torch.float64:
+        raise SetupError(
+            "--dtype float64 can't be had with --model: transformers computes parts of a model in "
+            "float32 always; use --dtype float32"
+        )
     if not (Path(path) / "config.json").is_file():
         raise SetupError(f"--model {path}: no config.json there; name a local model folder")
     module = _load(path, dtype).to(device).eval()  # no dropout
@@ -135,8 +140,12 @@ def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
                 path, dtype=dtype, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = _first_line(error)
             raise SetupError(f"--model {path}: transformers can't load it: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

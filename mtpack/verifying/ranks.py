@@ -7,18 +7,22 @@ carries: NCCL where every rank has a GPU, gloo elsewhere.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import distributed
-from torch.multiprocessing import get_context
 
+from mtpack.runners.starting import interrupts_held
 from mtpack.shards import Row
 from mtpack.verifying.causal_model import built_in_model
 from mtpack.verifying.invariance import micro_batches
@@ -122,40 +126,42 @@ def _all_reduced(sums: Sums, device: str) -> Sums:
 
 
 def _run(tasks: list[RankTask]) -> None:
+    """Run all ranks to their end; where one fails, end the others, which would wait for it."""
     context = get_context("spawn")
-    processes = [
-        context.Process(target=_rank, args=(task, rank_step), daemon=True) for task in tasks
-    ]
-    started = []
+    running: dict[int, tuple[RankTask, BaseProcess]] = {}
+    patient_until = time.monotonic() + _PATIENCE
     try:
-        for process in processes:
-            process.start()
-            started.append(process)
-        for process in processes:
-            process.join(_PATIENCE)
+        for task in tasks:
+            process: BaseProcess = context.Process(target=_rank, args=(task, rank_step), daemon=True)
+            with interrupts_held():
+                process.start()
+            running[process.sentinel] = task, process
+        while running:
+            ended = wait(list(running), max(0.0, patient_until - time.monotonic()))
+            if not ended:
+                raise RanksFailed(f"they took longer than {_PATIENCE:.0f} seconds")
+            for sentinel in ended:
+                task, process = running.pop(cast(int, sentinel))
+                process.join()
+                if process.exitcode:
+                    raise RanksFailed(_reason(task, process.exitcode))
     except OSError as error:
         raise RanksFailed(f"a process can't be started: {error.strerror or error}") from error
     finally:
-        for process in started:
-            if process.is_alive():
-                process.kill()
-    for task, process in zip(tasks, processes, strict=True):
-        if process.exitcode != 0:
-            raise RanksFailed(_reason(task, process.exitcode))
+        for _, process in running.values():
+            process.kill()
+            process.join()
 
 
-def _reason(task: RankTask, exit_code: int | None) -> str:
+def _reason(task: RankTask, exit_code: int) -> str:
     told = Path(task.folder, f"reason-{task.rank}")
     if told.is_file():
         return told.read_text(encoding="utf-8")
-    if exit_code is None:
-        return f"process {task.rank} took longer than {_PATIENCE:.0f} seconds"
     return f"process {task.rank} ended with status {exit_code}"
 
 
 def _rank(task: RankTask, step: Callable[[RankTask], Outcome]) -> None:
     """Run in a process of its own: leave the outcome behind, or the reason why there is none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its ranks
     if sys.platform in ("linux", "darwin"):  # a host name may lead nowhere; all are on one machine
         loopback = "lo" if sys.platform == "linux" else "lo0"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
