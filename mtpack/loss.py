@@ -83,7 +83,7 @@ def square_root_loss(
     """Return the sum of the turns' mean losses times the roots of their lengths, and of the roots.
 
     A turn of n loss tokens weighs sqrt(n): the square averaging of InternVL 2.5 (arXiv 2412.05271),
-    per turn; xtuner calls it `square`. The count has the dtype of the sum.
+    `square` in xtuner, of turns instead of samples. The count has the dtype of the sum.
 
     losses: float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the same shape.
     """
@@ -107,9 +107,10 @@ def linear_turn_mean_loss(
     The logits exist for loss tokens alone, some rows at a time, and so do their gradients, which
     are computed in the forward pass. What that takes beside the gradients does not grow with the
     tokens: at most 1.25 times the matrix in float32 for bfloat16 and 4,096 columns or more, twice
-    the matrix for float32 or with a softcap. The sum can be differentiated once. It is connected to
-    hidden and weight even where nothing is trained, so no rank waits for a gradient. It works under
-    torch.compile(fullgraph=True) and torch.autocast, with gradients in the dtypes of the inputs.
+    that matrix for float32, under autocast or with a softcap. The sum can be differentiated once.
+    It is connected to hidden and weight even where nothing is trained, so no rank waits for a
+    gradient. It works under torch.compile(fullgraph=True) and torch.autocast, with gradients in
+    the dtypes of the inputs.
 
     hidden: (..., seq_len, hidden), what the output matrix is applied to. weight: (vocabulary,
     hidden), whole, of the same dtype but under autocast: bfloat16 (sums in float32), float32,

@@ -125,6 +125,8 @@ def test_rows_are_those_of_open_shards_wherever_they_lie(tmp_path):
         assert_same_row(dataset[np.int64(-1)], expected[-1])
         with pytest.raises(IndexError):
             dataset[len(expected)]
+        with pytest.raises(TypeError):
+            dataset[0:2]
 
 
 def test_a_row_is_a_view_of_the_file_until_a_batch_is_built(tmp_path):
