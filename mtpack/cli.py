@@ -180,7 +180,10 @@ def verify(
     from mtpack.verifying.terminal import show
     from mtpack.verifying.verify import verify as verify_shards
 
-    report = verify_shards(paths or ("packed",), device, dtype=dtype, model=model, speed=True)
+    with _status() as tell:
+        report = verify_shards(
+            paths or ("packed",), device, dtype=dtype, model=model, speed=True, tell=tell
+        )
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -189,6 +192,18 @@ def verify(
         sys.exit(1)
     if report.missing_extra:
         raise SetupError(report.missing_extra)
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """Show what is being checked on standard error, where someone watches."""
+    if not sys.stderr.isatty():
+        yield lambda stage: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda stage: status.update(f"checking {stage}")
 
 
 def _print_json(value: Any) -> None:

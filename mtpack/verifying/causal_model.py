@@ -99,7 +99,7 @@ def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) 
     Documents are kept apart by their restarting position_ids, without an attention mask: for that,
     transformers (5.24, masking_utils.py, `find_packed_sequence_indices`) makes a mask within
     documents, and its flash attention takes their lengths. Raises SetupError where transformers is
-    missing, and for a folder that it can't load such a model from.
+    missing, for a folder that it can't load such a model from, and later where the model fails.
     """
     if find_spec("transformers") is None:
         raise SetupError("--model needs transformers; get it with: pip install transformers")
@@ -118,7 +118,17 @@ def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) 
         )
 
     def forward(input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-        output = module(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False)
+        inputs = {"input_ids": input_ids[None], "position_ids": position_ids[None]}
+        try:
+            output = module(**inputs, use_cache=False)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
+            longest = int(position_ids.max()) + 1
+            raise SetupError(
+                f"--model {path}: it can't read documents of {longest:,} tokens: "
+                f"{_first_line(error)}"
+            ) from error
         return output.logits[0]  # type: ignore[no-any-return]  # transformers is untyped here
 
     attention = getattr(module.config, "_attn_implementation", None) or "its own"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+Tell = Callable[[str], None]
+"""Is told what is being checked, for whoever waits."""
 
 
 @dataclass(frozen=True, slots=True)

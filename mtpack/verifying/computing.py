@@ -14,7 +14,7 @@ from mtpack.shards import Row, Shards
 from mtpack.torch_data import PackedDataset
 from mtpack.turns import Int64
 from mtpack.verifying.causal_model import DTYPES, CausalModel, built_in_model, loaded_model
-from mtpack.verifying.check import Check
+from mtpack.verifying.check import Check, Tell
 from mtpack.verifying.equivalence import Losses, compare
 from mtpack.verifying.invariance import (
     CONTEXT_PARALLEL_RANKS,
@@ -61,7 +61,12 @@ class NumericReport:
 
 
 def check_numbers(
-    paths: list[str], shards: Shards, device: str, dtype: str, model_path: str | None
+    paths: list[str],
+    shards: Shards,
+    device: str,
+    dtype: str,
+    model_path: str | None,
+    tell: Tell,
 ) -> NumericReport:
     """Make checks 2 to 4 on shards whose structure has passed.
 
@@ -88,8 +93,9 @@ def check_numbers(
     }
     with exact_and_repeatable(threads=threads_for(model)):
         checks, losses, covered["isolation"] = _check_samples(
-            samples, dataset.label_alignment, model
+            samples, dataset.label_alignment, model, tell
         )
+        tell("invariance over processes")
         try:
             ranks = _compare_ranks(
                 samples["invariance"], dataset.label_alignment, device, DTYPES[dtype]
@@ -114,15 +120,18 @@ def threads_for(model: CausalModel) -> int | None:
 
 
 def _check_samples(
-    samples: dict[str, list[Row]], label_alignment: str, model: CausalModel
+    samples: dict[str, list[Row]], label_alignment: str, model: CausalModel, tell: Tell
 ) -> tuple[dict[str, Check], Losses, dict[str, int]]:
+    tell("equivalence")
     equivalence, losses = compare(model, samples["equivalence"], label_alignment)
+    tell("invariance")
     rows = samples["invariance"]
     expected = undivided(model, rows, label_alignment)
     divisions = {
         "micro_batches": compare_micro_batches(model, rows, label_alignment, expected),
         "context_parallel": compare_context_parallel(model, rows, label_alignment, expected),
     }
+    tell("isolation")
     isolation = check_isolation(model, samples["isolation"])
     checks = {
         "equivalence": equivalence,

@@ -132,7 +132,9 @@ def _run(tasks: list[RankTask]) -> None:
     patient_until = time.monotonic() + _PATIENCE
     try:
         for task in tasks:
-            process: BaseProcess = context.Process(target=_rank, args=(task, rank_step), daemon=True)
+            process: BaseProcess = context.Process(
+                target=_rank, args=(task, rank_step), daemon=True
+            )
             with interrupts_held():
                 process.start()
             running[process.sentinel] = task, process

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtpack.errors import MtpackError, SetupError
 from mtpack.manifest import Tally
 from mtpack.shards import open_shards
-from mtpack.verifying.check import Check
+from mtpack.verifying.check import Check, Tell
 from mtpack.verifying.structure import Violation, check_structure
 from mtpack.verifying.weights import WeightBin, weight_bins
 
@@ -88,12 +88,13 @@ def verify(
     dtype: str = "auto",
     model: str | None = None,
     speed: bool = False,
+    tell: Tell = lambda stage: None,
 ) -> VerifyReport:
     """Check an output folder, or one or more shards.
 
     device: `cpu`, `cuda`, or `auto` (CUDA where there is some). dtype: `float64`, `float32`,
     `bfloat16`, or `auto`. model: a folder with a causal language model for transformers, instead of
-    the built-in one. speed: measure the loss on the device as well.
+    the built-in one. speed: measure the loss on the device as well. tell: is told every stage.
     Raises SetupError for a path, device or model that is not there or can't be used, InputError for
     shards that can't be read.
     """
@@ -102,6 +103,7 @@ def verify(
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     named = [os.fspath(path) for path in several]
     shards = open_shards(named)
+    tell("structure")
     structure = check_structure(shards)
     broken = structure.violation is not None
     checks = {"structure": Check(int(broken), 0)}
@@ -113,13 +115,14 @@ def verify(
         from mtpack.verifying.speed import measure_losses
 
         try:
-            numeric = check_numbers(named, shards, device, dtype, model)
+            numeric = check_numbers(named, shards, device, dtype, model, tell)
         except OutOfMemoryError as error:
             raise MtpackError(
                 f"{device} has not enough memory for the numeric checks; "
                 "try --dtype bfloat16, a smaller --model, or --device cpu"
             ) from error
         checks |= numeric.checks
+        tell("speed")
         measured = measure_losses(shards, device) if speed else None
     return VerifyReport(
         rows=structure.rows,
