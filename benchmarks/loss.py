@@ -9,17 +9,15 @@ them. All get the same hidden states, the same matrix and the same labels, -100 
 trained, which those of a shard say (folded into the vocabulary), or else made-up turns.
 
 Memory is the peak of a step above what is there before it, less the gradients that it leaves: so
-above inputs, parameters and their gradients. It is measured on CUDA alone.
+above inputs, parameters and their gradients: allocated on CUDA, resident on the CPU (Linux).
 """
 
 from __future__ import annotations
 
 import subprocess
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 import click
@@ -27,16 +25,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional
 
 from benchmarks.machine import describe_machine
 from benchmarks.table import Line, show_table
-from mtpack.loss import available_kernels, linear_turn_mean_loss
+from mtpack.loss import available_kernels
 from mtpack.torch_data import PackedDataset, collate
-
-Batch = Mapping[str, Tensor]
-Way = Callable[[Tensor, Tensor, Batch], Tensor]
-"""The loss of a step, of hidden states (rows, seq_len, hidden), a matrix and shifted columns."""
+from mtpack.verifying.causal_model import Batch
+from mtpack.verifying.speed import Inputs, Way, full_logits, linear_loss, other_ways, step
 
 _WARM_UP = 3
 _IGNORED = -100
@@ -122,13 +117,11 @@ def main(
         f"({path or 'made up'}), {rounds} rounds",
         highlight=False,
     )
-    if device == "cpu":
-        console.print("memory: not measured on the CPU")
     show_table(figures, console, [line for line in _LINES if line.against in (None, *figures)])
 
 
 def measure(
-    ways: Mapping[str, Way], inputs: tuple[Tensor, Tensor], batch: Batch, rounds: int
+    ways: Mapping[str, Way], inputs: Inputs, batch: Batch, rounds: int
 ) -> dict[str, list[float]]:
     """Return milliseconds and MiB of every way in every round, and how far gradients are off."""
     figures = defaultdict(list)
@@ -136,36 +129,15 @@ def measure(
         figures[f"{name}.difference"] = [_difference(ways[name], ways["full"], inputs, batch)]
     for round_number in range(-_WARM_UP, rounds):
         for name, way in ways.items():
-            milliseconds, mebibytes = _step(way, inputs, batch)
+            seconds, peak_bytes = step(way, inputs, batch)
             if round_number >= 0:
-                figures[name].append(milliseconds)
-                if mebibytes is not None:
-                    figures[f"{name}.memory"].append(mebibytes)
+                figures[name].append(1000 * seconds)
+                if peak_bytes is not None:
+                    figures[f"{name}.memory"].append(peak_bytes / 2**20)
     return figures
 
 
-def _step(way: Way, inputs: tuple[Tensor, Tensor], batch: Batch) -> tuple[float, float | None]:
-    """Run a forward and a backward pass; return milliseconds, and the MiB of memory beside it."""
-    for tensor in inputs:
-        tensor.grad = None
-    if not inputs[0].is_cuda:
-        started = time.perf_counter()
-        way(*inputs, batch).backward()
-        return 1000 * (time.perf_counter() - started), None
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    start.record()
-    way(*inputs, batch).backward()
-    end.record()
-    torch.cuda.synchronize()
-    gradients = sum(tensor.grad.nbytes for tensor in inputs)
-    beside = torch.cuda.max_memory_allocated() - before - gradients
-    return start.elapsed_time(end), beside / 2**20
-
-
-def _difference(way: Way, reference: Way, inputs: tuple[Tensor, Tensor], batch: Batch) -> float:
+def _difference(way: Way, reference: Way, inputs: Inputs, batch: Batch) -> float:
     """Return how far the gradients of a way are off, of the norm of the reference's."""
     expected = torch.autograd.grad(reference(*inputs, batch), inputs)
     found = torch.autograd.grad(way(*inputs, batch), inputs)
@@ -177,46 +149,14 @@ def _difference(way: Way, reference: Way, inputs: tuple[Tensor, Tensor], batch: 
 
 def _ways(device: str) -> dict[str, Way]:
     ways: dict[str, Way] = {
-        "full": _full_logits,
-        "turn_mean": partial(_mtpack, "turn_mean", "torch"),
-        "token_mean": partial(_mtpack, "token_mean", "torch"),
+        "full": full_logits,
+        "turn_mean": partial(linear_loss, normalization="turn_mean", kernel="torch"),
+        "token_mean": partial(linear_loss, normalization="token_mean", kernel="torch"),
     }
     if device == "cuda" and "liger" in available_kernels():
-        ways |= {"turn_mean_liger": partial(_mtpack, "turn_mean", "liger"), "liger": _liger}
-    if device == "cuda" and _version("cut-cross-entropy"):
-        ways["cut_cross_entropy"] = _cut_cross_entropy
-    return ways
-
-
-def _full_logits(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
-    logits = functional.linear(hidden, weight)
-    return functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
-
-
-def _mtpack(
-    normalization: str, kernel: str, hidden: Tensor, weight: Tensor, batch: Batch
-) -> Tensor:
-    loss_sum, count = linear_turn_mean_loss(
-        hidden,
-        weight,
-        batch,
-        label_alignment="shifted",
-        normalization=normalization,
-        kernel=kernel,
-    )
-    return loss_sum / count
-
-
-def _liger(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
-    library = import_module("liger_kernel.transformers.functional")
-    return library.liger_fused_linear_cross_entropy(
-        hidden.flatten(0, 1), weight, batch["labels"].flatten()
-    )
-
-
-def _cut_cross_entropy(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
-    library = import_module("cut_cross_entropy")
-    return library.linear_cross_entropy(hidden, weight, batch["labels"])
+        ways["turn_mean_liger"] = partial(linear_loss, normalization="turn_mean", kernel="liger")
+    others = {"liger-kernel": "liger", "cut-cross-entropy": "cut_cross_entropy"}
+    return ways | {others[name]: way for name, way in other_ways(device).items()}
 
 
 def _packed(path: str, tokens: int) -> dict[str, Tensor]:

@@ -157,13 +157,30 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float64", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="What to compute in: float64 on the CPU, float32 on CUDA or with --model, where auto.",
+)
+@click.option(
+    "--model",
+    metavar="PATH",
+    help="A folder with a causal language model for transformers, instead of the built-in one.",
+)
 @_json_option
-def verify(paths: tuple[str, ...], device: str, as_json: bool) -> None:
+def verify(
+    paths: tuple[str, ...], device: str, dtype: str, model: str | None, as_json: bool
+) -> None:
     """Prove that shards are sound and that their loss is right. PATH is `packed` by default."""
     from mtpack.verifying.terminal import show
     from mtpack.verifying.verify import verify as verify_shards
 
-    report = verify_shards(paths or ("packed",), device)
+    with _status() as tell:
+        report = verify_shards(
+            paths or ("packed",), device, dtype=dtype, model=model, speed=True, tell=tell
+        )
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -172,6 +189,18 @@ def verify(paths: tuple[str, ...], device: str, as_json: bool) -> None:
         sys.exit(1)
     if report.missing_extra:
         raise SetupError(report.missing_extra)
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """Show what is being checked on standard error, where someone watches."""
+    if not sys.stderr.isatty():
+        yield lambda stage: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda stage: status.update(f"checking {stage}")
 
 
 def _print_json(value: Any) -> None:

@@ -19,6 +19,7 @@ from mtpack.shard import (
     ShardMetadata,
     write_shard,
 )
+from mtpack.shards import Shards, open_shards
 from mtpack.turns import offsets_of
 from tests.strategies import Document, Turn, as_batch
 
@@ -176,3 +177,16 @@ def random_sequences(
             row += 1
         sequences.append(documents)
     return sequences
+
+
+def open_sequences(
+    tmp_path: Path,
+    sequences: list[list[Document]],
+    label_alignment: str = "aligned",
+    pad_documents_to: int = 1,
+    seq_len: int = SEQ_LEN,
+) -> Shards:
+    """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence."""
+    metadata = metadata_of(label_alignment, pad_documents_to, seq_len)
+    columns = columns_of_sequences(sequences, metadata.layout)
+    return open_shards(write_output(tmp_path / "out", [columns], metadata))

@@ -110,9 +110,19 @@ LAYERS = """
     verifying.token_laws
     verifying.list_laws
     verifying.structure
+    verifying.weights
+    verifying.check
     verifying.model
+    verifying.causal_model
+    verifying.slices
     verifying.sampling
+    verifying.steps
     verifying.equivalence
+    verifying.invariance
+    verifying.ranks
+    verifying.isolation
+    verifying.computing
+    verifying.speed
     verifying.verify
     verifying.terminal
     tokenizer.train_embedded

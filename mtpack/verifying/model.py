@@ -1,4 +1,4 @@
-"""A small decoder-only transformer with random weights: what the loss is computed with, twice.
+"""A small decoder-only transformer with random weights: what the loss is computed with.
 
 Rotary positions, RMSNorm, gated feed-forward, no dropout: what today's models are made of. A packed
 sequence and a single document go through the same code; only their document ids differ.
@@ -46,17 +46,24 @@ class Transformer(nn.Module):
             self.embedding.weight.mul_(math.sqrt(WIDTH))
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-        """Return the logits for the token behind every place, float (1, seq_len, vocabulary).
+        """Return the logits for the token behind every place, float (tokens, vocabulary).
 
-        input_ids, position_ids: integers (1, seq_len). document_ids: integers (seq_len,),
-        ascending; a place attends to itself and to those before it in its document.
+        The arguments are those of `states`.
         """
-        hidden = self.embedding(input_ids[0])
-        turning = _rotations(position_ids[0], hidden.dtype)
+        logits: Tensor = self.output(self.states(input_ids, position_ids, document_ids))
+        return logits
+
+    def states(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
+        """Return what the output matrix is applied to, float (tokens, width).
+
+        input_ids, position_ids, document_ids: integers (tokens,), the last of them ascending; a
+        place attends to itself and to those before it in its document.
+        """
+        hidden = self.embedding(input_ids)
+        turning = _rotations(position_ids, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, turning, document_ids)
-        logits: Tensor = self.output(self.norm(hidden))
-        return logits[None]
+        return self.norm(hidden)  # type: ignore[no-any-return]  # layers are untyped
 
 
 class _Layer(nn.Module):
@@ -81,9 +88,10 @@ class _Layer(nn.Module):
 def _rotations(positions: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the cosines and sines to turn heads by, (2, seq_len, head width / 2)."""
     half = WIDTH // HEADS // 2
-    steps = torch.arange(half, device=positions.device, dtype=dtype) / half
-    angles = positions[:, None].to(dtype) * _ROTARY_BASE**-steps
-    return torch.stack((angles.cos(), angles.sin()))
+    wide = torch.promote_types(dtype, torch.float32)  # bfloat16 can't tell 257 from 258
+    steps = torch.arange(half, device=positions.device, dtype=wide) / half
+    angles = positions[:, None].to(wide) * _ROTARY_BASE**-steps
+    return torch.stack((angles.cos(), angles.sin())).to(dtype)
 
 
 def _rotate(heads: Tensor, turning: Tensor) -> Tensor:

@@ -5,36 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mtpack.errors import SetupError
+from mtpack.errors import MtpackError, SetupError
 from mtpack.manifest import Tally
-from mtpack.shards import Shards, open_shards
-from mtpack.verifying.structure import StructureReport, Violation, check_structure
+from mtpack.shards import open_shards
+from mtpack.verifying.check import Check, Tell
+from mtpack.verifying.structure import Violation, check_structure
+from mtpack.verifying.weights import WeightBin, weight_bins
 
 if TYPE_CHECKING:
-    from mtpack.verifying.equivalence import EquivalenceReport
+    from mtpack.verifying.computing import NumericReport
+    from mtpack.verifying.speed import SpeedReport
 
 MISSING_EXTRA = (
     "mtpack[torch] is not installed, so only the structure was checked; "
     "get it with: pip install 'mtpack[torch]'"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What one check came to."""
-
-    ok: bool
-    value: float
-    """Of the structure: broken laws found (the check ends with the first). Else a difference."""
-    tolerance: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the object that `verify --json` prints; a value that is no number is null."""
-        return asdict(self) | {"value": _number(self.value)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +35,17 @@ class VerifyReport:
     rows_of: int
     checks: dict[str, Check]
     """By name, as far as they were made: none follows a structure that is broken."""
-    loss: dict[str, float]
-    """The sample's loss under three means; empty where the check of it was not made."""
-    covered: dict[str, int]
-    """What the numeric checks took, and of how much."""
     device: str
     violation: Violation | None
     tally: Tally | None
     """What the run counted; None for shards without their manifest, whose hashes nobody knows."""
+    weights: list[WeightBin] = field(default_factory=list)
+    """How much turns of each length weigh under other means, over all of the shards; empty where
+    the structure is broken."""
+    numeric: NumericReport | None = None
+    """Of the numeric checks, where they were made."""
+    speed: SpeedReport | None = None
+    """What the loss takes on this device, where that was measured."""
     missing_extra: str | None = None
     """What to install, where checks were left out because torch is missing."""
 
@@ -64,16 +56,23 @@ class VerifyReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints; a loss that was not computed is null."""
+        numeric = self.numeric
+        loss = asdict(numeric.losses) if numeric else {}
         return {
             "ok": self.ok,
             "rows": self.rows,
             "checks": {name: check.as_dict() for name, check in self.checks.items()},
             "loss": {
-                name: _number(self.loss.get(name, math.nan))
+                name: _number(loss.get(name, math.nan))
                 for name in ("turn_mean", "token_mean", "dialogue_mean")
             },
             "device": self.device,
-            "covered": self.covered,
+            "dtype": numeric and numeric.dtype,
+            "model": numeric and numeric.model,
+            "covered": numeric.covered if numeric else {},
+            "weights": [one.as_dict() for one in self.weights],
+            "speed": self.speed and self.speed.as_dict(),
+            "remarks": numeric.remarks if numeric else [],
             "violation": self.violation and self.violation.as_dict(),
         }
 
@@ -83,22 +82,60 @@ def _number(value: float) -> float | None:
 
 
 def verify(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], device: str = "auto"
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    device: str = "auto",
+    *,
+    dtype: str = "auto",
+    model: str | None = None,
+    speed: bool = False,
+    tell: Tell = lambda stage: None,
 ) -> VerifyReport:
     """Check an output folder, or one or more shards.
 
-    device: `cpu`, `cuda`, or `auto` (CUDA where there is some). Raises SetupError for a path or a
-    device that is not there, InputError for shards that can't be read.
+    device: `cpu`, `cuda`, or `auto` (CUDA where there is some). dtype: `float64`, `float32`,
+    `bfloat16`, or `auto`. model: a folder with a causal language model for transformers, instead of
+    the built-in one. speed: measure the loss on the device as well. tell: is told every stage.
+    Raises SetupError for a path, device or model that is not there or can't be used, InputError for
+    shards that can't be read.
     """
     has_torch = find_spec("torch") is not None
     device = _usable_device(device) if has_torch else "cpu"
-    shards = open_shards(paths)
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    named = [os.fspath(path) for path in several]
+    shards = open_shards(named)
+    tell("structure")
     structure = check_structure(shards)
-    if structure.violation is not None or not has_torch:
-        return _report(shards, structure, None, device, None if has_torch else MISSING_EXTRA)
-    from mtpack.verifying.equivalence import check_equivalence
+    broken = structure.violation is not None
+    checks = {"structure": Check(int(broken), 0)}
+    numeric = measured = None
+    if has_torch and not broken:
+        from torch.cuda import OutOfMemoryError
 
-    return _report(shards, structure, check_equivalence(shards, device), device, None)
+        from mtpack.verifying.computing import check_numbers
+        from mtpack.verifying.speed import measure_losses
+
+        try:
+            numeric = check_numbers(named, shards, device, dtype, model, tell)
+        except OutOfMemoryError as error:
+            raise MtpackError(
+                f"{device} has not enough memory for the numeric checks; "
+                "try --dtype bfloat16, a smaller --model, or --device cpu"
+            ) from error
+        checks |= numeric.checks
+        tell("speed")
+        measured = measure_losses(shards, device) if speed else None
+    return VerifyReport(
+        rows=structure.rows,
+        rows_of=len(shards),
+        checks=checks,
+        device=device,
+        violation=structure.violation,
+        tally=shards.manifest.report.tally if shards.manifest else None,
+        weights=[] if broken else weight_bins(shards),
+        numeric=numeric,
+        speed=measured,
+        missing_extra=None if has_torch else MISSING_EXTRA,
+    )
 
 
 def _usable_device(device: str) -> str:
@@ -109,27 +146,3 @@ def _usable_device(device: str) -> str:
     if device == "cuda":
         raise SetupError("--device cuda: torch finds no CUDA device; use --device cpu")
     return "cpu"
-
-
-def _report(
-    shards: Shards,
-    structure: StructureReport,
-    equivalence: EquivalenceReport | None,
-    device: str,
-    missing_extra: str | None,
-) -> VerifyReport:
-    broken = 0 if structure.violation is None else 1
-    checks = {"structure": Check(not broken, broken, 0)}
-    if equivalence is not None:
-        checks["equivalence"] = Check(equivalence.ok, equivalence.value, equivalence.tolerance)
-    return VerifyReport(
-        rows=structure.rows,
-        rows_of=len(shards),
-        checks=checks,
-        loss=asdict(equivalence.losses) if equivalence else {},
-        covered=equivalence.coverage if equivalence else {},
-        device=device,
-        violation=structure.violation,
-        tally=shards.manifest.report.tally if shards.manifest else None,
-        missing_extra=missing_extra,
-    )

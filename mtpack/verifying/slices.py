@@ -1,0 +1,67 @@
+"""Sequences cut over context-parallel ranks: documents padded to 2 * ranks, chunks dealt zigzag."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtpack.assembling import IGNORED, padded_lengths
+from mtpack.shard import TOKEN_COLUMNS
+from mtpack.shards import Row
+from mtpack.turns import Int64, offsets_of, owners
+
+_PADDING = {"input_ids": 0, "labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
+
+
+def zigzag_places(cu_seqlens: Int64, ranks: int) -> list[Int64]:
+    """Return the places of a flattened batch that each context-parallel rank holds, ascending.
+
+    Every document is cut into 2 * ranks chunks of one length, and rank r holds the chunks r and
+    2 * ranks - 1 - r, so that causal attention gives all ranks the same work (Megatron-LM,
+    core/utils.py, for packed sequences; TransformerEngine, thd_get_partitioned_indices).
+
+    cu_seqlens: integers (documents + 1,), differences multiples of 2 * ranks.
+
+    >>> [places.tolist() for places in zigzag_places(np.array([0, 4, 12]), ranks=2)]
+    [[0, 3, 4, 5, 10, 11], [1, 2, 6, 7, 8, 9]]
+    """
+    lengths = np.diff(cu_seqlens)
+    documents = owners(cu_seqlens)
+    within = np.arange(cu_seqlens[-1]) - cu_seqlens[documents]
+    chunks = within // (lengths // (2 * ranks))[documents]
+    holders = np.minimum(chunks, 2 * ranks - 1 - chunks)
+    return [np.flatnonzero(holders == rank) for rank in range(ranks)]
+
+
+def with_padded_documents(row: Row, multiple: int) -> Row:
+    """Pad every document of a sequence, and its padding, to a multiple; the sequence grows."""
+    lengths = row["seq_lengths"].astype(np.int64)
+    padded = padded_lengths(lengths, multiple)
+    starts, new_starts = offsets_of(lengths), offsets_of(padded)
+    places = np.arange(starts[-1]) + np.repeat((new_starts - starts)[:-1], lengths)
+    columns = {}
+    for name in TOKEN_COLUMNS:
+        columns[name] = np.full(new_starts[-1], _PADDING[name], row[name].dtype)
+        columns[name][places] = row[name]
+    return {
+        **row,
+        **columns,
+        "turn_starts": places[row["turn_starts"]].astype(np.int32),
+        "seq_lengths": padded.astype(np.int32),
+    }
+
+
+def lengthened(row: Row, seq_len: int) -> Row:
+    """Put padding behind a sequence, up to a length."""
+    missing = seq_len - len(row["input_ids"])
+    if not missing:
+        return row
+    entry = {"seq_lengths": missing, "document_lengths": 0, "dialogue_ids": -1}
+    columns = {
+        name: np.pad(row[name], (0, missing), constant_values=_PADDING[name])
+        for name in TOKEN_COLUMNS
+    }
+    return {
+        **row,
+        **columns,
+        **{name: np.append(row[name], row[name].dtype.type(entry[name])) for name in entry},
+    }
