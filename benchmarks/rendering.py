@@ -28,7 +28,7 @@ from mtpack.reading import read_splits
 from mtpack.template.chat_template import load_chat_template
 from mtpack.template.replay.replayer import Replayer
 from mtpack.tokenizer.loading import load_tokenizer
-from mtpack.tokenizing import read_dialogues as read_split
+from mtpack.tokenizing import read_rows
 
 _BLOCK = 100  # dialogues
 
@@ -81,7 +81,8 @@ def main(
 
 def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
     files = [describe_input(name, name) for name in find_inputs(inputs)]
-    return [dialogue for split in read_splits(files) for dialogue in read_split(split)[0]]
+    rows = (row for split in read_splits(files) for row in read_rows(split))
+    return [row for row in rows if isinstance(row, Dialogue)]
 
 
 def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
