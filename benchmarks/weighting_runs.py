@@ -188,7 +188,8 @@ def make_model(vocabulary: int, seed: int) -> tuple[Transformer, nn.Parameter]:
     return model, output
 
 
-def _states(model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+def last_states(model: Transformer, batch: dict[str, Tensor]) -> Tensor:
+    """Return what the output matrix is applied to, float (1, seq_len, width)."""
     return model(batch["input_ids"], batch["position_ids"], batch["document_ids"])
 
 
@@ -199,7 +200,7 @@ def take_step(
     count = torch.tensor(0)
     for batch in batches:
         loss_sum, micro_count = linear_turn_mean_loss(
-            _states(model, batch), output, batch, normalization=run.normalization
+            last_states(model, batch), output, batch, normalization=run.normalization
         )
         loss_sum.backward()
         count += micro_count
@@ -229,7 +230,7 @@ def _evaluate(
     for row, evaluated in zip(split.held_out, split.evaluated, strict=True):
         batch = sequences.batches[row]
         places = batch["loss_mask"][0].nonzero()[:, 0]
-        logits = _states(model, batch)[0, places - 1] @ output.T
+        logits = last_states(model, batch)[0, places - 1] @ output.T
         losses = cross_entropy(logits, batch["labels"][0, places], reduction="none")
         means.append(turn_means(losses.numpy(), turn_lengths(sequences.rows[row]))[evaluated])
     lengths = held_out_lengths(sequences, split)

@@ -20,6 +20,7 @@ from benchmarks.weighting_runs import (  # noqa: E402
     bin_masks,
     dialogues_of_turns,
     group_means,
+    last_states,
     length_bins,
     make_model,
     read_sequences,
@@ -124,7 +125,7 @@ def test_a_step_has_the_gradient_of_one_mean_over_all_its_micro_batches(packed, 
     output.grad = None
     means, lengths = [], []
     for row, batch in zip(sequences.rows[:3], sequences.batches, strict=False):
-        states = model(batch["input_ids"], batch["position_ids"], batch["document_ids"])[0]
+        states = last_states(model, batch)[0]
         places = batch["loss_mask"][0].nonzero()[:, 0]
         logs = torch.log_softmax(states[places - 1] @ output.T, -1)
         losses = -logs[range(len(places)), batch["input_ids"][0, places]]
