@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mtpack.loss import linear_turn_mean_loss
@@ -162,49 +162,41 @@ def train(sequences: Sequences, run: Run, steps: int) -> Curve:
     """Train from random weights; all runs of a seed see the same batches from the same weights."""
     torch.set_num_threads(1)  # sums have one order, whatever the machine has to do
     split = split_sequences(sequences.rows, run.seed)
-    model, output = make_model(sequences.vocabulary, run.seed)
-    parameters = [*model.parameters(), output]
-    optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate)
+    model = Transformer(sequences.vocabulary, run.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     batches = _micro_batches(sequences, split, run.seed)
     evaluated_at = np.unique(np.linspace(0, steps, _EVALUATIONS + 1).round().astype(int)).tolist()
     losses: dict[str, list[float]] = {name: [] for name in GROUPS}
     for step in range(steps + 1):
         if step in evaluated_at:
-            for name, loss in _evaluate(model, output, sequences, split).items():
+            for name, loss in _evaluate(model, sequences, split).items():
                 losses[name].append(loss)
         if step < steps:
-            take_step(model, output, [next(batches) for _ in range(MICRO_BATCHES)], run)
+            take_step(model, [next(batches) for _ in range(MICRO_BATCHES)], run)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
     return Curve(run, evaluated_at, losses)
 
 
-def make_model(vocabulary: int, seed: int) -> tuple[Transformer, nn.Parameter]:
-    """Return the model up to its last states, and the matrix that makes logits of them."""
-    model = Transformer(vocabulary, seed)
-    output, model.output = model.output.weight, nn.Identity()
-    return model, output
-
-
 def last_states(model: Transformer, batch: dict[str, Tensor]) -> Tensor:
     """Return what the output matrix is applied to, float (1, seq_len, width)."""
-    return model(batch["input_ids"], batch["position_ids"], batch["document_ids"])
+    return model.states(batch["input_ids"][0], batch["position_ids"][0], batch["document_ids"])[
+        None
+    ]
 
 
-def take_step(
-    model: Transformer, output: nn.Parameter, batches: list[dict[str, Tensor]], run: Run
-) -> None:
+def take_step(model: Transformer, batches: list[dict[str, Tensor]], run: Run) -> None:
     """Leave the gradients of a step: of a sum over its micro-batches, divided once."""
     count = torch.tensor(0)
     for batch in batches:
         loss_sum, micro_count = linear_turn_mean_loss(
-            last_states(model, batch), output, batch, normalization=run.normalization
+            last_states(model, batch), model.output.weight, batch, normalization=run.normalization
         )
         loss_sum.backward()
         count += micro_count
-    for parameter in [*model.parameters(), output]:
+    for parameter in model.parameters():
         parameter.grad /= count
 
 
@@ -223,14 +215,12 @@ def _micro_batches(sequences: Sequences, split: Split, seed: int) -> Iterator[di
 
 
 @torch.no_grad()
-def _evaluate(
-    model: Transformer, output: nn.Parameter, sequences: Sequences, split: Split
-) -> dict[str, float]:
+def _evaluate(model: Transformer, sequences: Sequences, split: Split) -> dict[str, float]:
     means = []
     for row, evaluated in zip(split.held_out, split.evaluated, strict=True):
         batch = sequences.batches[row]
         places = batch["loss_mask"][0].nonzero()[:, 0]
-        logits = last_states(model, batch)[0, places - 1] @ output.T
+        logits = model.output(last_states(model, batch)[0, places - 1])
         losses = cross_entropy(logits, batch["labels"][0, places], reduction="none")
         means.append(turn_means(losses.numpy(), turn_lengths(sequences.rows[row]))[evaluated])
     lengths = held_out_lengths(sequences, split)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtpack
+from mtpack.verifying.model import Transformer
 from tests.conftest import SAMPLE_DATA
 
 torch = pytest.importorskip("torch")
@@ -22,7 +23,6 @@ from benchmarks.weighting_runs import (  # noqa: E402
     group_means,
     last_states,
     length_bins,
-    make_model,
     read_sequences,
     split_sequences,
     take_step,
@@ -118,8 +118,9 @@ def test_tokens_are_numbered_anew_and_each_occurs(packed):
 @pytest.mark.parametrize("normalization", ["token_mean", "turn_mean"])
 def test_a_step_has_the_gradient_of_one_mean_over_all_its_micro_batches(packed, normalization):
     sequences = read_sequences(packed)
-    model, output = make_model(sequences.vocabulary, seed=0)
-    take_step(model, output, sequences.batches[:3], Run(normalization, 0.1, 0))
+    model = Transformer(sequences.vocabulary, seed=0)
+    output = model.output.weight
+    take_step(model, sequences.batches[:3], Run(normalization, 0.1, 0))
     found = output.grad.clone()
 
     output.grad = None
