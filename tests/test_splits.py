@@ -131,8 +131,9 @@ def test_rows_and_cuts_are_those_of_the_obvious_reader(
             found = splits_of(path, limit=limit, row_format="messages")
             assert [list(split.rows()) for split in found] == expected
             assert [split.num_rows for split in found] == list(map(len, expected))
-            texts = [[*piece.rows_as_texts()] for split in found for piece in split.pieces]
-            assert sum(texts, []) == [row.text for rows in expected for row in rows]
+            pieces = [piece for split in found for piece in split.pieces]
+            texts = [text for piece in pieces for text in piece.rows_as_texts()]
+            assert texts == [row.text for rows in expected for row in rows]
 
 
 # Files that change while the run goes on
