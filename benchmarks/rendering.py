@@ -21,7 +21,7 @@ from statistics import median
 
 import click
 
-from mtpack.dialogue import Dialogue
+from mtpack.dialogue import Dialogue, TextMessages
 from mtpack.inputs import describe_input, find_inputs
 from mtpack.options import DEFAULT_DATE
 from mtpack.reading import read_splits
@@ -88,11 +88,16 @@ def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
 def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
     """Write what ChatML templates do, for messages of text."""
     parts, spans, position = [], [], 0
-    for message in dialogue.messages:
-        header = f"<|im_start|>{message.role}\n"
-        body = f"{message.fields.get('content', '')}<|im_end|>"
+    messages = dialogue.messages
+    if isinstance(messages, TextMessages):
+        said = zip(messages.roles, messages.texts, strict=True)
+    else:
+        said = ((message.role, message.fields.get("content", "")) for message in messages)
+    for role, content in said:
+        header = f"<|im_start|>{role}\n"
+        body = f"{content}<|im_end|>"
         parts.append(f"{header}{body}\n")
-        if message.role == "assistant":
+        if role == "assistant":
             start = position + len(header)
             spans.append((start, start + len(body)))
         position += len(header) + len(body) + 1
