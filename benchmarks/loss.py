@@ -28,14 +28,23 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from benchmarks.table import Line, show_table
+from mtpack.assembling import IGNORED
 from mtpack.loss import available_kernels
 from mtpack.torch_data import PackedDataset, collate
 from mtpack.verifying.causal_model import Batch
-from mtpack.verifying.speed import Inputs, Way, full_logits, linear_loss, other_ways, step
+from mtpack.verifying.speed import (
+    Inputs,
+    Sizes,
+    Way,
+    full_logits,
+    linear_loss,
+    make_inputs,
+    other_ways,
+    step,
+)
 
 _WARM_UP = 3
-_IGNORED = -100
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES = ("bfloat16", "float16", "float32")
 _OTHERS = ("liger", "cut_cross_entropy")
 _NAMES = {
     "full": "full logits, cross_entropy",
@@ -80,7 +89,7 @@ _LINES = (
 @click.option("--vocabulary", default=151_936, show_default=True)
 @click.option("--hidden", "hidden_size", default=4096, show_default=True)
 @click.option("--tokens", default=8192, show_default=True, help="in whole rows of the shards")
-@click.option("--dtype", type=click.Choice([*_DTYPES]), default="bfloat16", show_default=True)
+@click.option("--dtype", type=click.Choice(_DTYPES), default="bfloat16", show_default=True)
 @click.option("--loss-share", default=0.5, show_default=True, help="without shards: loss tokens")
 @click.option("--rounds", default=20, show_default=True)
 def main(
@@ -97,16 +106,10 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("no CUDA device here; --device cpu runs small sizes")
     batch = _packed(path, tokens) if path else made_up_turns(tokens, loss_share)
-    batch["labels"] = torch.where(
-        batch["labels"] == _IGNORED, _IGNORED, batch["labels"] % vocabulary
-    )
+    batch["labels"] = torch.where(batch["labels"] == IGNORED, IGNORED, batch["labels"] % vocabulary)
     batch = {name: column.to(device) for name, column in batch.items()}
-    torch.manual_seed(0)
-    shape = (*batch["labels"].shape, hidden_size)
-    hidden = torch.randn(shape, dtype=_DTYPES[dtype], device=device)
-    weight = torch.randn(vocabulary, hidden_size, dtype=_DTYPES[dtype], device=device)
-    weight *= hidden_size**-0.5
-    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    sizes = Sizes(batch["labels"].numel(), hidden_size, vocabulary, dtype)
+    inputs = make_inputs(batch, sizes, device)
     figures = measure(_ways(device), inputs, batch, rounds)
 
     console = Console(width=200)
@@ -172,7 +175,7 @@ def made_up_turns(tokens: int, loss_share: float, seed: int = 0) -> dict[str, Te
     """
     random = np.random.default_rng(seed)
     columns = {
-        "labels": np.full(tokens, _IGNORED),
+        "labels": np.full(tokens, IGNORED),
         "loss_mask": np.zeros(tokens, np.uint8),
         "loss_token_num": np.ones(tokens, np.int32),
     }

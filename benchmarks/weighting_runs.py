@@ -17,6 +17,7 @@ from mtpack.loss import linear_turn_mean_loss
 from mtpack.shards import Row
 from mtpack.torch_data import PackedDataset, collate
 from mtpack.turns import offsets_of
+from mtpack.verifying.causal_model import flat_inputs
 from mtpack.verifying.model import Transformer
 
 NORMALIZATIONS = ("token_mean", "turn_mean")
@@ -88,7 +89,6 @@ def read_sequences(path: str | Path) -> Sequences:
     for batch in batches:
         batch["input_ids"] = torch.searchsorted(vocabulary, batch["input_ids"])
         batch["labels"] = torch.where(batch["loss_mask"] == 1, batch["input_ids"], -100)
-        batch["document_ids"] = (batch["position_ids"][0] == 0).cumsum(0)
     lengths = np.concatenate([turn_lengths(row) for row in rows])
     return Sequences(rows, batches, len(vocabulary), lengths)
 
@@ -182,9 +182,7 @@ def train(sequences: Sequences, run: Run, steps: int) -> Curve:
 
 def last_states(model: Transformer, batch: dict[str, Tensor]) -> Tensor:
     """Return what the output matrix is applied to, float (1, seq_len, width)."""
-    return model.states(batch["input_ids"][0], batch["position_ids"][0], batch["document_ids"])[
-        None
-    ]
+    return model.states(*flat_inputs(batch))[None]
 
 
 def take_step(model: Transformer, batches: list[dict[str, Tensor]], run: Run) -> None:

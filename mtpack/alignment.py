@@ -15,6 +15,11 @@ ALIGNMENTS = ("aligned", "shifted")
 _WITHOUT_LOSS = {"labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
 
 
+def shifted(row: Mapping[str, Any], label_alignment: str) -> dict[str, Any]:
+    """Return one sequence with `shifted` labels; label_alignment: what it has. As `realigned`."""
+    return {**row, **(realigned(row, "shifted") if label_alignment != "shifted" else {})}
+
+
 def realigned(row: Mapping[str, Any], label_alignment: str) -> dict[str, NDArray[Any]]:
     """Return the columns of one sequence that differ under the other alignment.
 

@@ -86,6 +86,13 @@ class Dialogue(NamedTuple):
     messages: tuple[Message, ...] | TextMessages
     tools: list[Any] | None
 
+    @property
+    def texts_alone(self) -> TextMessages | None:
+        """The messages, if they are nothing but texts and there are no tools; else None."""
+        if type(self.messages) is TextMessages and self.tools is None:
+            return self.messages
+        return None
+
     def trained_messages(self) -> list[int]:
         """Return the indices of the messages that carry loss."""
         return [index for index, message in enumerate(self.messages) if message.trained]

@@ -16,6 +16,11 @@ class MtpackError(Exception):
     exit_status = 1
 
 
+def first_line(error: Exception) -> str:
+    """Return what another library's error says, as far as it fits into a message of mtpack."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class InputError(MtpackError):
     """The data can't be used: a bad row, a damaged shard, nothing left to pack."""
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mtpack.alignment import ALIGNMENTS
 from mtpack.assembling import Columns, Layout
 from mtpack.atomic_file import atomic_file
 from mtpack.errors import InputError
@@ -228,7 +229,7 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
             (metadata.pad_id, 0),
         )
     )
-    if not whole or metadata.label_alignment not in ("aligned", "shifted"):
+    if not whole or metadata.label_alignment not in ALIGNMENTS:
         raise InputError(f"{path}: its mtpack metadata is damaged")
     return metadata
 

@@ -102,6 +102,7 @@ LAYERS = """
     linear_loss
     loss
     torch_data
+    context_parallel
     integrations.megatron
     integrations.padding_free
     integrations.transformers
@@ -114,7 +115,7 @@ LAYERS = """
     verifying.check
     verifying.model
     verifying.causal_model
-    verifying.slices
+    verifying.padding
     verifying.sampling
     verifying.steps
     verifying.equivalence

@@ -13,6 +13,7 @@ from tests.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
 
+from mtpack.context_parallel import places_on_rank  # noqa: E402
 from mtpack.loss import turn_mean_loss  # noqa: E402
 from mtpack.torch_data import PackedDataset, collate  # noqa: E402
 from mtpack.verifying import invariance, ranks, steps  # noqa: E402
@@ -25,12 +26,8 @@ from mtpack.verifying.invariance import (  # noqa: E402
     comparison,
     undivided,
 )
+from mtpack.verifying.padding import lengthened, with_padded_documents  # noqa: E402
 from mtpack.verifying.sampling import draw_short_rows  # noqa: E402
-from mtpack.verifying.slices import (  # noqa: E402
-    lengthened,
-    with_padded_documents,
-    zigzag_places,
-)
 
 ALIGNMENTS = ("aligned", "shifted")
 VOCABULARY = 64
@@ -72,12 +69,13 @@ def test_dividing_each_micro_batch_by_its_own_turns_does_not_pass(tmp_path, monk
     model = model_of()
     expected = undivided(model, rows, "aligned")
     one = torch.ones((), dtype=torch.int64)
+    right = steps.micro_batch_sums
 
     def mean_of_the_micro_batch(model, batch, alignment):
-        loss_sum, turns = steps.micro_batch_sums(model, batch, alignment)
+        loss_sum, turns = right(model, batch, alignment)
         return loss_sum / turns, one
 
-    monkeypatch.setattr(invariance, "micro_batch_sums", mean_of_the_micro_batch)
+    monkeypatch.setattr(steps, "micro_batch_sums", mean_of_the_micro_batch)
     check = compare_micro_batches(model, rows, "aligned", expected)
     assert not check.ok
     assert check.value > 1e-3
@@ -103,7 +101,10 @@ def test_rounding_the_shares_of_turns_does_not_pass(tmp_path, monkeypatch):
 
 
 def test_losing_a_rank_s_slice_does_not_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(invariance, "zigzag_places", lambda *of: zigzag_places(*of)[1:])
+    def places_but_of_the_first(cu_seqlens, size, rank):
+        return places_on_rank(cu_seqlens, size, rank)[: None if rank else 0]
+
+    monkeypatch.setattr(invariance, "places_on_rank", places_but_of_the_first)
     assert check_of(compare_context_parallel, rows_of(tmp_path)).value > 1e-2
 
 
@@ -112,7 +113,8 @@ def test_zigzag_slices_hold_every_place_once_and_equal_parts_of_each_document(ra
     multiple = 2 * ranks_num
     lengths = np.array([1, 3, 2]) * multiple
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    slices = zigzag_places(cu_seqlens, ranks_num)
+    bounds = torch.from_numpy(cu_seqlens)
+    slices = [places_on_rank(bounds, ranks_num, rank).numpy() for rank in range(ranks_num)]
     assert sorted(np.concatenate(slices)) == list(range(cu_seqlens[-1]))
     for rank, places in enumerate(slices):
         for start, length in zip(cu_seqlens, lengths, strict=False):

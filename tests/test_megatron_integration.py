@@ -20,6 +20,7 @@ pytest.importorskip("megatron.core", reason="needs megatron-core, which has whee
 import torch
 from torch.utils.data import default_collate
 
+from mtpack.context_parallel import places_on_rank
 from mtpack.errors import InputError, SetupError
 from mtpack.integrations import megatron as integration
 from mtpack.integrations.megatron import (
@@ -27,7 +28,6 @@ from mtpack.integrations.megatron import (
     build_datasets,
     document_bounds,
     loss_func,
-    places_on_rank,
 )
 from mtpack.shards import open_shards
 from tests import megatron_ranks as megatron

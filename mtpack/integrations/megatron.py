@@ -21,7 +21,8 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, distributed
 
-from mtpack.errors import InputError, SetupError
+from mtpack.context_parallel import places_on_rank
+from mtpack.errors import SetupError
 from mtpack.loss import turn_mean_loss
 from mtpack.torch_data import PackedDataset, collate
 
@@ -325,28 +326,3 @@ def document_bounds(position_ids: Tensor) -> Tensor:
     """
     starts = (position_ids.flatten() == 0).nonzero()[:, 0]
     return torch.nn.functional.pad(starts, (0, 1), value=position_ids.numel()).to(torch.int32)
-
-
-def places_on_rank(cu_seqlens: Tensor, size: int, rank: int) -> Tensor:
-    """Return which places of a packed sequence a context-parallel rank computes, ascending.
-
-    Each document is cut into 2 x size chunks, of which the rank has one from the front and the
-    like one from the back, so that all ranks have as much of the causal attention to do. These are
-    the places of transformer_engine's `thd_get_partitioned_indices`, by which its attention goes.
-
-    cu_seqlens: integer (documents + 1,). Returns int64 (places / size,).
-    Raises InputError where a document has no 2 x size equal chunks.
-
-    >>> places_on_rank(torch.tensor([0, 8, 12]), size=2, rank=0)
-    tensor([ 0,  1,  6,  7,  8, 11])
-    """
-    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-    if (lengths % (2 * size)).any():
-        raise InputError(
-            f"documents can't be divided over {size} context-parallel ranks; "
-            f"pack with --pad-documents-to {2 * size}, or a multiple of it"
-        )
-    starts, lengths = (each.repeat_interleave(lengths) for each in (cu_seqlens[:-1], lengths))
-    places = torch.arange(len(starts), device=cu_seqlens.device)
-    chunks = (places - starts) * 2 * size // lengths
-    return ((chunks == rank) | (chunks == 2 * size - 1 - rank)).nonzero()[:, 0]

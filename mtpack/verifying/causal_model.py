@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtpack.errors import SetupError
+from mtpack.errors import SetupError, first_line
 from mtpack.verifying.model import Transformer
 
 MODEL_SEED = 0
@@ -127,7 +127,7 @@ def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) 
             longest = int(position_ids.max()) + 1
             raise SetupError(
                 f"--model {path}: it can't read documents of {longest:,} tokens: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         return output.logits[0]  # type: ignore[no-any-return]  # transformers is untyped here
 
@@ -150,12 +150,8 @@ def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
                 path, dtype=dtype, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise SetupError(f"--model {path}: transformers can't load it: {reason}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

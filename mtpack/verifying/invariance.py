@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtpack.alignment import realigned
+from mtpack.alignment import shifted
+from mtpack.context_parallel import places_on_rank
 from mtpack.loss import turn_mean_loss
 from mtpack.shards import Row
 from mtpack.verifying.causal_model import CausalModel
 from mtpack.verifying.check import Check
-from mtpack.verifying.slices import with_padded_documents, zigzag_places
+from mtpack.verifying.padding import with_padded_documents
 from mtpack.verifying.steps import (
     Outcome,
     added_up,
     batch_of,
     difference,
     divided,
-    micro_batch_sums,
+    step_sums,
     token_losses,
     tolerance_of,
 )
@@ -84,10 +85,7 @@ def micro_batches(rows: list[Row], size: int, seed: int) -> list[list[Row]]:
 
 
 def _step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> Outcome:
-    batches = (batch_of(part, model) for part in parts)
-    return divided(
-        added_up(model, (micro_batch_sums(model, batch, label_alignment) for batch in batches))
-    )
+    return divided(step_sums(model, parts, label_alignment))
 
 
 def _slices(
@@ -98,15 +96,14 @@ def _slices(
     Labels are shifted before anything is sliced: a rank may hold a token, but not the one behind.
     """
     for row in rows:
-        if label_alignment != "shifted":
-            row = {**row, **realigned(row, "shifted")}
-        batch = batch_of([with_padded_documents(row, 2 * ranks)], model)
+        row = with_padded_documents(shifted(row, label_alignment), 2 * ranks)
+        batch = batch_of([row], model)
         losses = token_losses(model, batch, "shifted").flatten()
         columns = {name: batch[name].flatten() for name in ("loss_mask", "loss_token_num")}
         heads = batch["turn_heads"].flatten()
         loss_sum, turn_sum = torch.zeros_like(losses[0]), torch.zeros_like(batch["turn_num"][0])
-        for places in zigzag_places(batch["cu_seqlens"].cpu().numpy(), ranks):
-            held = torch.from_numpy(places).to(model.device)
+        for rank in range(ranks):
+            held = places_on_rank(batch["cu_seqlens"], ranks, rank)
             mask, token_num = (columns[name][held] for name in columns)
             loss, turns = slice_sums(losses[held], mask, token_num, heads[held])
             loss_sum = loss_sum + loss

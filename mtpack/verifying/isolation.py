@@ -24,8 +24,8 @@ from mtpack.shards import Row
 from mtpack.turns import Bools, Int64, offsets_of
 from mtpack.verifying.causal_model import CausalModel
 from mtpack.verifying.check import Check
+from mtpack.verifying.padding import lengthened, with_padded_documents
 from mtpack.verifying.sampling import document_ids
-from mtpack.verifying.slices import lengthened, with_padded_documents
 from mtpack.verifying.steps import batch_of, rounding_of, token_losses, tolerance_of
 
 _DOCUMENTS = 3  # of a sequence are changed, one at a time: the first, one inside, the last
@@ -74,7 +74,8 @@ def _kept_losses(model: CausalModel, row: Row) -> Iterator[tuple[str, _Losses, _
         changed = with_other_tokens(row, places & token_places(row), model.vocabulary)
         kept = predicted & ~places
         yield "documents", before[kept], _losses(model, changed)[kept]
-    padded = lengthened(with_padded_documents(row, _PADDING), _padded_length(row))
+    padded = with_padded_documents(row, _PADDING)
+    padded = lengthened(padded, len(padded["input_ids"]) + _PADDING)
     refilled = with_other_tokens(padded, ~token_places(padded), model.vocabulary)
     kept = predicted_places(padded)
     added, other = (_losses(model, one)[kept] for one in (padded, refilled))
@@ -115,10 +116,6 @@ def with_other_tokens(row: Row, places: Bools, vocabulary: int) -> Row:
     steps = np.random.default_rng(0).integers(1, vocabulary, size=int(places.sum()))
     ids[places] = (ids[places] + steps) % vocabulary
     return {**row, "input_ids": ids}
-
-
-def _padded_length(row: Row) -> int:
-    return int((-(-row["seq_lengths"] // _PADDING) * _PADDING).sum()) + _PADDING
 
 
 def _losses(model: CausalModel, row: Row) -> _Losses:

@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import distributed
 
+from mtpack.errors import first_line
 from mtpack.runners.starting import interrupts_held
 from mtpack.shards import Row
 from mtpack.verifying.causal_model import built_in_model
@@ -29,11 +30,9 @@ from mtpack.verifying.invariance import micro_batches
 from mtpack.verifying.steps import (
     Outcome,
     Sums,
-    added_up,
-    batch_of,
     divided,
     exact_and_repeatable,
-    micro_batch_sums,
+    step_sums,
 )
 
 _MICRO_BATCH_SIZE = 2
@@ -100,12 +99,8 @@ def rank_step(task: RankTask) -> Outcome:
         device = f"cuda:{task.rank % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     model = built_in_model(task.vocabulary, device, task.dtype)
-    batches = (
-        batch_of(part, model) for part in micro_batches(task.rows, _MICRO_BATCH_SIZE, seed=0)
-    )
-    sums = added_up(
-        model, (micro_batch_sums(model, batch, task.label_alignment) for batch in batches)
-    )
+    parts = micro_batches(task.rows, _MICRO_BATCH_SIZE, seed=0)
+    sums = step_sums(model, parts, task.label_alignment)
     distributed.init_process_group(
         task.backend,
         init_method=Path(task.folder, "meeting").absolute().as_uri(),
@@ -172,8 +167,7 @@ def _rank(task: RankTask, step: Callable[[RankTask], Outcome]) -> None:
         with exact_and_repeatable(threads=1):
             outcome = step(task)
     except (RuntimeError, OSError, ValueError) as error:  # of torch.distributed, above all
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        Path(task.folder, f"reason-{task.rank}").write_text(reason, encoding="utf-8")
+        Path(task.folder, f"reason-{task.rank}").write_text(first_line(error), encoding="utf-8")
         sys.exit(1)
     outcome = outcome.on("cpu")
     saved = {"loss": outcome.loss, "gradients": outcome.gradients}

@@ -19,7 +19,7 @@ from mtpack.torch_data import PackedDataset
 from mtpack.turns import Int64, offsets_of
 from mtpack.verifying.causal_model import CausalModel
 from mtpack.verifying.model import block_rows
-from mtpack.verifying.slices import lengthened
+from mtpack.verifying.padding import lengthened
 
 SEED = 0
 BUDGET = 10.0

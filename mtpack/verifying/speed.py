@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtpack.alignment import realigned
+from mtpack.alignment import shifted
 from mtpack.assembling import IGNORED
 from mtpack.loss import Kernel, Normalization, linear_turn_mean_loss
 from mtpack.runners.starting import give_back_freed_memory
@@ -96,11 +96,10 @@ def make_batch(shards: Shards, sizes: Sizes, device: str) -> Batch:
 
     The first sequences, and where there are too few of them, those again.
     """
-    rows = []
-    for number in range(-(-sizes.tokens // shards.metadata.seq_len)):
-        row = shards[number % len(shards)]
-        is_shifted = shards.metadata.label_alignment == "shifted"
-        rows.append(row if is_shifted else {**row, **realigned(row, "shifted")})
+    rows = [
+        shifted(shards[number % len(shards)], shards.metadata.label_alignment)
+        for number in range(-(-sizes.tokens // shards.metadata.seq_len))
+    ]
     collated = collate(rows)
     batch = {
         name: collated[name].flatten()[None, : sizes.tokens].to(device)

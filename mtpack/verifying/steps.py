@@ -95,6 +95,12 @@ def added_up(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> Sums
     return Sums(loss_sum, turn_sum, gradients)
 
 
+def step_sums(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> Sums:
+    """Add up the micro-batches of a step, each given as its rows."""
+    batches = (batch_of(part, model) for part in parts)
+    return added_up(model, (micro_batch_sums(model, batch, label_alignment) for batch in batches))
+
+
 def divided(sums: Sums) -> Outcome:
     """Divide once, by all turns."""
     return Outcome(sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients])

@@ -28,10 +28,18 @@ class WeightBin:
     """Inclusive."""
     turns: int
     tokens: int
-    turn_share: float
-    token_share: float
     weights: dict[str, float]
     """Under each of `MEANS`, the share of the whole loss that these turns decide."""
+
+    @property
+    def turn_share(self) -> float:
+        """Of all turns, how many these are: what they weigh where each turn weighs the same."""
+        return self.weights["turn_mean"]
+
+    @property
+    def token_share(self) -> float:
+        """Of all loss tokens, how many these turns have."""
+        return self.weights["token_mean"]
 
     @property
     def label(self) -> str:
@@ -53,12 +61,12 @@ def weight_bins(shards: Shards) -> list[WeightBin]:
 
     In one pass over the record batches, with a count for each power of two.
     """
-    sums = np.zeros((2 + len(MEANS), 32))
+    sums = np.zeros((len(MEANS), 32))
     for shard in shards.opened:
         for batch in shard.batches:
             sums += _batch_sums(batch, shards.metadata.seq_len)
-    weights = sums[2:] / sums[2:].sum(axis=1, keepdims=True)
-    turns, tokens = sums[0].astype(np.int64), sums[1].astype(np.int64)
+    weights = sums / sums.sum(axis=1, keepdims=True)
+    turns, tokens, *_ = sums.astype(np.int64)
     present = np.flatnonzero(turns)
     return [
         WeightBin(
@@ -66,8 +74,6 @@ def weight_bins(shards: Shards) -> list[WeightBin]:
             high=2 ** (exponent + 1) - 1,
             turns=int(turns[exponent]),
             tokens=int(tokens[exponent]),
-            turn_share=turns[exponent] / turns.sum(),
-            token_share=tokens[exponent] / tokens.sum(),
             weights=dict(zip(MEANS, weights[:, exponent].tolist(), strict=True)),
         )
         for exponent in range(present[0], present[-1] + 1)
@@ -75,7 +81,10 @@ def weight_bins(shards: Shards) -> list[WeightBin]:
 
 
 def _batch_sums(batch: Columns, seq_len: int) -> Any:
-    """Return turns, tokens, and undivided weights by each of `MEANS`, for each power of two."""
+    """Return undivided weights by each of `MEANS`, for each power of two.
+
+    By the first two, those are how many turns and how many tokens there are.
+    """
     rows = owners(batch.turn_offsets)
     lengths = batch.loss_token_num[rows, batch.turn_starts].astype(np.int64)
     starts = offsets_of(batch.seq_lengths)
@@ -83,8 +92,6 @@ def _batch_sums(batch: Columns, seq_len: int) -> Any:
     in_document: Int64 = np.bincount(documents, weights=lengths)[documents]
     exponents = np.frexp(lengths)[1] - 1
     values = (
-        np.ones(len(lengths)),
-        lengths,
         np.ones(len(lengths)),
         lengths,
         lengths / in_document,

@@ -105,11 +105,11 @@ class Replayer:
         return replayed
 
     def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        messages = dialogue.messages
-        if type(messages) is not TextMessages or dialogue.tools is not None:
+        messages = dialogue.texts_alone
+        shape = None if messages is None else self._text_shapes.get(messages.roles)
+        if messages is None or shape is None:
             return None
-        shape = self._text_shapes.get(messages.roles)
-        return None if shape is None else shape.filled(messages.texts, dialogue.row)
+        return shape.filled(messages.texts, dialogue.row)
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return what `render_dialogue` of `spans.py` does."""
@@ -209,17 +209,16 @@ class Replayer:
             del self._shapes[next(iter(self._shapes))]
 
     def _keep_text_shape(self, dialogue: Dialogue, known: _Shape) -> None:
-        messages = dialogue.messages
-        if type(messages) is not TextMessages or dialogue.tools is not None:
+        messages = dialogue.texts_alone
+        if messages is None or not isinstance(known.plan, PlainPlan):
             return
-        if isinstance(known.plan, PlainPlan):
-            order = known.sheet.texts_of(known.plan.full.cells)
-            if order is not None:
-                if len(self._text_shapes) >= _MAX_SHAPES:
-                    self._text_shapes.clear()
-                in_order = order == list(range(len(messages)))
-                shape = _TextShape(known.plan, None if in_order else order)
-                self._text_shapes[messages.roles] = shape
+        order = known.sheet.texts_of(known.plan.full.cells)
+        if order is None:
+            return
+        if len(self._text_shapes) >= _MAX_SHAPES:
+            self._text_shapes.clear()
+        in_order = order == list(range(len(messages)))
+        self._text_shapes[messages.roles] = _TextShape(known.plan, None if in_order else order)
 
     def _forget_shapes(self) -> None:
         self._shapes.clear()

@@ -1,4 +1,4 @@
-"""Sequences cut over context-parallel ranks: documents padded to 2 * ranks, chunks dealt zigzag."""
+"""Sequences with more padding: behind every document, as context-parallel ranks want, or last."""
 
 from __future__ import annotations
 
@@ -7,29 +7,9 @@ import numpy as np
 from mtpack.assembling import IGNORED, padded_lengths
 from mtpack.shard import TOKEN_COLUMNS
 from mtpack.shards import Row
-from mtpack.turns import Int64, offsets_of, owners
+from mtpack.turns import offsets_of
 
 _PADDING = {"input_ids": 0, "labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
-
-
-def zigzag_places(cu_seqlens: Int64, ranks: int) -> list[Int64]:
-    """Return the places of a flattened batch that each context-parallel rank holds, ascending.
-
-    Every document is cut into 2 * ranks chunks of one length, and rank r holds the chunks r and
-    2 * ranks - 1 - r, so that causal attention gives all ranks the same work (Megatron-LM,
-    core/utils.py, for packed sequences; TransformerEngine, thd_get_partitioned_indices).
-
-    cu_seqlens: integers (documents + 1,), differences multiples of 2 * ranks.
-
-    >>> [places.tolist() for places in zigzag_places(np.array([0, 4, 12]), ranks=2)]
-    [[0, 3, 4, 5, 10, 11], [1, 2, 6, 7, 8, 9]]
-    """
-    lengths = np.diff(cu_seqlens)
-    documents = owners(cu_seqlens)
-    within = np.arange(cu_seqlens[-1]) - cu_seqlens[documents]
-    chunks = within // (lengths // (2 * ranks))[documents]
-    holders = np.minimum(chunks, 2 * ranks - 1 - chunks)
-    return [np.flatnonzero(holders == rank) for rank in range(ranks)]
 
 
 def with_padded_documents(row: Row, multiple: int) -> Row:
