@@ -32,6 +32,7 @@ from mtpack.manifest import (
     read_manifest,
 )
 from mtpack.shard import ShardMetadata, shard_schema
+from mtpack.syncing import sync
 
 REJECTS = "rejects.jsonl"
 _WORK_AREA = ".mtpack"
@@ -171,12 +172,12 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def put_in_place(folder: Path, area: Path, manifest: Manifest) -> None:
-    """Move a complete output out of its work area."""
+    """Move a complete output, whose shards are synced, out of its work area."""
     manifest.write(area / MANIFEST)
     shard_names = [shard.path for shard in manifest.report.shards]
     others = [name for name in (REJECTS, *_DATASETS_FILES) if (area / name).exists()]
-    for name in (*others, MANIFEST):  # shards are synced when they are written
-        _sync(area / name)
+    for name in (*others, MANIFEST):  # shards are synced already
+        sync(area / name)
     (area / _PLACING).touch()
     (folder / MANIFEST).unlink(missing_ok=True)
     for old in folder.iterdir():
@@ -184,15 +185,7 @@ def put_in_place(folder: Path, area: Path, manifest: Manifest) -> None:
             old.unlink()
     for name in (*shard_names, *others):
         os.replace(area / name, folder / name)
-    _sync(folder)
+    sync(folder)
     os.replace(area / MANIFEST, folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
     (area / _PLACING).unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

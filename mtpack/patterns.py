@@ -9,6 +9,7 @@ histogram gives the same patterns everywhere.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -157,20 +158,23 @@ def _fill(lengths: Int64, left: Int64, room: int, work: int) -> tuple[dict[int, 
         fitting = fitting[lengths[fitting] <= room]
     if not len(fitting):
         return chosen, 0
-    exactly, looked_at = fullest_fill(lengths[fitting].tolist(), left[fitting].tolist(), room)
+    # Most fills end early, and these views make a Python integer of what is looked at alone.
+    exactly, looked_at = fullest_fill(lengths[fitting].data, left[fitting].data, room)
     return chosen | exactly, looked_at
 
 
-def fullest_fill(lengths: list[int], left: list[int], room: int) -> tuple[dict[int, int], int]:
+def fullest_fill(
+    lengths: Iterable[int], left: Iterable[int], room: int
+) -> tuple[dict[int, int], int]:
     """Choose how many of each length fill `room` best; return also the bits looked at.
 
-    A subset-sum by dynamic programming on one Python integer as a bit set: bit s of `reached` is on
-    when some choice sums to s. A count c is offered in parts 1, 2, 4, ... that make up every number
-    up to c. It stops at the first exact fill, so lengths early in the order are used first.
+    A subset-sum by dynamic programming on one Python integer as a bit set: bit r of `lefts` is on
+    when some choice leaves r of the room, so what does not fit is shifted out. A count c is offered
+    in parts 1, 2, 4, ... that make up every number up to c. It stops at the first exact fill, so
+    lengths early in the order are used first.
     """
-    within = (2 << room) - 1
-    reached = 1
-    steps: list[tuple[int, int, int]] = []  # length, how many of it, what was reached before
+    lefts = 1 << room
+    steps: list[tuple[int, int, int]] = []  # length, how many of it, what could be left before
     for length, count in zip(lengths, left, strict=True):
         most = room // length
         if count < most:  # `min` would take as long as a step
@@ -178,18 +182,18 @@ def fullest_fill(lengths: list[int], left: list[int], room: int) -> tuple[dict[i
         part = 1
         while most > 0:
             num = part if part < most else most
-            steps.append((length, num, reached))
-            reached |= (reached << (length * num)) & within
+            steps.append((length, num, lefts))
+            lefts |= lefts >> length * num
             most -= num
             part *= 2
-        if reached.bit_length() > room:  # bit `room` is on
+        if lefts & 1:
             break
-    total = reached.bit_length() - 1
+    rest = (lefts & -lefts).bit_length() - 1
     chosen: dict[int, int] = {}
     for length, num, before in reversed(steps):
-        if not before >> total & 1:
+        if not before >> rest & 1:
             chosen[length] = chosen.get(length, 0) + num
-            total -= length * num
+            rest += length * num
     return chosen, len(steps) * (room + STEP)
 
 

@@ -19,7 +19,7 @@ from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 # What `tokenizers` takes for a byte of text, and fastokens to load a token of the vocabulary.
 _SECONDS_A_BYTE = 4e-7
 _SECONDS_A_TOKEN = 8e-6
-# Seconds that encoding takes, from which on the 0.2 for a rehearsal are worth it.
+# Seconds that encoding takes, from which on those of a rehearsal (0.2 to 1) are worth it.
 _WORTH_REHEARSING = 1.0
 
 

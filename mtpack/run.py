@@ -40,6 +40,7 @@ from mtpack.reading import SPLIT_BYTES, read_splits
 from mtpack.runners.local import LocalRunner, local_runner
 from mtpack.split_store import folder_of_run, size_of
 from mtpack.stopwatch import Stopwatch
+from mtpack.syncing import syncing
 from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.tokenizing import REPLAY
@@ -213,11 +214,14 @@ class _Run:
         distrusted: dict[str, Counter[str]] = {}  # and what their audits counted
         while True:
             try:
-                with local_runner(job.pipeline) as runner:
+                with (
+                    syncing(self.options.num_workers) as sync,
+                    local_runner(job.pipeline) as runner,
+                ):
                     if job.input_bytes > SPLIT_BYTES * self.options.num_workers:
                         runner.start()
                         self.watch.lap("start")
-                    done = self._pack_splits(job, runner, formats, frozenset(distrusted))
+                    done = self._pack_splits(job, runner, sync, formats, frozenset(distrusted))
                 break
             except _ShortCutFailedError as error:
                 failed = error.failed
@@ -237,6 +241,7 @@ class _Run:
         self,
         job: _Job,
         runner: LocalRunner,
+        sync: Callable[[Path], None],
         formats: ToldFormats,
         distrusted: frozenset[str],
     ) -> _Done:
@@ -259,6 +264,7 @@ class _Run:
         with open(job.area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_unit, tasks()):
                 if isinstance(result, WrittenShard):
+                    sync(job.area / result.record.path)
                     self._take_shard(result, done, windows)
                     continue
                 record = self._take_split(result, done)
@@ -266,6 +272,7 @@ class _Run:
                 ready += windows.add(record)
         ready += windows.close()
         for written in runner.run(write_one_shard, ready):
+            sync(job.area / written.record.path)
             self._take_shard(written, done, windows)
         done.counts.update(windows.counts)
         for file in job.files:

@@ -34,10 +34,19 @@ def parse(text: bytes) -> Any:
     >>> parse(b'{"role": "user"}')
     {'role': 'user'}
     """
+    return proven(text, loads(text))
+
+
+def loads(text: bytes) -> Any:
+    """Return what `text` holds, still to be proven; raise StrictJsonError."""
     try:
-        value = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _explain(text, error) from None
+
+
+def proven(text: bytes, value: Any) -> Any:
+    """Return `value`, read from `text`, with all digits; raise StrictJsonError."""
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH:
         _check_depth(value)
     # What the value is written as holds no key twice and no integer that was rounded. Where the
@@ -52,6 +61,14 @@ def parse(text: bytes) -> Any:
     if _LONG_INTEGER in text.translate(_ALL_DIGITS_0):
         return json.loads(text)  # orjson rounds them to floats
     return value
+
+
+def surely_holds_strings(text: bytes, number: int) -> bool:
+    """Return whether valid JSON has just so many keys and strings, and no quote in any.
+
+    If that is how many the value has that was read from it, then no key came twice.
+    """
+    return text.count(b'"') == 2 * number
 
 
 def _check_depth(value: Any) -> None:

@@ -82,8 +82,14 @@ def open_documents(path: str) -> StoredDocuments:
 def read_all(path: Path, first_row: int) -> TokenBatch:
     """Read all documents of a split whose first row has the index `first_row`."""
     stored = open_documents(str(path))
-    documents = range(len(stored.id_offsets) - 1)
-    batch = read_documents((stored, number) for number in documents)
+    word_offsets: Int64 = np.frombuffer(stored.word_offsets, dtype=np.int64)
+    id_offsets: Int64 = np.frombuffer(stored.id_offsets, dtype=np.int64)
+    batch = _batch_of(
+        words=np.frombuffer(stored.words, dtype=np.int32),
+        num_words=np.diff(word_offsets),
+        ids=np.frombuffer(stored.ids, dtype=np.int32),
+        num_ids=np.diff(id_offsets),
+    )
     return replace(batch, document_rows=batch.document_rows + first_row)
 
 

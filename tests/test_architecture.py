@@ -90,6 +90,7 @@ LAYERS = """
     runners.starting
     runners.pool
     runners.local
+    syncing
     output
     told_formats
     run

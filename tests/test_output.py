@@ -1,5 +1,6 @@
 """The output folder: one run at a time, nothing lost or half there, nothing foreign touched."""
 
+import errno
 import json
 import os
 import shutil
@@ -60,6 +61,38 @@ def test_a_failure_while_the_output_is_placed_can_be_run_again(tmp_path, monkeyp
     pack(output, seq_len=512, overwrite=True)
     assert not (output / ".mtpack").exists()
     assert mtpack.open_shards(output).metadata.seq_len == 512
+
+
+def test_all_that_an_output_holds_is_synced_before_any_of_it_takes_its_place(tmp_path, monkeypatch):
+    synced, placed = set(), []
+    sync, replace = os.fsync, os.replace
+
+    def syncing(descriptor):
+        sync(descriptor)
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def replacing(source, target):
+        if Path(target).parent == tmp_path / "packed":
+            placed.append((Path(target).name, synced.copy()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    report = pack(tmp_path / "packed", shard_size="1MiB")
+    assert len(report.shards) > 1
+    names = {*(shard.path for shard in report.shards), "rejects.jsonl", "manifest.json"}
+    assert {name for name, _ in placed} == names
+    assert placed[0][1] >= names
+
+
+def test_a_shard_that_can_not_be_synced_leaves_no_output(tmp_path, monkeypatch):
+    def failing(descriptor):
+        raise OSError(errno.EIO, "the disk has failed")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="the disk has failed"):
+        pack(tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_what_looks_like_an_output_but_is_none_is_not_touched(tmp_path):

@@ -7,13 +7,14 @@ from typing import Any
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.formats.alpaca import from_alpaca
 from mtpack.formats.message import settled
-from mtpack.formats.messages import from_messages
+from mtpack.formats.messages import from_messages, read_texts_alone
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.shapes import shapes_of
 from mtpack.formats.sharegpt import from_sharegpt
-from mtpack.strict_json import StrictJsonError, parse
+from mtpack.strict_json import StrictJsonError, loads, proven
 
 _READERS = {"messages": from_messages, "sharegpt": from_sharegpt, "alpaca": from_alpaca}
+_OF_MESSAGES = ("messages", None)
 _NEEDED = {
     "messages": '"messages" (or "prompt" and "completion")',
     "sharegpt": '"conversations"',
@@ -34,7 +35,12 @@ def read_dialogue(
             raise RowError(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
-        value = parse(text)
+        value = loads(text)
+        if row_format in _OF_MESSAGES:
+            messages = read_texts_alone(value, text)
+            if messages is not None:
+                return Dialogue(row, origin, messages, None)
+        value = proven(text, value)
         said = _READERS[_choose(value, row_format)](value)
         return Dialogue(row, origin, settled(said.messages), said.tools)
     except (StrictJsonError, RowError) as error:

@@ -12,12 +12,18 @@ from mtpack.dialogue import Dialogue, Origin, TextMessages
 
 _MOST_TURNS = 24
 _SYSTEM = (("system", "Be brief."),)
-_EXCHANGE = (("user", "Why?"), ("assistant", "Because."))
+_ASKED, _ANSWERED = ("user", "Why?"), ("assistant", "Because.")
+_EXCHANGE = (_ASKED, _ANSWERED)
+_IN_PIECES = (_ASKED, _ASKED, _ANSWERED, _ANSWERED, *_EXCHANGE, _ANSWERED)
 
 
 def rehearsed_dialogues() -> Iterator[Dialogue]:
-    """Yield dialogues of one exchange to 24, with a system message or not, answered or not."""
-    for opening, turns, closing in product((0, 1), range(1, _MOST_TURNS + 1), (0, 1)):
-        said = _SYSTEM[:opening] + _EXCHANGE * turns + _EXCHANGE[:closing]
+    """Yield dialogues of one exchange to 24, with a system message or not, answered or not.
+
+    Before them, such in which somebody speaks twice in a row: most is learned from those.
+    """
+    exchanges = [_EXCHANGE * turns for turns in range(1, _MOST_TURNS + 1)]
+    for asked, opening, closing in product([_IN_PIECES, *exchanges], (1, 0), (1, 0)):
+        said = _SYSTEM[:opening] + asked + _EXCHANGE[:closing]
         roles, texts = zip(*said, strict=True)
         yield Dialogue(0, Origin("rehearsal", 1), TextMessages.of(roles, texts), None)

@@ -7,6 +7,7 @@ template's run is not known yet, the dialogue is rendered for real, and recorded
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ _ROUNDS = 8
 _MAX_EVENTS = 400_000
 # Share of the time that audits may take; with the engine's they stay below 3% of a run.
 _AUDITED = 0.01
+_SECONDS_OF_REHEARSAL = 1.0
 # Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**20
@@ -139,9 +141,16 @@ class Replayer:
         return rendered
 
     def rehearse(self) -> None:
-        """Learn the template from made-up dialogues, which are in no count but of recordings."""
+        """Learn the template from made-up dialogues, which are in no count but of recordings.
+
+        It ends after a second: shapes of a template that looks back at what was said (Qwen3's, for
+        what was thought) cost more the longer they are, 100 ms at last.
+        """
+        begun = time.perf_counter()
         for dialogue in rehearsed_dialogues():
             self.render_dialogue(dialogue)
+            if time.perf_counter() - begun > _SECONDS_OF_REHEARSAL:
+                break
         if self.audit_mismatches:  # then let the data show it, where it is told of
             self._known.clear()
             self._forget_shapes()
@@ -180,6 +189,7 @@ class Replayer:
         filled = self._fill(known, sheet.values, dialogue)
         if filled is not None:
             self._keep(shape, known)
+            self._keep_text_shape(dialogue, known)
         return filled
 
     def _new_shape(self, dialogue: Dialogue, messages: Messages, sheet: Sheet) -> _Shape:
