@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from mtpack.template.spans import DocumentText, PlainTurns, RenderedDialogue, TurnText
+from mtpack.template.plain_turns import PlainTurns, placed
+from mtpack.template.spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
-from mtpack.turns import Int64, TokenBatch, TurnFlag, offsets_of
+from mtpack.turns import Int64, TokenBatch, TurnFlag, gather_ranges, offsets_of
 
 
 def encode_dialogues(
@@ -129,50 +131,77 @@ def _same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
     )
 
 
+class _Turns(NamedTuple):
+    """The turns of all documents as columns, ascending; characters are counted within their text.
+
+    Turn t has `num_spans[t]` of the spans.
+    """
+
+    documents: Int64
+    """(turns,), as all but the last two."""
+    messages: Int64
+    flags: Int64
+    starts: Int64
+    num_spans: Int64
+    span_starts: Int64
+    """(spans,)"""
+    span_ends: Int64
+    """(spans,)"""
+
+
 @dataclass(slots=True)
 class _Documents:
-    """Documents and their turns as columns; characters are counted within their text."""
+    """Documents and their turns: as they are where they are plain, and as columns elsewhere."""
 
     rows: list[int] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
-    num_turns: list[int] = field(default_factory=list)
-    messages: list[int] = field(default_factory=list)
-    flags: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    num_spans: list[int] = field(default_factory=list)
+    plain: dict[int, PlainTurns] = field(default_factory=dict)
+    """By document."""
+    turns: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """All others, as in the columns of `_Turns`."""
     span_starts: list[int] = field(default_factory=list)
     span_ends: list[int] = field(default_factory=list)
 
     def add(self, row: int, text: int, turns: Sequence[TurnText]) -> None:
         """Add a document of a row: the turns that are trained in a text."""
+        document = len(self.rows)
         self.rows.append(row)
         self.texts.append(text)
-        self.num_turns.append(len(turns))
         if isinstance(turns, PlainTurns):
-            self.messages += turns.messages
-            self.flags += turns.flags
-            self.starts += turns.starts
-            self.num_spans += [1] * len(turns)
-            self.span_starts += turns.starts
-            self.span_ends += turns.ends
+            self.plain[document] = turns
             return
         for turn in turns:
-            self.messages.append(turn.message)
-            self.flags.append(turn.flags)
-            self.starts.append(turn.start)
-            self.num_spans.append(len(turn.spans))
+            self.turns.append((document, turn.message, turn.flags, turn.start, len(turn.spans)))
             self.span_starts += [start for start, _ in turn.spans]
             self.span_ends += [end for _, end in turn.spans]
+
+    def all_turns(self) -> _Turns:
+        """Put the turns of all documents together."""
+        plain = placed(list(self.plain.values()))
+        documents: Int64 = np.repeat(_integers(list(self.plain)), plain.num_turns)
+        one = np.ones(len(documents), dtype=np.int64)
+        columns = np.concatenate(
+            [
+                np.stack([documents, plain.messages, plain.flags, plain.starts, one]),
+                _integers(self.turns).reshape(-1, 5).T,
+            ],
+            axis=1,
+        )
+        order = np.argsort(columns[0], kind="stable")
+        spans = gather_ranges(offsets_of(columns[-1]), order)
+        documents, messages, flags, starts, num_spans = columns[:, order]
+        span_starts = np.concatenate([plain.starts, _integers(self.span_starts)])[spans]
+        span_ends = np.concatenate([plain.ends, _integers(self.span_ends)])[spans]
+        return _Turns(documents, messages, flags, starts, num_spans, span_starts, span_ends)
 
     def as_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
         """Find the tokens of all turns; leave out turns and documents without a loss token."""
         texts = _integers(self.texts)
-        turn_documents = np.repeat(np.arange(len(texts)), _integers(self.num_turns))
-        turn_texts = texts[turn_documents]
-        spans = _find_tokens(encoded, turn_texts, self)
-        spans_per_turn = np.bincount(spans.turns, minlength=len(turn_texts))
+        found = self.all_turns()
+        spans = _find_tokens(encoded, texts[found.documents], found)
+        spans_per_turn = np.bincount(spans.turns, minlength=len(found.documents))
         turns = np.flatnonzero(spans_per_turn)
-        turns_per_document = np.bincount(turn_documents[turns], minlength=len(texts))
+        turns_per_document = np.bincount(found.documents[turns], minlength=len(texts))
         documents = np.flatnonzero(turns_per_document)
 
         turn_offsets = offsets_of(turns_per_document[documents])
@@ -188,13 +217,13 @@ class _Documents:
             document_offsets=offsets_of(lengths),
             document_rows=_integers(self.rows)[documents],
             turn_offsets=turn_offsets,
-            turn_messages=_integers(self.messages)[turns].astype(np.int32),
-            turn_flags=_integers(self.flags)[turns].astype(np.uint8),
+            turn_messages=found.messages[turns].astype(np.int32),
+            turn_flags=found.flags[turns].astype(np.uint8),
             span_offsets=span_offsets,
             span_starts=spans.starts.astype(np.int32),
             span_ends=spans.ends.astype(np.int32),
         )
-        spans.counts["turns_dropped.no_loss_token"] = len(turn_texts) - len(turns)
+        spans.counts["turns_dropped.no_loss_token"] = len(found.documents) - len(turns)
         return batch, spans.counts
 
 
@@ -211,15 +240,15 @@ class _TokenSpans:
     counts: Counter[str]
 
 
-def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, documents: _Documents) -> _TokenSpans:
+def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, found: _Turns) -> _TokenSpans:
     """Find the tokens that lie wholly inside the spans of turns.
 
     A token without characters of its own lies where the text goes on.
     """
-    turns = np.repeat(np.arange(len(turn_texts)), _integers(documents.num_spans))
+    turns = np.repeat(np.arange(len(turn_texts)), found.num_spans)
     texts = turn_texts[turns]
-    start_positions = encoded.positions.at(texts, _integers(documents.span_starts))
-    end_positions = encoded.positions.at(texts, _integers(documents.span_ends))
+    start_positions = encoded.positions.at(texts, found.span_starts)
+    end_positions = encoded.positions.at(texts, found.span_ends)
     starts = encoded.first_from(texts, start_positions)
     begun = encoded.first_from(texts, end_positions)
     ended = encoded.first_beyond(texts, end_positions)
@@ -236,7 +265,7 @@ def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, documents: _Documents
     closes = np.append(opens[1:], True)[: len(turns)]
     turns, texts, starts, ends = turns[opens], texts[opens], starts[opens], ends[closes]
 
-    taken_over = encoded.positions.at(turn_texts, _integers(documents.starts))
+    taken_over = encoded.positions.at(turn_texts, found.starts)
     given = encoded.first_from(turn_texts, taken_over)[turns]
     given_trained = np.maximum(np.minimum(given, ends) - starts, 0).sum()
     counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
@@ -244,5 +273,5 @@ def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, documents: _Documents
     return _TokenSpans(turns, starts - begins, ends - begins, counts)
 
 
-def _integers(values: Sequence[int]) -> Int64:
+def _integers(values: Sequence[int] | Sequence[tuple[int, ...]]) -> Int64:
     return np.array(values, dtype=np.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import PCG64
 from numpy.typing import NDArray
 
 from mtpack.lower_bounds import sequences_lower_bound
@@ -137,4 +138,4 @@ def _shuffled(num: int, *seed: int) -> Int64:
 def _random(num: int, *seed: int) -> NDArray[np.uint64]:
     # The raw stream of a bit generator is the part of numpy's randomness that never changes
     # between versions (NEP 19); the shards' bytes depend on it.
-    return np.random.PCG64(seed).random_raw(num)
+    return PCG64(seed).random_raw(num)

@@ -53,6 +53,7 @@ LAYERS = """
     template.chat_template
     template.dropped
     template.spans
+    template.plain_turns
     template.replay.operations
     template.replay.stand_ins
     template.replay.recorder

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mtpack.encoding import encode_dialogues
-from mtpack.template.spans import DocumentText, PlainTurns, RenderedDialogue, TurnText
+from mtpack.template.plain_turns import PlainPlaces, PlainTurns
+from mtpack.template.spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 from mtpack.turns import TurnFlag
@@ -33,7 +34,7 @@ PIECES = [
 
 def dialogue_of(choose: random.Random, row: int) -> RenderedDialogue:
     """Return a dialogue with a merged document of several turns, and documents of its own."""
-    merged = document_of(choose, 0, most_turns=3)
+    merged = choose.choice((document_of, plain_document_of))(choose, 0, most_turns=3)
     own = [document_of(choose, 10 + n, most_turns=1) for n in range(row % 3)]
     end = choose.randrange(len(merged.text) + 1)
     return RenderedDialogue(row, merged, tuple(own), end)
@@ -52,6 +53,22 @@ def document_of(choose: random.Random, first_message: int, most_turns: int) -> D
         message = first_message + number
         turns.append(TurnText(message, spans, first, behind, TurnFlag(0), own_text))
     return DocumentText(text, tuple(turns))
+
+
+def plain_document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
+    """Return a text of cells with other text around them, and turns of one span, some empty."""
+    cells, around = (choose.choices(PIECES, k=4) for _ in range(2))
+    text = "".join(around[n] + cells[n] for n in range(4)) + around[0]
+    num_turns = choose.randrange(1, most_turns + 1)
+    # Behind so many cells, and a character into the text that follows.
+    places = [
+        (num_cells, sum(map(len, around[:num_cells])) + 1)
+        for num_cells in sorted(choose.choices(range(5), k=2 * num_turns))
+    ]
+    messages = range(first_message, first_message + num_turns)
+    flags = choose.choices((TurnFlag(0), TurnFlag.NO_EOT), k=num_turns)
+    turns = PlainPlaces.of(messages, flags, places[::2], places[1::2])
+    return DocumentText(text, PlainTurns(turns, list(map(len, cells))))
 
 
 class Definition:
@@ -155,7 +172,10 @@ def test_texts_that_the_tokenizer_rewrites_keep_their_places(tokenizer):
 
 
 def test_columns_of_turns_are_turns():
-    turns = PlainTurns((1, 3), (TurnFlag(0), TurnFlag.NO_EOT), [5, 20], [9, 30])
+    places = PlainPlaces.of(
+        (1, 3), (TurnFlag(0), TurnFlag.NO_EOT), [(1, 3), (3, 6)], [(2, 4), (4, 7)]
+    )
+    turns = PlainTurns(places, [2, 3, 9, 9])
     expected = (
         TurnText(1, ((5, 9),), 5, 9, TurnFlag(0)),
         TurnText(3, ((20, 30),), 20, 30, TurnFlag.NO_EOT),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol
 
 from mtpack.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
@@ -37,47 +37,6 @@ class TurnText(NamedTuple):
     """What the ids up to `end` are to be compared with, where equal text does not settle them."""
     own_encoded: EncodedText | None = None
     """`own_text` as tokens, where they are known already."""
-
-
-class PlainTurns(Sequence[TurnText]):
-    """Turns of one span each, from where the model takes over to the end, as columns.
-
-    Most turns of most templates are like this, and to make a `TurnText` of each would take longer
-    than to fill in their dialogue.
-    """
-
-    __slots__ = ("ends", "flags", "messages", "starts")
-    __hash__ = None  # type: ignore[assignment]  # equal to a tuple, whose hash it hasn't
-
-    def __init__(
-        self,
-        messages: Sequence[int],
-        flags: Sequence[int],
-        starts: Sequence[int],
-        ends: Sequence[int],
-    ) -> None:
-        """Take the columns, one element a turn; flags: `TurnFlag` bits."""
-        self.messages = messages
-        self.flags = flags
-        self.starts = starts
-        self.ends = ends
-
-    def __len__(self) -> int:
-        return len(self.messages)
-
-    @overload
-    def __getitem__(self, index: int) -> TurnText: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[TurnText, ...]: ...
-    def __getitem__(self, index: int | slice) -> TurnText | tuple[TurnText, ...]:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        start, end = self.starts[index], self.ends[index]
-        flags = TurnFlag(self.flags[index])
-        return TurnText(self.messages[index], ((start, end),), start, end, flags)
-
-    def __eq__(self, other: object) -> bool:
-        return tuple(self) == (tuple(other) if isinstance(other, PlainTurns) else other)
 
 
 class DocumentText(NamedTuple):

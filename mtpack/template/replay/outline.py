@@ -14,9 +14,8 @@ from os.path import commonprefix
 from typing import Any
 
 from mtpack.template.marking import MarkedText, Range
+from mtpack.template.plain_turns import Place
 from mtpack.template.replay.walk import Piece
-
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +51,15 @@ class Outline:
 
     def filled(self, values: Sequence[Any]) -> tuple[str, list[int]]:
         """Return the text for a sheet's values, and how many characters lie in its first cells."""
-        return self.joined([values[cell] for cell in self.cells])
+        texts = [values[cell] for cell in self.cells]
+        return self.joined(texts), list(accumulate(map(len, texts), initial=0))
 
-    def joined(self, texts: Sequence[str]) -> tuple[str, list[int]]:
-        """Return the text for what the cells hold, and how many characters the first ones have."""
+    def joined(self, texts: Sequence[str]) -> str:
+        """Return the text for what the cells hold."""
         parts = [""] * (len(self.literals) + len(texts))
         parts[::2] = self.literals
         parts[1::2] = texts
-        return "".join(parts), list(accumulate(map(len, texts), initial=0))
+        return "".join(parts)
 
     def marked(self, values: Sequence[Any], has_generations: bool) -> MarkedText:
         """Return the text, and what its marks say (`marking.read_marks` for outlines)."""

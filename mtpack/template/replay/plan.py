@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtpack.dialogue import Dialogue
-from mtpack.template.replay.outline import Outline, Place, agreement
-from mtpack.template.spans import DocumentText, PlainTurns, RenderedDialogue, TurnText
+from mtpack.template.plain_turns import Place, PlainPlaces, PlainTurns
+from mtpack.template.replay.outline import Outline, agreement
+from mtpack.template.spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.turns import TurnFlag
 
@@ -69,11 +70,9 @@ class PlainPlan:
     """All turns are trained in one document, one span each: most dialogues of most templates."""
 
     full: Outline
-    messages: tuple[int, ...]
-    """Of each turn, as the flags, the start and the end are."""
-    flags: tuple[int, ...]
-    starts: tuple[Place, ...]
-    ends: tuple[Place, ...]
+    places: PlainPlaces
+    end: Place
+    """Of the last turn."""
 
     def filled(self, values: Sequence[Any], row: int) -> RenderedDialogue:
         """Return the documents for a sheet's values."""
@@ -81,11 +80,10 @@ class PlainPlan:
 
     def joined(self, texts: Sequence[str], row: int) -> RenderedDialogue:
         """Return the documents for what the cells of the whole dialogue hold."""
-        text, sums = self.full.joined(texts)
-        starts = [sums[cells] + chars for cells, chars in self.starts]
-        ends = [sums[cells] + chars for cells, chars in self.ends]
-        turns = PlainTurns(self.messages, self.flags, starts, ends)
-        return RenderedDialogue(row, DocumentText(text, turns), (), ends[-1])
+        lengths = list(map(len, texts))
+        document = DocumentText(self.full.joined(texts), PlainTurns(self.places, lengths))
+        cells, chars = self.end
+        return RenderedDialogue(row, document, (), sum(lengths[:cells]) + chars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +163,13 @@ def plan_dialogue(
         return None
     if merge != "never" and all(turn.is_plain and _is_one_span(turn.turn) for turn in turns):
         located = [planned.turn for planned in turns]
-        return PlainPlan(
-            full.without_marks(),
-            messages=tuple(turn.message for turn in located),
-            flags=tuple(int(turn.flags) for turn in located),  # quicker to make arrays of
-            starts=tuple(turn.start for turn in located),
-            ends=tuple(turn.end for turn in located),
+        places = PlainPlaces.of(
+            messages=[turn.message for turn in located],
+            flags=[turn.flags for turn in located],
+            starts=[turn.start for turn in located],
+            ends=[turn.end for turn in located],
         )
+        return PlainPlan(full.without_marks(), places, located[-1].end)
     return DialoguePlan(
         full=full.without_marks(),
         turns=tuple(turn.without_marks() for turn in turns),
