@@ -35,30 +35,27 @@ class TextMessages(Sequence[Message]):
     and encode them.
     """
 
-    __slots__ = ("_fields", "_searched", "roles", "texts")
+    __slots__ = ("_fields", "roles", "searched", "texts")
     __hash__ = None  # type: ignore[assignment]  # equal to a tuple, whose hash it hasn't
 
     def __init__(
         self, roles: tuple[str, ...], texts: tuple[str, ...], fields: Sequence[dict[str, Any]]
     ) -> None:
-        """Take the columns, one element a message; fields: the same as the template sees it."""
+        """Take the columns, one element a message; fields: the same as the template sees it.
+
+        Raises TypeError where not all texts are texts.
+        """
         self.roles = roles
         self.texts = texts
+        self.searched = "\0".join(texts)
+        """All texts with a NUL between two: to look at once for what any of them may hold."""
         self._fields = fields
-        self._searched: str | None = None
 
     @classmethod
     def of(cls, roles: tuple[str, ...], texts: tuple[str, ...]) -> TextMessages:
         """Return what was never read from a row."""
         said = zip(roles, texts, strict=True)
         return cls(roles, texts, [{"role": role, "content": text} for role, text in said])
-
-    @property
-    def searched(self) -> str:
-        """All texts with a NUL between two: to look at once for what any of them may hold."""
-        if self._searched is None:
-            self._searched = "\0".join(self.texts)
-        return self._searched
 
     def __len__(self) -> int:
         return len(self.roles)

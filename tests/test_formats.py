@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import mtpack.formats.rows
 from mtpack.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
 from mtpack.formats.message import ROLES
 from mtpack.formats.rows import read_dialogue
@@ -557,3 +558,33 @@ def test_messages_as_columns_are_the_same_messages():
     assert (columns[-1], columns[1:], columns[:-1:2]) == (single[-1], single[1:], single[:-1:2])
     assert [[*message.fields] for message in columns] == [[*row] for row in rows]
     assert columns != single[:-1]
+
+
+TOLD = ['"role": "user"', '"role": "assistant"', '"content": "Yes."', '"content": ""']
+TOLD += ['"content": "\\"Yes\\""', '"content": "\\u0022"', '"content": null', '"content": 1']
+TOLD += ['"content": ["Yes"]', '"role": "bot"', '"role": ["user"]', '"ro\\u006ce": "user"']
+TOLD += ['"name": "A"', '"name": null', '"train": true', '"\\"": ""', '"weight": 0']
+BESIDE = ['"id": 7', '"id": 123456789012345678901234567890', '"id": 1.5', '"source": "web"']
+BESIDE += ['"source": "\\"web\\""', '"tools": null', '"tools": []', '"messages": []']
+BESIDE += ['"prompt": "Why?"', '"deep": ' + "[" * 120 + "]" * 120, '"x": {"y": 1, "y": 2}']
+USUAL = ['{"role": "user", "content": "Why?"}', '{"role": "assistant", "content": "So."}']
+
+
+@st.composite
+def rows(draw) -> bytes:
+    """Rows of messages as text, most of them texts alone; a key may come twice."""
+    unusual = st.lists(st.sampled_from(TOLD), max_size=4).map(lambda told: f"{{{', '.join(told)}}}")
+    anything = st.sampled_from(['"Yes"', "{}", "[]", "1", "null"])
+    message = st.one_of(*[st.sampled_from(USUAL)] * 4, unusual, unusual, anything)
+    messages = f'"messages": [{", ".join(draw(st.lists(message, max_size=5)))}]'
+    keys = draw(st.permutations([messages, *draw(st.lists(st.sampled_from(BESIDE), max_size=2))]))
+    return f"{{{', '.join(keys)}}}".encode()
+
+
+@given(rows(), st.sampled_from(["messages", "sharegpt", None]))
+@settings(max_examples=1000)
+def test_rows_of_texts_alone_are_read_as_all_others_are(text, row_format):
+    found = read_dialogue(3, ORIGIN, text, 2**20, row_format)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mtpack.formats.rows, "read_texts_alone", lambda row, text: None)
+        assert found == read_dialogue(3, ORIGIN, text, 2**20, row_format)

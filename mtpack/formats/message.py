@@ -41,27 +41,33 @@ def read_messages(
     that does not say so itself is trained.
     """
     messages = list(messages)
-    return (read_texts(messages) if trained else None) or [
+    return (_read_texts(messages) if trained else None) or [
         _read_message(index, message, trained) for index, message in enumerate(messages, first)
     ]
 
 
-def read_texts(messages: list[Any]) -> TextMessages | None:
+def _read_texts(messages: list[Any]) -> TextMessages | None:
     """Read messages that are a role and a text each, of which reading changes nothing.
 
-    Most rows are, and to see that of all at once takes 0.2 µs a message; to read one takes 2.
     None if any is another.
     """
     try:
-        if set(map(len, messages)) != {2}:
-            return None
+        return texts_of(messages) if set(map(len, messages)) == {2} else None
+    except TypeError:  # a message that has no length
+        return None
+
+
+def texts_of(messages: list[Any]) -> TextMessages | None:
+    """Return roles and texts of messages that have no other key; None if any is another.
+
+    Most rows have such, and to see that of all at once takes 0.1 µs a message; to read one takes 2.
+    """
+    try:
         roles = tuple([message["role"] for message in messages])
         texts = tuple([message["content"] for message in messages])
-        if _ROLES.issuperset(roles) and set(map(type, texts)) == {str}:
-            return TextMessages(roles, texts, messages)
-    except (KeyError, TypeError):  # another key, a message that is no object, a role that is none
-        pass
-    return None
+        return TextMessages(roles, texts, messages) if _ROLES.issuperset(roles) else None
+    except (KeyError, TypeError):  # no object, no role, no text
+        return None
 
 
 def settled(messages: Sequence[Message]) -> tuple[Message, ...] | TextMessages:
@@ -70,7 +76,7 @@ def settled(messages: Sequence[Message]) -> tuple[Message, ...] | TextMessages:
         return messages
     fields = [message.fields for message in messages]
     usually = all(message.trained == (message.role == "assistant") for message in messages)
-    return (read_texts(fields) if usually else None) or tuple(messages)
+    return (_read_texts(fields) if usually else None) or tuple(messages)
 
 
 def _read_message(index: int, message: Any, trained: bool) -> Message:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtpack.dialogue import Message, Reason, TextMessages
-from mtpack.formats.message import Said, read_messages, read_texts
+from mtpack.formats.message import Said, read_messages, texts_of
 from mtpack.formats.refusal import RowError, kind
 from mtpack.formats.tools import read_tools
 from mtpack.strict_json import surely_holds_strings
@@ -42,13 +42,17 @@ def read_texts_alone(row: Any, text: bytes) -> TextMessages | None:
     if type(row) is not dict or type(row.get("messages")) is not list or "tools" in row:
         return None
     messages = row["messages"]
+    # A message has two keys, a role and a text at least; with just so many strings in all, none
+    # has another key, and no key comes twice.
     num_strings = 4 * len(messages) + len(row)
     if len(row) > 1:
         kinds = [type(value) for key, value in row.items() if key != "messages"]
         if not _SAFE.issuperset(kinds):
             return None
         num_strings += kinds.count(str)
-    return read_texts(messages) if surely_holds_strings(text, num_strings) else None
+    if not messages or not surely_holds_strings(text, num_strings):
+        return None
+    return texts_of(messages)
 
 
 def list_of_messages(key: str, messages: Any) -> list[Any]:

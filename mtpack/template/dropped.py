@@ -110,12 +110,7 @@ _OPENING = "opening"
 
 def _are_ordinary(messages: TextMessages) -> bool:
     """Tell whether all texts are contents of the kind `text`."""
-    texts = messages.texts
-    return (
-        all(texts)
-        and True not in list(map(str.isspace, texts))
-        and "</think>" not in messages.searched
-    )
+    return all(map(str.strip, messages.texts)) and "</think>" not in messages.searched
 
 
 @lru_cache(maxsize=1024)

@@ -59,6 +59,8 @@ class MarkedText:
 
 def holds_marks(text: str) -> bool:
     """Return whether a text has characters that marks are made of, and so can't be marked."""
+    if text.isascii():
+        return False
     marks = (_REGION_START, _REGION_END, GENERATION_START, GENERATION_END)
     return any(mark in text for mark in marks)
 
