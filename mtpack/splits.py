@@ -6,8 +6,10 @@ Whoever cuts the input does nothing row by row for text files; a worker makes ro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import orjson
@@ -41,6 +43,10 @@ class RowsHeld(NamedTuple):
         for line, text in zip(self.lines, self.texts, strict=True):
             yield RawRow(self.file, line, text, self.format)
 
+    def held(self) -> RowsHeld:
+        """Return itself."""
+        return self
+
     def rows_as_texts(self) -> Sequence[bytes | None]:
         """Return the texts of all rows."""
         return self.texts
@@ -64,6 +70,10 @@ class LinesHeld(NamedTuple):
                 yield RawRow(self.file, line, text, self.format)
             line, start = line + 1, start + len(text) + 1
 
+    def held(self) -> LinesHeld:
+        """Return itself."""
+        return self
+
     def rows_as_texts(self) -> Sequence[bytes | None]:
         """Return the texts of all rows, in a twentieth of the time."""
         return [text for text in self.text.split(b"\n") if text and not text.isspace()]
@@ -82,13 +92,10 @@ class LinesInFile(NamedTuple):
 
     def rows(self) -> Iterator[RawRow]:
         """Read and yield the rows; raise InputError, also where the file was changed."""
-        return self._read().rows()
+        return self.held().rows()
 
-    def rows_as_texts(self) -> Sequence[bytes | None]:
-        """Return the texts of all rows; raise InputError likewise."""
-        return self._read().rows_as_texts()
-
-    def _read(self) -> LinesHeld:
+    def held(self) -> LinesHeld:
+        """Read the lines; raise InputError likewise."""
         with read_errors(self.file), open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             text = file.read(self.num_bytes)
@@ -119,14 +126,30 @@ class Split:
     def content_sha256(self) -> str:
         """Return the digest of what the rows say: their texts, in order, and their formats.
 
-        It is the same wherever the rows stand and however their files are packed.
+        It is the same wherever the rows stand and however their files are packed. Lines of a file
+        are hashed as they stand if none is blank, in a third of the time of their rows.
         """
-        texts: list[bytes | None] = []
-        lengths: list[tuple[str | None, int | None]] = []
-        for piece in self.pieces:
-            found = piece.rows_as_texts()
-            texts += found
-            lengths += [(piece.format, None if text is None else len(text)) for text in found]
-        digest = hashlib.sha256(orjson.dumps(lengths) + b"\n")
-        digest.update(b"".join([text or b"" for text in texts]))
-        return digest.hexdigest()
+        held = [piece.held() for piece in self.pieces]
+        texts = [piece.text for piece in held if isinstance(piece, LinesHeld)]
+        numbers = list(map(_num_lines, texts))
+        if len(texts) < len(held) or sum(numbers) != self.num_rows:
+            texts = [_as_lines(piece.rows_as_texts()) for piece in held]
+            numbers = list(map(_num_lines, texts))
+        told = zip((piece.format for piece in held), numbers, strict=True)
+        formats = [
+            (row_format, sum([number for _, number in pieces]))
+            for row_format, pieces in groupby(told, key=itemgetter(0))
+        ]
+        return hashlib.sha256(b"\n".join([orjson.dumps(formats), *texts])).hexdigest()
+
+
+def _num_lines(text: bytes) -> int:
+    return text.count(b"\n") + 1
+
+
+def _as_lines(texts: Iterable[bytes | None]) -> bytes:
+    """Return rows as lines without blank ones in between, but for those above the limit.
+
+    A newline inside JSON is white space, and any other means the same.
+    """
+    return b"\n".join([(text or b"").replace(b"\n", b" ") for text in texts])

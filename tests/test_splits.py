@@ -132,7 +132,7 @@ def test_rows_and_cuts_are_those_of_the_obvious_reader(
             assert [list(split.rows()) for split in found] == expected
             assert [split.num_rows for split in found] == list(map(len, expected))
             pieces = [piece for split in found for piece in split.pieces]
-            texts = [text for piece in pieces for text in piece.rows_as_texts()]
+            texts = [text for piece in pieces for text in piece.held().rows_as_texts()]
             assert texts == [row.text for rows in expected for row in rows]
 
 

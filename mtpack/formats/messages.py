@@ -35,9 +35,9 @@ def from_messages(row: Any) -> Said:
 
 
 def read_texts_alone(row: Any, text: bytes) -> TextMessages | None:
-    """Return what most rows say, their messages being texts alone, in a third of the time.
+    """Return the messages of a row that says texts alone, as most do, and None for all others.
 
-    row: read from `text`, not proven yet; None where it has to be, or says more than that.
+    row: read from `text`, not proven yet, which this makes up for.
     """
     if type(row) is not dict or type(row.get("messages")) is not list or "tools" in row:
         return None
