@@ -4,7 +4,9 @@ import mtpack
 from mtpack import pipeline
 from mtpack.audit import Audit
 from mtpack.run import Listener
+from mtpack.template.replay import replayer
 from mtpack.template.replay.outline import Outline
+from mtpack.template.replay.rehearsal import rehearsed_dialogues
 from tests.conftest import SAMPLE_DATA
 
 ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
@@ -97,6 +99,22 @@ def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path, monkeypatch):
     assert rehearsed.about.rendered < learned.about.rendered
     dialogues = [report.about.rendered + report.about.replayed for report in (learned, rehearsed)]
     assert dialogues[0] == dialogues[1]
+
+
+def test_a_rehearsal_ends_when_its_time_is_up(tmp_path, monkeypatch):
+    def rehearsed() -> int:
+        looked_at = []
+        dialogues = rehearsed_dialogues()
+        spy = (looked_at.append(dialogue) or dialogue for dialogue in dialogues)
+        monkeypatch.setattr(replayer, "rehearsed_dialogues", lambda: spy)
+        pack(tmp_path / str(replayer._SECONDS_OF_REHEARSAL), tokenizer_engine="tokenizers")
+        return len(looked_at)
+
+    as_for_large_inputs(monkeypatch)
+    monkeypatch.setattr(replayer, "_SECONDS_OF_REHEARSAL", 0.0)
+    assert rehearsed() == 1
+    monkeypatch.setattr(replayer, "_SECONDS_OF_REHEARSAL", 600.0)
+    assert rehearsed() == len(list(rehearsed_dialogues()))
 
 
 def test_a_rehearsal_that_goes_wrong_is_told_of_by_the_data(tmp_path, monkeypatch):
