@@ -261,19 +261,24 @@ class _Run:
                 file = job.area / f"{kind}-{split.number:07d}"
                 yield SplitTask(split, file, distrusted, job.store)
 
+        def take_shard(written: WrittenShard) -> None:
+            sync(job.area / written.record.path)
+            done.shards.append(written.record)
+            windows.forget(written.number)
+            self.watch.add(written.seconds)
+            self._tell(done, "write", written.record.rows)
+
         with open(job.area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_unit, tasks()):
                 if isinstance(result, WrittenShard):
-                    sync(job.area / result.record.path)
-                    self._take_shard(result, done, windows)
+                    take_shard(result)
                     continue
                 record = self._take_split(result, done)
                 write_rejects(rejects, record.rejects)
                 ready += windows.add(record)
         ready += windows.close()
         for written in runner.run(write_one_shard, ready):
-            sync(job.area / written.record.path)
-            self._take_shard(written, done, windows)
+            take_shard(written)
         done.counts.update(windows.counts)
         for file in job.files:
             if file.name not in files_with_rows:
@@ -295,12 +300,6 @@ class _Run:
         self.watch.add(result.seconds)
         self._tell(done, "tokenize", result.counts["rows_read"])
         return result
-
-    def _take_shard(self, written: WrittenShard, done: _Done, windows: Windows) -> None:
-        done.shards.append(written.record)
-        windows.forget(written.number)
-        self.watch.add(written.seconds)
-        self._tell(done, "write", written.record.rows)
 
     def _tell(self, done: _Done, stage: str, amount: int) -> None:
         done.progress[stage] += amount
