@@ -37,8 +37,8 @@ from benchmarks.scaling import scale
 from benchmarks.setting import Figures, Setting
 from benchmarks.table import LINES, Rounds, ratios, show_profile, show_table
 from benchmarks.trl_way import with_trl
-from mtpack.planning import plan_sequences
-from mtpack.shards import open_shards
+from mtpack.packing.plan import plan_sequences
+from mtpack.shards.dataset import open_shards
 
 
 def plan(setting: Setting) -> Figures:

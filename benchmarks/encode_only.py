@@ -19,7 +19,7 @@ from threading import Barrier
 from typing import Any
 
 from benchmarks.setting import Figures, Setting
-from mtpack.one_thread import ONE_THREAD
+from mtpack.running.thread_limits import ONE_THREAD
 
 Encode = Callable[[list[str]], int]
 """Texts to the number of their tokens."""

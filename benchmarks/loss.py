@@ -28,11 +28,11 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from benchmarks.table import Line, show_table
-from mtpack.assembling import IGNORED
 from mtpack.loss import available_kernels
+from mtpack.packing.columns import IGNORED
 from mtpack.torch_data import PackedDataset, collate
-from mtpack.verifying.causal_model import Batch
-from mtpack.verifying.speed import (
+from mtpack.verify.causal_model import Batch
+from mtpack.verify.speed import (
     Inputs,
     Sizes,
     Way,

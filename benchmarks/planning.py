@@ -31,8 +31,8 @@ import click
 import numpy as np
 
 import mtpack
-from mtpack.planning import plan_sequences
-from mtpack.turns import Int32
+from mtpack.packing.plan import plan_sequences
+from mtpack.token_batch import Int32
 
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 _WINDOW = 2**28  # tokens

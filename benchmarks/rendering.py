@@ -7,7 +7,7 @@ of dialogues each, as a run renders one dialogue after the other, too:
 
     f-string   a loop written by hand for ChatML, that yields text and spans and proves nothing
     jinja2     the chat template renders the whole dialogue once: text alone
-    replay     text, spans and proof, by replay (`mtpack.template.replay`)
+    replay     text, spans and proof, by replay (`mtpack.template.tracing`)
     render     the same by rendering: the dialogue, and for every turn its prompt and own document
 
 Recordings are made in a first pass and not counted; its figures stand below the table.
@@ -21,14 +21,14 @@ from statistics import median
 
 import click
 
-from mtpack.dialogue import Dialogue, TextMessages
-from mtpack.inputs import describe_input, find_inputs
+from mtpack.input.dialogue import Dialogue, TextMessages
+from mtpack.input.files import describe_input, find_inputs
+from mtpack.input.reading import read_splits
 from mtpack.options import DEFAULT_DATE
-from mtpack.reading import read_splits
+from mtpack.running.tokenize_split import read_rows
 from mtpack.template.chat_template import load_chat_template
-from mtpack.template.replay.replayer import Replayer
+from mtpack.template.tracing.replayer import Replayer
 from mtpack.tokenizer.loading import load_tokenizer
-from mtpack.tokenizing import read_rows
 
 _BLOCK = 100  # dialogues
 

@@ -31,7 +31,7 @@ def read_rows(setting: Setting) -> Figures:
 def read_all_ways(output: Path) -> Figures:
     import datasets
 
-    from mtpack.shards import open_shards
+    from mtpack.shards.dataset import open_shards
     from mtpack.torch_data import PackedDataset, collate
 
     shards, packed = open_shards(output), PackedDataset(output)

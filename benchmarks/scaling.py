@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.memory import run_watched
 from benchmarks.packing import pack_command
 from benchmarks.setting import Figures, Setting, as_json_line
-from mtpack.dialogue import Dialogue
+from mtpack.input.dialogue import Dialogue
 
 _NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _WINDOW = "4Mi"

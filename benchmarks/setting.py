@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.rendering import read_dialogues
-from mtpack.dialogue import Dialogue
-from mtpack.inputs import describe_input, find_inputs
+from mtpack.input.dialogue import Dialogue
+from mtpack.input.files import describe_input, find_inputs
+from mtpack.input.reading import read_splits
 from mtpack.options import DEFAULT_DATE
-from mtpack.reading import read_splits
 from mtpack.template.chat_template import load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 

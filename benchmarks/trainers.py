@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from mtpack.integrations.padding_free import MODEL_INPUTS, padding_free_batch
 from mtpack.integrations.transformers import TurnMeanTrainer
-from mtpack.shards import Row
+from mtpack.shards.dataset import Row
 from mtpack.torch_data import PackedDataset
 
 

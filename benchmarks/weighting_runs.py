@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mtpack.loss import linear_turn_mean_loss
-from mtpack.shards import Row
+from mtpack.shards.dataset import Row
+from mtpack.token_batch import offsets_of
 from mtpack.torch_data import PackedDataset, collate
-from mtpack.turns import offsets_of
-from mtpack.verifying.causal_model import flat_inputs
-from mtpack.verifying.model import Transformer
+from mtpack.verify.causal_model import flat_inputs
+from mtpack.verify.model import Transformer
 
 NORMALIZATIONS = ("token_mean", "turn_mean")
 BINS = ("short", "middle", "long")

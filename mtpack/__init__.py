@@ -12,14 +12,14 @@ Names are loaded when they are first used, so `import mtpack` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mtpack.version import __version__
 
 if TYPE_CHECKING:
     from mtpack.errors import InputError, MtpackError, SetupError
-    from mtpack.manifest import PackReport
     from mtpack.options import PackOptions
-    from mtpack.run import Listener, pack
-    from mtpack.shards import Shards, open_shards
+    from mtpack.running.pack import Listener, pack
+    from mtpack.shards.dataset import Shards, open_shards
+    from mtpack.shards.manifest import PackReport
 
 __all__ = [
     "InputError",
@@ -36,14 +36,14 @@ __all__ = [
 
 _HOMES = {
     "InputError": "errors",
-    "Listener": "run",
+    "Listener": "running.pack",
     "MtpackError": "errors",
     "PackOptions": "options",
-    "PackReport": "manifest",
+    "PackReport": "shards.manifest",
     "SetupError": "errors",
-    "Shards": "shards",
-    "open_shards": "shards",
-    "pack": "run",
+    "Shards": "shards.dataset",
+    "open_shards": "shards.dataset",
+    "pack": "running.pack",
 }
 
 

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import click
 
-from mtpack import __version__
 from mtpack.errors import MtpackError, SetupError
-from mtpack.one_thread import ONE_THREAD
 from mtpack.options import PackOptions, choices, flag
+from mtpack.running.thread_limits import ONE_THREAD
+from mtpack.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -108,8 +108,8 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     JSONL on standard input.
     """
     os.environ.update(ONE_THREAD | os.environ)  # before numpy is imported
-    from mtpack.reporting import show_report
-    from mtpack.run import pack as pack_dialogues
+    from mtpack.report.pack_report import show_report
+    from mtpack.running.pack import pack as pack_dialogues
 
     with _listening(quiet=quiet, bars=not as_json) as listener:
         report = pack_dialogues(inputs, listener=listener, **options)
@@ -126,11 +126,11 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
 @_json_option
 def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) -> None:
     """Show what is in a shard or an output folder."""
-    from mtpack.inspecting.decoding import find_decoder
-    from mtpack.inspecting.figures import figures_of
-    from mtpack.inspecting.row import row_view
-    from mtpack.inspecting.terminal import show_figures, show_row
-    from mtpack.shards import open_shards
+    from mtpack.report.decoding import find_decoder
+    from mtpack.report.figures import figures_of
+    from mtpack.report.inspect_view import show_figures, show_row
+    from mtpack.report.row_view import row_view
+    from mtpack.shards.dataset import open_shards
 
     shards = open_shards(path)
     if shards.manifest is None:
@@ -174,8 +174,8 @@ def verify(
     paths: tuple[str, ...], device: str, dtype: str, model: str | None, as_json: bool
 ) -> None:
     """Prove that shards are sound and that their loss is right. PATH is `packed` by default."""
-    from mtpack.verifying.terminal import show
-    from mtpack.verifying.verify import verify as verify_shards
+    from mtpack.report.verify_view import show
+    from mtpack.verify.verify import verify as verify_shards
 
     with _status() as tell:
         report = verify_shards(
@@ -226,7 +226,7 @@ def _console() -> Any:
 @contextmanager
 def _listening(*, quiet: bool, bars: bool) -> Iterator[Any]:
     """Show progress and remarks on standard error; bars only where someone watches."""
-    from mtpack.run import Listener
+    from mtpack.running.pack import Listener
 
     if quiet:
         yield Listener()

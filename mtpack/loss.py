@@ -104,13 +104,11 @@ def linear_turn_mean_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return sum and count of a normalization, from hidden states and the output matrix.
 
-    The logits exist for loss tokens alone, some rows at a time, and so do their gradients, which
-    are computed in the forward pass. What that takes beside the gradients does not grow with the
-    tokens: at most 1.25 times the matrix in float32 for bfloat16 and 4,096 columns or more, twice
-    that matrix for float32, under autocast or with a softcap. The sum can be differentiated once.
-    It is connected to hidden and weight even where nothing is trained, so no rank waits for a
-    gradient. It works under torch.compile(fullgraph=True) and torch.autocast, with gradients in
-    the dtypes of the inputs.
+    Logits and their gradients exist for loss tokens alone, some rows at a time. Memory does not
+    grow with the number of tokens: next to the gradients, at most 1.25 times the matrix in float32
+    for bfloat16 and 4,096 columns or more; twice that for float32, autocast or a softcap. The sum
+    can be differentiated once. It depends on hidden and weight even where nothing is trained, so no
+    rank waits for a gradient. Works with torch.compile(fullgraph=True) and torch.autocast.
 
     hidden: (..., seq_len, hidden), what the output matrix is applied to. weight: (vocabulary,
     hidden), whole, of the same dtype but under autocast: bfloat16 (sums in float32), float32,
@@ -118,12 +116,11 @@ def linear_turn_mean_loss(
     batch: columns as of `mtpack.torch_data.collate`, (..., seq_len): `labels`, `loss_mask`, and
     what the normalization needs: `loss_token_num` and `turn_num`, or `position_ids`. A label of
     -100 has no loss. label_alignment: of these columns; `aligned`: the state before a label
-    predicts it (the first of a row is not predicted); `shifted`: the state in its place.
-    softcap: where logits are bent to softcap * tanh(logits / softcap), as in Gemma 2. (A bias is
-    one more column of weight, with ones in hidden; a factor of the logits goes into hidden.)
-    kernel: what makes the losses of rows of logits: `torch`; `liger`, in one pass, but with logits
-    and losses rounded to hidden's dtype; `auto`: the last of `available_kernels()`, which the
-    log `mtpack` names once. chunk_rows: rows of logits held at once; None: as said above.
+    predicts it (the first of a row is not predicted); `shifted`: the state in its place. softcap:
+    logits become softcap * tanh(logits / softcap), as in Gemma 2. For a bias, add a column to
+    weight and ones to hidden. kernel: computes losses from logits: `torch`; `liger`, in one pass,
+    with logits and losses rounded to hidden's dtype; `auto`: the last of `available_kernels()`,
+    which the log `mtpack` names once. chunk_rows: rows of logits held at once; None: as above.
 
     Raises ValueError for shapes, dtypes or names that do not fit.
     """

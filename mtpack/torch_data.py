@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mtpack.alignment import ALIGNMENTS, realigned
 from mtpack.errors import InputError, SetupError
-from mtpack.shards import Row, open_shards
-from mtpack.turns import Int64, offsets_of
+from mtpack.packing.label_alignment import ALIGNMENTS, realigned
+from mtpack.shards.dataset import Row, open_shards
+from mtpack.token_batch import Int64, offsets_of
 
 _DTYPES: dict[str, Any] = {
     "input_ids": np.int64,

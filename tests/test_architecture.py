@@ -1,6 +1,8 @@
-"""The structure of the package, as docs/architecture.md draws it: data and imports flow one way."""
+"""The structure of the package, as the README draws it: data and imports flow one way."""
 
 import ast
+import functools
+import graphlib
 import re
 import subprocess
 import sys
@@ -9,131 +11,29 @@ import pytest
 
 from tests.conftest import ROOT
 
-# In the order in which data flows: a module may import only what stands above it.
-LAYERS = """
-    errors
-    one_thread
-    options
-    dialogue
-    turns
-    patterns
-    lower_bounds
-    planning
-    assembling
-    alignment
-    ---- pure above: integers, text and numpy; effects below
-    audit
-    strict_json
-    formats.refusal
-    formats.tools
-    formats.message
-    formats.messages
-    formats.sharegpt
-    formats.alpaca
-    formats.shapes
-    formats.rows
-    inputs
-    splits
-    reading
-    tokenizer.added_tokens
-    tokenizer.declared_tokens
-    tokenizer.loading
-    tokenizer.engines
-    tokenizer.probe
-    tokenizer.byte_level
-    tokenizer.encode
-    tokenizer.encoders
-    tokenizer.spelled_tokens
-    tokenizer.literal_tokens
-    template.limits
-    template.guards
-    template.metering
-    template.environment
-    template.marking
-    template.chat_template
-    template.dropped
-    template.spans
-    template.plain_turns
-    template.replay.operations
-    template.replay.stand_ins
-    template.replay.recorder
-    template.replay.rewriting
-    template.replay.filters
-    template.replay.closed_macros
-    template.replay.instrument
-    template.replay.automaton
-    template.replay.sheet
-    template.replay.walk
-    template.replay.known_renders
-    template.replay.outline
-    template.replay.plan
-    template.replay.rehearsal
-    template.replay.replayer
-    rendering
-    encoding
-    overlong
-    atomic_file
-    shard
-    manifest
-    shards
-    token_store
-    stopwatch
-    activity
-    pipeline
-    tokenizing
-    split_store
-    work
-    writing
-    windows
-    runners.watching
-    runners.messages
-    runners.worker
-    runners.starting
-    runners.pool
-    runners.local
-    syncing
-    output
-    told_formats
-    run
-    findings
-    reporting
-    inspecting.figures
-    inspecting.row
-    inspecting.decoding
-    inspecting.terminal
-    linear_loss
-    loss
-    torch_data
-    context_parallel
-    integrations.megatron
-    integrations.padding_free
-    integrations.transformers
-    integrations.trl
-    verifying.batch
-    verifying.token_laws
-    verifying.list_laws
-    verifying.structure
-    verifying.weights
-    verifying.check
-    verifying.model
-    verifying.causal_model
-    verifying.padding
-    verifying.sampling
-    verifying.steps
-    verifying.equivalence
-    verifying.invariance
-    verifying.ranks
-    verifying.isolation
-    verifying.computing
-    verifying.speed
-    verifying.verify
-    verifying.terminal
-    tokenizer.train_embedded
-    cli
-    __main__
-"""
-MODULES = [line.split()[0] for line in LAYERS.split("\n") if line.strip() and "----" not in line]
-PURE = [line.strip() for line in LAYERS.split("----")[0].split("\n") if line.strip()]
+PACKAGE = ROOT / "mtpack"
+
+# Folders, and the modules next to them, in the order in which data flows: each imports only from
+# those before it.
+ROOMS = [
+    *("version", "errors", "options", "token_batch", "sampled_check"),
+    *("input", "tokenizer", "template.sandbox", "template", "template.tracing", "documents"),
+    *("packing", "shards", "running"),
+    *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
+    *("verify", "report"),
+    *("__init__", "cli", "__main__"),
+]
+
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+)
+PURE = [
+    "errors",
+    "options",
+    "token_batch",
+    "input.dialogue",
+    *(module for module in MODULES if module.startswith("packing.")),
+]
 HEAVY = (
     "torch",
     "transformers",
@@ -147,11 +47,20 @@ HEAVY = (
 )
 
 
+def source_of(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def room_of(module: str) -> str:
+    """Return the folder that a module lies in; a module next to the folders is a room itself."""
+    return module.rpartition(".")[0] or module
+
+
+@functools.cache
 def imports_of(module: str) -> set[str]:
-    """Return the names of the modules that a module's source names in its imports."""
-    tree = ast.parse((ROOT / "mtpack" / f"{module.replace('.', '/')}.py").read_text())
+    """Return the names that a module's source imports."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source_of(module))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -160,21 +69,39 @@ def imports_of(module: str) -> set[str]:
     return found
 
 
-def test_every_module_has_its_place():
-    files = (ROOT / "mtpack").rglob("*.py")
-    names = {".".join(path.relative_to(ROOT / "mtpack").with_suffix("").parts) for path in files}
-    assert {name for name in names if not name.endswith("__init__")} == set(MODULES)
+@functools.cache
+def own_imports_of(module: str) -> set[str]:
+    """Return the modules of the package that a module imports."""
+    names = {name.removeprefix("mtpack.") for name in imports_of(module) if "mtpack." in name}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names}
+
+
+@functools.cache
+def floor_of(room: str) -> int:
+    """Return how many rooms stand on each other up to this one; an import circle never ends."""
+    modules = [module for module in MODULES if room_of(module) == room]
+    below = {room_of(name) for module in modules for name in own_imports_of(module)} - {room}
+    return 1 + max(map(floor_of, below), default=0)
+
+
+def test_every_module_has_its_room():
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_stands_above_it(module):
-    above = MODULES[: MODULES.index(module)]
-    own = {name.removeprefix("mtpack.") for name in imports_of(module) if "mtpack." in name}
-    homes = {
-        use: next((name for name in MODULES if f"{use}.".startswith(f"{name}.")), use)
-        for use in own
-    }
-    assert set(homes.values()) - {"__version__"} <= set(above)
+def test_a_module_imports_only_from_its_room_and_those_before_it(module):
+    room = room_of(module)
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    assert {room_of(name) for name in own_imports_of(module)} <= set(allowed)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    import_order = graphlib.TopologicalSorter({name: own_imports_of(name) for name in MODULES})
+    assert len(list(import_order.static_order())) == len(MODULES)
+
+
+def test_the_package_has_at_most_ten_floors():
+    assert max(map(floor_of, ROOMS)) <= 10
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -190,9 +117,12 @@ def test_the_loss_needs_torch_and_nothing_else():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_can_be_held_in_the_head(module):
-    lines = (ROOT / "mtpack" / f"{module.replace('.', '/')}.py").read_text().splitlines()
-    assert len(lines) <= 400
+def test_a_module_has_at_most_400_lines_and_its_functions_50(module):
+    source = source_of(module)
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 50, node.name
 
 
 def test_import_and_help_load_nothing_heavy():
@@ -207,10 +137,18 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
     assert done.stderr.strip() == "[]"
 
 
-def test_architecture_page_names_every_module_in_this_order():
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    named = [name.replace("/", ".") for name in re.findall(r"`([a-z_/]+)\.py`", page)]
-    assert [name for name in named if name in MODULES] == MODULES[:-1]
+def test_the_readme_shows_the_tree_and_the_architecture_page_every_room():
+    entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith(("_", "."))}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme[readme.index("    mtpack/\n") :].split("\n\n")[0]
+    named = set(re.findall(r"([a-z_]+(?:\.py|/))(?=\s)", tree)) - {"mtpack/"}
+    assert {name.rstrip("/") for name in named} >= entries - {"py.typed"}
+    for name in named:
+        assert list(PACKAGE.rglob(name.rstrip("/"))), f"{name} is not there"
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [room.replace(".", "/") for room in ROOMS]
+    folders = [room for room in rooms if (PACKAGE / room).is_dir()]
+    assert re.findall(r"^\| `([a-z_/]+)` \|", page, re.MULTILINE) == folders
 
 
 def test_public_names_are_what_the_package_says():

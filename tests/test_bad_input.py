@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import mtpack.work
+import mtpack.running.split_task
 from mtpack.cli import main
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER
 from tests.conftest import SAMPLE_DATA

@@ -16,7 +16,7 @@ from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
 from benchmarks.table import LINES, STAGES, Line, ratios
 from tests.conftest import ROOT, SAMPLE_DATA
-from tests.strategies import cases
+from tests.support.strategies import cases
 
 
 def planning_benchmark(*arguments):

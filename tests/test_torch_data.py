@@ -13,15 +13,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mtpack.alignment import ALIGNMENTS, realigned
-from mtpack.assembling import Columns
 from mtpack.errors import InputError, SetupError
-from mtpack.shard import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
-from mtpack.shards import Row, open_shards, row_of
-from mtpack.turns import offsets_of
-from mtpack.verifying.batch import Batch
-from mtpack.verifying.structure import first_breach
-from tests.builders import (
+from mtpack.packing.columns import Columns
+from mtpack.packing.label_alignment import ALIGNMENTS, realigned
+from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
+from mtpack.shards.dataset import Row, open_shards, row_of
+from mtpack.token_batch import offsets_of
+from mtpack.verify.batch import Batch
+from mtpack.verify.structure import first_breach
+from tests.packing.test_columns import Case, assembled, cases
+from tests.support.builders import (
     columns_of_sequences,
     hand_made_sequences,
     metadata_of,
@@ -29,7 +30,6 @@ from tests.builders import (
     write_columns,
     write_output,
 )
-from tests.test_assembling import Case, assembled, cases
 
 torch = pytest.importorskip("torch")
 

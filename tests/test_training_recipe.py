@@ -23,10 +23,10 @@ from torch.utils.data import DistributedSampler
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import mtpack
-from mtpack.shards import Row
+from mtpack.shards.dataset import Row
 from mtpack.torch_data import PackedDataset
 from tests.conftest import ROOT, SAMPLE_DATA
-from tests.one_sample_per_turn import mean_over_turns
+from tests.support.one_sample_per_turn import mean_over_turns
 
 torch.set_num_threads(1)
 

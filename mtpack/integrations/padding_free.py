@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtpack.errors import InputError
-from mtpack.shards import Row
+from mtpack.shards.dataset import Row
 from mtpack.torch_data import collate
 
 MODEL_INPUTS = (

@@ -40,7 +40,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from mtpack.errors import SetupError
 from mtpack.integrations.padding_free import MODEL_INPUTS, documents_leak, padding_free_batch
 from mtpack.loss import turn_mean_loss
-from mtpack.shards import Row
+from mtpack.shards.dataset import Row
 
 if not hasattr(Trainer, "loss_is_scaled_for_ga"):  # it would divide the loss once more
     raise ImportError("mtpack.integrations.transformers needs transformers 5.19 or newer")

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from mtpack.integrations.transformers import TurnMeanTrainer, refuse_first
-from mtpack.shards import Row
+from mtpack.shards.dataset import Row
 
 
 class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # untyped base

@@ -1,1 +1,6 @@
-"""Chat templates: rendered as transformers does, and read for where every turn starts and ends."""
+"""Dialogues to text and turn spans: chat templates, rendered as transformers renders them.
+
+In: a `Dialogue` and a chat template. Out: a `RenderedDialogue`: texts, and for each turn the
+characters that carry loss. What a turn is, is defined in `turn_spans.py`. `sandbox/` limits what a
+template may do, `tracing/` makes rendering fast.
+"""

@@ -12,11 +12,10 @@ from typing import Any
 
 import jinja2
 
-from mtpack.dialogue import Message
 from mtpack.errors import SetupError
+from mtpack.input.dialogue import Message
 from mtpack.template.environment import make_environment
-from mtpack.template.limits import Limits, Meter, TemplateLimitError
-from mtpack.template.marking import (
+from mtpack.template.markers import (
     IndexedMessage,
     MarkedText,
     compile_marked,
@@ -24,6 +23,7 @@ from mtpack.template.marking import (
     read_marks,
     teach_marks,
 )
+from mtpack.template.sandbox.limits import Limits, Meter, TemplateLimitError
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"

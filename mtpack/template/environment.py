@@ -20,9 +20,9 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.utils
 
-from mtpack.template.guards import guard_json
-from mtpack.template.limits import Meter
-from mtpack.template.metering import MeteredEnvironment
+from mtpack.template.sandbox.guards import guard_json
+from mtpack.template.sandbox.limits import Meter
+from mtpack.template.sandbox.metering import MeteredEnvironment
 
 # Unicode noncharacters: never assigned, not for interchange, so not in any text that is meant.
 GENERATION_START = "\ufdd3"

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
+from mtpack.token_batch import Int32
 from mtpack.tokenizer.loading import LoadedTokenizer
-from mtpack.turns import Int32
 
 _ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 _KEEPING_ALL = {"Split", "Digits", "Punctuation"}

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 
-from mtpack.audit import Audit
 from mtpack.errors import SetupError
+from mtpack.sampled_check import Audit
+from mtpack.token_batch import Int32, Int64, offsets_of
 from mtpack.tokenizer.byte_level import ByteLevel
 from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer, failures_named
-from mtpack.turns import Int32, Int64, offsets_of
 
 _BATCH = 64  # texts encoded at a time; their offsets are Python objects until they are arrays
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from mtpack.audit import Audit
+from mtpack.sampled_check import Audit
 from mtpack.tokenizer.byte_level import ByteLevel, byte_level_of
 from mtpack.tokenizer.encode import TextEncoder
 from mtpack.tokenizer.engines import EngineFailedError, load_fast_engine, reference_engine

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from mtpack.token_batch import Int32, Int64, offsets_of
 from mtpack.tokenizer.loading import LoadedTokenizer, failures_named, is_tokenizer_failure
-from mtpack.turns import Int32, Int64, offsets_of
 
 TOKENIZERS: Final = "tokenizers"
 FASTOKENS: Final = "fastokens"

@@ -1,0 +1,161 @@
+"""What becomes of documents that are longer than a sequence: the five policies of `--overlong`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mtpack.documents.control_tokens import Renderer
+from mtpack.documents.token_spans import encode_document
+from mtpack.input.dialogue import Dialogue, Reason, Reject
+from mtpack.token_batch import (
+    Bools,
+    Int32,
+    TokenBatch,
+    concatenate,
+    keep_loss_tokens_before,
+    keep_turns,
+)
+from mtpack.tokenizer.encode import TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Documents of at most `seq_len` tokens, what was left out, and rows that turned out bad."""
+
+    batch: TokenBatch
+    counts: Counter[str]
+    rejected_rows: set[int]
+
+
+PieceMaker = Callable[[int, int], TokenBatch | None]
+"""(row, message) -> a document that ends with that turn and fits, or None."""
+
+
+def fit(batch: TokenBatch, seq_len: int, policy: str, make_piece: PieceMaker) -> Fitted:
+    """Apply an `--overlong` policy; every document that is left has at most `seq_len` tokens."""
+    too_long = batch.turn_ends > seq_len
+    if not too_long.any():
+        return Fitted(batch, Counter(), set())
+    return _POLICIES[policy](batch, seq_len, too_long, make_piece)
+
+
+def _leading_turns(
+    batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker
+) -> Fitted:
+    return Fitted(keep_turns(batch, ~too_long), _dropped(np.count_nonzero(too_long)), set())
+
+
+def _truncate(batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker) -> Fitted:
+    cut = keep_loss_tokens_before(batch, seq_len)
+    return Fitted(cut, _dropped(batch.num_turns - cut.num_turns), set())
+
+
+def _drop_documents(
+    batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker
+) -> Fitted:
+    in_long_document = np.isin(batch.turn_documents, batch.turn_documents[too_long])
+    kept = keep_turns(batch, ~in_long_document)
+    return Fitted(kept, _dropped(batch.num_turns - kept.num_turns), set())
+
+
+def _reject_rows(
+    batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker
+) -> Fitted:
+    rows = batch.document_rows[batch.turn_documents]
+    bad = np.unique(rows[too_long])
+    return Fitted(keep_turns(batch, ~np.isin(rows, bad)), Counter(), set(bad.tolist()))
+
+
+def _split(batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker) -> Fitted:
+    turns = np.flatnonzero(too_long)
+    rows = batch.document_rows[batch.turn_documents[turns]]
+    made = [
+        make_piece(row, message)
+        for row, message in zip(rows.tolist(), batch.turn_messages[turns].tolist(), strict=True)
+    ]
+    pieces = [piece for piece in made if piece is not None]
+    return Fitted(
+        concatenate([keep_turns(batch, ~too_long), *pieces]),
+        _dropped(len(made) - len(pieces)),
+        set(),
+    )
+
+
+_POLICIES = {
+    "turns": _leading_turns,
+    "split": _split,
+    "truncate": _truncate,
+    "drop": _drop_documents,
+    "error": _reject_rows,
+}
+
+
+def _dropped(num_turns: int | np.intp) -> Counter[str]:
+    return Counter({f"turns_dropped.{Reason.OVERLONG}": int(num_turns)})
+
+
+def piece_maker(
+    renderer: Renderer,
+    encoder: TextEncoder,
+    dialogue_of: Callable[[int], Dialogue],
+    seq_len: int,
+) -> PieceMaker:
+    """Return what makes the further documents of `--overlong split`.
+
+    A piece is the system message and the longest run of messages that starts at a user message,
+    ends with the turn, and fits; it is rendered, and its turn found, as a dialogue of its own.
+    """
+
+    def make_piece(row: int, message: int) -> TokenBatch | None:
+        dialogue = dialogue_of(row)
+        first = 1 if dialogue.messages[0].role in ("system", "developer") else 0
+        users = [
+            index for index in range(first, message) if dialogue.messages[index].role == "user"
+        ]
+        # A run that starts later is shorter. Doubling steps from the latest on, then halving ones,
+        # meet no run much longer than a sequence, however long the dialogue is.
+        best: TokenBatch | None = None
+        fitting, step, growing = len(users), 1, True
+        while fitting > 0 and step > 0:
+            candidate = max(fitting - step, 0)
+            piece = _render_piece(renderer, encoder, dialogue, first, users[candidate], message)
+            if piece is None:  # the template refuses this run; a longer one it may take
+                fitting = candidate
+            elif piece.document_lengths[0] <= seq_len:
+                best, fitting = piece, candidate
+            else:
+                growing = False
+            step = step * 2 if growing else step // 2
+        return best
+
+    return make_piece
+
+
+def _render_piece(
+    renderer: Renderer,
+    encoder: TextEncoder,
+    dialogue: Dialogue,
+    num_system: int,
+    start: int,
+    message: int,
+) -> TokenBatch | None:
+    kept = [*range(num_system), *range(start, message + 1)]
+    alone = Dialogue(
+        dialogue.row,
+        dialogue.origin,
+        tuple(dialogue.messages[index]._replace(trained=index == message) for index in kept),
+        dialogue.tools,
+    )
+    rendered = renderer.render(alone, "never")
+    if isinstance(rendered, Reject):
+        return None
+    (document,) = rendered.own or (rendered.merged,)
+    batch = encode_document(encoder, dialogue.row, document)
+    if not batch.num_turns:
+        return None
+    messages: Int32 = np.array([message], dtype=np.int32)
+    return replace(batch, turn_messages=messages)

@@ -1,1 +1,0 @@
-"""The accepted row formats: a raw row becomes a `Dialogue` or a `Reject`."""

@@ -1,1 +1,0 @@
-"""What is in shards, as a person wants to see it: figures, single sequences, decoded text."""

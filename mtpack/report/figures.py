@@ -1,0 +1,254 @@
+"""Count what is in shards: one pass over the record batches, whole arrays at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtpack.errors import InputError
+from mtpack.packing.columns import Columns
+from mtpack.shards.dataset import Shards
+from mtpack.shards.manifest import Tally
+from mtpack.token_batch import Int32, Int64, owners
+
+TALLY_FIGURES = (
+    "rows_read",
+    "rows_dropped",
+    "rows_rejected",
+    "turns_dropped",
+    "turns_own_document",
+    "prompt_differs",
+    "no_eot",
+    "unproven",
+    "bent",
+    "given_trained",
+    "straddles",
+    "content_dropped",
+    "control_tokens",
+    "control_tokens_literal",
+    "tokens_if_merged",
+    "sequences_lower_bound",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The lengths from one power of two up to the next."""
+
+    low: int
+    high: int
+    """Inclusive."""
+    count: int
+    """How many documents or turns are this long."""
+    tokens: int
+    """How many tokens they have together."""
+    count_share: float
+    token_share: float
+
+    @property
+    def label(self) -> str:
+        """The lengths as text: `1`, `2-3`, `4-7`."""
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How long documents or turns are; no bucket between shortest and longest is left out."""
+
+    min: int
+    median: float
+    mean: float
+    max: int
+    buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is in shards."""
+
+    rows: int
+    """Sequences."""
+    seq_len: int
+    label_alignment: str
+    pad_documents_to: int
+    shards: int
+    documents: int
+    dialogues: int
+    """Distinct ones: a dialogue can have several documents."""
+    turns: int
+    tokens: int
+    """Of documents, without padding."""
+    loss_tokens: int
+    document_lengths: Histogram
+    turn_lengths: Histogram
+    """In loss tokens. A turn's share of the loss under the token mean is its share of the tokens,
+    under the turn mean its share of the turns."""
+    tally: Tally | None
+    """Of the run that packed them, where there is a manifest."""
+
+    @property
+    def padding(self) -> int:
+        """Places that hold no token of a document."""
+        return self.rows * self.seq_len - self.tokens
+
+    @property
+    def fill(self) -> float:
+        """The share of all places that hold a document's token."""
+        return self.tokens / (self.rows * self.seq_len)
+
+    @property
+    def loss_share(self) -> float:
+        """The share of the documents' tokens that carry loss."""
+        return self.loss_tokens / self.tokens
+
+    @property
+    def documents_per_sequence(self) -> float:
+        """How many documents a sequence has, on average."""
+        return self.documents / self.rows
+
+    @property
+    def turns_per_document(self) -> float:
+        """How many turns a document has, on average."""
+        return self.turns / self.documents
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `inspect --json` prints; `tally` is null without a manifest."""
+        tally = self.tally
+        return {
+            "rows": self.rows,
+            "seq_len": self.seq_len,
+            "label_alignment": self.label_alignment,
+            "pad_documents_to": self.pad_documents_to,
+            "shards": self.shards,
+            "documents": self.documents,
+            "dialogues": self.dialogues,
+            "turns": self.turns,
+            "tokens": self.tokens,
+            "padding": self.padding,
+            "fill": round(self.fill, 6),
+            "loss_tokens": self.loss_tokens,
+            "loss_share": round(self.loss_share, 6),
+            "documents_per_sequence": round(self.documents_per_sequence, 6),
+            "turns_per_document": round(self.turns_per_document, 6),
+            "document_lengths": _lengths_as_dict(
+                self.document_lengths, "count_share", "token_share"
+            ),
+            "turn_lengths": _lengths_as_dict(self.turn_lengths, "turn_mean", "token_mean"),
+            "tally": tally and {name: getattr(tally, name) for name in TALLY_FIGURES},
+        }
+
+
+def _lengths_as_dict(lengths: Histogram, count_share: str, token_share: str) -> dict[str, Any]:
+    return {
+        "min": lengths.min,
+        "median": lengths.median,
+        "mean": round(lengths.mean, 3),
+        "max": lengths.max,
+        "buckets": [
+            {
+                "label": bucket.label,
+                "count": bucket.count,
+                "tokens": bucket.tokens,
+                count_share: round(bucket.count_share, 6),
+                token_share: round(bucket.token_share, 6),
+            }
+            for bucket in lengths.buckets
+        ],
+    }
+
+
+def figures_of(shards: Shards) -> Figures:
+    """Count what is in shards; raise InputError where they contradict themselves.
+
+    Lengths are at most seq_len, so they are counted in one array each, whatever the shards' size;
+    of the dialogues, one id for each is kept.
+    """
+    metadata = shards.metadata
+    document_counts = np.zeros(metadata.seq_len + 1, np.int64)
+    turn_counts = np.zeros(metadata.seq_len + 1, np.int64)
+    dialogues: list[Int64] = []
+    for shard in shards.opened:
+        for batch in shard.batches:
+            try:
+                turn_counts += _counts_of(_turn_lengths(batch), metadata.seq_len)
+                is_document = batch.dialogue_ids >= 0
+                lengths = batch.document_lengths[is_document]
+                document_counts += _counts_of(lengths, metadata.seq_len)
+            except InputError as error:
+                raise InputError(f"{shard.path}: damaged: {error}; pack the data again") from error
+            dialogues.append(np.unique(batch.dialogue_ids[is_document]))
+    if not (document_counts.any() and turn_counts.any()):
+        raise InputError(f"{shards.opened[0].path}: no trained turn, so nothing to show")
+    lengths_counted = np.arange(metadata.seq_len + 1)
+    return Figures(
+        rows=len(shards),
+        seq_len=metadata.seq_len,
+        label_alignment=metadata.label_alignment,
+        pad_documents_to=metadata.pad_documents_to,
+        shards=len(shards.opened),
+        documents=int(document_counts.sum()),
+        dialogues=len(np.unique(np.concatenate(dialogues))),
+        turns=int(turn_counts.sum()),
+        tokens=int(document_counts @ lengths_counted),
+        loss_tokens=int(turn_counts @ lengths_counted),
+        document_lengths=histogram_of(document_counts),
+        turn_lengths=histogram_of(turn_counts),
+        tally=shards.manifest.report.tally if shards.manifest else None,
+    )
+
+
+def _turn_lengths(batch: Columns) -> Int32:
+    """Return how many loss tokens each turn has: what stands at its head."""
+    if not np.array_equal(batch.turn_num, np.diff(batch.turn_offsets)):
+        raise InputError("turn_num and turn_starts do not agree")
+    starts = batch.turn_starts
+    if starts.size and not 0 <= starts.min() <= starts.max() < batch.loss_mask.shape[1]:
+        raise InputError("a turn starts outside of its sequence")
+    lengths: Int32 = batch.loss_token_num[owners(batch.turn_offsets), starts]
+    if lengths.sum(dtype=np.int64) != np.count_nonzero(batch.loss_mask):
+        raise InputError("loss_mask and loss_token_num do not agree")
+    return lengths
+
+
+def _counts_of(lengths: Int32, seq_len: int) -> Int64:
+    if lengths.size and not 1 <= lengths.min() <= lengths.max() <= seq_len:
+        raise InputError("a document or turn has an impossible length")
+    return np.bincount(lengths, minlength=seq_len + 1)
+
+
+def histogram_of(counts: Int64) -> Histogram:
+    """Sort lengths into buckets.
+
+    counts: int64, at place n how many have the length n; at least one, and none at 0.
+
+    >>> [bucket.label for bucket in histogram_of(np.array([0, 2, 0, 0, 1, 1])).buckets]
+    ['1', '2-3', '4-7']
+    """
+    tokens = counts * np.arange(len(counts))
+    total, total_tokens = int(counts.sum()), int(tokens.sum())
+    present = np.flatnonzero(counts)
+    middles = np.searchsorted(np.cumsum(counts), [(total - 1) // 2, total // 2], side="right")
+    shortest, longest = int(present[0]), int(present[-1])
+    buckets = []
+    for exponent in range(shortest.bit_length() - 1, longest.bit_length()):
+        lengths = slice(2**exponent, 2 ** (exponent + 1))
+        count, bucket_tokens = int(counts[lengths].sum()), int(tokens[lengths].sum())
+        buckets.append(
+            Bucket(
+                low=lengths.start,
+                high=lengths.stop - 1,
+                count=count,
+                tokens=bucket_tokens,
+                count_share=count / total,
+                token_share=bucket_tokens / total_tokens,
+            )
+        )
+    return Histogram(
+        min=shortest,
+        median=float(middles.mean()),
+        mean=total_tokens / total,
+        max=longest,
+        buckets=tuple(buckets),
+    )

@@ -1,0 +1,21 @@
+"""Who does what, when.
+
+In: the options and the input files. Out: a complete output folder and a `PackReport`.
+
+    parent process                                worker processes
+    +------------------------------+
+    | input.reading                |  SplitTask   +------------------------------------+
+    | cuts files into splits       | -----------> | split_task: read, render, tokenize |
+    |                              |              | writes a document file             |
+    |                              | SplitRecord  |                                    |
+    | windows                      | <----------- +------------------------------------+
+    | plans consecutive splits,    |
+    | cuts the plan into shards    |  ShardTask   +------------------------------------+
+    |                              | -----------> | shard_task: assemble, write        |
+    | pack                         | ShardRecord  | reads document files               |
+    | records, syncs, publishes    | <----------- +------------------------------------+
+    +------------------------------+
+
+Each task is a function of (pipeline, task) and may run in any process, and again after a crash.
+`pack.py` is one run from start to end; `runner.py` runs the tasks here or in a pool of workers.
+"""

@@ -1,0 +1,131 @@
+"""Tokenized splits kept for other runs (`--token-store`).
+
+A split is stored as it is before its documents are made to fit, so another sequence length, another
+packing or another seed finds it again. What it depends on is in its name: the contents of its rows,
+tokenizer, template, the options that matter, and the version of mtpack. An entry is two files:
+documents, and beside them a record, which comes last and holds the sha256 of the documents. An
+entry that is not whole, or was changed, is as good as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtpack.input.dialogue import Origin, Reason, Reject
+from mtpack.input.splits import Split
+from mtpack.running.document_file import read_all, save_batch
+from mtpack.running.pipeline import Pipeline
+from mtpack.running.tokenize_split import TokenizedSplit
+from mtpack.shards.atomic_file import atomic_file
+from mtpack.token_batch import TokenBatch
+from mtpack.version import __version__
+
+# Options beside tokenizer and template on which a split depends before its documents are made to
+# fit; how its rows are read is among what is hashed of them.
+_OPTIONS_THAT_MATTER = ("template_arg", "merge", "control_tokens", "date")
+
+# Counts of a run, not of a split.
+_COUNTS_OF_A_RUN = ("rendered", "replayed", "audited", "audit_mismatches")
+
+
+class StoredSplit(NamedTuple):
+    """A split, and the file that holds its documents."""
+
+    tokenized: TokenizedSplit
+    file: Path
+
+
+def folder_of_run(store: Path, pipeline: Pipeline) -> Path:
+    """Return the folder for splits that are tokenized as in this run."""
+    options = pipeline.options.that_change_output()
+    described = {name: options[name] for name in _OPTIONS_THAT_MATTER}
+    described["mtpack"] = __version__
+    described["tokenizer"] = pipeline.tokenizer.sha256
+    described["template"] = pipeline.template.sha256
+    text = json.dumps(described, sort_keys=True)
+    return store / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def find_split(file: Path, split: Split, distrusted: Collection[str]) -> StoredSplit | None:
+    """Return a split as it is stored, unless a distrusted short cut had a part in it.
+
+    file: in the folder of the run, named by the split's `content_sha256`, as for `keep_split`.
+    """
+    try:
+        record = json.loads(_record_of(file).read_bytes())
+        if _sha256(file) != record["sha256"] or set(record["short_cuts"]) & set(distrusted):
+            return None
+        batch = read_all(file, split.first_row)
+        return StoredSplit(_tokenized(record, batch, split), file)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return None
+
+
+def keep_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
+    """Store a split, in the place of one that could not be used."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _record_of(file).unlink(missing_ok=True)
+    save_batch(file, tokenized.batch, split.first_row)
+    counts = {
+        name: number for name, number in tokenized.counts.items() if name not in _COUNTS_OF_A_RUN
+    }
+    record = {
+        "sha256": _sha256(file),
+        "short_cuts": sorted(tokenized.short_cuts),
+        "row_turns": tokenized.row_turns.tolist(),
+        "counts": counts,
+        "warnings": sorted(tokenized.warnings),
+        "rejects": [
+            [reject.row - split.first_row, reject.reason, reject.detail]
+            for reject in tokenized.rejects
+        ],
+    }
+    with atomic_file(_record_of(file)) as beside:
+        beside.write(json.dumps(record, sort_keys=True).encode())
+
+
+def size_of(store: str | None) -> int:
+    """Return the bytes of all files in a store, 0 where there is none."""
+    if store is None:
+        return 0
+    return sum(file.stat().st_size for file in Path(store).rglob("*") if file.is_file())
+
+
+def _record_of(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _tokenized(record: dict[str, Any], batch: TokenBatch, split: Split) -> TokenizedSplit:
+    row_turns = np.array(record["row_turns"], dtype=np.int32)
+    if len(row_turns) != split.num_rows:
+        raise ValueError("another number of rows")
+    return TokenizedSplit(
+        batch=batch,
+        row_turns=row_turns,
+        rejects=_rejects(record["rejects"], split),
+        counts=Counter(record["counts"]),
+        warnings=frozenset(record["warnings"]),
+        short_cuts=frozenset(record["short_cuts"]),
+    )
+
+
+def _rejects(stored: list[list[Any]], split: Split) -> list[Reject]:
+    if not stored:
+        return []
+    origins = [Origin(row.file, row.line) for row in split.rows()]
+    return [
+        Reject(split.first_row + row, origins[row], Reason(reason), detail)
+        for row, reason, detail in stored
+    ]

@@ -1,0 +1,181 @@
+"""The unit of work up to the token batch: tokenize one split. It runs in any process.
+
+What it needs beside its task is loaded once a process (`pipeline.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mtpack.documents.overlong import Fitted, fit, piece_maker
+from mtpack.input.dialogue import Dialogue, Reject
+from mtpack.input.splits import Split
+from mtpack.running.document_file import save_batch
+from mtpack.running.pipeline import Pipeline
+from mtpack.running.split_cache import find_split, keep_split
+from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.tokenize_split import (
+    REPLAY,
+    TokenizedSplit,
+    read_rows,
+    say_rendering,
+    tokenize,
+)
+from mtpack.token_batch import Int32, Int64, TokenBatch, TurnFlag
+from mtpack.tokenizer.engines import FASTOKENS, EngineFailedError
+
+_FLAG_COUNTS = {
+    "turns_own_document": TurnFlag.OWN_DOCUMENT,
+    "prompt_differs": TurnFlag.PROMPT_DIFFERS,
+    "no_eot": TurnFlag.NO_EOT,
+    "unproven": TurnFlag.UNPROVEN,
+    "bent": TurnFlag.BENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTask:
+    """Read, render and tokenize one split, and keep its documents in a file."""
+
+    split: Split
+    file: Path
+    distrusted: frozenset[str] = frozenset()
+    """Short cuts (`REPLAY`, `FASTOKENS`) that may not be taken."""
+    store: Path | None = None
+    """Where tokenized splits are looked up and kept, if anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRecord:
+    """What became of a split."""
+
+    file: Path
+    """Holds its documents; below `SplitTask.store` it belongs to other runs as well."""
+    first_row: int
+    counts: Counter[str]
+    rejects: list[Reject]
+    document_lengths: Int32
+    """(documents,): tokens, without padding."""
+    seconds: Mapping[str, float]
+    warnings: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class ShortCutFailed:
+    """Instead of a `SplitRecord`: a short cut gave a wrong result, so none of it is trusted."""
+
+    short_cut: str
+    reason: str
+    """One line."""
+    counts: Counter[str]
+    """Of its audit."""
+
+
+def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCutFailed:
+    """Run one `SplitTask`."""
+    watch = Stopwatch()
+    split = task.split
+    try:
+        tokenized, stored_file = _stored_or_tokenized(pipeline, task, watch)
+        fitted = _fit(pipeline, split, tokenized.batch)
+        if fitted.rejected_rows:  # they leave no trace in any count
+            stored_file = None
+            tokenized = tokenize(
+                pipeline,
+                split,
+                watch,
+                distrusted=task.distrusted,
+                overlong=fitted.rejected_rows,
+            )
+            fitted = _fit(pipeline, split, tokenized.batch)
+    except EngineFailedError as error:
+        return ShortCutFailed(FASTOKENS, str(error), Counter(audited=1, audit_mismatches=1))
+    if tokenized.counts["audit_mismatches"]:
+        reason = "a dialogue filled in by replay differs from its render"
+        return ShortCutFailed(REPLAY, reason, tokenized.counts)
+    file = stored_file
+    if file is None or fitted.batch is not tokenized.batch:
+        file = task.file
+        save_batch(file, fitted.batch, split.first_row)
+    rows = fitted.batch.document_rows - split.first_row
+    watch.lap("tokenize")
+    return SplitRecord(
+        file=file,
+        first_row=split.first_row,
+        counts=_count(tokenized, fitted, rows),
+        rejects=tokenized.rejects,
+        document_lengths=fitted.batch.document_lengths.astype(np.int32),
+        seconds=watch.seconds,
+        warnings=tokenized.warnings,
+    )
+
+
+def _stored_or_tokenized(
+    pipeline: Pipeline, task: SplitTask, watch: Stopwatch
+) -> tuple[TokenizedSplit, Path | None]:
+    """Return a split before its documents are made to fit, and the file that holds it, if any."""
+    file = None
+    if task.store is not None:
+        file = task.store / task.split.content_sha256()
+        found = find_split(file, task.split, task.distrusted)
+        watch.lap("read")
+        if found is not None:
+            found.tokenized.counts["reused"] = found.tokenized.num_accepted
+            return found
+    tokenized = tokenize(pipeline, task.split, watch, distrusted=task.distrusted)
+    if file is None or tokenized.counts["audit_mismatches"]:
+        return tokenized, None
+    keep_split(file, task.split, tokenized)
+    return tokenized, file
+
+
+def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
+    """Apply the policy of `--overlong`, which may render parts of dialogues anew."""
+    options = pipeline.options
+    dialogues: dict[int, Dialogue] = {}
+
+    def dialogue_of(row: int) -> Dialogue:
+        if not dialogues:  # most splits need none
+            read = [row for row in read_rows(split) if isinstance(row, Dialogue)]
+            dialogues.update((dialogue.row, dialogue) for dialogue in read)
+        say_rendering(pipeline, dialogues[row])
+        return dialogues[row]
+
+    def make_piece(row: int, message: int) -> TokenBatch | None:
+        encoder = pipeline.encoders.reference  # which a run from stored splits hardly ever needs
+        make = piece_maker(pipeline.renderer, encoder, dialogue_of, options.seq_len)
+        return make(row, message)
+
+    fitted = fit(batch, options.seq_len, options.overlong, make_piece)
+    pipeline.activity.end()
+    return fitted
+
+
+def _count(tokenized: TokenizedSplit, fitted: Fitted, document_rows: Int64) -> Counter[str]:
+    """Account for every row and turn of a split; document_rows: within the split."""
+    batch, row_turns = fitted.batch, tokenized.row_turns
+    is_packed = np.zeros(len(row_turns), dtype=np.bool_)
+    is_packed[document_rows] = True
+    counts = tokenized.counts + fitted.counts
+    for reject in tokenized.rejects:
+        counts[f"rows_rejected.{reject.reason}"] += 1
+    numbers = {
+        "rows_read": len(row_turns),
+        "rows_packed": np.count_nonzero(is_packed),
+        "rows_dropped.no_turn": np.count_nonzero(row_turns == 0),
+        "rows_dropped.no_turn_left": np.count_nonzero((row_turns > 0) & ~is_packed),
+        "documents": batch.num_documents,
+        "turns_read": row_turns[row_turns > 0].sum(),
+        "turns_packed": batch.num_turns,
+        "tokens": len(batch.ids),
+        "loss_tokens": batch.loss_token_num.sum(),
+    }
+    for name, flag in _FLAG_COUNTS.items():
+        numbers[name] = np.count_nonzero(batch.turn_flags & flag)
+    counts.update({name: int(number) for name, number in numbers.items()})
+    return counts

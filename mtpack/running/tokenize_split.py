@@ -1,0 +1,228 @@
+"""One split from rows to documents, as they are before any of them is made to fit a sequence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from mtpack.documents.token_spans import encode_dialogues
+from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.input.splits import Split
+from mtpack.running.pipeline import Pipeline
+from mtpack.running.stopwatch import Stopwatch
+from mtpack.template.dropped_content import MessageKinds
+from mtpack.template.turn_spans import RenderedDialogue
+from mtpack.token_batch import Int32, TokenBatch, concatenate
+from mtpack.tokenizer.engines import FASTOKENS
+
+REPLAY = "replay"
+
+# Texts that are rendered before they are encoded: documents of their own repeat what came before,
+# so a small split can make many.
+_CHARS_AT_A_TIME = 4 * 2**20
+
+_ROWS_AT_A_TIME = 32
+_MESSAGES_OF_A_USUAL_ROW = 60
+_TWICE_QUOTED = (
+    "the chat template encodes tool-call arguments as JSON, and in some rows they are JSON "
+    "text already, so they come out quoted twice; give them as objects"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSplit:
+    """The rows of a split as documents of any length."""
+
+    batch: TokenBatch
+    row_turns: Int32
+    """(rows,): how many assistant messages are trained in each; -1 for a refused row."""
+    rejects: list[Reject]
+    """Ascending by row."""
+    counts: Counter[str]
+    """What is counted before documents are made to fit."""
+    warnings: frozenset[str]
+    short_cuts: frozenset[str]
+    """Those that had a part in it."""
+
+    @property
+    def num_accepted(self) -> int:
+        """The rows that were not refused."""
+        return int(np.count_nonzero(self.row_turns >= 0))
+
+
+def tokenize(
+    pipeline: Pipeline,
+    split: Split,
+    watch: Stopwatch,
+    *,
+    distrusted: Collection[str] = (),
+    overlong: Collection[int] = (),
+) -> TokenizedSplit:
+    """Read, render and tokenize the rows of a split.
+
+    distrusted: short cuts (`REPLAY`, `FASTOKENS`) that may not be taken. overlong: rows to refuse,
+    because they turned out to be too long. Raises EngineFailedError where `FASTOKENS` fails.
+    """
+    if REPLAY in distrusted:
+        pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
+    encoder = pipeline.encoders.reference
+    may_be_fast = pipeline.options.tokenizer_engine == FASTOKENS and FASTOKENS not in distrusted
+    replays_before = pipeline.renderer.replay_counts()
+    audited_before = pipeline.encoders.audited
+    batches: list[TokenBatch] = []
+    rows = _Rows(pipeline, overlong)
+    for where, rendered in rows.rendered(split, watch):
+        pipeline.activity.begin(
+            f"{where}: tokenizing with {pipeline.tokenizer.source}",
+            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
+        )
+        if may_be_fast:
+            encoder = pipeline.encoders.proven(dialogue.merged.text for dialogue in rendered)
+        batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
+        batches.append(batch)
+        rows.counts += found
+        watch.lap("tokenize")
+    pipeline.activity.end()
+    counts = rows.counts
+    for part, number in rows.kinds.count_dropped(pipeline.template).items():
+        counts[f"content_dropped.{part}"] = number
+    counts += pipeline.renderer.replay_counts() - replays_before
+    counts["audited"] += pipeline.encoders.audited - audited_before
+    counts["rendered"] = len(rows.accepted) - counts["replayed"]
+    is_fast = encoder is not pipeline.encoders.reference
+    short_cuts = {REPLAY: counts["replayed"], FASTOKENS: is_fast}
+    watch.lap("render")
+    return TokenizedSplit(
+        batch=concatenate(batches),
+        row_turns=rows.row_turns(split),
+        rejects=rows.rejects,
+        counts=counts,
+        warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
+        short_cuts=frozenset(name for name, taken in short_cuts.items() if taken),
+    )
+
+
+class _Rows:
+    """Reads and renders the rows of a split, and keeps what is counted of them.
+
+    Some rows at a time, so that all that Python makes of them is still in the processor's cache
+    when it is used and freed: rows of a whole split take half as long again.
+    """
+
+    def __init__(self, pipeline: Pipeline, overlong: Collection[int]) -> None:
+        """Begin with none; overlong: rows to refuse."""
+        self._pipeline = pipeline
+        self._overlong = overlong
+        self.rejects: list[Reject] = []
+        self.accepted: list[int] = []
+        self.num_turns: list[int] = []
+        """Of each accepted row."""
+        self.kinds = MessageKinds()
+        self.counts: Counter[str] = Counter()
+        self.are_arguments_quoted_twice = False
+        self._counts_spelling_as = pipeline.renderer.counts_spelling_as
+
+    def rendered(
+        self, split: Split, watch: Stopwatch
+    ) -> Iterator[tuple[str, list[RenderedDialogue]]]:
+        """Yield dialogues, some megabytes of text at a time, and where these rows stand."""
+        first = last = None
+        rendered: list[RenderedDialogue] = []
+        num_chars = 0
+        results = read_rows(split)
+        while some := list(islice(results, _ROWS_AT_A_TIME)):
+            watch.lap("read")
+            for dialogue in self._not_refused(some):
+                result = self._render(dialogue)
+                if isinstance(result, Reject):
+                    self.rejects.append(result)
+                    continue
+                self._count(dialogue, result)
+                rendered.append(result)
+                num_chars += _num_chars(result)
+                last = dialogue.origin
+                first = first or last
+            watch.lap("render")
+            if num_chars >= _CHARS_AT_A_TIME:
+                yield _range(first, last), rendered
+                first, rendered, num_chars = None, [], 0
+        if rendered:
+            yield _range(first, last), rendered
+
+    def row_turns(self, split: Split) -> Int32:
+        """Return `TokenizedSplit.row_turns`."""
+        row_turns: Int32 = np.full(split.num_rows, -1, dtype=np.int32)
+        row_turns[np.array(self.accepted, np.int64) - split.first_row] = self.num_turns
+        return row_turns
+
+    def _not_refused(self, results: list[Dialogue | Reject]) -> Iterator[Dialogue]:
+        for result in results:
+            if isinstance(result, Reject):
+                self.rejects.append(result)
+            else:
+                yield result
+
+    def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
+        if dialogue.row in self._overlong:
+            return _overlong(self._pipeline, dialogue)
+        replayed = self._pipeline.renderer.replay_texts(dialogue)
+        if replayed is not None:
+            return replayed
+        say_rendering(self._pipeline, dialogue)
+        return self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+
+    def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
+        self.accepted.append(dialogue.row)
+        self.num_turns.append(len(rendered.merged.turns) + len(rendered.own))
+        self.kinds.add(dialogue)
+        spelling = self._counts_spelling_as
+        if spelling and self._pipeline.renderer.spelled.first_in(dialogue):
+            self.counts[spelling] += 1
+        if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
+            self.are_arguments_quoted_twice = True
+
+
+def say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
+    """Say that a dialogue is about to be rendered."""
+    pipeline.activity.begin(
+        f"{dialogue.origin}: rendering with the chat template of {pipeline.template_source}",
+        effort=1 + len(dialogue.messages) / _MESSAGES_OF_A_USUAL_ROW,
+    )
+
+
+def _range(first: Origin | None, last: Origin | None) -> str:
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _num_chars(rendered: RenderedDialogue) -> int:
+    return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
+
+
+def read_rows(split: Split) -> Iterator[Dialogue | Reject]:
+    """Read the rows of a split, one by one; raise InputError where a file can't be read."""
+    for row, raw in enumerate(split.rows(), split.first_row):
+        yield read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
+
+
+def _overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
+    return Reject(
+        dialogue.row,
+        dialogue.origin,
+        Reason.OVERLONG,
+        f"longer than {pipeline.options.seq_len:,} tokens; "
+        "choose a larger --seq-len or another --overlong",
+    )
+
+
+def _has_text_arguments(dialogue: Dialogue) -> bool:
+    return not isinstance(dialogue.messages, TextMessages) and any(
+        isinstance(call.get("function", call).get("arguments"), str)
+        for message in dialogue.messages
+        for call in message.fields.get("tool_calls", ())
+    )

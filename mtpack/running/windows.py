@@ -1,0 +1,105 @@
+"""Windows: consecutive splits that are planned and shuffled together, and cut into shards.
+
+A window is planned as soon as its splits are tokenized, and its documents are forgotten then. So
+what is kept does not grow with the input, nor do the files of its splits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from mtpack.options import PackOptions
+from mtpack.packing.columns import padded_lengths
+from mtpack.packing.plan import Plan, plan_sequences
+from mtpack.running.shard_task import ShardTask
+from mtpack.running.split_task import SplitRecord
+from mtpack.running.stopwatch import Stopwatch
+from mtpack.shards.arrow import rows_of_shards, rows_per_batch
+from mtpack.token_batch import Int32, offsets_of, owners
+
+
+class Windows:
+    """Takes the splits of a run in their order and makes tasks of them, a window at a time."""
+
+    def __init__(self, options: PackOptions, folder: Path, watch: Stopwatch) -> None:
+        """Take the work area, where shards are to be written, and what counts the seconds."""
+        self.counts: Counter[str] = Counter()
+        """Sequences planned so far, and the lower bound of their number."""
+        self._options = options
+        self._folder = folder
+        self._watch = watch
+        self._number = 0
+        self._num_shards = 0
+        self._splits: list[SplitRecord] = []
+        self._tokens = 0
+        self._files_until: dict[int, list[Path]] = {}  # by the last shard that needs them
+
+    def add(self, split: SplitRecord) -> list[ShardTask]:
+        """Return the shards of the window that this split does not fit in; none where it does."""
+        if not len(split.document_lengths):
+            self._remove(split.file)
+            return []
+        tokens = int(split.document_lengths.sum())
+        is_full = self._splits and self._tokens + tokens > self._options.window_tokens
+        tasks = self.close() if is_full else []
+        self._splits.append(split)
+        self._tokens += tokens
+        return tasks
+
+    def close(self) -> list[ShardTask]:
+        """Return the shards of the window that is open, perhaps none."""
+        options, splits = self._options, self._splits
+        if not splits:
+            return []
+        self._watch.restart()
+        lengths = np.concatenate([split.document_lengths for split in splits])
+        padded = padded_lengths(lengths, options.pad_documents_to)
+        seed = (options.seed, self._number)
+        plan = plan_sequences(padded, options.seq_len, options.packing, seed)
+        self.counts["sequences"] += plan.num_sequences
+        self.counts["sequences_lower_bound"] += plan.lower_bound
+        tasks = self._cut(plan)
+        self._number += 1
+        self._num_shards += len(tasks)
+        self._files_until[self._num_shards - 1] = [split.file for split in splits]
+        self._splits, self._tokens = [], 0
+        self._watch.lap("plan")
+        return tasks
+
+    def _cut(self, plan: Plan) -> list[ShardTask]:
+        seq_len, shard_bytes = self._options.seq_len, self._options.shard_bytes
+        batch_rows = rows_per_batch(seq_len, shard_bytes, self._options.compression)
+        step = rows_of_shards(self.counts["sequences"], seq_len, shard_bytes, batch_rows)
+        file_offsets = offsets_of(np.array([len(s.document_lengths) for s in self._splits]))
+        document_files: Int32 = owners(file_offsets).astype(np.int32)[plan.documents]
+        documents = (plan.documents - file_offsets[document_files]).astype(np.int32)
+        files = [str(split.file) for split in self._splits]
+        first_rows = np.array([split.first_row for split in self._splits], dtype=np.int64)
+        tasks = []
+        for number, first in enumerate(range(0, plan.num_sequences, step), self._num_shards):
+            offsets = plan.sequence_offsets[first : first + step + 1]
+            chosen = slice(offsets[0], offsets[-1])
+            tasks.append(
+                ShardTask(
+                    number=number,
+                    folder=self._folder,
+                    files=files,
+                    first_rows=first_rows,
+                    document_files=document_files[chosen],
+                    documents=documents[chosen],
+                    sequence_offsets=offsets - offsets[0],
+                )
+            )
+        return tasks
+
+    def _remove(self, file: Path) -> None:
+        if file.parent == self._folder:  # or else it is kept for other runs
+            file.unlink()
+
+    def forget(self, shard: int) -> None:
+        """Remove the files of the window that ends with this shard; all before it are written."""
+        for file in self._files_until.pop(shard, ()):
+            self._remove(file)

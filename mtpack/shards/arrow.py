@@ -1,0 +1,261 @@
+"""One shard: columns to Arrow and back.
+
+The format is docs/format.md: Arrow IPC, fixed-size lists, columns not nullable, the contract in
+the schema's metadata. Shards come from anywhere, so a reader believes nothing before it is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mtpack.errors import InputError
+from mtpack.packing.columns import Columns, Layout
+from mtpack.packing.label_alignment import ALIGNMENTS
+from mtpack.shards.atomic_file import atomic_file
+from mtpack.token_batch import Int32, Int64
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"mtpack"
+TOKEN_COLUMNS = ("input_ids", "labels", "loss_mask", "loss_token_num")
+TURN_COLUMNS = ("turn_starts", "turn_messages")
+ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
+_TOKEN_TYPES = {name: pa.uint8() if name == "loss_mask" else pa.int32() for name in TOKEN_COLUMNS}
+_LIST_TYPES = {
+    name: pa.int64() if name == "dialogue_ids" else pa.int32()
+    for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
+}
+_BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
+_BATCH_BYTES = 4 * 2**20  # of an uncompressed record batch: few batches to walk, small to decode
+_SMALL_SHARD_BYTES = 8 * 2**20
+_SHARDS_TO_SHARE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMetadata:
+    """What a shard says of itself."""
+
+    seq_len: int
+    label_alignment: str
+    pad_documents_to: int
+    pad_id: int
+    tokenizer_sha256: str
+    template_sha256: str
+
+    def as_json(self) -> str:
+        """Write the metadata; the same values give the same bytes."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({"format_version": FORMAT_VERSION, **fields}, sort_keys=True)
+
+    @property
+    def layout(self) -> Layout:
+        """How the sequences are laid out."""
+        return Layout(self.seq_len, self.label_alignment, self.pad_documents_to, self.pad_id)
+
+
+def shard_schema(metadata: ShardMetadata) -> pa.Schema:
+    """Return the Arrow schema of a shard."""
+    seq_len = metadata.seq_len
+    columns = [
+        *((name, pa.list_(_TOKEN_TYPES[name], seq_len)) for name in TOKEN_COLUMNS),
+        ("turn_num", pa.int32()),
+        *((name, pa.list_(kind)) for name, kind in _LIST_TYPES.items()),
+    ]
+    return pa.schema(
+        [pa.field(name, kind, nullable=False) for name, kind in columns],
+        metadata={METADATA_KEY: metadata.as_json().encode()},
+    )
+
+
+def rows_per_shard(seq_len: int, shard_bytes: int) -> int:
+    """Return how many sequences make a shard of at most `shard_bytes`, one at least."""
+    return max(1, shard_bytes // (seq_len * _BYTES_PER_TOKEN))
+
+
+def rows_per_batch(seq_len: int, shard_bytes: int, compression: str) -> int:
+    """Return the rows of a record batch, 1 to 256.
+
+    A compressed batch is decoded whole for any row of it, so it holds few.
+    """
+    most = 256 if compression == "none" else 4
+    fitting = _BATCH_BYTES // (seq_len * _BYTES_PER_TOKEN)
+    return max(1, min(most, fitting, rows_per_shard(seq_len, shard_bytes)))
+
+
+def rows_of_shards(num_sequences: int, seq_len: int, shard_bytes: int, batch_rows: int) -> int:
+    """Return how many sequences make a shard: whole record batches, one at least.
+
+    num_sequences: that the run has so far. A shard holds a 64th of them, so that many cores have
+    work early on, but 8 MiB at least, so that files stay few, and at most `shard_bytes`.
+    """
+    share = num_sequences * seq_len * _BYTES_PER_TOKEN // _SHARDS_TO_SHARE
+    rows = rows_per_shard(seq_len, min(max(share, _SMALL_SHARD_BYTES), shard_bytes))
+    return max(1, rows // batch_rows) * batch_rows
+
+
+def write_shard(
+    path: Path,
+    batches: Iterable[Columns],
+    metadata: ShardMetadata,
+    *,
+    ipc_format: str,
+    compression: str,
+) -> tuple[int, str]:
+    """Write one shard with a record batch for each of `batches`.
+
+    It appears under its name when it is whole. Returns its size in bytes and its sha256.
+    """
+    schema = shard_schema(metadata)
+    options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
+    new_writer = pa.ipc.new_stream if ipc_format == "stream" else pa.ipc.new_file
+    with atomic_file(path) as file:
+        hashing = _HashingFile(file)
+        # Arrow hands over its buffers without a copy; hashing them takes most of the time.
+        with new_writer(pa.PythonFile(hashing, "w"), schema, options=options) as writer:
+            for columns in batches:
+                writer.write_batch(_as_record_batch(columns, schema))
+        size = file.tell()
+    return size, hashing.digest.hexdigest()
+
+
+class _HashingFile:
+    """Passes bytes on to a file and hashes them on the way."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return int(self._file.write(data))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        """Leave the file open: whoever opened it syncs it first."""
+
+
+def _as_record_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
+    seq_len = columns.input_ids.shape[1]
+    arrays: list[pa.Array] = []
+    for name in schema.names:
+        values = getattr(columns, name)
+        if name in TOKEN_COLUMNS:
+            array = pa.FixedSizeListArray.from_arrays(_as_array(values.ravel()), seq_len)
+        elif name == "turn_num":
+            array = _as_array(values)
+        else:
+            offsets = columns.turn_offsets if name in TURN_COLUMNS else columns.entry_offsets
+            starts = _as_array(offsets.astype(np.int32))
+            array = pa.ListArray.from_arrays(starts, _as_array(values))
+        arrays.append(array)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _as_array(values: NDArray[Any]) -> pa.Array:
+    """Wrap an array; `pa.array` would import pandas where it is installed, which takes 0.2 s."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:
+    """Map one shard into memory and check it as far as reading it safely needs.
+
+    Takes both IPC formats and all compressions. Raises InputError.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            magic = source.read(6)
+            source.seek(0)
+            if magic == b"ARROW1":
+                table = pa.ipc.open_file(source).read_all()
+            else:
+                table = pa.ipc.open_stream(source).read_all()
+        metadata = _read_metadata(path, table.schema)
+        expected = shard_schema(metadata)
+        if not table.schema.equals(expected):
+            raise InputError(f"{path}: its columns are not those of an mtpack shard")
+        table.validate()
+        for name in ("turn_num", *_LIST_TYPES):  # offsets out of bounds would crash a reader
+            table.column(name).validate(full=True)
+        if any(_num_nulls(chunk) for column in table.columns for chunk in column.chunks):
+            raise InputError(f"{path}: damaged: it has nulls")
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        detail = str(error).split("\n")[0]
+        raise InputError(f"{path}: not a shard that can be read ({detail})") from error
+    return metadata, table
+
+
+def _num_nulls(array: pa.Array) -> int:
+    inside = 0 if pa.types.is_integer(array.type) else array.flatten().null_count
+    return int(array.null_count + inside)
+
+
+def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
+    stored = (schema.metadata or {}).get(METADATA_KEY)
+    if stored is None:
+        raise InputError(f"{path}: an Arrow file, but not one that mtpack wrote")
+    try:
+        fields = json.loads(stored)
+        version = fields.pop("format_version")
+        metadata = ShardMetadata(**fields) if version == FORMAT_VERSION else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: its mtpack metadata is damaged") from error
+    if metadata is None:
+        raise InputError(
+            f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
+        )
+    whole = all(
+        type(value) is int and low <= value < 2**31
+        for value, low in (
+            (metadata.seq_len, 2),
+            (metadata.pad_documents_to, 1),
+            (metadata.pad_id, 0),
+        )
+    )
+    if not whole or metadata.label_alignment not in ALIGNMENTS:
+        raise InputError(f"{path}: its mtpack metadata is damaged")
+    return metadata
+
+
+def columns_of(table: pa.Table) -> Iterator[Columns]:
+    """Yield the columns of a shard, batch by batch, as views of its memory where it is mapped."""
+    for batch in table.to_batches():
+        lists: dict[str, Any] = {name: _list_of(batch.column(name)) for name in _LIST_TYPES}
+        turn_offsets = lists["turn_starts"][1]
+        entry_offsets = lists["seq_lengths"][1]
+        for names, offsets in ((TURN_COLUMNS, turn_offsets), (ENTRY_COLUMNS, entry_offsets)):
+            for name in names:
+                if not np.array_equal(lists[name][1], offsets):
+                    raise InputError(f"{name} and {names[0]} have lists of different lengths")
+        matrices = {name: _matrix_of(batch.column(name)) for name in TOKEN_COLUMNS}
+        yield Columns(
+            **matrices,
+            turn_num=batch.column("turn_num").to_numpy(),
+            turn_offsets=turn_offsets,
+            entry_offsets=entry_offsets,
+            **{name: values for name, (values, _) in lists.items()},
+        )
+
+
+def _matrix_of(column: pa.FixedSizeListArray) -> Any:
+    # flatten() knows of a slice's offset, which .values does not
+    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+
+def _list_of(column: pa.ListArray) -> tuple[Int32 | Int64, Int64]:
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    return column.flatten().to_numpy(), offsets - offsets[0]

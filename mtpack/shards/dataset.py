@@ -1,0 +1,152 @@
+"""`open_shards`: the sequences of an output, or of single shards, row by row without a copy."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+
+from mtpack.errors import InputError, SetupError
+from mtpack.packing.columns import Columns
+from mtpack.shards.arrow import (
+    ENTRY_COLUMNS,
+    TOKEN_COLUMNS,
+    TURN_COLUMNS,
+    ShardMetadata,
+    columns_of,
+    open_shard,
+)
+from mtpack.shards.manifest import MANIFEST, Manifest, read_manifest
+
+Row = dict[str, Any]
+"""One sequence: every column by name, as a read-only numpy array; `turn_num` as an int."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """One shard, mapped into memory."""
+
+    path: Path
+    num_rows: int
+    batches: list[Columns]
+
+
+class Shards(Sequence[Row]):
+    """The sequences of one or more shards.
+
+    Rows are read-only views of the mapped files; take copies of what is to be changed.
+    """
+
+    def __init__(
+        self, opened: list[OpenShard], metadata: ShardMetadata, manifest: Manifest | None
+    ) -> None:
+        """Take opened shards; `open_shards` opens them."""
+        self.opened = opened
+        self.metadata = metadata
+        self.manifest = manifest
+        """Of the output folder; None for single shards."""
+        self._batches = [batch for shard in opened for batch in shard.batches]
+        self._batch_ends = list(accumulate(len(batch.turn_num) for batch in self._batches))
+
+    def __len__(self) -> int:
+        return self._batch_ends[-1] if self._batch_ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = bisect_right(self._batch_ends, row)
+        batch = self._batches[number]
+        return row_of(batch, row - self._batch_ends[number] + len(batch.turn_num))
+
+    def __iter__(self) -> Iterator[Row]:
+        for batch in self._batches:
+            for row in range(len(batch.turn_num)):
+                yield row_of(batch, row)
+
+
+def row_of(batch: Columns, row: int) -> Row:
+    """Return one sequence of a batch."""
+    turns = slice(batch.turn_offsets[row], batch.turn_offsets[row + 1])
+    entries = slice(batch.entry_offsets[row], batch.entry_offsets[row + 1])
+    return {
+        **{name: getattr(batch, name)[row] for name in TOKEN_COLUMNS},
+        "turn_num": int(batch.turn_num[row]),
+        **{name: getattr(batch, name)[turns] for name in TURN_COLUMNS},
+        **{name: getattr(batch, name)[entries] for name in ENTRY_COLUMNS},
+    }
+
+
+def open_shards(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
+    """Open an output folder, or one or more shards.
+
+    In a folder, every shard must be there with the size and the rows that the manifest records,
+    since a stream that is cut off may read short without an error. Raises SetupError for a path
+    that is not there, InputError for shards that can't be used.
+    """
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if len(paths) == 1 and Path(paths[0]).is_dir():
+        return _open_folder(Path(paths[0]))
+    opened, metadata = _open_all([Path(shard) for shard in paths])
+    return Shards(opened, metadata, None)
+
+
+def _open_folder(folder: Path) -> Shards:
+    if not (folder / MANIFEST).is_file():
+        raise SetupError(
+            f"{folder}: no {MANIFEST}, so not a complete output; run mtpack pack -o {folder}"
+        )
+    manifest = read_manifest(folder)
+    records = manifest.report.shards
+    for record in records:
+        if Path(record.path).name != record.path:
+            raise InputError(f"{folder / MANIFEST}: damaged; {record.path!r} is not a file name")
+        file = folder / record.path
+        size = file.stat().st_size if file.is_file() else None
+        if size != record.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise InputError(f"{file}: {found}; the manifest records {record.bytes:,} bytes")
+    opened, metadata = _open_all([folder / record.path for record in records])
+    for shard, record in zip(opened, records, strict=True):
+        if shard.num_rows != record.rows:
+            raise InputError(
+                f"{shard.path}: holds {shard.num_rows:,} rows; the manifest records {record.rows:,}"
+            )
+    return Shards(opened, metadata, manifest)
+
+
+def _open_all(paths: list[Path]) -> tuple[list[OpenShard], ShardMetadata]:
+    opened: list[OpenShard] = []
+    known: ShardMetadata | None = None
+    for path in paths:
+        if path.is_dir():
+            raise SetupError(f"{path}: a folder; name one output folder, or one or more shards")
+        if not path.is_file():
+            raise SetupError(f"{path}: no such shard or output folder")
+        metadata, table = open_shard(path)
+        if known is not None and metadata != known:
+            raise InputError(f"{path}: not packed with the same options as {paths[0]}")
+        known = metadata
+        opened.append(OpenShard(path, table.num_rows, _columns(path, table)))
+    if known is None:
+        raise SetupError("no shard to open")
+    return opened, known
+
+
+def _columns(path: Path, table: pa.Table) -> list[Columns]:
+    try:
+        return list(columns_of(table))
+    except InputError as error:
+        raise InputError(f"{path}: damaged: {error}") from error

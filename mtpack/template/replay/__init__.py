@@ -1,1 +1,0 @@
-"""Trace and replay: a template that was rendered once for a shape is filled in from then on."""

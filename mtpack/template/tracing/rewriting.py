@@ -1,0 +1,174 @@
+"""Rewrite a parsed template so that it can run on stand-ins.
+
+Where compiled templates use Python's own operators on text (output, `~`, `in`, what a `set` block
+gathers), they are made to call a function instead (`mtpack_write`, `mtpack_concat`, `mtpack_in`,
+`mtpack_captured`). Loops at the top level of a template become loops of steps (`Recorder.step`):
+they iterate over `mtpack_iterate`, and each iteration begins with `mtpack_step`. Loops that look
+for parts of a content, and find none in the characters of a text, skip these (`mtpack_parts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import nodes
+from jinja2.visitor import NodeTransformer
+
+from mtpack.template.tracing.tracers import Declined
+
+
+def rewrite(tree: nodes.Template) -> set[str]:
+    """Rewrite a template in place; return the variables of its outermost scope.
+
+    Raises Declined.
+    """
+    _skip_characters(tree)
+    _Rewriter().visit(tree)
+    names = _make_steps(tree)
+    for node in tree.find_all(nodes.Node):
+        if not node.lineno:
+            node.lineno = 1
+    return names
+
+
+def _call(function: str, *arguments: nodes.Expr) -> nodes.Call:
+    return nodes.Call(nodes.Name(function, "load"), list(arguments), [], None, None)
+
+
+def _skip_characters(tree: nodes.Template) -> None:
+    """Spare loops over parts of a content the characters of a content that is a text.
+
+    `{% for part in content %}{% if part.type == 'image' %}...` does nothing for a character, since
+    it has no `type`; but it would be one question for each.
+    """
+    for loop in tree.find_all(nodes.For):
+        target = loop.target
+        if isinstance(target, nodes.Name) and not (loop.else_ or loop.test):
+            written = [node for node in loop.body if not _is_of_marking(node)]
+            if all(_asks_for_a_key(node, target.name) for node in written):
+                assert isinstance(loop.iter, nodes.Expr)
+                loop.iter = _call("mtpack_parts", loop.iter)
+
+
+def _is_of_marking(node: nodes.Node) -> bool:
+    """Return whether marking put this here; it marks messages, which are no characters."""
+    match node:
+        case nodes.Assign(target=nodes.Name(name=name)):
+            return str(name).startswith("mtpack_")
+        case nodes.Output():
+            names = [name.name for name in node.find_all(nodes.Name)]
+            has_text = node.find(nodes.TemplateData) is not None
+            return not has_text and all(name.startswith("mtpack_") for name in names)
+    return False
+
+
+def _asks_for_a_key(node: nodes.Node, name: str) -> bool:
+    """Return whether a node is an `if` without `else` that wants a key of `name` to be a text."""
+    if not isinstance(node, nodes.If) or node.else_:
+        return False
+    return _wants_a_key(node.test, name) and all(
+        _asks_for_a_key(branch, name) for branch in node.elif_
+    )
+
+
+def _wants_a_key(test: nodes.Node, name: str) -> bool:
+    match test:
+        case nodes.Or():
+            return _wants_a_key(test.left, name) and _wants_a_key(test.right, name)
+        case nodes.Compare(expr=asked, ops=[nodes.Operand(op="eq", expr=nodes.Const(value=str()))]):
+            key = _key_of(asked, name)
+            return key is not None and not hasattr(str, key)
+    return False
+
+
+def _key_of(asked: nodes.Node, name: str) -> str | None:
+    match asked:
+        case nodes.Getattr(node=nodes.Name(name=of), attr=key) if of == name:
+            return str(key)
+        case nodes.Getitem(node=nodes.Name(name=of), arg=nodes.Const(value=str() as key)) if (
+            of == name
+        ):
+            return key
+    return None
+
+
+class _Rewriter(NodeTransformer):
+    """Replaces what would join or search text behind the back of stand-ins."""
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Output:
+        self.generic_visit(node)
+        node.nodes = [
+            item if isinstance(item, nodes.TemplateData) else _call("mtpack_write", item)
+            for item in node.nodes
+        ]
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
+        self.generic_visit(node)
+        return _call("mtpack_concat", *node.nodes)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
+        self.generic_visit(node)
+        (first, *more) = node.ops
+        if more or first.op not in ("in", "notin"):
+            return node
+        found = _call("mtpack_in", node.expr, first.expr)
+        return nodes.Not(found) if first.op == "notin" else found
+
+    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.AssignBlock:
+        self.generic_visit(node)
+        node.filter = nodes.Filter(node.filter, "mtpack_captured", [], [], None, None)
+        return node
+
+
+def _make_steps(tree: nodes.Template) -> set[str]:
+    """Make the iterations of loops at the top level steps; return the variables of that level."""
+    loops: list[nodes.For] = []
+    names: set[str] = set()
+    _look_through(tree.body, loops, names)
+    for number, loop in enumerate(loops):
+        if loop.recursive or loop.test is not None:
+            continue
+        variable = f"mtpack_loop_{number}"
+        assert isinstance(loop.iter, nodes.Expr)
+        loop.iter = _call("mtpack_iterate", loop.iter)
+        loop.target = nodes.Tuple([loop.target, nodes.Name(variable, "store")], "store")
+        for node in loop.body:
+            _rename_loop(node, variable)
+        live = nodes.List([nodes.Name(name, "load") for name in sorted(names)])
+        step = _call("mtpack_step", nodes.Name(variable, "load"), nodes.Const(number), live)
+        loop.body.insert(0, nodes.Output([step]))
+    return names
+
+
+def _look_through(body: Sequence[nodes.Node], loops: list[nodes.For], names: set[str]) -> None:
+    """Collect the loops and the variables of the outermost scope."""
+    for node in body:
+        if isinstance(node, nodes.For):
+            loops.append(node)
+        elif isinstance(node, nodes.If):
+            for branch in (node.body, node.elif_, node.else_):
+                _look_through(branch, loops, names)
+        elif isinstance(node, nodes.Assign | nodes.AssignBlock):
+            names |= {name.name for name in _names_in(node.target) if name.ctx == "store"}
+        elif isinstance(node, nodes.Macro):
+            names.add(node.name)
+        elif not isinstance(node, nodes.Output | nodes.ExprStmt | nodes.CallBlock):
+            raise Declined(f"a {type(node).__name__}")
+
+
+def _names_in(target: nodes.Expr) -> list[nodes.Name]:
+    inside = list(target.find_all(nodes.Name))
+    return [target, *inside] if isinstance(target, nodes.Name) else inside
+
+
+def _rename_loop(node: nodes.Node, variable: str) -> None:
+    """Let `loop` mean the stepping one, but in loops inside it."""
+    if isinstance(node, nodes.Name) and node.name == "loop":
+        node.name = variable
+    for name, value in node.iter_fields():
+        if isinstance(node, nodes.For) and name in ("body", "else_", "test"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, nodes.Node):
+                _rename_loop(child, variable)

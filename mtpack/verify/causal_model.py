@@ -1,0 +1,170 @@
+"""The language model that the checks compute with: a small one of mtpack's own, or a user's."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtpack.errors import SetupError, first_line
+from mtpack.verify.model import Transformer
+
+MODEL_SEED = 0
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Batch = Mapping[str, Tensor]
+"""What `mtpack.torch_data.collate` gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class CausalModel:
+    """A causal language model that reads several documents as one sequence."""
+
+    module: nn.Module
+    forward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """From input_ids, position_ids and document_ids, integers (tokens,), to the logits for the
+    token behind every place, float (tokens, vocabulary)."""
+    vocabulary: int
+    name: str
+    keeps_apart_by: str
+    """What keeps documents apart in it, in words."""
+    states: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """To what the output matrix is applied to, (tokens, width); of the built-in model."""
+    output: Tensor | None = None
+    """The output matrix, (vocabulary, width); of the built-in model."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and its inputs have to be."""
+        return self.parameters[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.parameters[0].dtype
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits of a batch, float (rows, seq_len, vocabulary).
+
+        The rows are one sequence to the model, as in padding-free training.
+        """
+        return self.forward(*flat_inputs(batch)).view(*batch["input_ids"].shape, -1)
+
+
+def flat_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input_ids, position_ids and document_ids of a batch, int64 (rows * seq_len,) each."""
+    return (
+        batch["input_ids"].flatten(),
+        batch["position_ids"].flatten(),
+        document_ids_of(batch),
+    )
+
+
+def document_ids_of(batch: Batch) -> Tensor:
+    """Return the document of each place of a batch, int64 (rows * seq_len,), from `cu_seqlens`."""
+    lengths = batch["cu_seqlens"].diff().long()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def built_in_model(vocabulary: int, device: str, dtype: torch.dtype) -> CausalModel:
+    """Return the small transformer with random weights, the same for equal arguments."""
+    module = Transformer(vocabulary, MODEL_SEED).to(device, dtype)
+    return CausalModel(
+        module,
+        module,
+        vocabulary,
+        "built in",
+        "cu_seqlens",
+        states=module.states,
+        output=module.output.weight,
+    )
+
+
+def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) -> CausalModel:
+    """Load a causal language model from a local folder, as transformers does; no code of its own.
+
+    Documents are kept apart by their restarting position_ids, without an attention mask: for that,
+    transformers (5.24, masking_utils.py, `find_packed_sequence_indices`) makes a mask within
+    documents, and its flash attention takes their lengths. Raises SetupError where transformers is
+    missing, for a folder that it can't load such a model from, and later where the model fails.
+    """
+    if find_spec("transformers") is None:
+        raise SetupError("--model needs transformers; get it with: pip install transformers")
+    if dtype == torch.float64:
+        raise SetupError(
+            "--dtype float64 can't be had with --model: transformers computes parts of a model in "
+            "float32 always; use --dtype float32"
+        )
+    if not (Path(path) / "config.json").is_file():
+        raise SetupError(f"--model {path}: no config.json there; name a local model folder")
+    module = _load(path, dtype).to(device).eval()  # no dropout
+    if "position_ids" not in inspect.signature(module.forward).parameters:
+        raise SetupError(
+            f"--model {path}: {type(module).__name__} takes no position_ids, "
+            "so it can't keep the documents of a sequence apart"
+        )
+
+    def forward(input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
+        inputs = {"input_ids": input_ids[None], "position_ids": position_ids[None]}
+        try:
+            output = module(**inputs, use_cache=False)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
+            longest = int(position_ids.max()) + 1
+            raise SetupError(
+                f"--model {path}: it can't read documents of {longest:,} tokens: "
+                f"{first_line(error)}"
+            ) from error
+        return output.logits[0]  # type: ignore[no-any-return]  # transformers is untyped here
+
+    attention = getattr(module.config, "_attn_implementation", None) or "its own"
+    return CausalModel(
+        module,
+        forward,
+        int(module.get_input_embeddings().num_embeddings),
+        f"{type(module).__name__} from {path}",
+        f"restarting position_ids ({attention} attention)",
+    )
+
+
+def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _silent_transformers():
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
+            reason = first_line(error)
+            raise SetupError(f"--model {path}: transformers can't load it: {reason}") from error
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,130 @@
+"""The laws of the lists: documents fill the sequence, turns are where turns can be.
+
+Each relies on those before it: once `seq_lengths` sum to `seq_len`, the running sums are places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtpack.token_batch import offsets_of
+from mtpack.verify.batch import Batch, Breach, Law
+
+
+def _turn_num(batch: Batch) -> Breach | None:
+    stored, found = batch.columns.turn_num, np.diff(batch.columns.turn_offsets)
+    return batch.at_row(
+        stored != found,
+        lambda row: f"turn_num is {stored[row]}; expected {found[row]}, as turn_starts has",
+    )
+
+
+def _seq_lengths_positive(batch: Batch) -> Breach | None:
+    lengths = batch.columns.seq_lengths
+    return batch.at_entry(
+        lengths <= 0, lambda entry: f"an entry of seq_lengths is {lengths[entry]}; expected 1 up"
+    )
+
+
+def _seq_lengths_sum(batch: Batch) -> Breach | None:
+    sums = np.diff(batch.entry_places[batch.columns.entry_offsets])
+    seq_len = batch.layout.seq_len
+    return batch.at_row(
+        sums != seq_len, lambda row: f"seq_lengths sum to {sums[row]}; expected {seq_len}"
+    )
+
+
+def _seq_lengths_multiple(batch: Batch) -> Breach | None:
+    lengths, multiple = batch.columns.seq_lengths, batch.layout.pad_documents_to
+    return batch.at_entry(
+        lengths % multiple != 0,
+        lambda entry: (
+            f"an entry of seq_lengths is {lengths[entry]}; expected a multiple of {multiple}"
+        ),
+    )
+
+
+def _dialogue_ids(batch: Batch) -> Breach | None:
+    ids = batch.columns.dialogue_ids
+    return batch.at_entry(
+        ids < -1, lambda entry: f"dialogue_ids has {ids[entry]}; expected -1 (padding) or 0 up"
+    )
+
+
+def _padding_last(batch: Batch) -> Breach | None:
+    return batch.at_entry(
+        ~batch.is_document & ~batch.is_last,
+        lambda entry: "a padding entry (dialogue_ids -1) is not the last of its sequence",
+    )
+
+
+def _has_document(batch: Batch) -> Breach | None:
+    documents = np.diff(offsets_of(batch.is_document.astype(np.int64))[batch.columns.entry_offsets])
+    return batch.at_row(
+        documents == 0, lambda row: "the sequence has 0 documents; expected 1 at least"
+    )
+
+
+def _document_lengths(batch: Batch) -> Breach | None:
+    lengths, room = batch.columns.document_lengths, batch.columns.seq_lengths
+    wrong = np.where(batch.is_document, (lengths < 1) | (lengths > room), lengths != 0)
+
+    def detail(entry: int) -> str:
+        expected = f"1 to {room[entry]}" if batch.is_document[entry] else "0, as for padding"
+        return f"an entry of document_lengths is {lengths[entry]}; expected {expected}"
+
+    return batch.at_entry(wrong, detail)
+
+
+def _document_padding(batch: Batch) -> Breach | None:
+    padding = batch.columns.seq_lengths - batch.columns.document_lengths
+    multiple = batch.layout.pad_documents_to
+    return batch.at_entry(
+        batch.is_document & (padding >= multiple),
+        lambda entry: (
+            f"{padding[entry]} places of padding behind a document; expected fewer than {multiple}"
+        ),
+    )
+
+
+def _turn_messages(batch: Batch) -> Breach | None:
+    messages = batch.columns.turn_messages
+    return batch.at_turn(
+        messages < 0, lambda turn: f"an entry of turn_messages is {messages[turn]}; expected 0 up"
+    )
+
+
+def _turn_starts_range(batch: Batch) -> Breach | None:
+    starts, seq_len = batch.columns.turn_starts, batch.layout.seq_len
+    return batch.at_turn(
+        (starts < 0) | (starts >= seq_len),
+        lambda turn: f"an entry of turn_starts is {starts[turn]}; expected 0 to {seq_len - 1}",
+    )
+
+
+def _turn_starts_ascend(batch: Batch) -> Breach | None:
+    # Within the range, places ascend over rows anyhow.
+    starts = batch.columns.turn_starts
+    wrong = np.diff(batch.head_places, prepend=-1) <= 0
+    return batch.at_turn(
+        wrong,
+        lambda turn: (
+            f"turn_starts has {starts[turn]} behind {starts[turn - 1]}; expected ascending"
+        ),
+    )
+
+
+LIST_LAWS: dict[str, Law] = {
+    "turn_num": _turn_num,
+    "seq_lengths_positive": _seq_lengths_positive,
+    "seq_lengths_sum": _seq_lengths_sum,
+    "seq_lengths_multiple": _seq_lengths_multiple,
+    "dialogue_ids": _dialogue_ids,
+    "padding_last": _padding_last,
+    "has_document": _has_document,
+    "document_lengths": _document_lengths,
+    "document_padding": _document_padding,
+    "turn_messages": _turn_messages,
+    "turn_starts_range": _turn_starts_range,
+    "turn_starts_ascend": _turn_starts_ascend,
+}

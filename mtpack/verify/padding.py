@@ -1,0 +1,47 @@
+"""Sequences with more padding: behind every document, as context-parallel ranks want, or last."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtpack.packing.columns import IGNORED, padded_lengths
+from mtpack.shards.arrow import TOKEN_COLUMNS
+from mtpack.shards.dataset import Row
+from mtpack.token_batch import offsets_of
+
+_PADDING = {"input_ids": 0, "labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
+
+
+def with_padded_documents(row: Row, multiple: int) -> Row:
+    """Pad every document of a sequence, and its padding, to a multiple; the sequence grows."""
+    lengths = row["seq_lengths"].astype(np.int64)
+    padded = padded_lengths(lengths, multiple)
+    starts, new_starts = offsets_of(lengths), offsets_of(padded)
+    places = np.arange(starts[-1]) + np.repeat((new_starts - starts)[:-1], lengths)
+    columns = {}
+    for name in TOKEN_COLUMNS:
+        columns[name] = np.full(new_starts[-1], _PADDING[name], row[name].dtype)
+        columns[name][places] = row[name]
+    return {
+        **row,
+        **columns,
+        "turn_starts": places[row["turn_starts"]].astype(np.int32),
+        "seq_lengths": padded.astype(np.int32),
+    }
+
+
+def lengthened(row: Row, seq_len: int) -> Row:
+    """Put padding behind a sequence, up to a length."""
+    missing = seq_len - len(row["input_ids"])
+    if not missing:
+        return row
+    entry = {"seq_lengths": missing, "document_lengths": 0, "dialogue_ids": -1}
+    columns = {
+        name: np.pad(row[name], (0, missing), constant_values=_PADDING[name])
+        for name in TOKEN_COLUMNS
+    }
+    return {
+        **row,
+        **columns,
+        **{name: np.append(row[name], row[name].dtype.type(entry[name])) for name in entry},
+    }

@@ -1,0 +1,167 @@
+"""Check 1, structure: every law of a shard, for every row, and the manifest's figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtpack.packing.columns import Columns
+from mtpack.shards.dataset import Shards
+from mtpack.shards.manifest import MANIFEST, Manifest
+from mtpack.token_batch import Int32, Int64
+from mtpack.verify.batch import Batch, Breach
+from mtpack.verify.list_laws import LIST_LAWS
+from mtpack.verify.token_laws import TOKEN_LAWS
+
+LAWS = {**LIST_LAWS, **TOKEN_LAWS}
+"""By name, in the order of checking: a law relies on those before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A law that does not hold, and where."""
+
+    shard: str
+    """The file; the manifest where its figures are not those of the shards."""
+    row: int | None
+    """Counted from 0 over all shards; None where a whole file is concerned."""
+    position: int | None
+    """In the sequence; None where the whole sequence is concerned."""
+    law: str
+    detail: str
+    """A sentence with what was found and what was expected, and no content."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `verify --json` prints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StructureReport:
+    """What the check of the structure came to."""
+
+    violation: Violation | None
+    """The first one found; the check ends with it."""
+    rows: int
+    """Sequences that were found to keep every law of a shard."""
+    hashes_checked: bool
+    """Whether there was a manifest to check against, and the check got that far."""
+
+
+class _Totals:
+    """What the shards hold in all, and which turns, to be held against the manifest."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(
+            ("sequences", "documents", "turns_packed", "tokens", "loss_tokens"), 0
+        )
+        self.turn_dialogues: list[Int64] = []
+        self.turn_messages: list[Int32] = []
+        self.turn_num: list[Int32] = []
+
+    def add(self, batch: Batch) -> None:
+        columns = batch.columns
+        self.counts["sequences"] += batch.num_rows
+        self.counts["documents"] += int(np.count_nonzero(batch.is_document))
+        self.counts["turns_packed"] += len(columns.turn_starts)
+        self.counts["tokens"] += int(columns.document_lengths.sum(dtype=np.int64))
+        self.counts["loss_tokens"] += len(batch.loss_places)
+        self.turn_dialogues.append(columns.dialogue_ids[batch.head_entries])
+        self.turn_messages.append(columns.turn_messages)
+        self.turn_num.append(columns.turn_num)
+
+
+def check_structure(shards: Shards) -> StructureReport:
+    """Hold every row against every law, and the whole against its manifest where there is one.
+
+    Within a record batch the first law that is broken is reported, at its first row.
+    """
+    totals = _Totals()
+    for shard, first_row, columns in _batches(shards):
+        batch = Batch(columns, shards.metadata.layout)
+        broken = first_breach(batch)
+        if broken is not None:
+            law, breach = broken
+            row = first_row + breach.row
+            violation = Violation(str(shard), row, breach.position, law, breach.detail)
+            return StructureReport(violation, totals.counts["sequences"], hashes_checked=False)
+        totals.add(batch)
+    rows = totals.counts["sequences"]
+    first_shard = str(shards.opened[0].path)
+    if not rows:
+        violation = Violation(
+            first_shard, None, None, "sequences", "0 sequences; expected 1 at least"
+        )
+        return StructureReport(violation, 0, hashes_checked=False)
+    repeated = _repeated_turn(shards, totals)
+    if repeated is not None or shards.manifest is None:
+        return StructureReport(repeated, rows, hashes_checked=False)
+    unlike = _hash_violation(shards, shards.manifest) or _tally_violation(shards.manifest, totals)
+    return StructureReport(unlike, rows, hashes_checked=True)
+
+
+def first_breach(batch: Batch) -> tuple[str, Breach] | None:
+    """Return the first law that is broken, and where."""
+    for name, law in LAWS.items():
+        breach = law(batch)
+        if breach is not None:
+            return name, breach
+    return None
+
+
+def _batches(shards: Shards) -> Iterator[tuple[Path, int, Columns]]:
+    """Yield every record batch with its shard and the number of its first row."""
+    first_row = 0
+    for shard in shards.opened:
+        for columns in shard.batches:
+            yield shard.path, first_row, columns
+            first_row += len(columns.turn_num)
+
+
+def _repeated_turn(shards: Shards, totals: _Totals) -> Violation | None:
+    """Demand that no turn is trained twice: (dialogue, message) is unique over all shards."""
+    dialogues = np.concatenate(totals.turn_dialogues)
+    messages = np.concatenate(totals.turn_messages)
+    order = np.lexsort((messages, dialogues))  # stable, so the later one stands behind
+    same = (np.diff(dialogues[order]) == 0) & (np.diff(messages[order]) == 0)
+    if not same.any():
+        return None
+    turn = int(order[1:][same].min())
+    ends = np.cumsum(np.concatenate(totals.turn_num), dtype=np.int64)
+    row = int(np.searchsorted(ends, turn, side="right"))
+    in_row = shards[row]
+    position = int(in_row["turn_starts"][turn - int(ends[row]) + in_row["turn_num"]])
+    shard_ends = np.cumsum([shard.num_rows for shard in shards.opened])
+    shard = shards.opened[int(np.searchsorted(shard_ends, row, side="right"))]
+    detail = f"message {messages[turn]} of dialogue {dialogues[turn]} is trained a second time"
+    return Violation(str(shard.path), row, position, "turn_unique", detail)
+
+
+def _hash_violation(shards: Shards, manifest: Manifest) -> Violation | None:
+    for shard, record in zip(shards.opened, manifest.report.shards, strict=True):
+        with open(shard.path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != record.sha256:
+            detail = f"its bytes have the sha256 {found}; the manifest records {record.sha256}"
+            return Violation(str(shard.path), None, None, "sha256", detail)
+    return None
+
+
+def _tally_violation(manifest: Manifest, totals: _Totals) -> Violation | None:
+    tally = manifest.report.tally
+    found = {
+        **totals.counts,
+        "rows_packed": len(np.unique(np.concatenate(totals.turn_dialogues))),
+    }
+    for name, count in found.items():
+        recorded = getattr(tally, name)
+        if recorded != count:
+            path = str(Path(manifest.report.output) / MANIFEST)
+            detail = f"it records {recorded:,} {name}; the shards hold {count:,}"
+            return Violation(path, None, None, "tally", detail)
+    return None

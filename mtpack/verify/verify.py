@@ -1,0 +1,156 @@
+"""`verify`: the checks one after the other, and what they came to."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from mtpack.errors import MtpackError, SetupError
+from mtpack.shards.dataset import Shards, open_shards
+from mtpack.shards.manifest import Tally
+from mtpack.verify.check import Check, Tell
+from mtpack.verify.structure import Violation, check_structure
+from mtpack.verify.weights import WeightBin, weight_bins
+
+if TYPE_CHECKING:
+    from mtpack.verify.computing import NumericReport
+    from mtpack.verify.speed import SpeedReport
+
+MISSING_EXTRA = (
+    "mtpack[torch] is not installed, so only the structure was checked; "
+    "get it with: pip install 'mtpack[torch]'"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """The result of `verify`."""
+
+    rows: int
+    """Sequences that were found to keep every law."""
+    rows_of: int
+    checks: dict[str, Check]
+    """By name, as far as they were made: none follows a structure that is broken."""
+    device: str
+    violation: Violation | None
+    tally: Tally | None
+    """What the run counted; None for shards without their manifest, whose hashes nobody knows."""
+    weights: list[WeightBin] = field(default_factory=list)
+    """How much turns of each length weigh under other means, over all of the shards; empty where
+    the structure is broken."""
+    numeric: NumericReport | None = None
+    """Of the numeric checks, where they were made."""
+    speed: SpeedReport | None = None
+    """What the loss takes on this device, where that was measured."""
+    missing_extra: str | None = None
+    """What to install, where checks were left out because torch is missing."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check that was made has held."""
+        return all(check.ok for check in self.checks.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object that `verify --json` prints; a loss that was not computed is null."""
+        numeric = self.numeric
+        loss = asdict(numeric.losses) if numeric else {}
+        return {
+            "ok": self.ok,
+            "rows": self.rows,
+            "checks": {name: check.as_dict() for name, check in self.checks.items()},
+            "loss": {
+                name: _number(loss.get(name, math.nan))
+                for name in ("turn_mean", "token_mean", "dialogue_mean")
+            },
+            "device": self.device,
+            "dtype": numeric and numeric.dtype,
+            "model": numeric and numeric.model,
+            "covered": numeric.covered if numeric else {},
+            "weights": [one.as_dict() for one in self.weights],
+            "speed": self.speed and self.speed.as_dict(),
+            "remarks": numeric.remarks if numeric else [],
+            "violation": self.violation and self.violation.as_dict(),
+        }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def verify(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    device: str = "auto",
+    *,
+    dtype: str = "auto",
+    model: str | None = None,
+    speed: bool = False,
+    tell: Tell = lambda stage: None,
+) -> VerifyReport:
+    """Check an output folder, or one or more shards.
+
+    device: `cpu`, `cuda`, or `auto` (CUDA where there is some). dtype: `float64`, `float32`,
+    `bfloat16`, or `auto`. model: a folder with a causal language model for transformers, instead of
+    the built-in one. speed: measure the loss on the device as well. tell: is told every stage.
+    Raises SetupError for a path, device or model that is not there or can't be used, InputError for
+    shards that can't be read.
+    """
+    has_torch = find_spec("torch") is not None
+    device = _usable_device(device) if has_torch else "cpu"
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    named = [os.fspath(path) for path in several]
+    shards = open_shards(named)
+    tell("structure")
+    structure = check_structure(shards)
+    broken = structure.violation is not None
+    checks = {"structure": Check(int(broken), 0)}
+    numeric = measured = None
+    if has_torch and not broken:
+        from mtpack.verify.speed import measure_losses
+
+        numeric = _check_numbers(named, shards, device, dtype, model, tell)
+        checks |= numeric.checks
+        tell("speed")
+        measured = measure_losses(shards, device) if speed else None
+    return VerifyReport(
+        rows=structure.rows,
+        rows_of=len(shards),
+        checks=checks,
+        device=device,
+        violation=structure.violation,
+        tally=shards.manifest.report.tally if shards.manifest else None,
+        weights=[] if broken else weight_bins(shards),
+        numeric=numeric,
+        speed=measured,
+        missing_extra=None if has_torch else MISSING_EXTRA,
+    )
+
+
+def _check_numbers(
+    named: list[str], shards: Shards, device: str, dtype: str, model: str | None, tell: Tell
+) -> NumericReport:
+    """Compute on a sample; raise MtpackError where the device has too little memory."""
+    from torch.cuda import OutOfMemoryError
+
+    from mtpack.verify.computing import check_numbers
+
+    try:
+        return check_numbers(named, shards, device, dtype, model, tell)
+    except OutOfMemoryError as error:
+        raise MtpackError(
+            f"{device} has not enough memory for the numeric checks; "
+            "try --dtype bfloat16, a smaller --model, or --device cpu"
+        ) from error
+
+
+def _usable_device(device: str) -> str:
+    import torch
+
+    if device == "cpu" or torch.cuda.is_available():
+        return "cuda" if device == "auto" else device
+    if device == "cuda":
+        raise SetupError("--device cuda: torch finds no CUDA device; use --device cpu")
+    return "cpu"

@@ -1,1 +1,0 @@
-"""Proof that shards are sound and that their loss is the mean over turns."""

@@ -1,0 +1,104 @@
+"""Documents and loss tokens equal the slow reference, on real dialogues, for every --merge."""
+
+import gzip
+import json
+import random
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mtpack.input.dialogue import Dialogue, Origin, Reject
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.template.chat_template import load_chat_template
+from mtpack.template.tracing.replayer import Replayer
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
+from tests.conftest import SAMPLE_DATA, SHARED, shared
+from tests.support.reference import Reference, ReferenceDocument
+from tests.support.template_facts import CHATML, PHI
+from tests.support.template_table import MERGES, documents_of, reference_documents
+
+TOKENIZERS = {
+    "embedded": CHATML,
+    "qwen3": CHATML,
+    "minimind": CHATML,
+    "phi-3-mini": replace(PHI, closing="<|endoftext|>"),
+}
+SAMPLE_FILES = sorted(path.name for path in SAMPLE_DATA.glob("*.jsonl"))
+SHARED_FILES = (
+    "bench_en.jsonl.gz",
+    "bench_zh.jsonl.gz",
+    "glaive_toolcall_en.jsonl",
+    "glaive_toolcall_zh.jsonl",
+    "reason_tool_use.jsonl",
+    "tools_long_en.jsonl.gz",
+)
+NUM_DIALOGUES = 120
+
+
+class RenderOnce(Reference):
+    """The reference, but a text that it asks for again is not rendered again."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.rendered: dict[str, str] = {}
+
+    def render(self, messages, tools, prompt=False) -> str:
+        key = json.dumps([messages, tools, prompt])
+        if key not in self.rendered:
+            self.rendered[key] = super().render(messages, tools, prompt)
+        return self.rendered[key]
+
+
+@cache
+def loaded(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
+    folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
+    tokenizer = load_tokenizer(str(folder))
+    template = load_chat_template(tokenizer, None, (), "2026-01-01")
+    replayers = [Replayer(template, tokenizer.added_tokens, merge) for merge in MERGES]
+    return tokenizer, replayers, RenderOnce(folder, TOKENIZERS[name])
+
+
+def drawn_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Return lines of a file, each with its number, drawn by a seed."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        lines = list(enumerate(file, 1))
+    return random.Random(path.name).sample(lines, min(NUM_DIALOGUES, len(lines)))
+
+
+def packed_documents(
+    tokenizer: LoadedTokenizer, replayer: Replayer, dialogue: Dialogue
+) -> list[ReferenceDocument] | None:
+    """Return the documents that mtpack makes, or None for a refused dialogue."""
+    rendered = replayer.render_dialogue(dialogue)
+    if isinstance(rendered, Reject):
+        assert rendered.reason == "template_raised", rendered
+        return None
+    return documents_of(tokenizer, rendered, replayer.merge)
+
+
+def compare(name: str, path: Path) -> None:
+    tokenizer, replayers, reference = loaded(name)
+    for line, text in drawn_lines(path):
+        dialogue = read_dialogue(line - 1, Origin(path.name, line), text, LINE_LIMIT)
+        assert isinstance(dialogue, Dialogue), dialogue
+        for replayer in replayers:
+            expected = reference_documents(reference, json.loads(text), replayer.merge)
+            found = packed_documents(tokenizer, replayer, dialogue)
+            assert found == expected, f"{path.name} line {line}, --merge {replayer.merge}"
+        reference.rendered.clear()
+
+
+@pytest.mark.parametrize("file", SAMPLE_FILES)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_sample_dialogues_get_the_documents_of_the_reference(name, file):
+    compare(name, SAMPLE_DATA / file)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, which is not here")
+@pytest.mark.parametrize("file", SHARED_FILES)
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "embedded"])
+def test_real_dialogues_get_the_documents_of_the_reference(name, file):
+    compare(name, shared(f"data/{file}"))

@@ -1,0 +1,616 @@
+"""Control tokens in the text of users, systems and tools: kept, refused, or text like any other.
+
+The reference for `--control-tokens literal` never sees such a token where it is spelled: each is
+hidden behind as many private characters, and put back into the pieces between the control tokens
+that the template writes. Those pieces are encoded by a tokenizer from whose tokenizer.json the
+control tokens have been removed.
+"""
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tokenizers
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mtpack
+from mtpack.cli import main
+from mtpack.documents.control_tokens import load_renderer
+from mtpack.documents.control_tokens_in_text import SpelledTokens
+from mtpack.documents.literal_tokens import NotLiteralError, literal_tokenizer
+from mtpack.documents.overlong import piece_maker
+from mtpack.documents.token_spans import encode_dialogues
+from mtpack.errors import SetupError
+from mtpack.input.dialogue import Dialogue, Origin, Reject
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.options import PackOptions
+from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.turn_spans import render_dialogue
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
+from tests import template_facts
+from tests.conftest import shared
+from tests.support.encoders import encoder_of
+from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, Token
+from tests.support.strategies import as_documents
+from tests.support.template_facts import Facts
+
+DATE = "2026-01-01"
+ORIGIN = Origin("rows.jsonl", 1)
+FIRST_HIDDEN = 0xE000
+"""The private character that hides the first control token; the others follow."""
+
+
+class OrdinaryText:
+    """Encodes text to a tokenizer without control tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.control = {
+            token["content"]: token for token in stored["added_tokens"] if token["special"]
+        }
+        stored["added_tokens"] = [token for token in stored["added_tokens"] if not token["special"]]
+        stored["post_processor"] = None
+        self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stored))
+        whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.ids = whole.get_vocab()
+        self.tags = self.tokenizer.get_added_tokens_decoder()
+
+    def tokens(self, text: str, first: int) -> list[Token]:
+        """Encode a piece of a text, which starts at the character `first` of that text."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        found = []
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            tag = self.tags.get(number)
+            if tag is not None:
+                start = text.index(tag.content, start)
+                end = start + len(tag.content)
+                number = self.ids[tag.content]
+            found.append(Token(number, first + start, first + end, tag is not None))
+        return found
+
+    def tokens_around(self, pieces: list[tuple[bool, str]]) -> list[Token]:
+        """Encode pieces of a text: control tokens (true), and text between them (false)."""
+        found: list[Token] = []
+        first = 0
+        swallowing = False
+        for is_control, piece in pieces:
+            if is_control:
+                found.append(Token(self.ids[piece], first, first + len(piece), True))
+                swallowing = self.control[piece]["rstrip"]
+                assert not self.control[piece]["lstrip"]
+            elif piece:
+                left = piece.lstrip() if swallowing else piece
+                found += self.tokens(left, first + len(piece) - len(left))
+            first += len(piece)
+        return found
+
+
+@cache
+def ordinary_text(name: str) -> OrdinaryText:
+    return OrdinaryText(folder_of(name))
+
+
+def folder_of(name: str) -> Path:
+    return EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
+
+
+TOKENIZERS = ("embedded", "qwen3", "phi-3-mini", "gpt2", "minimind", "bert-base-uncased-wordpiece")
+
+
+@cache
+def loaded(name: str):
+    tokenizer = load_tokenizer(str(folder_of(name)))
+    return tokenizer, literal_tokenizer(tokenizer)
+
+
+def texts_around(control: list[str]) -> st.SearchStrategy[str]:
+    """Draw text with control tokens anywhere, whole, cut off, and one inside the other."""
+    some = st.sampled_from(control)
+    cut_off = st.tuples(some, st.integers(1, 12)).map(lambda drawn: drawn[0][: drawn[1]])
+    tails = st.tuples(some, st.integers(1, 12)).map(lambda drawn: drawn[0][drawn[1] :])
+    words = st.sampled_from(
+        (
+            " ",
+            "  ",
+            "\n",
+            "end",
+            " of",
+            "s",
+            "<",
+            "|",
+            ">",
+            "</s>",
+            "<think>",
+            "é",
+            "e\u0301",
+            "北",
+        )
+    )
+    others = st.text(st.characters(exclude_categories=("Cs", "Cn", "Co")), max_size=3)
+    return st.lists(some | cut_off | tails | words | others, max_size=8).map("".join)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_spelled_control_tokens_are_encoded_as_by_a_tokenizer_without_them(name):
+    ordinary = ordinary_text(name)
+    tokenizer, literal = loaded(name)
+    spelled = SpelledTokens(tokenizer.added_tokens.control.values())
+    control = sorted(ordinary.control)
+    assert set(control) <= set(tokenizer.added_tokens.control.values())
+
+    @settings(max_examples=200)
+    @given(st.lists(st.tuples(texts_around(control), st.sampled_from(control)), max_size=5))
+    def check(drawn):
+        pieces = [
+            (is_control, piece)
+            for text, token in drawn
+            for is_control, piece in ((False, text), (True, token))
+        ]
+        text = "".join(piece for _, piece in pieces)
+        spelled_at, first = [], 0
+        for is_control, piece in pieces:
+            if not is_control:
+                spelled_at += [first + start for start in spelled.starts_in(piece)]
+            first += len(piece)
+        expected = ordinary.tokens_around(pieces)
+        found = literal.encode(text, spelled_at)
+        assert found.ids.tolist() == [token.id for token in expected]
+        assert found.starts.tolist() == [token.start for token in expected]
+        assert found.ends.tolist() == [token.end for token in expected]
+
+    check()
+
+
+class LiteralReference(Reference):
+    """The definition, for a tokenizer to which spelled control tokens are ordinary text."""
+
+    def __init__(self, name: str, facts: Facts, template: str | None) -> None:
+        super().__init__(folder_of(name), facts, template)
+        self.ordinary = ordinary_text(name)
+        control = sorted(self.ordinary.control, key=len, reverse=True)
+        self.control = re.compile("|".join(map(re.escape, control)))
+        self.hidden = {token: chr(FIRST_HIDDEN + place) for place, token in enumerate(control)}
+
+    def documents(self, row: dict, merge: str) -> list[ReferenceDocument]:
+        messages = [
+            message
+            if message["role"] == "assistant"
+            else self.hide(message | {"content": joined(message["content"])})
+            for message in row["messages"]
+        ]
+        return super().documents({"messages": messages, "tools": self.hide(row["tools"])}, merge)
+
+    def hide(self, value):
+        if isinstance(value, str):
+            return self.control.sub(lambda found: self.hidden[found[0]] * len(found[0]), value)
+        if isinstance(value, list):
+            return [self.hide(item) for item in value]
+        if isinstance(value, dict):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        return value
+
+    def unhide(self, text: str) -> str:
+        for token, character in self.hidden.items():
+            text = text.replace(character * len(token), token)
+        return text
+
+    def tokens(self, text: str) -> list[Token]:
+        edges = [0, *(edge for found in self.control.finditer(text) for edge in found.span())]
+        pieces = [text[start:end] for start, end in pairwise([*edges, len(text)])]
+        return self.ordinary.tokens_around(
+            [(place % 2 == 1, self.unhide(piece)) for place, piece in enumerate(pieces)]
+        )
+
+
+def joined(content: str | list[dict]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+CHATML = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Its one control token ends every message, and no message has a header of its own.
+GPT_2 = (
+    "{% if tools %}{{ tools | tojson }}<|endoftext|>{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}<|endoftext|>"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+DIALECTS = {
+    "embedded": (template_facts.CHATML, None),
+    "qwen3": (template_facts.CHATML, None),
+    "minimind": (template_facts.CHATML, None),
+    "phi-3-mini": (replace(template_facts.PHI, closing="<|endoftext|>"), None),
+    "gpt2": (Facts(("assistant: ",), ("<|endoftext|>",)), GPT_2),
+}
+ANSWERS = st.sampled_from(("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</think>\n\nYes."))
+
+
+def contents(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
+    """Draw text, or text parts that spell what they spell together."""
+
+    def cut(drawn: tuple[str, list[int]]) -> list[dict]:
+        text, cuts = drawn
+        edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+        return [{"type": "text", "text": text[start:end]} for start, end in pairwise(edges)]
+
+    return texts | st.tuples(texts, st.lists(st.integers(0, 60), max_size=3)).map(cut)
+
+
+def tools_of(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
+    properties = st.dictionaries(texts, st.fixed_dictionaries({"type": texts}), max_size=2)
+    function = st.fixed_dictionaries(
+        {
+            "name": texts,
+            "description": texts,
+            "parameters": st.fixed_dictionaries(
+                {"properties": properties, "enum": st.lists(texts)}
+            ),
+        }
+    )
+    tool = st.fixed_dictionaries({"type": st.just("function"), "function": function})
+    return st.none() | st.lists(tool, min_size=1, max_size=2)
+
+
+@st.composite
+def rows(draw, texts: st.SearchStrategy[str], roles: tuple[str, ...]):
+    """Draw a row: perhaps a system message, then questions (or results of tools) and answers."""
+
+    def say(role: str) -> dict:
+        return {"role": role, "content": draw(contents(texts))}
+
+    messages = [say("system")] if draw(st.booleans()) else []
+    for role in draw(st.lists(st.sampled_from(roles), min_size=1, max_size=3)):
+        messages += [say(role), {"role": "assistant", "content": draw(ANSWERS)}]
+    return {"messages": messages, "tools": draw(tools_of(texts)) if "tool" in roles else None}
+
+
+def dialogue_of(row: dict) -> Dialogue:
+    text = json.dumps({key: value for key, value in row.items() if value is not None})
+    dialogue = read_dialogue(0, ORIGIN, text.encode(), LINE_LIMIT)
+    assert isinstance(dialogue, Dialogue), dialogue
+    return dialogue
+
+
+def documents_of(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
+    batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
+    return [
+        ReferenceDocument(
+            tuple(document.ids),
+            tuple(ReferenceTurn(turn.message, tuple(turn.positions)) for turn in document.turns),
+        )
+        for document in as_documents(batch)
+    ]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialogues_get_the_documents_of_the_reference(name):
+    facts, source = DIALECTS[name]
+    reference = LiteralReference(name, facts, source)
+    tokenizer, _ = loaded(name)
+    template = (
+        load_chat_template(tokenizer, None, (), DATE)
+        if source is None
+        else ChatTemplate({"default": source}, {}, DATE)
+    )
+    renderer = load_renderer(template, tokenizer, PackOptions(control_tokens="literal"))
+    texts = texts_around(sorted(reference.ordinary.control))
+    roles = ("user",) if name == "phi-3-mini" else ("user", "tool")
+
+    @settings(max_examples=60)
+    @given(rows(texts, roles), st.sampled_from(("auto", "always", "never")))
+    def check(row, merge):
+        rendered = renderer.render(dialogue_of(row), merge)
+        assert not isinstance(rendered, Reject), rendered
+        assert documents_of(tokenizer, rendered, merge) == reference.documents(row, merge)
+
+    check()
+
+
+# Where the template or the tokenizer has its own way with such text
+
+
+EMBEDDED, _ = loaded("embedded")
+TEMPLATE = load_chat_template(EMBEDDED, None, (), DATE)
+EOT = "<|im_end|>"
+
+
+def template_of(content: str) -> ChatTemplate:
+    """A template that writes `content` of every message between the tokens of ChatML."""
+    return ChatTemplate({"default": CHATML.replace("{{ message.content }}", content)}, {}, DATE)
+
+
+def row_of(*texts: str, tools: list | None = None, **fields) -> dict:
+    """A row of questions and answers; `fields` go into every question."""
+    messages = [
+        {"role": "user", "content": text, **fields}
+        if place % 2 == 0
+        else {"role": "assistant", "content": text}
+        for place, text in enumerate(texts)
+    ]
+    return {"messages": messages, "tools": tools}
+
+
+def render(row: dict, policy: str = "literal", template: ChatTemplate = TEMPLATE):
+    return load_renderer(template, EMBEDDED, PackOptions(control_tokens=policy)).render(
+        dialogue_of(row), "auto"
+    )
+
+
+def ids_of(rendered) -> list[int]:
+    assert not isinstance(rendered, Reject), rendered
+    (document,) = documents_of(EMBEDDED, rendered, "auto")
+    return list(document.ids)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{{{{ message.content.split('{EOT}')[0] }}}}",
+        f"{{{{ message.content.replace('{EOT}', '') }}}}",
+        f"{{{{ 'quoted' if '{EOT}' in message.content else message.content }}}}",
+        "{{ message.content | length }}",
+        "{{ message.content[:9] }}",
+    ],
+)
+def test_a_template_that_looks_into_such_text_refuses_the_row_by_name(content):
+    refused = render(row_of(f"Why?{EOT} my secret", "So."), template=template_of(content))
+    assert isinstance(refused, Reject)
+    assert refused.reason == "not_literal"
+    assert "message 0 (user)" in refused.detail
+    assert EOT in refused.detail
+    assert "secret" not in refused.detail
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{{ message.content | trim }}",
+        "{{ message.content | escape }}",
+        "{{ message.content | upper }}",
+        "{{ message.content | tojson }}",
+        "{% if message.role == 'assistant' %}{{ message.content }}{% endif %}",
+        "{{ message.content }}{{ message.content }}",
+    ],
+)
+def test_a_template_that_writes_such_text_in_its_own_way_still_writes_text(content):
+    row = row_of(f" {EOT}Why?{EOT} ", "So.")
+    template = template_of(content)
+    control = ids_of(render(row, template=template)).count(EMBEDDED.backend.token_to_id(EOT))
+    assert control == 2  # the template's own: one for each message
+
+
+@pytest.mark.parametrize("spelled", [f"a{EOT}", "a"])
+def test_a_mark_in_the_data_forges_nothing(spelled):
+    rendered = render(row_of(f"{spelled} <\ufdd5|im_end|> {spelled}", "So."))
+    if spelled == "a":
+        assert ids_of(rendered) == ids_of(render(row_of("a <\ufdd5|im_end|> a", "So."), "keep"))
+    else:
+        assert rendered.reason == "not_literal"
+
+
+def word_tokenizer(folder: Path, vocabulary: dict[str, int], control=("<s>", "<e>")):
+    """Make a tokenizer that looks words up, control tokens among them."""
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(control))
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(str(folder))
+
+
+def test_no_control_token_comes_to_life_inside_another_that_is_text(tmp_path):
+    tokenizer = word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}, ("<s>", "s><", "><e>", "<e>"))
+    spelled = SpelledTokens(tokenizer.added_tokens.control.values()).starts_in("a<s><e>a")
+    encoded = literal_tokenizer(tokenizer).encode("a<s><e>a <s>", spelled)
+    assert encoded.ids.tolist() == [0, tokenizer.backend.token_to_id("<s>")]
+
+
+def test_a_control_token_is_found_behind_one_that_is_text(tmp_path):
+    tokenizer = word_tokenizer(tmp_path / "w", {"?": 0}, ("<s>", "<s><e>", "<e>"))
+    encoded = literal_tokenizer(tokenizer).encode("<s><e>", [0])
+    assert encoded.ids.tolist() == [0, tokenizer.backend.token_to_id("<e>")]
+
+
+def test_text_that_the_vocabulary_turns_into_the_control_token_is_refused(tmp_path):
+    literal = literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1, "<s>": 2}))
+    assert literal.encode("a<s>a<e>", [1]).ids.tolist() == [0, 3]
+    with pytest.raises(NotLiteralError):
+        literal.encode("a <s> a", [2])
+
+
+def test_a_control_token_that_the_tokenizer_does_not_find_is_refused(tmp_path):
+    literal = literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}))
+    whole_words = json.loads(literal.renamed.backend.to_str())
+    for token in whole_words["added_tokens"]:
+        token["single_word"] = True
+    (tmp_path / "w" / "tokenizer.json").write_text(
+        json.dumps(whole_words).replace("\ufdd5", "").replace("\\ufdd5", ""), encoding="utf-8"
+    )
+    literal = literal_tokenizer(load_tokenizer(str(tmp_path / "w")))
+    assert literal.encode("a <s> a", []).ids.tolist() == [1, 2, 1]
+    with pytest.raises(NotLiteralError):
+        literal.encode("a<s>a", [])
+
+
+def test_a_tokenizer_with_a_gap_in_its_vocabulary_is_refused_with_what_to_choose(tmp_path):
+    # Added tokens are numbered from the size of the vocabulary on, and a word is there already.
+    tokenizer = word_tokenizer(tmp_path / "w", {"?": 0, "<s>": 1, "<e>": 2, "a": 4})
+    with pytest.raises(SetupError, match=r"choose --control-tokens keep or error") as error:
+        literal_tokenizer(tokenizer)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_template_or_a_tokenizer_is_asked_only_about_rows_that_spell_one():
+    row = row_of("Why?", "So.", "And <think>?", f"So {EOT} too.")
+    for policy in ("keep", "literal", "error"):
+        expected = render_dialogue(TEMPLATE, EMBEDDED.added_tokens, dialogue_of(row), "auto")
+        assert render(row, policy) == expected
+
+
+TAGGED = "{% generation %}{{ message.role }}: {{ message.content }}{% endgeneration %}"
+
+
+@pytest.mark.parametrize("content", ["{{ message.content }}", TAGGED, "{{ message.content }} . "])
+def test_literal_moves_no_turn_and_leaves_no_mark(content):
+    row = row_of(f"Why?{EOT}", "So.", f"{EOT}Oh?", "Yes.", tools=[{"name": EOT}])
+    kept, found = (render(row, policy, template_of(content)) for policy in ("keep", "literal"))
+
+    def without_ids(document):
+        turns = tuple(turn._replace(own_encoded=None) for turn in document.turns)
+        return document._replace(turns=turns, encoded=None)
+
+    assert found.merged.encoded is not None
+    own = tuple(map(without_ids, found.own))
+    assert found._replace(merged=without_ids(found.merged), own=own) == kept
+
+
+def test_equal_text_with_other_ids_behind_such_text_is_not_merged_silently():
+    bare = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    template = ChatTemplate({"default": bare}, {}, DATE)
+    row = row_of(f"Say{EOT}:", " yes wo", f"uld{EOT}", " fine")
+    rendered = load_renderer(template, EMBEDDED, PackOptions(control_tokens="literal")).render(
+        dialogue_of(row), "auto"
+    )
+    whole = f"Say{EOT}: yes would{EOT} fine"
+    ordinary = ordinary_text("embedded")
+    expected = [
+        [token.id for token in ordinary.tokens(text, 0)] for text in (whole, f"Say{EOT}: yes wo")
+    ]
+    found = documents_of(EMBEDDED, rendered, "auto")
+    assert [list(document.ids) for document in found] == expected
+    assert [[turn.message for turn in document.turns] for document in found] == [[3], [1]]
+
+
+def test_pieces_of_a_long_dialogue_are_encoded_so_too():
+    turns = [f"Why {EOT} {number}?" if number % 2 == 0 else "So." for number in range(12)]
+    row = row_of(*turns)
+    renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
+    make_piece = piece_maker(renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60)
+    reference = LiteralReference("embedded", template_facts.CHATML, None)
+    (made,) = as_documents(make_piece(0, 11))
+    runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]
+    whole = [reference.documents(run, "never")[-1] for run in runs]
+    (expected,) = [document for document in whole if len(document.ids) == len(made.ids)]
+    assert tuple(made.ids) == expected.ids
+    assert tuple(made.turns[0].positions) == expected.turns[0].loss_positions
+
+
+# Which text is asked, and what is told
+
+
+@pytest.mark.parametrize(
+    ("where", "row"),
+    [
+        ("message 0 (user)", row_of(f"Why?{EOT}", "So.")),
+        ("message 2 (user)", row_of("Why?", "So.", EOT, "So.")),
+        ("message 0 (user)", row_of("Why?", "So.", name=f"me{EOT}")),
+        ("message 0 (user)", row_of("Why?", "So.", extra=[{f"a{EOT}": 1}])),
+        ("the tools", row_of("Why?", "So.", tools=[{"name": "f", "about": {"a": [EOT]}}])),
+        ("the tools", row_of("Why?", "So.", tools=[{"name": "f", EOT: True}])),
+        (
+            "message 0 (system)",
+            {
+                "messages": [
+                    {
+                        "role": "system",
+                        "content": [
+                            {"type": "text", "text": "my secret <|im_"},
+                            {"type": "text", "text": "end|>"},
+                        ],
+                    },
+                    {"role": "user", "content": "Why?"},
+                    {"role": "assistant", "content": "So."},
+                ],
+                "tools": None,
+            },
+        ),
+    ],
+)
+def test_error_refuses_a_row_with_place_and_token_and_without_its_text(where, row):
+    refused = render(row, "error")
+    assert isinstance(refused, Reject)
+    assert refused.reason == "control_token"
+    assert refused.detail.startswith(f"{where}: ")
+    assert EOT in refused.detail
+    assert "secret" not in refused.detail
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row_of("Why?", f"So.{EOT}"),
+        row_of("<think>Why?</think> <tool_call>", "So."),
+        row_of("<|im_", "So.", "end|>", "So."),
+        row_of("<|im_end |> <|im|>", "So."),
+    ],
+)
+def test_what_the_model_is_to_write_and_what_only_looks_like_one_is_no_error(row):
+    assert not isinstance(render(row, "error"), Reject)
+
+
+def test_the_token_that_ends_a_sequence_is_one_whatever_it_is_called(tmp_path):
+    stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
+    (token,) = [token for token in stored["added_tokens"] if token["content"] == EOT]
+    token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOT}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert EOT in tokenizer.added_tokens.control.values()
+    rendered = load_renderer(TEMPLATE, tokenizer, PackOptions(control_tokens="literal")).render(
+        dialogue_of(row_of(f"Why?{EOT}", "So.")), "auto"
+    )
+    assert documents_of(tokenizer, rendered, "auto") == documents_of(
+        EMBEDDED, render(row_of(f"Why?{EOT}", "So.")), "auto"
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    lines = [row_of(f"Why?{EOT}" * (place % 2), "So.") for place in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(*arguments: str | Path):
+    return CliRunner().invoke(main, ["pack", *map(str, arguments), "--workers", "1"])
+
+
+def test_by_default_they_are_kept_and_counted_with_the_remedy(file, tmp_path):
+    result = run(file, "-o", tmp_path / "packed")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stdout.split())
+    assert "control tokens 3 rows: the text of users, systems or tools spells" in told
+    assert "--control-tokens literal makes them ordinary text" in told
+    tally = mtpack.open_shards(tmp_path / "packed").manifest.report.tally
+    assert (tally.control_tokens, tally.control_tokens_literal) == (3, 0)
+
+
+def test_literal_counts_them_apart_and_is_another_output(file, tmp_path):
+    assert run(file, "-o", tmp_path / "packed", "--control-tokens", "literal").exit_code == 0
+    report = mtpack.open_shards(tmp_path / "packed").manifest.report
+    assert (report.tally.control_tokens, report.tally.control_tokens_literal) == (0, 3)
+    refused = run(file, "-o", tmp_path / "packed")
+    assert refused.exit_code == 2
+    assert "its control_tokens is literal, not keep" in refused.stderr
+
+
+def test_error_stops_at_the_first_such_row_or_skips_them(file, tmp_path):
+    arguments = (file, "-o", tmp_path / "packed", "--control-tokens", "error")
+    stopped = run(*arguments)
+    assert stopped.exit_code == 1
+    assert "line 2: control_token: message 0 (user): " in stopped.stderr
+    assert run(*arguments, "--on-error", "skip").exit_code == 0
+    tally = mtpack.open_shards(tmp_path / "packed").manifest.report.tally
+    assert tally.rows_rejected == {"control_token": 3}
+    assert (tally.control_tokens, tally.control_tokens_literal) == (0, 0)

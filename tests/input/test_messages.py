@@ -1,0 +1,590 @@
+"""What a message says reaches the template as the row has it, or the row is refused, unquoted."""
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import mtpack.input.rows
+from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
+from mtpack.input.message import ROLES
+from mtpack.input.rows import read_dialogue
+from tests.support.strategies import strings_in
+
+ORIGIN = Origin("rows.jsonl", 7)
+USER = {"role": "user", "content": "Hello"}
+ANSWER = {"role": "assistant", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def read(row) -> Dialogue | Reject:
+    return read_dialogue(3, ORIGIN, json.dumps(row).encode(), line_limit=2**20)
+
+
+def read_message(message):
+    dialogue = read({"messages": [message]})
+    assert isinstance(dialogue, Dialogue), dialogue
+    return dialogue.messages[0]
+
+
+def reason_of(row) -> Reason:
+    reject = read(row)
+    assert isinstance(reject, Reject), reject
+    return reject.reason
+
+
+def refuses(message, reason: Reason) -> bool:
+    return reason_of({"messages": [USER, message]}) == reason
+
+
+def in_order(value) -> str:
+    """Show a value so that types and the order of keys count."""
+    return repr(value)
+
+
+# Rows
+
+
+def test_a_dialogue_knows_its_row_and_where_it_stands():
+    dialogue = read({"messages": [USER, ANSWER]})
+    assert (dialogue.row, dialogue.origin) == (3, ORIGIN)
+    assert [message.role for message in dialogue.messages] == ["user", "assistant"]
+    assert dialogue.trained_messages() == [1]
+
+
+def test_other_keys_of_a_row_say_nothing_to_the_template():
+    assert read({"id": 5, "messages": [USER], "source": "web", "score": None}) == read(
+        {"messages": [USER]}
+    )
+
+
+def test_a_line_above_the_limit_is_refused_by_that_name():
+    reject = read_dialogue(3, ORIGIN, None, line_limit=65536)
+    assert (reject.row, reject.origin, reject.reason) == (3, ORIGIN, Reason.LINE_TOO_LONG)
+    assert "65,536" in reject.detail
+
+
+@pytest.mark.parametrize(
+    "row",
+    [None, True, 5, "text", [], ["text"], [[USER]], {}, {"message": [USER]}]
+    + [{"messages": messages} for messages in (None, [], {}, USER, "[]", 1)],
+    ids=str,
+)
+def test_a_row_without_a_list_of_messages_is_refused(row):
+    assert reason_of(row) == Reason.INVALID_ROW
+
+
+@pytest.mark.parametrize("message", [None, True, 1, "Hello", [USER]], ids=str)
+def test_a_message_that_is_no_object_is_refused(message):
+    assert refuses(message, Reason.INVALID_MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "role", [None, 1, "", "User", "bot", "function", ["user"], {"a": 1}], ids=str
+)
+def test_an_unknown_role_is_refused(role):
+    assert refuses({"role": role, "content": "Hello"}, Reason.UNKNOWN_ROLE)
+
+
+def test_a_refusal_names_the_message_and_its_role():
+    assert read({"messages": [USER, {"role": "user"}]}).detail.startswith("message 1 (user): ")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{", Reason.INVALID_JSON),
+        (b'{"messages": [], "messages": []}', Reason.DUPLICATE_KEY),
+        (b'{"messages": NaN}', Reason.NOT_A_NUMBER),
+        (b'{"messages": "\xff"}', Reason.NOT_UTF8),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_the_json_is_wrong_with_the_row(text, reason):
+    assert read_dialogue(3, ORIGIN, text, line_limit=100).reason == reason
+
+
+# What reaches the template
+
+plain_values = st.recursive(
+    st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+special_keys = {
+    *("role", "content", "tool_calls", "train", "loss", "weight", "loss_weight"),
+    *("reasoning_content", "thinking", "reasoning"),
+}
+unknown_keys = st.text().filter(lambda key: key not in special_keys)
+
+
+@given(
+    st.dictionaries(unknown_keys, plain_values, max_size=4),
+    st.sampled_from(ROLES),
+    st.text(),
+    st.randoms(use_true_random=False),
+)
+def test_unknown_keys_and_all_values_pass_unchanged_and_in_order(fields, role, content, random):
+    members = [*fields.items(), ("role", role), ("content", content)]
+    random.shuffle(members)
+    message = dict(members)
+    read_back = read_message(message)
+    assert in_order(read_back.fields) == in_order(message)
+    assert read_back.role == role
+
+
+def test_keys_of_tool_results_pass():
+    message = {"role": "tool", "tool_call_id": "call_1", "name": "add", "content": '{"sum": 3}'}
+    assert in_order(read_message(message).fields) == in_order(message)
+
+
+def test_tool_calls_pass_with_arguments_as_an_object():
+    calls = [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "add", "arguments": {"b": 2.0, "a": 12345678901234567890123}},
+        }
+    ]
+    message = {"role": "assistant", "tool_calls": calls}
+    assert in_order(read_message(message).fields) == in_order(message)
+
+
+@pytest.mark.parametrize("arguments", ['{"b":  2.0, "a":1e1}', '{"é": "\\u00e9"}', "", "not JSON"])
+def test_tool_arguments_as_text_stay_that_very_text(arguments):
+    call = {"function": {"name": "add", "arguments": arguments}}
+    [read_back] = read_message({"role": "assistant", "tool_calls": [call]}).fields["tool_calls"]
+    assert read_back["function"]["arguments"] == arguments
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [[], [{"name": "add"}], [{"name": "add", "arguments": {}}], [{"function": {"name": "add"}}]],
+    ids=str,
+)
+def test_tool_calls_may_come_without_function_or_arguments(calls):
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+    assert read_message(message).fields == message
+
+
+@pytest.mark.parametrize(
+    "calls",
+    ["add", {}, 1, ["add"], [None], [{}], [{"function": None}], [{"function": "add"}]]
+    + [[{"function": {"name": 1}}], [{"function": {"arguments": {}}}]]
+    + [[{"name": "add", "arguments": arguments}] for arguments in ([], 1, None, True)],
+    ids=str,
+)
+def test_malformed_tool_calls_are_refused(calls):
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+    assert refuses(message, Reason.INVALID_TOOL_CALLS)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["role", "content", "tool_calls", "thinking", "train", "name"]),
+        st.sampled_from([*ROLES, "bot", "", "Hello", None, 1, True, [], {}, [TOOL], ["user"]]),
+        max_size=4,
+    ),
+    st.sampled_from(["messages", "prompt"]),
+)
+@example({"role": "assistant", "content": "Hi"}, "prompt")
+def test_a_key_without_a_value_makes_no_difference_to_a_message(message, key):
+    """One that has such a key is read step by step; a role and a text are seen at once."""
+
+    def row(message):
+        return {key: [message], "completion": "Bye"}
+
+    assert in_order(read(row({**message, "nothing": None}))) == in_order(read(row(message)))
+
+
+def test_keys_without_a_value_are_dropped():
+    message = {"name": None, **ANSWER, "tool_calls": None, "thinking": None, "train": None}
+    assert in_order(read_message(message).fields) == in_order(ANSWER)
+
+
+def test_values_that_are_empty_but_there_are_kept():
+    message = {"role": "assistant", "content": "", "name": "", "score": 0, "ok": False, "list": []}
+    assert in_order(read_message(message).fields) == in_order(message)
+
+
+def test_nulls_inside_of_a_value_are_kept():
+    message = {**ANSWER, "tool_calls": [{"name": "add", "arguments": {"a": None}}], "extra": [None]}
+    assert in_order(read_message(message).fields) == in_order(message)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_keeps_its_name_developer_too(role):
+    message = read_message({"role": role, "content": "Be brief."})
+    assert (message.role, message.fields["role"]) == (role, role)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [{"type": "text", "text": "Hello"}],
+        [{"type": "text", "text": ""}, {"text": "no type"}],
+        [{"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}],
+    ],
+    ids=str,
+)
+def test_content_in_text_parts_passes_unchanged(role, parts):
+    assert read_message({"role": role, "content": parts}).fields["content"] == parts
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "content": "Hello"},
+        {"type": "text", "value": "Hello"},
+        {"type": "text", "text": None, "content": "Hello"},
+    ],
+    ids=str,
+)
+def test_the_text_of_a_part_is_put_under_the_name_that_templates_read(role, part):
+    content = read_message({"role": role, "content": [{"text": "a"}, part]}).fields["content"]
+    assert in_order(content) == in_order([{"text": "a"}, {"type": "text", "text": "Hello"}])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        1,
+        True,
+        {"text": "Hello"},
+        ["Hello"],
+        [None],
+        [{"type": "text"}],
+        [{"type": None, "text": ""}],
+    ]
+    + [[{"type": "text", "text": text}] for text in (None, 1, ["Hello"])]
+    + [[{"type": "text", key: 1}] for key in ("content", "value")]
+    + [[{"type": "image", "image": "cat.png"}], [{"type": ["text"], "text": "Hello"}]],
+    ids=str,
+)
+def test_content_that_is_not_text_is_refused(content):
+    assert refuses({"role": "user", "content": content}, Reason.INVALID_CONTENT)
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
+def test_only_assistants_may_say_nothing(role):
+    assert refuses({"role": role}, Reason.INVALID_CONTENT)
+    assert refuses({"role": role, "content": None, "tool_calls": []}, Reason.INVALID_CONTENT)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "thinking", "reasoning"])
+def test_an_assistant_without_content_calls_tools_or_thinks(key):
+    value = [{"name": "add"}] if key == "tool_calls" else "Let me see."
+    assert read_message({"role": "assistant", key: value}).trained
+    assert refuses({"role": "assistant"}, Reason.INVALID_CONTENT)
+
+
+# Reasoning
+
+reasoning_keys = st.sampled_from(["reasoning_content", "thinking", "reasoning"])
+
+
+@given(
+    st.dictionaries(reasoning_keys, st.text()),
+    st.sampled_from([USER, ANSWER, {**ANSWER, "name": "Ann"}]),
+    st.booleans(),
+)
+def test_reasoning_is_put_under_the_names_that_transformers_gives_it(reasoning, rest, first):
+    library = pytest.importorskip("transformers.utils.chat_template_utils")
+    if not hasattr(library, "_alias_reasoning_fields"):
+        pytest.skip("needs transformers 5.23")
+    message = {**reasoning, **rest} if first else {**rest, **reasoning}
+    [expected] = library._alias_reasoning_fields([message])
+    assert in_order(read_message(message).fields) == in_order(expected)
+
+
+def test_templates_find_reasoning_under_both_names_and_its_own():
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        fields = read_message({**ANSWER, key: "Let me see."}).fields
+        assert {fields[name] for name in (key, "reasoning_content", "thinking")} == {"Let me see."}
+
+
+def test_the_standard_name_of_reasoning_wins():
+    fields = read_message(
+        {**ANSWER, "reasoning": "c", "thinking": "b", "reasoning_content": "a"}
+    ).fields
+    assert (fields["reasoning_content"], fields["thinking"], fields["reasoning"]) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("value", [1, True, ["Let me see."], {"text": "Let me see."}], ids=str)
+def test_reasoning_that_is_not_text_is_refused(key, value):
+    assert refuses({**ANSWER, key: value}, Reason.INVALID_CONTENT)
+
+
+# Loss switches
+
+
+@pytest.mark.parametrize(
+    ("switches", "trained"),
+    [
+        ({}, True),
+        ({"train": True}, True),
+        ({"train": False}, False),
+        ({"loss": True}, True),
+        ({"loss": False}, False),
+        ({"weight": 1}, True),
+        ({"weight": 1.0}, True),
+        ({"weight": 0}, False),
+        ({"weight": 0.0}, False),
+        ({"weight": None}, True),
+        ({"loss_weight": 1.0}, True),
+        ({"loss_weight": 0}, False),
+        ({"train": True, "loss": True, "weight": 1}, True),
+        ({"train": False, "loss": None, "weight": 0}, False),
+    ],
+    ids=str,
+)
+def test_loss_switches_of_an_assistant_decide_and_are_taken_out(switches, trained):
+    message = read_message({**switches, **ANSWER})
+    assert message.trained == trained
+    assert in_order(message.fields) == in_order(ANSWER)
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
+@pytest.mark.parametrize("switch", [{"train": False}, {"loss": False}, {"weight": 0}], ids=str)
+def test_other_roles_may_say_that_they_are_not_trained_and_may_not_ask_for_it(role, switch):
+    message = {"role": role, "content": "Hello"}
+    read_back = read_message({**message, **switch})
+    assert not read_back.trained
+    assert read_back.fields == message
+    wanted = {key: 1 if key == "weight" else True for key in switch}
+    assert refuses({**message, **wanted}, Reason.INVALID_LOSS_SWITCH)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"train": True, "loss": False},
+        {"train": True, "weight": 0},
+        {"loss": False, "weight": 1.0},
+        {"train": True, "loss": True, "weight": 0.0},
+        {"weight": 1, "loss_weight": 0},
+    ],
+    ids=str,
+)
+def test_switches_that_contradict_each_other_are_refused(switches):
+    assert refuses({**ANSWER, **switches}, Reason.INVALID_LOSS_SWITCH)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{key: value} for key in ("train", "loss") for value in (0, 1, "true", "", [], {})]
+    + [
+        {key: value}
+        for key in ("weight", "loss_weight")
+        for value in (0.5, 2, -1, True, False, "1", [1], 10**30)
+    ],
+    ids=str,
+)
+def test_a_switch_that_is_neither_on_nor_off_is_refused(switch):
+    assert refuses({**ANSWER, **switch}, Reason.INVALID_LOSS_SWITCH)
+
+
+def test_the_trained_messages_are_the_assistants_that_are_not_switched_off():
+    messages = [USER, ANSWER, USER, {**ANSWER, "train": False}, USER, {**ANSWER, "weight": 1}]
+    assert read({"messages": messages}).trained_messages() == [1, 5]
+
+
+# Tools
+
+
+def tools_of(row):
+    dialogue = read({"messages": [USER], **row})
+    assert isinstance(dialogue, Dialogue), dialogue
+    return dialogue.tools
+
+
+@pytest.mark.parametrize(
+    "tools", [[TOOL], [TOOL, {"name": "sub", "parameters": None}], []], ids=str
+)
+def test_tools_pass_as_a_list_and_as_json_text(tools):
+    assert in_order(tools_of({"tools": tools})) == in_order(tools)
+    assert in_order(tools_of({"tools": json.dumps(tools, indent=1)})) == in_order(tools)
+
+
+def test_no_tools_and_an_empty_list_of_tools_are_different():
+    assert tools_of({}) is None
+    assert tools_of({"tools": None}) is None
+    assert tools_of({"tools": "null"}) is None
+    assert tools_of({"tools": []}) == []
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [TOOL, 1, True, ["add"], [[TOOL]], [None], "", "add", "[", '"[]"', json.dumps(TOOL), "[NaN]"],
+    ids=str,
+)
+def test_tools_that_are_no_list_of_objects_are_refused(tools):
+    assert reason_of({"messages": [USER], "tools": tools}) == Reason.INVALID_TOOLS
+
+
+# Any row at all
+
+json_values = st.none() | plain_values | st.text(min_size=41)
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(ROLES) | json_values,
+        "content": st.text(min_size=41)
+        | st.lists(
+            st.fixed_dictionaries(
+                {}, optional={"type": st.just("text") | json_values, "text": json_values}
+            )
+            | json_values,
+            max_size=3,
+        )
+        | json_values,
+        "tool_calls": st.lists(
+            st.fixed_dictionaries(
+                {}, optional=dict.fromkeys(("function", "name", "arguments"), json_values)
+            ),
+            max_size=2,
+        )
+        | json_values,
+        **{key: st.booleans() | json_values for key in ("train", "loss")},
+        **{key: st.sampled_from([0, 1, 0.5]) | json_values for key in ("weight", "loss_weight")},
+        **{key: st.text(min_size=41) | json_values for key in ("thinking", "reasoning")},
+    },
+)
+rows = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "messages": st.lists(messages | json_values, max_size=3) | json_values,
+        "tools": st.lists(json_values, max_size=2) | json_values,
+    },
+)
+
+
+@given(rows)
+def test_any_json_value_is_a_dialogue_or_a_reject_that_tells_nothing_of_its_content(row):
+    result = read(row)
+    assert (result.row, result.origin) == (3, ORIGIN)
+    if isinstance(result, Dialogue):
+        assert len(result.messages) == len(row["messages"])
+        assert all(message.role == "assistant" for message in result.messages if message.trained)
+        return
+    assert isinstance(result, Reject)
+    assert len(result.detail.splitlines()) == 1
+    assert not any(text in result.detail for text in strings_in(row) if len(text) > 40)
+    assert json.loads(json.dumps(result.as_record())) == {
+        **{"row": 3, "file": "rows.jsonl", "line": 7},
+        **{"reason": str(result.reason), "detail": result.detail},
+    }
+
+
+SECRET = "My neighbour's password, told in confidence, is tulip-4711."
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SECRET,
+        {SECRET: 1},
+        {"messages": SECRET},
+        {"messages": [SECRET]},
+        {"messages": [{"role": SECRET, "content": ""}]},
+        {"messages": [{"content": SECRET}]},
+        {"messages": [{"role": "user", "content": {"text": SECRET}}]},
+        {"messages": [{"role": "user", "content": [SECRET]}]},
+        {"messages": [{"role": "user", "content": [{"type": SECRET}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": SECRET}]}]},
+        {"messages": [{"role": "user", "content": SECRET, "train": True}]},
+        {"messages": [{"role": "assistant", "content": SECRET, "weight": SECRET}]},
+        {"messages": [{"role": "assistant", "content": "", "reasoning": [SECRET]}]},
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": SECRET}]},
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{SECRET: 1}]}]},
+        {"messages": [USER], "tools": SECRET},
+        {"messages": [USER], "tools": [SECRET]},
+    ],
+    ids=str,
+)
+def test_a_refusal_quotes_no_more_than_a_short_name(row):
+    result = read(row)
+    assert isinstance(result, Reject)
+    assert "password, told" not in result.detail
+
+
+@pytest.mark.parametrize("role", ["a\nb", "a\u2028b", "a\x85b", "\x1b[31m", "\u202eb"], ids=ascii)
+def test_a_refusal_stays_one_harmless_line_whatever_name_it_quotes(role):
+    detail = read({"messages": [{"role": role}]}).detail
+    assert detail.isprintable()
+
+
+HI = {"role": "user", "content": "Hi"}
+YES = {"role": "assistant", "content": "Yes."}
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"messages": [HI, YES]}, ("Hi", "Yes.")),
+        ({"messages": [HI, {**YES, "train": False}]}, None),
+        ({"messages": [HI, {**YES, "train": True}]}, ("Hi", "Yes.")),
+        ({"messages": [HI, dict(reversed(YES.items()))]}, ("Hi", "Yes.")),
+        ({"prompt": [HI, YES, HI], "completion": "Yes."}, None),
+        ({"prompt": "Hi", "completion": "Yes."}, ("Hi", "Yes.")),
+        ({"messages": [HI, {**YES, "name": "a"}]}, None),
+        ({"messages": [{**HI, "content": [{"type": "text", "text": "Hi"}]}, YES]}, None),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, ("Hi",)),
+        ({"instruction": "Hi", "output": "Yes."}, ("Hi", "Yes.")),
+        ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ("Be.", "Hi", "Yes.")),
+    ],
+)
+def test_a_dialogue_of_texts_alone_holds_them_as_columns(row, texts):
+    messages = read(row).messages
+    assert (messages.texts if isinstance(messages, TextMessages) else None) == texts
+
+
+@pytest.mark.parametrize("wrong", [["role", "content"], "ab", 2, None, {"role": [], "content": ""}])
+def test_what_is_no_message_of_text_is_none_among_others_that_are(wrong):
+    assert isinstance(read({"messages": [HI, wrong, YES]}), Reject)
+
+
+def test_messages_as_columns_are_the_same_messages():
+    rows = [HI, YES, dict(reversed(HI.items())), YES]
+    columns = read({"messages": rows}).messages
+    single = tuple(read_message(row) for row in rows)
+    assert isinstance(columns, TextMessages)
+    assert tuple(columns) == columns == single
+    assert (columns[-1], columns[1:], columns[:-1:2]) == (single[-1], single[1:], single[:-1:2])
+    assert [[*message.fields] for message in columns] == [[*row] for row in rows]
+    assert columns != single[:-1]
+
+
+TOLD = ['"role": "user"', '"role": "assistant"', '"content": "Yes."', '"content": ""']
+TOLD += ['"content": "\\"Yes\\""', '"content": "\\u0022"', '"content": null', '"content": 1']
+TOLD += ['"content": ["Yes"]', '"role": "bot"', '"role": ["user"]', '"ro\\u006ce": "user"']
+TOLD += ['"name": "A"', '"name": null', '"train": true', '"\\"": ""', '"weight": 0']
+BESIDE = ['"id": 7', '"id": 123456789012345678901234567890', '"id": 1.5', '"source": "web"']
+BESIDE += ['"source": "\\"web\\""', '"tools": null', '"tools": []', '"messages": []']
+BESIDE += ['"prompt": "Why?"', '"deep": ' + "[" * 120 + "]" * 120, '"x": {"y": 1, "y": 2}']
+USUAL = ['{"role": "user", "content": "Why?"}', '{"role": "assistant", "content": "So."}']
+
+
+@st.composite
+def rows(draw) -> bytes:
+    """Rows of messages as text, most of them texts alone; a key may come twice."""
+    unusual = st.lists(st.sampled_from(TOLD), max_size=4).map(lambda told: f"{{{', '.join(told)}}}")
+    anything = st.sampled_from(['"Yes"', "{}", "[]", "1", "null"])
+    message = st.one_of(*[st.sampled_from(USUAL)] * 4, unusual, unusual, anything)
+    messages = f'"messages": [{", ".join(draw(st.lists(message, max_size=5)))}]'
+    keys = draw(st.permutations([messages, *draw(st.lists(st.sampled_from(BESIDE), max_size=2))]))
+    return f"{{{', '.join(keys)}}}".encode()
+
+
+@given(rows(), st.sampled_from(["messages", "sharegpt", None]))
+@settings(max_examples=1000)
+def test_rows_of_texts_alone_are_read_as_all_others_are(text, row_format):
+    found = read_dialogue(3, ORIGIN, text, 2**20, row_format)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mtpack.input.rows, "read_texts_alone", lambda row, text: None)
+        assert found == read_dialogue(3, ORIGIN, text, 2**20, row_format)

@@ -1,0 +1,630 @@
+"""Every row of every file is read once, with its place; a file that can't be read is named."""
+
+import gzip
+import hashlib
+import json
+import random
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from mtpack.errors import InputError, SetupError
+from mtpack.input import reading
+from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.input.files import SUFFIXES, InputFile, describe_input, find_inputs
+from mtpack.input.reading import LINE_LIMIT, read_splits
+from mtpack.input.rows import read_dialogue
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": "Wie spät ist es?\nUnd wo? 你好 😀"},
+            {"role": "assistant", "content": "Half past two.", "train": False},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "system", "content": ""},
+            {"role": "user", "content": "Add 2 and 3.", "name": "Ann"},
+            {
+                "role": "assistant",
+                "thinking": "A sum.",
+                "tool_calls": [
+                    {"id": "c1", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "5"},
+            {"role": "assistant", "content": "It is 5.", "weight": 1.0},
+        ],
+        "tools": '[{"type": "function", "function": {"name": "add"}}]',
+    },
+    {"messages": [{"role": "user", "content": '[{\u2028}], \\ " / \t'}]},
+]
+
+
+def zst(*frames: bytes) -> bytes:
+    packed = b""
+    for frame in frames:
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(frame)
+        packed += sink.getvalue().to_pybytes()
+    return packed
+
+
+def gz(*members: bytes) -> bytes:
+    return b"".join(map(gzip.compress, members))
+
+
+PACK = {
+    ".jsonl": b"".join,
+    ".jsonl.gz": lambda parts: gz(*parts),
+    ".jsonl.zst": lambda parts: zst(*parts),
+}
+"""How the bytes of a text file are stored, in one part or in several."""
+text_files = pytest.mark.parametrize("suffix", PACK)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name: str, content: bytes):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write_file
+
+
+def read(*paths, line_limit: int = LINE_LIMIT):
+    files = [describe_input(path.name, path) for path in paths]
+    return [row for split in read_splits(files, line_limit) for row in split.rows()]
+
+
+def failure(path) -> str:
+    """Return the message of the error that reading ends in: one or two lines with the name."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(path.name)
+    assert len(message.splitlines()) <= 2
+    return message
+
+
+def refusal(*inputs) -> str:
+    with pytest.raises(SetupError) as caught:
+        find_inputs(map(str, inputs))
+    message = str(caught.value)
+    assert message.startswith(str(inputs[0]))
+    assert len(message.splitlines()) <= 2
+    return message
+
+
+def places(rows) -> list[tuple[str, int]]:
+    return [(row.file, row.line) for row in rows]
+
+
+def texts(rows) -> list[bytes | None]:
+    return [row.text for row in rows]
+
+
+def dialogues(rows):
+    """Return what the template would see."""
+    shown = []
+    for row in rows:
+        dialogue = read_dialogue(0, Origin(row.file, row.line), row.text, LINE_LIMIT)
+        assert isinstance(dialogue, Dialogue), dialogue
+        shown.append((dialogue.messages, dialogue.tools))
+    return shown
+
+
+def as_lines(rows) -> list[bytes]:
+    return [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+
+
+# The same rows from every kind of file
+
+
+@text_files
+def test_lines_are_rows_however_they_are_stored(write, suffix):
+    rows = read(write(f"a{suffix}", PACK[suffix](as_lines(ROWS))))
+    assert texts(rows) == [line.removesuffix(b"\n") for line in as_lines(ROWS)]
+    assert places(rows) == [(f"a{suffix}", 1), (f"a{suffix}", 2), (f"a{suffix}", 3)]
+
+
+@text_files
+def test_several_members_or_frames_are_one_file_wherever_they_are_cut(write, suffix):
+    whole = b"".join(as_lines(ROWS))
+    cuts = sorted(random.Random(0).sample(range(len(whole)), 9))
+    parts = [whole[i:j] for i, j in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    rows = read(write(f"a{suffix}", PACK[suffix]([*parts[:4], b"", *parts[4:]])))
+    assert texts(rows) == whole.splitlines()
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        {"separators": (",", ":")},
+        {"indent": 2},
+        {"indent": "\t", "separators": (" ,", "  :")},
+        {"ensure_ascii": False, "indent": 0},
+    ],
+    ids=str,
+)
+def test_a_json_list_gives_the_same_dialogues_as_lines(write, style):
+    of_list = read(write("a.json", json.dumps(ROWS, **style).encode()))
+    of_lines = read(write("a.jsonl", b"".join(as_lines(ROWS))))
+    assert dialogues(of_list) == dialogues(of_lines)
+
+
+def test_an_element_of_a_json_list_stands_in_the_line_where_it_begins(write):
+    text = json.dumps(ROWS, indent=2)
+    begins = [number for number, line in enumerate(text.split("\n"), 1) if line == "  {"]
+    assert len(begins) == len(ROWS)
+    rows = read(write("a.json", text.encode()))
+    assert places(rows) == [("a.json", line) for line in begins]
+    rows = read(write("b.json", text.replace("\n", "\r\n").encode()))
+    assert places(rows) == [("b.json", line) for line in begins]
+
+
+def test_a_compact_json_list_stands_in_one_line(write):
+    rows = read(write("a.json", b"\n\n" + json.dumps(ROWS).encode() + b"\n"))
+    assert places(rows) == [("a.json", 3)] * len(ROWS)
+
+
+def test_elements_of_a_json_list_keep_their_spelling(write):
+    rows = read(
+        write("a.json", b'\xef\xbb\xbf [ {"a" : 1.50},\n12345678901234567890123 , "\\u00e9"]')
+    )
+    assert texts(rows) == [b'{"a" : 1.50}', b"12345678901234567890123", b'"\\u00e9"']
+
+
+def test_what_a_json_list_has_against_the_standard_is_found_row_by_row(write):
+    rows = read(write("a.json", b'[\n{"messages": NaN},\n{"a": 1, "a": 2},\n{"a": "\\ud800"}]'))
+    rejects = [read_dialogue(0, Origin(row.file, row.line), row.text, LINE_LIMIT) for row in rows]
+    assert [(reject.reason, reject.origin.line) for reject in rejects] == [
+        (Reason.NOT_A_NUMBER, 2),
+        (Reason.DUPLICATE_KEY, 3),
+        (Reason.LONE_SURROGATE, 4),
+    ]
+
+
+def write_table(path, **columns):
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_table_gives_the_same_dialogues_as_lines_though_its_structs_share_their_fields(
+    write, tmp_path
+):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(
+        pa.table({key: [row.get(key) for row in ROWS] for key in ("messages", "tools")}), path
+    )
+    rows = read(path)
+    assert dialogues(rows) == dialogues(read(write("a.jsonl", b"".join(as_lines(ROWS)))))
+    assert places(rows) == [("a.parquet", 1), ("a.parquet", 2), ("a.parquet", 3)]
+
+
+def test_what_a_table_row_lacks_reads_as_missing(tmp_path):
+    path = write_table(
+        tmp_path / "a.parquet",
+        messages=[
+            [{"role": "user", "content": "Add.", "tool_calls": None}],
+            [{"role": "assistant", "content": None, "tool_calls": [{"name": "add", "id": None}]}],
+        ],
+        tools=[None, [{"name": "add", "description": None}]],
+    )
+    assert [json.loads(text) for text in texts(read(path))] == [
+        {"messages": [{"role": "user", "content": "Add."}]},
+        {
+            "messages": [{"role": "assistant", "tool_calls": [{"name": "add"}]}],
+            "tools": [{"name": "add"}],
+        },
+    ]
+
+
+def test_other_columns_of_a_table_are_not_even_read(tmp_path):
+    path = write_table(tmp_path / "a.parquet", picture=[b"\xff"], messages=["x"], day=[1])
+    assert texts(read(path)) == [b'{"messages":"x"}']
+
+
+def test_rows_of_a_table_without_messages_are_rows_all_the_same(tmp_path):
+    path = write_table(tmp_path / "a.parquet", text=["a"] * 700)
+    assert [row.line for row in read(path)] == list(range(1, 701))
+
+
+def test_a_table_is_read_in_order_over_all_its_batches_and_row_groups(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"messages": [str(number) for number in range(1000)]})
+    pyarrow.parquet.write_table(table, path, row_group_size=300)
+    rows = read(path)
+    assert [json.loads(row.text)["messages"] for row in rows] == [str(i) for i in range(1000)]
+    assert [row.line for row in rows] == list(range(1, 1001))
+
+
+# Lines
+
+
+@text_files
+def test_blank_lines_count_as_lines_and_not_as_rows(write, suffix):
+    rows = read(write(f"a{suffix}", PACK[suffix]([b"\n1\n\n \t\n\r\n2\n   \n\n3\n\n\n"])))
+    assert [(row.line, row.text) for row in rows] == [(2, b"1"), (6, b"2"), (9, b"3")]
+
+
+@text_files
+def test_windows_line_ends_make_no_difference(write, suffix):
+    content = b"".join(as_lines(ROWS))
+    unix = read(write(f"a{suffix}", PACK[suffix]([content])))
+    windows = read(write(f"a{suffix}", PACK[suffix]([content.replace(b"\n", b"\r\n")])))
+    assert dialogues(windows) == dialogues(unix)
+    assert places(windows) == places(unix)
+
+
+@text_files
+def test_a_byte_order_mark_at_the_start_is_no_text(write, suffix):
+    rows = read(write(f"a{suffix}", PACK[suffix]([b"\xef\xbb\xbf1\n2\n"])))
+    assert [(row.line, row.text) for row in rows] == [(1, b"1"), (2, b"2")]
+
+
+def test_a_byte_order_mark_anywhere_else_is_text_and_refused(write):
+    _, row = read(write("a.jsonl", b"1\n\xef\xbb\xbf{}\n"))
+    assert isinstance(read_dialogue(1, Origin("a.jsonl", 2), row.text, LINE_LIMIT), Reject)
+
+
+@text_files
+def test_the_last_line_needs_no_newline(write, suffix):
+    rows = read(write(f"a{suffix}", PACK[suffix]([b"1\n2"])))
+    assert [(row.line, row.text) for row in rows] == [(1, b"1"), (2, b"2")]
+
+
+@text_files
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n", b"\xef\xbb\xbf\r\n \n"], ids=str)
+def test_a_file_without_text_gives_no_rows(write, suffix, content):
+    assert read(write(f"a{suffix}", PACK[suffix]([content]))) == []
+
+
+def test_an_empty_list_and_an_empty_table_give_no_rows(write, tmp_path):
+    assert read(write("a.json", b"[ \n ]")) == []
+    assert read(write_table(tmp_path / "a.parquet", messages=pa.array([], pa.string()))) == []
+
+
+def test_only_a_line_feed_ends_a_line(write):
+    line = '"\u2028 \u2029 \x85 \x0b \x0c \r'.encode()
+    assert texts(read(write("a.jsonl", line + b"\n" + line))) == [line, line]
+
+
+@text_files
+def test_lines_longer_than_a_block_are_put_together(write, suffix):
+    lines = [b"a" * size for size in (2**20 - 1, 2**20, 1, 5 * 2**20 // 2, 2**20 + 1)]
+    rows = read(write(f"a{suffix}", PACK[suffix]([b"\n".join(lines)])))
+    assert texts(rows) == lines
+
+
+# Lines above the limit
+
+
+@text_files
+def test_a_line_above_the_limit_has_no_text_and_reading_goes_on(write, suffix):
+    lines = [b"1", b"x" * 101, b"y" * 100, b"", b"z" * (3 * 2**20), b"2", b"w" * 500]
+    rows = read(write(f"a{suffix}", PACK[suffix]([b"\n".join(lines)])), line_limit=100)
+    assert [(row.line, row.text) for row in rows] == [
+        (1, b"1"),
+        (2, None),
+        (3, b"y" * 100),
+        (5, None),
+        (6, b"2"),
+        (7, None),
+    ]
+
+
+def test_the_limit_holds_for_list_elements_and_table_rows_too(write, tmp_path):
+    path = write("a.json", b'["short",\n"' + b"x" * 100 + b'",\n"last"]')
+    assert texts(read(path, line_limit=50)) == [b'"short"', None, b'"last"']
+    path = write_table(tmp_path / "a.parquet", messages=["short", "x" * 100, "last"])
+    assert [row.text is None for row in read(path, line_limit=50)] == [False, True, False]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_bomb_of_one_line_takes_no_more_memory_than_the_limit_asks_for(write, suffix):
+    bomb = [b"1\n", b"x" * (30 * 2**20), b"\n2\n"]
+    path = write(f"a{suffix}", PACK[suffix](bomb))
+    assert path.stat().st_size < 2**17
+    tracemalloc.start()
+    try:
+        rows = read(path, line_limit=2**20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert texts(rows) == [b"1", None, b"2"]
+    assert peak < 10 * 2**20
+
+
+# Several inputs
+
+
+def test_rows_count_through_all_files_and_lines_start_anew(write, tmp_path):
+    paths = [
+        write("b.jsonl", b"1\n\n2\n"),
+        write("empty.jsonl", b""),
+        write("a.json", b"[3,\n4]"),
+        write("c.jsonl.gz", gz(b"\n5\n")),
+        write_table(tmp_path / "d.parquet", messages=["6", "7"]),
+        write("e.jsonl.zst", zst(b"8")),
+    ]
+    splits = list(read_splits(describe_input(path.name, path) for path in paths))
+    rows = [row for split in splits for row in split.rows()]
+    assert places(rows) == [
+        *[("b.jsonl", 1), ("b.jsonl", 3), ("a.json", 1), ("a.json", 2), ("c.jsonl.gz", 2)],
+        *[("d.parquet", 1), ("d.parquet", 2), ("e.jsonl.zst", 1)],
+    ]
+    assert [(split.number, split.first_row) for split in splits] == [(0, 0)]
+
+
+def test_a_file_named_twice_is_read_twice(write):
+    path = write("a.jsonl", b"1\n")
+    assert places(read(path, path)) == [("a.jsonl", 1)] * 2
+
+
+def test_standard_input_is_lines(write):
+    spooled = describe_input("-", write("spooled", b"1\n\n2\n"))
+    [split] = read_splits([spooled])
+    assert [(row.file, row.line, row.text) for row in split.rows()] == [
+        ("-", 1, b"1"),
+        ("-", 3, b"2"),
+    ]
+
+
+def test_inputs_keep_the_order_in_which_they_are_named(write):
+    b, a = write("b.jsonl", b""), write("a.parquet", b"")
+    assert find_inputs([str(b), "-", str(a)]) == [str(b), "-", str(a)]
+    assert find_inputs([]) == []
+
+
+def test_a_folder_gives_every_input_below_it_sorted(write, tmp_path):
+    names = ["b.jsonl", "a.json", "deep/er/c.parquet", "deep/z.jsonl.gz", "C.JSONL", "e.jsonl.zst"]
+    for name in [*names, "README.md", "rows.csv", "jsonl", "deep/rows.txt", "x.jsonl.bz2"]:
+        write(name, b"")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert find_inputs([str(tmp_path)]) == sorted(str(tmp_path / name) for name in names)
+
+
+def test_a_pattern_gives_the_inputs_that_match_it_sorted(write, tmp_path):
+    for name in [
+        "part-2.jsonl",
+        "part-1.jsonl",
+        "part-1.txt",
+        "deep/er/part-3.jsonl",
+        "other.jsonl",
+    ]:
+        write(name, b"")
+    (tmp_path / "part-0.jsonl").mkdir()
+
+    def found(pattern):
+        return [
+            name.removeprefix(f"{tmp_path}/") for name in find_inputs([f"{tmp_path}/{pattern}"])
+        ]
+
+    assert found("part-*") == ["part-1.jsonl", "part-2.jsonl"]
+    assert found("part-[2-9].jsonl") == ["part-2.jsonl"]
+    assert found("**/part-*") == ["deep/er/part-3.jsonl", "part-1.jsonl", "part-2.jsonl"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(write):
+    path = write("rows[1].jsonl", b"")
+    write("rows1.jsonl", b"")
+    assert find_inputs([str(path)]) == [str(path)]
+
+
+# Inputs that can't be found
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / "missing.jsonl")
+
+
+def test_a_folder_without_inputs_is_refused(write, tmp_path):
+    write("folder/README.md", b"")
+    message = refusal(tmp_path / "folder")
+    assert all(suffix in message for suffix in SUFFIXES)
+
+
+def test_a_pattern_that_matches_no_input_is_refused(write, tmp_path):
+    write("a.txt", b"")
+    assert "pattern" in refusal(tmp_path / "*.jsonl")
+    assert "pattern" in refusal(tmp_path / "a.*")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl.bz2", "a.json.gz", "jsonl", "a.gz"])
+def test_an_unknown_kind_of_file_is_refused(write, name):
+    message = refusal(write(name, b"1\n"))
+    assert all(suffix in message for suffix in SUFFIXES)
+
+
+def test_standard_input_can_be_named_once_only():
+    assert "once" in refusal("-", "-")
+
+
+# Files that can't be read
+
+
+def many_lines() -> bytes:
+    source = random.Random(0)
+    return b"".join(b'"%s"\n' % source.randbytes(20).hex().encode() for _ in range(2000))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])
+def test_a_compressed_file_that_is_cut_off_fails_and_is_not_read_short(write, suffix, share):
+    whole = PACK[suffix]([many_lines()])
+    failure(write(f"a{suffix}", whole[: max(1, int(len(whole) * share))]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_compressed_file_whose_last_member_is_cut_off_fails(write, suffix):
+    whole = PACK[suffix]([many_lines(), many_lines()])
+    failure(write(f"a{suffix}", whole[:-1]))
+
+
+@pytest.mark.parametrize("where", [0, 2, 0.25, 0.5, 0.75, -6, -2])
+def test_a_gzip_file_with_one_damaged_byte_fails(write, where):
+    damaged = bytearray(gz(many_lines()))
+    damaged[int(len(damaged) * where) if isinstance(where, float) else where] ^= 255
+    failure(write("a.jsonl.gz", bytes(damaged)))
+
+
+def test_a_gzip_file_with_a_block_of_no_known_kind_fails(write):
+    damaged = bytearray(gz(many_lines()))
+    damaged[10] |= 0b110  # the first byte behind the header
+    failure(write("a.jsonl.gz", bytes(damaged)))
+
+
+def test_a_damaged_zstd_frame_fails(write):
+    whole = zst(many_lines())
+    failure(write("a.jsonl.zst", whole[:1000] + whole[1100:]))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_a_file_that_is_not_what_its_name_says_fails(write, suffix):
+    failure(write(f"a{suffix}", many_lines()))
+    failure(write(f"b{suffix}", b"{}"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_garbage_behind_the_last_member_fails(write, suffix):
+    failure(write(f"a{suffix}", PACK[suffix]([b"1\n"]) + b"garbage"))
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        (b"", 1, "not a JSON list"),
+        (b"\xef\xbb\xbf", 1, "not a JSON list"),
+        (b'\n\n{"messages": []}', 3, "not a JSON list"),
+        (b'{"messages": []}\n{"messages": []}\n', 1, ".jsonl"),
+        (b"[1]\n[2]", 2, "behind the end"),
+        (b"[1, 2]\n\n, 3", 3, "behind the end"),
+        (b'[1,\n2,\n{"a":\n\n nope}]', 5, "not valid JSON"),
+        (b'[1,\n"cut off', 2, "not valid JSON"),
+        (b"[1,\n2,\n]", 3, "not valid JSON"),
+        (b"[\n,1]", 2, "not valid JSON"),
+        (b"[1\n2]", 2, "expected a comma"),
+        (b"[1,\r\n2", 2, "expected a comma"),
+        (b'[1,\n"\xff"]', 2, "not UTF-8"),
+        ("[1]".encode("utf-16"), 1, "not UTF-8"),
+        (b"[\n" + b"[" * 100_000, 2, "nested"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_broken_json_list_is_refused_with_the_line(write, content, line, what):
+    message = failure(write("a.json", content))
+    assert message.startswith(f"a.json line {line}: ")
+    assert what in message
+
+
+def test_a_damaged_table_fails(tmp_path):
+    whole = write_table(tmp_path / "a.parquet", messages=["x" * 1000]).read_bytes()
+    for number, content in enumerate([b"", whole[:-10], whole[:20] + whole[40:], whole[4:]]):
+        path = tmp_path / f"{number}.parquet"
+        path.write_bytes(content)
+        failure(path)
+
+
+def test_bytes_in_a_table_are_refused_with_their_row(tmp_path):
+    path = write_table(
+        tmp_path / "a.parquet",
+        messages=pa.array(
+            [[{"content": None}], [{"content": b"Hello"}]],
+            pa.list_(pa.struct({"content": pa.binary()})),
+        ),
+    )
+    message = failure(path)
+    assert message.startswith("a.parquet row 2: ")
+    assert "bytes" in message
+
+
+def test_text_in_a_table_that_is_not_utf8_fails(tmp_path):
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+    )
+    failure(write_table(tmp_path / "a.parquet", messages=broken))
+
+
+def test_a_file_that_went_away_or_is_a_folder_fails(tmp_path):
+    failure(tmp_path / "gone.jsonl")
+    failure(tmp_path)
+
+
+def test_an_input_is_described_by_its_size_and_digest(write):
+    content = many_lines()
+    path = write("a.jsonl", content)
+    digest = hashlib.sha256(content).hexdigest()
+    modified = path.stat().st_mtime_ns
+    told = InputFile("named so", str(path), len(content), digest, modified)
+    assert describe_input("named so", path) == told
+
+
+# Splits
+
+
+def lines_of_all_lengths() -> list[bytes]:
+    source = random.Random(0)
+    return [b"%d" % 10 ** source.randrange(120) for _ in range(60)]
+
+
+@pytest.mark.parametrize("split_bytes", [1, 100, 1000, 10**6])
+@pytest.mark.parametrize("cuts", [[], [0, 0, 60], list(range(60)), [7, 13, 20], [59]], ids=str)
+def test_splits_are_the_same_however_the_lines_lie_in_files(write, monkeypatch, split_bytes, cuts):
+    monkeypatch.setattr(reading, "SPLIT_BYTES", split_bytes)
+    lines = lines_of_all_lengths()
+
+    def splits(pieces, suffix):
+        paths = [
+            write(f"{number}{suffix}", PACK[suffix]([line + b"\n" for line in piece]))
+            for number, piece in enumerate(pieces)
+        ]
+        return [
+            (split.number, split.first_row, texts(split.rows()))
+            for split in read_splits(describe_input(path.name, path) for path in paths)
+        ]
+
+    pieces = [lines[i:j] for i, j in zip([0, *cuts], [*cuts, 60], strict=True)]
+    assert splits(pieces, ".jsonl") == splits([lines], ".jsonl.gz")
+
+
+@pytest.mark.parametrize("split_bytes", [1, 100, 1000, 10**6])
+def test_splits_hold_all_rows_in_order_and_are_as_small_as_asked(write, monkeypatch, split_bytes):
+    monkeypatch.setattr(reading, "SPLIT_BYTES", split_bytes)
+    lines = lines_of_all_lengths()
+    path = write("a.jsonl", b"\n".join(lines))
+    splits = list(read_splits([describe_input("a.jsonl", path)]))
+    assert [text for split in splits for text in texts(split.rows())] == lines
+    assert [split.number for split in splits] == list(range(len(splits)))
+    next_row = 0
+    for split in splits:
+        rows = texts(split.rows())
+        assert len(rows) == split.num_rows > 0
+        assert split.first_row == next_row
+        next_row += split.num_rows
+        assert sum(map(len, rows[:-1])) < split_bytes
+    assert all(sum(map(len, texts(split.rows()))) >= split_bytes for split in splits[:-1])
+
+
+def test_rows_above_the_limit_are_in_splits_too(write, monkeypatch):
+    monkeypatch.setattr(reading, "SPLIT_BYTES", 2)
+    path = write("a.jsonl", b"1\n" + b"x" * 50 + b"\n2\n" + b"y" * 50)
+    splits = list(read_splits([describe_input("a.jsonl", path)], line_limit=10))
+    assert [(split.first_row, texts(split.rows())) for split in splits] == [
+        (0, [b"1", None, b"2"]),
+        (3, [None]),
+    ]
+
+
+def test_rows_before_the_damage_come_before_the_error(write, monkeypatch):
+    monkeypatch.setattr(reading, "SPLIT_BYTES", 1)
+    splits = read_splits([describe_input("a.json", write("a.json", b"[1,\n2,\nnope]"))])
+    assert [texts(next(splits).rows()), texts(next(splits).rows())] == [[b"1"], [b"2"]]
+    with pytest.raises(InputError, match=r"a\.json line 3"):
+        next(splits)

@@ -1,0 +1,239 @@
+"""Splits say where rows are, are cut by the rows alone, and give what was described or nothing."""
+
+import gzip
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mtpack.errors import InputError
+from mtpack.input import reading
+from mtpack.input.files import describe_input, find_inputs
+from mtpack.input.reading import LINE_LIMIT, read_splits
+from mtpack.input.splits import LinesInFile, RawRow, RowsHeld, Split
+
+ROW = b'{"messages": [{"role": "user", "content": "Hello"}]}'
+OTHER = b'{"conversations": [{"from": "human", "value": "Hello"}]}'
+
+
+def zst(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zst}
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def splits_of(*paths: Path, limit: int = LINE_LIMIT, row_format: str = "auto") -> list[Split]:
+    files = [describe_input(path.name, path) for path in paths]
+    return list(read_splits(files, limit, row_format))
+
+
+@pytest.fixture
+def split(tmp_path) -> Split:
+    """Two rows, in a plain file and in a packed one."""
+    (tmp_path / "plain.jsonl").write_bytes(ROW + b"\n")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(ROW))
+    (found,) = splits_of(tmp_path / "plain.jsonl", tmp_path / "packed.jsonl.gz")
+    return found
+
+
+# What a split holds
+
+
+def test_a_split_of_plain_lines_holds_their_place_alone(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(BYTE_ORDER_MARK + b"\n" + (ROW + b"\n") * 1000)
+    (found,) = splits_of(path)
+    (piece,) = found.pieces
+    modified = path.stat().st_mtime_ns
+    num_bytes = path.stat().st_size - 5  # without the mark, the blank line and the last newline
+    assert piece == LinesInFile("a.jsonl", "messages", 2, str(path), 4, num_bytes, modified)
+    assert (found.num_rows, len(list(found.rows()))) == (1000, 1000)
+
+
+def test_a_split_gives_its_rows_in_another_process(split):
+    rows = [RawRow(name, 1, ROW, "messages") for name in ("plain.jsonl", "packed.jsonl.gz")]
+    assert list(pickle.loads(pickle.dumps(split)).rows()) == rows
+
+
+def test_files_of_one_row_share_a_split(tmp_path):
+    paths = [tmp_path / f"{number}.jsonl" for number in range(50)]
+    for path in paths:
+        path.write_bytes(ROW)
+    (found,) = splits_of(*paths)
+    assert [row.file for row in found.rows()] == [path.name for path in paths]
+
+
+def test_rows_before_the_first_that_tells_the_format_have_none(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([b"{}", b"", b"[", OTHER, b"{}", ROW]))
+    (found,) = splits_of(path)
+    assert [(row.line, row.format) for row in found.rows()] == [
+        *[(1, None), (3, None)],
+        *[(4, "sharegpt"), (5, "sharegpt"), (6, "sharegpt")],
+    ]
+
+
+# How the input is cut
+
+
+def obvious_rows(name: str, content: bytes, limit: int) -> Iterator[RawRow]:
+    for line, text in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), 1):
+        if len(text) > limit:
+            yield RawRow(name, line, None, "messages")
+        elif text.strip():
+            yield RawRow(name, line, text, "messages")
+
+
+def obvious_splits(rows: Iterator[RawRow], split_bytes: int) -> list[list[RawRow]]:
+    splits: list[list[RawRow]] = [[]]
+    for row in rows:
+        if sum(len(held.text or b"") for held in splits[-1]) >= split_bytes:
+            splits.append([])
+        splits[-1].append(row)
+    return [rows for rows in splits if rows]
+
+
+lines = st.lists(
+    st.sampled_from([b"\n", b"\n", b"\n\n", b"\r\n", b" ", b"\t", b"\x0b\x0c", b"\xef\xbb\xbf"])
+    | st.integers(1, 40).map(lambda length: b"x" * length)
+    | st.integers(1, 40).map(lambda length: b" " * length),
+    max_size=30,
+).map(b"".join)
+
+
+@given(lines, st.integers(8, 30), st.sampled_from([5, 20, 1000]), st.integers(1, 60))
+@example(b" " * 100 + b"\nx\n", 8, 5, 1)
+@example(b"x" * 100 + b"\nx\n" + b"x" * 100 + b"\n\nx", 8, 5, 1)
+@example(BYTE_ORDER_MARK + b"x" * 100 + b"\nx\n", 8, 5, 1)
+def test_rows_and_cuts_are_those_of_the_obvious_reader(
+    tmp_path_factory, content, block_bytes, limit, split_bytes
+):
+    folder = tmp_path_factory.mktemp("input")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(reading, "SPLIT_BYTES", split_bytes)
+        for suffix, pack in PACK.items():
+            path = folder / f"a{suffix}"
+            path.write_bytes(pack(content))
+            expected = obvious_splits(obvious_rows(path.name, content, limit), split_bytes)
+            found = splits_of(path, limit=limit, row_format="messages")
+            assert [list(split.rows()) for split in found] == expected
+            assert [split.num_rows for split in found] == list(map(len, expected))
+            pieces = [piece for split in found for piece in split.pieces]
+            texts = [text for piece in pieces for text in piece.held().rows_as_texts()]
+            assert texts == [row.text for rows in expected for row in rows]
+
+
+# Files that change while the run goes on
+
+
+def rows_refused(split: Split) -> str:
+    with pytest.raises(InputError) as caught:
+        list(split.rows())
+    message = str(caught.value)
+    assert message.startswith("plain.jsonl: ")
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_file_that_is_written_anew_is_not_read(split, tmp_path):
+    path = tmp_path / "plain.jsonl"
+    modified = path.stat().st_mtime_ns
+    path.write_bytes(ROW + b"\n")
+    os.utime(path, ns=(modified, modified + 1))
+    assert "changed" in rows_refused(split)
+
+
+def test_a_file_that_is_cut_off_is_not_read(split, tmp_path):
+    path = tmp_path / "plain.jsonl"
+    modified = path.stat().st_mtime_ns
+    path.write_bytes(ROW[:-1])
+    os.utime(path, ns=(modified, modified))
+    assert "ends early" in rows_refused(split)
+
+
+def test_a_file_that_goes_away_is_not_read(split, tmp_path):
+    (tmp_path / "plain.jsonl").unlink()
+    assert "can't be read" in rows_refused(split)
+
+
+@pytest.mark.parametrize("suffix", [*PACK, ".json", ".parquet"])
+def test_a_file_that_changes_before_it_is_cut_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(PACK.get(suffix, bytes)(b"[1]"))
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.table({"messages": ["x"]}), path)
+    described = describe_input(path.name, path)
+    os.utime(path, ns=(0, described.modified_ns + 1))
+    with pytest.raises(InputError, match=r"changed while the run went on"):
+        list(read_splits([described]))
+
+
+# What rows say, as a digest
+
+
+def digest(path: Path, row_format: str = "auto") -> str:
+    (found,) = splits_of(path, row_format=row_format)
+    return found.content_sha256()
+
+
+def test_the_digest_tells_nothing_of_where_the_rows_stand_and_how_they_are_packed(tmp_path):
+    digests = set()
+    for number, (suffix, pack) in enumerate(PACK.items()):
+        for content in (ROW + b"\n" + ROW, BYTE_ORDER_MARK + b"\n" + ROW + b"\n \n" + ROW + b"\n"):
+            path = tmp_path / f"{number}{suffix}"
+            path.write_bytes(pack(content))
+            digests.add(digest(path))
+    (tmp_path / "list.json").write_bytes(b"[\n" + ROW + b",\n" + ROW + b"]")
+    digests.add(digest(tmp_path / "list.json"))
+    held = RowsHeld("elsewhere", "messages", [7, 9], [ROW, ROW])
+    digests.add(Split(3, 20, 2, (held,)).content_sha256())
+    assert len(digests) == 1
+
+
+def test_the_digest_tells_texts_formats_and_their_order():
+    def of(*rows: tuple[bytes | None, str | None]) -> str:
+        pieces = tuple(RowsHeld("a", told, [1], [text]) for text, told in rows)
+        return Split(0, 0, len(pieces), pieces).content_sha256()
+
+    different = [
+        [],
+        [(b"1", None)],
+        [(b"1", "messages")],
+        [(b"1", "sharegpt")],
+        [(None, "messages")],
+        [(b"12", None)],
+        [(b"1", None), (b"2", None)],
+        [(b"2", None), (b"1", None)],
+        [(b"1", "messages"), (b"2", None)],
+        [(b"1", None), (b"2", "messages")],
+        [(b"1\n2", None)],
+        [(orjson.dumps([[None, 1]]), None)],
+    ]
+    assert len({of(*rows) for rows in different}) == len(different)
+
+
+# Folders
+
+
+def test_what_lies_below_the_output_is_no_input(tmp_path):
+    for name in ("a.jsonl", "deep/b.jsonl", "packed/c.jsonl", "packed/deep/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(ROW)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "packed" / "c.jsonl")
+    (tmp_path / "other.jsonl").symlink_to(tmp_path / "deep" / "b.jsonl")
+    found = find_inputs([str(tmp_path)], tmp_path / "packed")
+    names = [Path(name).relative_to(tmp_path).as_posix() for name in found]
+    assert names == ["a.jsonl", "deep/b.jsonl", "other.jsonl"]

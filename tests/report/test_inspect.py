@@ -1,0 +1,554 @@
+"""`inspect`: figures agree with a slow count, and a person can read and trust what is shown."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tokenizers
+from rich.console import Console
+
+from mtpack.errors import InputError, SetupError
+from mtpack.packing.columns import Columns, assemble
+from mtpack.report.decoding import decode_run, find_decoder
+from mtpack.report.figures import TALLY_FIGURES, figures_of
+from mtpack.report.inspect_view import escaped, show_figures, show_row
+from mtpack.report.row_view import row_view
+from mtpack.shards.arrow import ShardMetadata
+from mtpack.shards.dataset import Shards, open_shards
+from mtpack.shards.manifest import About, Manifest, PackReport, Run, Tally
+from mtpack.token_batch import TokenBatch, offsets_of
+from mtpack.tokenizer.loading import load_tokenizer
+from tests.support.builders import write_columns
+
+ALIGNMENTS = ("aligned", "shifted")
+PAD_ID = 0
+
+
+class Document(NamedTuple):
+    dialogue: int
+    ids: list[int]
+    turns: list[tuple[int, list[tuple[int, int]]]]
+    """Message index and spans of loss tokens."""
+
+
+DOCUMENTS = [
+    Document(0, [*range(10, 20)], [(1, [(2, 3)]), (3, [(5, 10)])]),
+    Document(2, [*range(30, 34)], [(2, [(1, 4)])]),
+    Document(2, [*range(40, 49)], [(4, [(3, 5), (7, 9)])]),  # two stretches, one turn
+    Document(5, [*range(50, 58)], [(1, [(1, 8)])]),
+]
+SEQUENCES = [2, 1, 1]  # documents in each
+GOLDEN_FIGURES = """\
+Contents
+  sequences                 3  tokens                        31
+  sequence length          16  padding                       17
+  shards                    1  fill                       64.6%
+  documents                 4  loss tokens                   20
+  dialogues                 3  loss share                 64.5%
+  turns                     5  labels                   aligned
+  documents per sequence  1.3  documents padded to  no multiple
+  turns per document      1.2
+
+Document lengths, in tokens
+  min 4, median 8.5, mean 7.8, max 10
+  tokens  documents  share
+     4-7          1  25.0%  █████████████▍
+    8-15          3  75.0%  ████████████████████████████████████████
+
+Turn lengths, in loss tokens, and their share of the loss
+  min 1, median 4, mean 4.0, max 7
+  loss tokens  turns         token mean             turn mean
+            1      1   5.0%  ▉               20.0%  ███▌
+          2-3      1  15.0%  ██▋             20.0%  ███▌
+          4-7      3  80.0%  ██████████████  60.0%  ██████████▌
+  token mean: every token weighs the same; turn mean: every turn
+
+The run that packed them
+  rows read               6
+  rows dropped            2  no_turns 2
+  rows rejected           0
+  turns dropped           0
+  sequences, lower bound  3  packed: 3
+
+Turns, as the chat template writes them
+  merging exact   4  turns: proven, one by one, to be the same in one document
+                     as alone
+  own document    1  turns: merging them is not exact, as the chat template
+                     rewrites history; a template that keeps it avoids this,
+                     --merge always accepts it
+  repeated       11  tokens: 31 in 3 sequences, 1.55 times what one document a
+                     dialogue would have: 20 in about 2
+  never shown     2  assistant messages: their tool calls, or some of them
+                     The chat template leaves this out, so the model never sees
+                     it; what may help: another template, or arguments given as
+                     objects
+"""
+
+
+def batch_of(documents: list[Document]) -> TokenBatch:
+    turns = [turn for document in documents for turn in document.turns]
+    spans = [span for _, turn_spans in turns for span in turn_spans]
+
+    def lengths(lists: Iterable[list[Any]]) -> np.ndarray:
+        return offsets_of(np.array([len(entries) for entries in lists]))
+
+    return TokenBatch(
+        ids=np.array([number for document in documents for number in document.ids], np.int32),
+        document_offsets=lengths(document.ids for document in documents),
+        document_rows=np.array([document.dialogue for document in documents]),
+        turn_offsets=lengths(document.turns for document in documents),
+        turn_messages=np.array([message for message, _ in turns], np.int32),
+        turn_flags=np.zeros(len(turns), np.uint8),
+        span_offsets=lengths(turn_spans for _, turn_spans in turns),
+        span_starts=np.array([start for start, _ in spans], np.int32),
+        span_ends=np.array([end for _, end in spans], np.int32),
+    )
+
+
+def write(path: Path, columns: Columns, metadata: ShardMetadata) -> Path:
+    write_columns(path, columns, metadata, batch_rows=2)
+    return path
+
+
+def pack(
+    folder: Path,
+    documents: list[Document] = DOCUMENTS,
+    sequences: list[int] = SEQUENCES,
+    *,
+    alignment: str = "aligned",
+    seq_len: int = 16,
+    pad_documents_to: int = 1,
+    tokenizer_sha256: str = "0",
+    **damage: Any,
+) -> Shards:
+    metadata = ShardMetadata(seq_len, alignment, pad_documents_to, PAD_ID, tokenizer_sha256, "0")
+    columns = assemble(batch_of(documents), offsets_of(np.array(sequences)), metadata.layout)
+    path = folder / f"{alignment}.arrow"
+    return open_shards(write(path, replace(columns, **damage), metadata))
+
+
+def tally_of(shards: Shards, **counts: Any) -> Tally:
+    figures = figures_of(shards)
+    zeros = dict.fromkeys(Tally.__slots__, 0)
+    reasons = ("rows_dropped", "rows_rejected", "turns_dropped", "content_dropped")
+    known = {"turns_packed": figures.turns, "tokens": figures.tokens}
+    known |= {name: {} for name in reasons}
+    return Tally(**(zeros | known | counts))
+
+
+def with_manifest(shards: Shards, tally: Tally, tokenizer: str = "nowhere") -> Shards:
+    run = Run(options={}, inputs=[], tokenizer_sha256="0", template_sha256="0")
+    about = About(mtpack_version="0", tokenizer=tokenizer, seconds={}, warnings=[], inputs=[])
+    report = PackReport(output="", seq_len=16, tally=tally, shards=[], about=about)
+    return Shards(shards.opened, shards.metadata, Manifest(run, report))
+
+
+def figures_text(shards: Shards) -> str:
+    console = plain_console()
+    show_figures(figures_of(shards), console)
+    return text_of(console)
+
+
+def row_text(shards: Shards, number: int, decode: Any = None) -> str:
+    console = plain_console()
+    show_row(row_view(shards, number), decode, console)
+    return text_of(console)
+
+
+def plain_console() -> Console:
+    return Console(width=80, force_terminal=False, file=io.StringIO())
+
+
+def text_of(console: Console) -> str:
+    """Return what was printed, without the blanks that fill up the lines of tables."""
+    assert isinstance(console.file, io.StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
+
+
+def character_decoder(ids: Any) -> str:
+    return "".join(map(chr, ids))
+
+
+def text_document(text: str, start: int, end: int) -> Document:
+    return Document(0, [ord(character) for character in text], [(1, [(start, end)])])
+
+
+# --- figures
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("pad_documents_to", [1, 4])
+def test_figures_are_those_of_a_slow_count(
+    tmp_path: Path, alignment: str, pad_documents_to: int
+) -> None:
+    documents, sequences = random_documents()
+    shards = pack(
+        tmp_path,
+        documents,
+        sequences,
+        alignment=alignment,
+        seq_len=64,
+        pad_documents_to=pad_documents_to,
+    )
+    figures = figures_of(shards)
+
+    lengths = [
+        int(length)
+        for row in shards
+        for length, dialogue in zip(row["document_lengths"], row["dialogue_ids"], strict=True)
+        if dialogue >= 0
+    ]
+    turns = [int(row["loss_token_num"][start]) for row in shards for start in row["turn_starts"]]
+    assert lengths == [len(document.ids) for document in documents]
+    assert figures.rows == len(sequences)
+    assert figures.documents == len(lengths)
+    assert figures.dialogues == len({document.dialogue for document in documents})
+    assert figures.turns == len(turns) == sum(int(row["turn_num"]) for row in shards)
+    assert figures.tokens == sum(lengths)
+    assert figures.padding == len(sequences) * 64 - sum(lengths)
+    assert figures.loss_tokens == sum(int(row["loss_mask"].sum()) for row in shards)
+    assert figures.fill == sum(lengths) / (len(sequences) * 64)
+    assert figures.loss_share == sum(turns) / sum(lengths)
+    for counted, histogram in ((lengths, figures.document_lengths), (turns, figures.turn_lengths)):
+        assert (histogram.min, histogram.max) == (min(counted), max(counted))
+        assert histogram.median == statistics.median(counted)
+        assert histogram.mean == pytest.approx(statistics.mean(counted))
+        for bucket in histogram.buckets:
+            members = [length for length in counted if bucket.low <= length <= bucket.high]
+            assert (bucket.count, bucket.tokens) == (len(members), sum(members))
+            assert bucket.count_share == pytest.approx(len(members) / len(counted))
+            assert bucket.token_share == pytest.approx(sum(members) / sum(counted))
+        assert sum(bucket.count for bucket in histogram.buckets) == len(counted)
+
+
+def random_documents() -> tuple[list[Document], list[int]]:
+    generator = np.random.default_rng(7)
+    documents = []
+    for number in range(50):
+        length = int(generator.integers(2, 32))
+        cuts = np.sort(generator.choice(np.arange(1, length + 1), min(length, 4), replace=False))
+        turns = [(2 * turn + 1, [tuple(cuts[2 * turn :][:2])]) for turn in range(len(cuts) // 2)]
+        documents.append(Document(number // 2, [*range(length)], turns))
+    return documents, [2] * 25
+
+
+def test_both_alignments_have_the_same_figures(tmp_path: Path) -> None:
+    aligned, shifted = (figures_of(pack(tmp_path, alignment=name)) for name in ALIGNMENTS)
+    assert replace(shifted, label_alignment="aligned") == aligned
+
+
+def test_shares_show_what_equal_weight_per_turn_changes(tmp_path: Path) -> None:
+    buckets = figures_of(pack(tmp_path)).as_dict()["turn_lengths"]["buckets"]
+    assert buckets == [
+        {"label": "1", "count": 1, "tokens": 1, "turn_mean": 0.2, "token_mean": 0.05},
+        {"label": "2-3", "count": 1, "tokens": 3, "turn_mean": 0.2, "token_mean": 0.15},
+        {"label": "4-7", "count": 3, "tokens": 16, "turn_mean": 0.6, "token_mean": 0.8},
+    ]
+
+
+def test_the_tally_is_there_with_a_manifest_and_null_without(tmp_path: Path) -> None:
+    shards = pack(tmp_path)
+    assert figures_of(shards).as_dict()["tally"] is None
+    tally = tally_of(shards, rows_read=9, rows_dropped={"no_turns": 5})
+    found = figures_of(with_manifest(shards, tally)).as_dict()["tally"]
+    assert tuple(found) == TALLY_FIGURES
+    assert found["rows_read"] == 9
+    assert found["rows_dropped"] == {"no_turns": 5}
+
+
+def test_several_shards_are_counted_together(tmp_path: Path) -> None:
+    pack(tmp_path)
+    again = tmp_path / "again.arrow"
+    again.write_bytes((tmp_path / "aligned.arrow").read_bytes())
+    figures = figures_of(open_shards([tmp_path / "aligned.arrow", again]))
+    assert (figures.shards, figures.rows, figures.documents, figures.dialogues) == (2, 6, 8, 3)
+
+
+DAMAGE = {
+    "turn_num": np.array([9, 9, 9], np.int32),
+    "turn_starts": np.array([2, 5, 11, 3, 99], np.int32),
+    "loss_token_num": np.full((3, 16), 1 << 30, np.int32),
+    "document_lengths": np.array([10, -4, 0, 9, 0, 8, 0], np.int32),
+    "loss_mask": np.ones((3, 16), np.uint8),
+}
+
+
+@pytest.mark.parametrize("column", DAMAGE)
+def test_figures_of_a_damaged_shard_are_refused(tmp_path: Path, column: str) -> None:
+    shards = pack(tmp_path, **{column: DAMAGE[column]})
+    with pytest.raises(InputError, match=r"aligned\.arrow: damaged: .*; pack the data again"):
+        figures_of(shards)
+
+
+# --- one row
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("pad_documents_to", [1, 4])
+def test_a_row_view_speaks_of_the_tokens_that_are_trained(
+    tmp_path: Path, alignment: str, pad_documents_to: int
+) -> None:
+    shards = pack(tmp_path, alignment=alignment, pad_documents_to=pad_documents_to)
+    seen = 0
+    for number, count in enumerate(SEQUENCES):
+        view = row_view(shards, number)
+        packed = DOCUMENTS[seen : seen + count]
+        seen += count
+        assert [document.dialogue for document in view.documents] == [d.dialogue for d in packed]
+        for place, document in zip(view.documents, packed, strict=True):
+            ids = view.token_ids[place.start : place.start + place.length].tolist()
+            assert ids == document.ids
+            assert place.padded_length == -(-place.length // pad_documents_to) * pad_documents_to
+        expected = [
+            (index, message, [document.ids[at] for span in spans for at in range(*span)])
+            for index, document in enumerate(packed)
+            for message, spans in document.turns
+        ]
+        found = [
+            (turn.document, turn.message, view.token_ids[turn.positions].tolist())
+            for turn in view.turns
+        ]
+        assert found == expected
+        for turn in view.turns:
+            assert turn.loss_token_num == len(turn.positions)
+            assert turn.weight * len(turn.positions) == pytest.approx(1)
+        assert view.padding == 16 - sum(len(document.ids) for document in packed)
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_a_row_out_of_range_is_refused_with_the_number_of_rows(tmp_path: Path, number: int) -> None:
+    with pytest.raises(SetupError, match=f"row {number}: out of range; there are 3 rows"):
+        row_view(pack(tmp_path), number)
+
+
+ROW_DAMAGE = DAMAGE | {
+    "seq_lengths": np.array([10, 4, 3, 9, 7, 8, 8], np.int32),
+    "input_ids": np.full((3, 16), -1, np.int32),
+    "turn_starts": np.array([5, 2, 11, 3, 1], np.int32),
+    "document_lengths": np.array([0, 4, 0, 9, 0, 8, 0], np.int32),
+}
+
+
+@pytest.mark.parametrize("column", ROW_DAMAGE)
+def test_a_damaged_row_is_refused(tmp_path: Path, column: str) -> None:
+    shards = pack(tmp_path, **{column: ROW_DAMAGE[column]})
+    with pytest.raises(InputError, match=r"row 0: damaged: .*; pack the data again"):
+        row_view(shards, 0)
+
+
+# --- the terminal
+
+
+def test_figures_read_like_this(tmp_path: Path) -> None:
+    shards = pack(tmp_path)
+    tally = tally_of(
+        shards,
+        rows_read=6,
+        rows_dropped={"no_turns": 2},
+        turns_own_document=1,
+        tokens_if_merged=20,
+        sequences=3,
+        sequences_lower_bound=3,
+        content_dropped={"assistant.tool_calls": 2},
+    )
+    assert figures_text(with_manifest(shards, tally)) == GOLDEN_FIGURES
+
+
+def test_figures_fit_in_80_columns_however_large(tmp_path: Path) -> None:
+    long = [Document(number, [1] * 262_144, [(1, [(1, 262_144)])]) for number in range(2)]
+    shards = pack(tmp_path, long, [1, 1], seq_len=262_144)
+    huge = 10**10
+    tally = tally_of(shards, rows_read=huge, rows_dropped={"no_trained_turn": huge, "empty": huge})
+    console = plain_console()
+    figures = figures_of(with_manifest(shards, tally))
+    lengths = replace(
+        figures.turn_lengths,
+        buckets=tuple(replace(bucket, count=10**7) for bucket in figures.turn_lengths.buckets),
+    )
+    show_figures(replace(figures, turn_lengths=lengths, rows=10**7), console)
+    lines = text_of(console).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "  131,072-262,143  10,000,000  100.0%  ██████████████  100.0%  ██████████████" in lines
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_row_reads_like_this(tmp_path: Path, alignment: str) -> None:
+    first = text_document("Q: a?\nA: b\n\nQ: c?\nA:\td", 9, 12)
+    first = first._replace(turns=[*first.turns, (3, [(20, 22)])])
+    second = text_document("hi ho", 2, 3)
+    shards = pack(
+        tmp_path, [first, second], [2], seq_len=40, pad_documents_to=8, alignment=alignment
+    )
+    assert row_text(shards, 0, character_decoder) == (
+        "Row 0 (of 1, counted from 0): 2 documents, 3 turns, 6 loss tokens\n"
+        "⟦…⟧ is trained, ⏎ is a trained line break\n"
+        "\n"
+        "document 1 of 2: dialogue 0, 22 tokens, 2 turns\n"
+        "Q: a?\n"
+        "A: ⟦b⏎\n"
+        "⏎\n"
+        "⟧ [message 1: 3 tokens × 1/3]Q: c?\n"
+        "A:⟦⇥    d⟧ [message 3: 2 tokens × 1/2]\n"
+        "\n"
+        "document 2 of 2: dialogue 0, 5 tokens, 1 turn\n"
+        "hi⟦␣⟧ [message 1: 1 token × 1/1]ho\n"
+        "\n"
+        "padding: 13 places, 5 of them behind documents to round their lengths up\n"
+    )
+
+
+def test_a_row_without_a_tokenizer_shows_ids(tmp_path: Path) -> None:
+    assert row_text(pack(tmp_path), 1) == (
+        "Row 1 (of 3, counted from 0): 1 document, 1 turn, 4 loss tokens\n"
+        "⟦…⟧ is trained, ⏎ is a trained line break\n"
+        "\n"
+        "document 1 of 1: dialogue 2, 9 tokens, 1 turn\n"
+        "40 41 42 ⟦43 44⟧ 45 46 ⟦47 48⟧ [message 4: 4 tokens × 1/4]\n"
+        "\n"
+        "padding: 7 places\n"
+    )
+
+
+def test_neighbouring_turns_have_different_colours(tmp_path: Path) -> None:
+    console = Console(
+        width=80,
+        force_terminal=True,
+        color_system="standard",
+        no_color=False,
+        file=io.StringIO(),
+    )
+    show_row(row_view(pack(tmp_path), 0), None, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "\x1b[32m⟦12⟧\x1b[0m" in shown
+    assert "\x1b[35m⟦15 16 17 18 19⟧\x1b[0m" in shown
+
+
+def test_escapes_and_markup_in_the_text_are_inert(tmp_path: Path) -> None:
+    text = "[red]a[/red] :smile: \x1b[31m\x07\r\x9b\u202e\u2028⟧ [message 1: x]"
+    shards = pack(tmp_path, [text_document(text, 1, len(text))], [1], seq_len=80)
+    shown = row_text(shards, 0, character_decoder)
+    assert (
+        r"[⟦red]a[/red] :smile: \x1b[31m\x07\x0d\x9b\u202e\u2028\u27e7 [message 1: x]⟧"
+        in shown.replace("\n", "")
+    )
+    assert not any(character in shown for character in "\x1b\x07\r\x9b\u202e\u2028")
+
+
+def test_characters_of_scripts_and_emoji_are_left_alone() -> None:
+    text = "می‌خواهم 👩‍👩‍👧 数据 é\n\tπ"
+    assert escaped(text) == text
+
+
+def test_escapes_in_the_reasons_of_a_manifest_are_inert(tmp_path: Path) -> None:
+    shards = pack(tmp_path)
+    shown = figures_text(with_manifest(shards, tally_of(shards, rows_dropped={"[b]\x1b[2J": 1})))
+    assert r"[b]\x1b[2J 1" in shown
+
+
+# --- decoding
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a byte-level tokenizer that knows ASCII words and cuts everything else to bytes."""
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_end|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(["the quick brown fox", "jumps over the lazy dog"], trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    trained.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def packed_text(folder: Path, tokenizer_folder: Path, prompt: str, answer: str) -> Shards:
+    loaded = load_tokenizer(str(tokenizer_folder))
+    ids, trained = (loaded.backend.encode(text).ids for text in (prompt, answer))
+    document = Document(0, [*ids, *trained], [(1, [(len(ids), len(ids) + len(trained))])])
+    return pack(folder, [document], [1], seq_len=128, tokenizer_sha256=loaded.sha256)
+
+
+def test_characters_cut_across_tokens_are_decoded_whole(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    answer = "数据 😀 the fox é\n<|im_end|>"
+    shards = packed_text(tmp_path, tokenizer_folder, "où?\n", answer)
+    decode, remark = find_decoder(shards, str(tokenizer_folder))
+    assert decode is not None
+    assert remark is None
+    tokens = len(row_view(shards, 0).turns[0].positions)
+    assert tokens > len(answer) - len("<|im_end|>")
+    assert (
+        f"où?\n⟦数据 😀 the fox é⏎\n<|im_end|>⟧ [message 1: {tokens} tokens × 1/{tokens}]\n"
+    ) in row_text(shards, 0, decode)
+
+
+def test_the_tokenizer_that_the_manifest_names_is_found(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    shards = packed_text(tmp_path, tokenizer_folder, "a", "b")
+    named = with_manifest(shards, tally_of(shards), str(tokenizer_folder / "tokenizer.json"))
+    decode, remark = find_decoder(named, None)
+    assert decode is not None
+    assert decode(row_view(named, 0).token_ids[:2].tolist()) == "ab"
+    assert remark is None
+
+
+@pytest.mark.parametrize("tokenizer", ["somebody/some-model", "gone\0\x1b[2J", "a" * 5000])
+def test_without_a_tokenizer_there_is_a_remark(tmp_path: Path, tokenizer: str) -> None:
+    shards = pack(tmp_path)
+    for found in (shards, with_manifest(shards, tally_of(shards), tokenizer)):
+        decode, remark = find_decoder(found, None)
+        assert decode is None
+        assert remark is not None
+        assert "--tokenizer" in remark
+        assert remark.isprintable()
+
+
+def test_a_tokenizer_of_the_manifest_that_has_changed_is_not_used(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    shards = pack(tmp_path)
+    decode, _ = find_decoder(with_manifest(shards, tally_of(shards), str(tokenizer_folder)), None)
+    assert decode is None
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
+    with pytest.raises(SetupError, match="packed with another tokenizer"):
+        find_decoder(pack(tmp_path), str(tokenizer_folder))
+
+
+def test_a_tokenizer_is_never_sought_on_the_network(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="no such tokenizer on this machine"):
+        find_decoder(pack(tmp_path), "somebody/some-model")
+
+
+def test_a_space_at_the_start_of_a_run_is_kept() -> None:
+    words = ["▁the", "▁fox", "<0xC3>", "<0xA9>"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({word: place for place, word in enumerate(words)}, [])
+    )
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    assert decode_run(backend.decode, [0, 1], []) == "the fox"
+    assert decode_run(backend.decode, [1, 2, 3], [0]) == " foxé"
+    assert decode_run(backend.decode, [3, 0], [2]) == "� the"

@@ -1,0 +1,119 @@
+"""What a run does with engines: which it takes, how it proves them, and what if one is wrong."""
+
+import numpy as np
+import pytest
+
+import mtpack
+from mtpack.errors import SetupError
+from mtpack.running.pack import Listener
+from mtpack.tokenizer import encoders
+from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, load_fast_engine
+from tests.conftest import SAMPLE_DATA, shared
+
+ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
+
+
+def pack(folder, **options):
+    remarks: list[str] = []
+    settings = {"workers": 1, "tokenizer_engine": "auto", **options}
+    report = mtpack.pack(ROWS, output=folder, listener=Listener(remark=remarks.append), **settings)
+    return report, remarks
+
+
+def test_both_engines_give_the_same_shards_and_say_who_they_are(tmp_path):
+    for engine in ("tokenizers", "fastokens"):
+        report, remarks = pack(tmp_path / engine, tokenizer_engine=engine)
+        assert report.about.tokenizer_engine == engine
+        assert not [remark for remark in remarks if "engine" in remark or "fastokens" in remark]
+    one, other = (mtpack.open_shards(tmp_path / name) for name in ("tokenizers", "fastokens"))
+    assert one.manifest.report.shards == other.manifest.report.shards
+
+
+def test_a_small_input_is_not_worth_loading_an_engine_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "load_fast_engine", pytest.fail)
+    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_A_TOKEN", 1.0)
+    report, _ = pack(tmp_path / "packed")
+    assert report.about.tokenizer_engine == "tokenizers"
+
+
+def take_whatever_the_size(monkeypatch):
+    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_A_TOKEN", 0.0)
+
+
+def test_what_fastokens_cannot_serve_falls_back_with_one_line(tmp_path, monkeypatch):
+    take_whatever_the_size(monkeypatch)
+    tokenizer = shared("tokenizers/t5-small-unigram")
+    template = shared("templates/trl/qwen3_instruct_2507.jinja")
+    options = {"tokenizer": tokenizer, "chat_template": template}
+    report, remarks = pack(tmp_path / "packed", **options)
+    assert report.about.tokenizer_engine == "tokenizers"
+    assert sum("going on with tokenizers" in remark for remark in remarks) == 1
+    with pytest.raises(SetupError, match="--tokenizer-engine auto or tokenizers"):
+        pack(tmp_path / "other", tokenizer_engine="fastokens", **options)
+
+
+def break_fastokens(monkeypatch, is_broken) -> None:
+    """Have the fast engine change an id of the first text of a batch that `is_broken`."""
+
+    def load(tokenizer):
+        right = load_fast_engine(tokenizer)
+
+        def encode(texts):
+            found = right.encode(texts)
+            if not is_broken(texts):
+                return found
+            ids = found.ids.copy()
+            ids[np.flatnonzero(ids)[0]] -= 1
+            return FlatTokens(ids, found.offsets)
+
+        return Engine("fastokens", encode)
+
+    monkeypatch.setattr(encoders, "load_fast_engine", load)
+    take_whatever_the_size(monkeypatch)
+
+
+def assert_all_is_done_by_tokenizers(tmp_path) -> list[str]:
+    right, _ = pack(tmp_path / "right", tokenizer_engine="tokenizers")
+    found, remarks = pack(tmp_path / "found")
+    assert found.shards == right.shards
+    assert found.tally == right.tally
+    assert found.about.tokenizer_engine == "tokenizers"
+    return remarks
+
+
+def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
+    break_fastokens(monkeypatch, lambda texts: any("<|im_end|><|im_end|>" in x for x in texts))
+    remarks = assert_all_is_done_by_tokenizers(tmp_path)
+    assert sum("going on with tokenizers" in remark for remark in remarks) == 1
+    with pytest.raises(SetupError, match="other ids than tokenizers"):
+        pack(tmp_path / "other", tokenizer_engine="fastokens")
+
+
+def test_the_audit_voids_what_a_wrong_engine_made(tmp_path, monkeypatch):
+    is_dialogue = "<|im_start|>user\n"  # as no text of the probe begins
+    monkeypatch.setattr("mtpack.sampled_check.Audit.is_due", lambda audit, row: row % 3 == 0)
+    monkeypatch.setattr(encoders, "probe_texts", lambda added_tokens, own_rows: ["of no use"])
+    break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
+    remarks = assert_all_is_done_by_tokenizers(tmp_path)
+    assert sum("gave other ids" in remark for remark in remarks) == 1
+    about = mtpack.open_shards(tmp_path / "found").manifest.report.about
+    assert about.audit_mismatches == 1
+
+
+def test_an_engine_that_fails_on_the_way_is_replaced(tmp_path, monkeypatch):
+    def load(tokenizer):
+        def encode(texts):
+            raise EngineFailedError("fastokens failed (PanicException)")
+
+        return Engine("fastokens", encode)
+
+    monkeypatch.setattr(encoders, "load_fast_engine", load)
+    take_whatever_the_size(monkeypatch)
+    assert_all_is_done_by_tokenizers(tmp_path)
+
+
+def test_the_audit_of_a_right_engine_finds_nothing(tmp_path):
+    report, _ = pack(tmp_path / "packed", tokenizer_engine="fastokens")
+    replays = report.about.rendered
+    assert report.about.audited > replays
+    assert report.about.audit_mismatches == 0

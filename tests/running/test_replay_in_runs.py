@@ -1,0 +1,127 @@
+"""What a run does with replay: its figures, its audit, and what happens should it ever be wrong."""
+
+import mtpack
+from mtpack.running import pipeline
+from mtpack.running.pack import Listener
+from mtpack.sampled_check import Audit
+from mtpack.template.tracing import replayer
+from mtpack.template.tracing.slotted_text import Outline
+from mtpack.template.tracing.warm_up import rehearsed_dialogues
+from tests.conftest import SAMPLE_DATA
+
+ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
+
+
+def pack(folder, **options):
+    remarks: list[str] = []
+    report = mtpack.pack(
+        ROWS, output=folder, workers=1, listener=Listener(remark=remarks.append), **options
+    )
+    return report, remarks
+
+
+def test_every_accepted_dialogue_is_replayed_or_rendered(tmp_path):
+    report, _ = pack(tmp_path / "packed")
+    accepted = report.tally.rows_read - sum(report.tally.rows_rejected.values())
+    assert report.about.replayed + report.about.rendered == accepted
+    assert report.about.replayed > accepted * 0.8
+    assert report.about.audit_mismatches == 0
+
+
+def test_what_is_recorded_is_compared_with_its_render(tmp_path):
+    report, _ = pack(tmp_path / "packed")
+    assert 0 < report.about.rendered <= report.about.audited
+
+
+def write_wrongly(monkeypatch, is_wrong) -> None:
+    """Have texts filled in with a space in front, once `is_wrong()`."""
+    right = Outline.joined
+
+    def joined(outline, texts):
+        return " " * is_wrong() + right(outline, texts)
+
+    monkeypatch.setattr(Outline, "joined", joined)
+
+
+def test_a_wrong_replay_voids_all_replays_of_the_run(tmp_path, monkeypatch):
+    right, _ = pack(tmp_path / "right")
+    write_wrongly(monkeypatch, lambda: True)
+    found, remarks = pack(tmp_path / "found")
+    assert found.shards == right.shards
+    assert found.tally == right.tally
+    assert found.about.audit_mismatches > 0
+    assert found.about.replayed == 0
+    assert sum("differs from its render" in remark for remark in remarks) == 1
+
+
+def test_the_seeded_sample_finds_a_replay_that_goes_wrong_later(tmp_path, monkeypatch):
+    right, _ = pack(tmp_path / "right")
+    drawn = []
+    is_due = Audit.is_due
+    monkeypatch.setattr(Audit, "is_due", lambda audit, row: drawn.append(row) or is_due(audit, row))
+    write_wrongly(monkeypatch, lambda: len(drawn) > 100)
+    found, _ = pack(tmp_path / "found")
+    assert found.about.audit_mismatches > 0
+    assert found.shards == right.shards
+
+
+def test_the_sample_is_drawn_by_seed_and_costs_little(tmp_path):
+    def sample(seed: int) -> list[int]:
+        audit = Audit(seed)
+        return [row for row in range(3200) if audit.is_due(row)]
+
+    assert sample(1) == sample(1) != sample(2)
+    assert 100 < len(sample(1)) < 300
+    audit = Audit(1)
+    audit.spent = 1e9  # far above its share
+    assert not any(audit.is_due(row) for row in range(3200))
+
+
+def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, monkeypatch):
+    for merge in ("auto", "always", "never"):
+        replayed, _ = pack(tmp_path / f"replayed-{merge}", merge=merge)
+        with monkeypatch.context() as patched:
+            patched.setattr("mtpack.template.tracing.replayer._MAX_MESSAGES", 0)
+            rendered, _ = pack(tmp_path / f"rendered-{merge}", merge=merge)
+        assert rendered.about.replayed == 0 < replayed.about.replayed
+        assert rendered.shards == replayed.shards
+
+
+def as_for_large_inputs(monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "_WORTH_REHEARSING", 0)
+
+
+def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path, monkeypatch):
+    learned, _ = pack(tmp_path / "learned", tokenizer_engine="tokenizers")
+    as_for_large_inputs(monkeypatch)
+    rehearsed, _ = pack(tmp_path / "rehearsed", tokenizer_engine="tokenizers")
+    assert rehearsed.shards == learned.shards
+    assert rehearsed.about.rendered < learned.about.rendered
+    dialogues = [report.about.rendered + report.about.replayed for report in (learned, rehearsed)]
+    assert dialogues[0] == dialogues[1]
+
+
+def test_a_rehearsal_ends_when_its_time_is_up(tmp_path, monkeypatch):
+    def rehearsed() -> int:
+        looked_at = []
+        dialogues = rehearsed_dialogues()
+        spy = (looked_at.append(dialogue) or dialogue for dialogue in dialogues)
+        monkeypatch.setattr(replayer, "rehearsed_dialogues", lambda: spy)
+        pack(tmp_path / str(replayer._SECONDS_OF_REHEARSAL), tokenizer_engine="tokenizers")
+        return len(looked_at)
+
+    as_for_large_inputs(monkeypatch)
+    monkeypatch.setattr(replayer, "_SECONDS_OF_REHEARSAL", 0.0)
+    assert rehearsed() == 1
+    monkeypatch.setattr(replayer, "_SECONDS_OF_REHEARSAL", 600.0)
+    assert rehearsed() == len(list(rehearsed_dialogues()))
+
+
+def test_a_rehearsal_that_goes_wrong_is_told_of_by_the_data(tmp_path, monkeypatch):
+    right, _ = pack(tmp_path / "right")
+    as_for_large_inputs(monkeypatch)
+    write_wrongly(monkeypatch, lambda: True)
+    found, remarks = pack(tmp_path / "found")
+    assert found.shards == right.shards
+    assert found.about.audit_mismatches > 0
+    assert sum("differs from its render" in remark for remark in remarks) == 1

@@ -1,0 +1,158 @@
+"""`--token-store`: what was tokenized once is packed again, and only where it is the same."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+import mtpack
+from mtpack.running.pack import Listener
+from tests.conftest import SAMPLE_DATA
+
+ROWS = SAMPLE_DATA / "conversations_en.jsonl"
+
+
+def pack(output: Path, store: Path, inputs=ROWS, **options):
+    settings = {"workers": 1, "seq_len": 1024, "token_store": store, **options}
+    return mtpack.pack(inputs, output=output, listener=Listener(), **settings)
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    pack(tmp_path / "first", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def is_reused(report) -> bool:
+    """Return whether all dialogues came from the store; some from there would be a bug here."""
+    accepted = report.tally.rows_read - sum(report.tally.rows_rejected.values())
+    assert report.about.reused in (0, accepted)
+    assert report.about.reused + report.about.rendered + report.about.replayed == accepted
+    return report.about.reused > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"seq_len": 512},
+        {"seq_len": 96, "overlong": "truncate"},
+        {"seq_len": 96, "overlong": "split"},
+        {"seq_len": 96, "overlong": "error", "on_error": "skip"},
+        {"seed": 3},
+        {"packing": "none"},
+        {"label_alignment": "shifted", "pad_documents_to": 8},
+    ],
+)
+def test_another_way_to_pack_needs_no_tokenizing_and_gives_the_same(tmp_path, store, options):
+    again = pack(tmp_path / "again", store, **options)
+    fresh = pack(tmp_path / "fresh", tmp_path / "other store", **options)
+    assert not is_reused(fresh)
+    if options.get("overlong") != "error":  # whose refused rows may leave no trace
+        assert is_reused(again)
+    assert again.tally == fresh.tally
+    assert again.shards == fresh.shards
+    rejects = [tmp_path / name / "rejects.jsonl" for name in ("again", "fresh")]
+    assert rejects[0].read_text() == rejects[1].read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"merge": "never"},
+        {"control_tokens": "literal"},
+        {"date": "2020-02-02"},
+        {"template_arg": ["x=1"]},
+    ],
+)
+def test_what_a_split_depends_on_makes_it_another_one(tmp_path, store, options):
+    assert not is_reused(pack(tmp_path / "again", store, **options))
+
+
+def test_the_same_rows_are_found_wherever_they_stand(tmp_path, store):
+    packed = tmp_path / "elsewhere.jsonl.gz"
+    packed.write_bytes(gzip.compress(ROWS.read_bytes()))
+    assert is_reused(pack(tmp_path / "again", store, packed))
+
+
+def test_rows_behind_others_keep_their_numbers(tmp_path, store):
+    before = tmp_path / "before.jsonl"
+    row = {"messages": [{"role": "user", "content": "Hi"}] * 2, "more": "x" * 2**20}
+    before.write_text(json.dumps(row) + "\n")  # a split of its own, without a turn
+    pack(tmp_path / "again", store, [before, ROWS])
+    pack(tmp_path / "fresh", tmp_path / "other store", [before, ROWS])
+    shards = [mtpack.open_shards(tmp_path / name) for name in ("again", "fresh")]
+    assert shards[0].manifest.report.about.reused > 0
+    assert shards[0].manifest.report.shards == shards[1].manifest.report.shards
+
+
+def test_changed_rows_are_tokenized(tmp_path, store):
+    changed = tmp_path / "changed.jsonl"
+    changed.write_bytes(ROWS.read_bytes().replace(b"the", b"teh", 1))
+    assert not is_reused(pack(tmp_path / "again", store, changed))
+
+
+@pytest.mark.parametrize("damage", ["documents", "record", "missing", "nonsense"])
+def test_a_damaged_entry_is_as_good_as_none_and_repaired(tmp_path, store, damage):
+    fresh = mtpack.open_shards(tmp_path / "first").manifest.report
+    record = next(store.rglob("*.json"))
+    documents = record.with_suffix("")
+    if damage == "documents":
+        content = bytearray(documents.read_bytes())
+        content[-3] ^= 1
+        documents.write_bytes(content)
+    elif damage == "record":
+        record.write_bytes(record.read_bytes()[:-20])
+    elif damage == "missing":
+        documents.unlink()
+    else:
+        record.write_text("[1]")
+    again = pack(tmp_path / "again", store)
+    assert not is_reused(again)
+    assert again.shards == fresh.shards
+    assert is_reused(pack(tmp_path / "once more", store))
+
+
+def test_rejected_rows_are_told_of_again(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b'{"messages": 1}\n' + ROWS.read_bytes())
+    for name in ("first", "again"):
+        report = pack(tmp_path / name, tmp_path / "store", rows, on_error="skip")
+        reject = json.loads((tmp_path / name / "rejects.jsonl").read_text())
+        assert (reject["row"], reject["line"]) == (0, 1)
+        assert report.tally.rows_rejected == {"invalid_row": 1}
+    assert is_reused(report)
+
+
+def test_the_report_tells_the_size_of_the_store(tmp_path, store):
+    report = mtpack.open_shards(tmp_path / "first").manifest.report
+    files = [file for file in store.rglob("*") if file.is_file()]
+    assert report.about.token_store_bytes == sum(file.stat().st_size for file in files) > 0
+
+
+def test_what_a_distrusted_short_cut_made_is_made_again(tmp_path, store, monkeypatch):
+    for record in store.rglob("*.json"):
+        assert "replay" in json.loads(record.read_text())["short_cuts"]
+    monkeypatch.setattr("mtpack.running.split_task.find_split", lambda *_: None)
+    monkeypatch.setattr("mtpack.template.tracing.replayer.Replayer._replay", wrongly)
+    report = pack(tmp_path / "again", store)
+    assert report.about.audit_mismatches > 0
+    monkeypatch.undo()
+    for record in store.rglob("*.json"):
+        assert "replay" not in json.loads(record.read_text())["short_cuts"]
+    assert is_reused(pack(tmp_path / "once more", store))
+
+
+def wrongly(replayer, dialogue, messages, shape):
+    rendered = replayer.render_for_real(dialogue)
+    return rendered._replace(merged=rendered.merged._replace(text=rendered.merged.text + " "))
+
+
+def test_what_is_stored_is_packed_without_any_engine(tmp_path, store, monkeypatch):
+    def fail(tokenizer):
+        raise AssertionError("nothing is to be tokenized")
+
+    for name in ("byte_level_of", "load_fast_engine", "reference_engine"):
+        monkeypatch.setattr(f"mtpack.tokenizer.encoders.{name}", fail)
+    assert is_reused(pack(tmp_path / "again", store, seq_len=512))

@@ -1,0 +1,190 @@
+"""Nothing hangs and nothing eats the machine's memory: the run stops and says what it was at."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtpack.errors import MtpackError
+from mtpack.input.splits import RowsHeld, Split
+from mtpack.options import options_from
+from mtpack.running.heartbeat import SLOT_BYTES, Activity
+from mtpack.running.pipeline import Pipeline, load_pipeline
+from mtpack.running.runner import local_runner
+from mtpack.running.split_task import SplitTask, tokenize_split
+from mtpack.running.watchdog import ProcessLimits, process_limits, resident_memory
+from tests.conftest import ROOT
+
+NEVER = ProcessLimits(seconds=1e6)
+SOON = ProcessLimits(seconds=0.5)
+
+# Units of work that say they are at line `task` of a file, and then misbehave.
+
+
+def at_a_row(pipeline: Pipeline, task: int) -> None:
+    pipeline.activity.begin(f"rows.jsonl line {task}: rendering")
+
+
+def hang_in_foreign_code(pipeline: Pipeline, task: int) -> None:
+    """Hold the interpreter, so that no thread and no handler of this process runs."""
+    at_a_row(pipeline, task)
+    nested: tuple = ()
+    for _ in range(60):
+        nested = (nested, nested)
+    hash(nested)
+
+
+def hang_in_python(pipeline: Pipeline, task: int) -> None:
+    at_a_row(pipeline, task)
+    while True:
+        pass
+
+
+def hang_outside_of_python(pipeline: Pipeline, task: int) -> None:
+    """Hang as a tokenizer would: other threads run, this one can't be interrupted."""
+    at_a_row(pipeline, task)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+
+def eat_memory(pipeline: Pipeline, task: int) -> None:
+    at_a_row(pipeline, task)
+    eaten = [b"x" * 2**20 for _ in range(600)]
+    while eaten:
+        pass
+
+
+def run_out_of_memory(pipeline: Pipeline, task: int) -> None:
+    at_a_row(pipeline, task)
+    raise MemoryError
+
+
+def be_killed(pipeline: Pipeline, task: int) -> None:
+    at_a_row(pipeline, task)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_killed_between_rows(pipeline: Pipeline, task: int) -> None:
+    at_a_row(pipeline, task)
+    pipeline.activity.end()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop(
+    unit: Callable, limits: ProcessLimits, workers: int, tasks: tuple = (7, 7), **options
+) -> str:
+    """Run a unit that must stop the run, and return what is said of it."""
+    pipeline = load_pipeline(options_from({"workers": workers, **options}))
+    with (
+        pytest.raises(MtpackError) as stopped,
+        local_runner(pipeline, limits) as runner,
+    ):
+        list(runner.run(unit, tasks))
+    assert stopped.value.exit_status == 1
+    assert "\n" not in str(stopped.value)
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("unit", [hang_in_foreign_code, hang_in_python, hang_outside_of_python])
+def test_a_worker_that_hangs_stops_the_run(unit):
+    said = stop(unit, SOON, workers=2)
+    assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; remove the row")
+
+
+def test_a_unit_in_this_process_that_hangs_stops_the_run():
+    said = stop(hang_in_python, SOON, workers=1)
+    assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; remove the row")
+
+
+def test_a_unit_in_this_process_that_can_not_be_interrupted_ends_the_process():
+    code = """
+from mtpack.options import options_from
+from mtpack.running.pipeline import load_pipeline
+from mtpack.running.runner import local_runner
+from tests.running.test_watchdog import SOON, hang_outside_of_python
+
+with local_runner(load_pipeline(options_from({"workers": 1})), SOON) as runner:
+    list(runner.run(hang_outside_of_python, [7]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("mtpack: rows.jsonl line 7: rendering takes longer than 0.5 s")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, to see memory")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_that_eats_memory_stops_the_run(workers):
+    allowed = 2**28 + (resident_memory(os.getpid()) if workers == 1 else 0)
+    said = stop(eat_memory, ProcessLimits(seconds=1e6, memory=allowed), workers)
+    assert said.startswith("rows.jsonl line 7: rendering needs more than")
+    assert "GiB of memory; remove the row" in said
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_that_runs_out_of_memory_stops_the_run(workers):
+    said = stop(run_out_of_memory, NEVER, workers)
+    assert said.startswith("rows.jsonl line 7: rendering needs more memory than there is")
+
+
+def test_a_worker_that_is_killed_is_noticed_and_its_row_named():
+    said = stop(be_killed, NEVER, workers=2)
+    assert said.startswith("rows.jsonl line 7: rendering ended the worker process (SIGKILL)")
+    assert "run again with fewer --workers" in said
+
+
+def test_a_worker_that_is_killed_between_rows_is_noticed():
+    said = stop(be_killed_between_rows, NEVER, workers=2)
+    assert said.startswith("a worker process died")
+
+
+def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
+    """It gets past the count: `map` puts one list in twice, and `==` goes through all copies."""
+    twice = "'ab' | map(attribute='missing', default=ns.{0}) | list"
+    template = tmp_path / "hostile.jinja"
+    template.write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if messages[0].content == 'boom' %}{% set ns = namespace(x=[1], y=[1]) %}"
+        f"{{% for _ in range(60) %}}{{% set ns.x = {twice.format('x')} %}}"
+        f"{{% set ns.y = {twice.format('y')} %}}{{% endfor %}}{{{{ ns.x == ns.y }}}}{{% endif %}}"
+    )
+
+    def split(number: int, content: str) -> SplitTask:
+        text = f'[{{"role":"user","content":"{content}"}},{{"role":"assistant","content":"otter"}}]'
+        row = f'{{"messages":{text}}}'.encode()
+        piece = RowsHeld("rows.jsonl", None, [number + 1], [row])
+        return SplitTask(Split(number, number, 1, (piece,)), tmp_path / f"split-{number}")
+
+    tasks = (split(0, "fine"), split(1, "boom"))
+    said = stop(tokenize_split, SOON, 2, tasks, chat_template=str(template))
+    assert said.startswith(
+        f"rows.jsonl line 2: rendering with the chat template of {template} takes longer than"
+    )
+
+
+def test_an_activity_is_read_where_another_process_writes_it():
+    slot = bytearray(SLOT_BYTES)
+    written, read = Activity(slot), Activity(slot)
+    written.belongs_to(7)
+    assert (read.look().process, read.look().what) == (7, "")
+    changes = read.look().changes
+    written.begin("rows \udcff.jsonl line 1: " + "x" * SLOT_BYTES, effort=2.5)
+    moment = read.look()
+    assert (moment.process, moment.effort) == (7, 2.5)
+    assert moment.changes > changes
+    assert moment.what.startswith("rows \\udcff.jsonl line 1: xxx")
+    written.end()
+    assert read.look().what == ""
+
+
+def test_processes_share_the_memory_that_is_free():
+    alone, among_four = process_limits(1).memory, process_limits(4).memory
+    if alone is None or among_four is None:
+        pytest.skip("this system does not say how much memory is free")
+    assert 3 < alone / among_four < 5

@@ -1,0 +1,318 @@
+"""Units run anywhere with the same results, and a worker that dies costs its work, not the run."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socketpair
+from typing import NamedTuple
+
+import pytest
+from mtpack.runners import local
+
+from mtpack.errors import InputError, MtpackError
+from mtpack.options import options_from
+from mtpack.running.channel import receive, send
+from mtpack.running.pipeline import Pipeline, load_pipeline
+from mtpack.running.runner import LocalRunner, local_runner
+from mtpack.running.watchdog import ProcessLimits
+from tests.conftest import ROOT, SAMPLE_DATA
+
+NEVER = ProcessLimits(seconds=1e6)
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+
+
+# Units of work. A worker that is spawned imports them, so they stand at the top.
+
+
+class Visit(NamedTuple):
+    """A task that leaves a trace in a folder."""
+
+    folder: Path
+    number: int
+
+
+def triple(pipeline: Pipeline, number: int) -> int:
+    return 3 * number
+
+
+def triple_late(pipeline: Pipeline, number: int) -> int:
+    """Take the longer the earlier the task comes, so that later ones are done first."""
+    total = sum(range(100_000 * (5 - number)))
+    return 3 * number if total >= 0 else -1
+
+
+def grow(pipeline: Pipeline, text: bytes) -> bytes:
+    return text + b"!"
+
+
+def process_id(pipeline: Pipeline, number: int) -> int:
+    return os.getpid()
+
+
+def refuse_some(pipeline: Pipeline, number: int) -> int:
+    if number in (3, 5):
+        raise InputError(f"row {number}")
+    return number
+
+
+def fail_unexpectedly(pipeline: Pipeline, number: int) -> int:
+    return number // 0
+
+
+def fail_with_what_can_not_be_sent(pipeline: Pipeline, number: int) -> int:
+    class LocalError(Exception):
+        pass
+
+    raise LocalError
+
+
+def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
+    pipeline.activity.begin(f"rows.jsonl line {visit.number}: rendering")
+    with open(visit.folder / str(visit.number), "ab") as traces:
+        traces.write(b".")
+    if os.path.getsize(visit.folder / str(visit.number)) == 1 and visit.number % 3 == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return visit.number
+
+
+def always_be_killed_at_four(pipeline: Pipeline, visit: Visit) -> None:
+    pipeline.activity.begin(f"rows.jsonl line {visit.number}: rendering")
+    with open(visit.folder / str(visit.number), "ab") as traces:
+        traces.write(b".")
+    if visit.number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(pipeline: Pipeline, visit: Visit) -> None:
+    (visit.folder / str(os.getpid())).touch()
+    signal.pause()
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return load_pipeline(options_from({"workers": 2}))
+
+
+METHODS = ["spawned", pytest.param("forked", marks=linux_only)]
+
+
+@contextmanager
+def two_workers(pipeline: Pipeline, method: str) -> Iterator[LocalRunner]:
+    """Start workers in the way named, whatever threads the program has that runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "may_fork", lambda: method == "forked")
+        with local_runner(pipeline, NEVER) as runner:
+            yield runner
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def runner(request, pipeline) -> Iterator[LocalRunner]:
+    with two_workers(pipeline, request.param) as runner:
+        yield runner
+
+
+# Results
+
+
+def test_results_come_in_the_order_of_the_tasks(runner):
+    assert list(runner.run(triple_late, range(6))) == [0, 3, 6, 9, 12, 15]
+
+
+def test_one_pool_runs_one_unit_after_the_other(runner):
+    assert list(runner.run(triple, range(40))) == [3 * number for number in range(40)]
+    assert list(runner.run(grow, [b"one", b"two"])) == [b"one!", b"two!"]
+
+
+def test_results_that_nobody_takes_are_not_taken_for_others(runner):
+    given_up = runner.run(triple_late, range(6))
+    assert next(given_up) == 0
+    assert list(runner.run(triple, range(100, 110))) == list(range(300, 330, 3))
+
+
+def test_tasks_and_results_may_be_long(runner):
+    """Longer than a pipe holds, in both directions at once."""
+    texts = [bytes([number]) * 3_000_000 for number in range(12)]
+    assert all(got == text + b"!" for text, got in zip(texts, runner.run(grow, texts), strict=True))
+
+
+def test_all_workers_work(runner):
+    assert len(set(runner.run(process_id, range(200))) - {os.getpid()}) == 2
+
+
+def test_a_single_task_runs_here(pipeline):
+    with local_runner(pipeline) as runner:
+        assert list(runner.run(process_id, [1])) == [os.getpid()]
+
+
+def test_tasks_are_read_no_further_ahead_than_the_workers_need(runner):
+    read = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal read
+        for number in range(60):
+            read += 1
+            yield number
+
+    for taken, _ in enumerate(runner.run(triple, tasks()), 1):
+        assert read <= taken + 3 * 2
+    assert read == 60
+
+
+# Errors
+
+
+def test_the_first_error_in_the_order_of_the_tasks_is_raised(runner):
+    results = runner.run(refuse_some, range(9))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="row 3"):
+        next(results)
+
+
+def test_an_error_of_the_reader_comes_behind_what_the_tasks_before_it_find(runner):
+    def tasks() -> Iterator[int]:
+        yield from (1, 2)
+        raise InputError("the file is damaged")
+
+    results = runner.run(triple, tasks())
+    assert [next(results), next(results)] == [3, 6]
+    with pytest.raises(InputError, match="the file is damaged"):
+        next(results)
+
+
+def test_a_mistake_in_a_unit_tells_where_it_is(runner):
+    with pytest.raises(ZeroDivisionError) as raised:
+        list(runner.run(fail_unexpectedly, range(2)))
+    assert "in fail_unexpectedly" in raised.value.__notes__[0]
+
+
+def test_an_error_that_can_not_be_sent_is_still_told(runner):
+    with pytest.raises(RuntimeError, match="LocalError") as raised:
+        list(runner.run(fail_with_what_can_not_be_sent, range(2)))
+    assert "in fail_with_what_can_not_be_sent" in raised.value.__notes__[0]
+
+
+# Workers that die
+
+
+def test_the_work_of_a_worker_that_is_killed_is_done_again(runner, tmp_path):
+    visits = [Visit(tmp_path, number) for number in range(12)]
+    assert list(runner.run(be_killed_at_first, visits)) == list(range(12))
+    tries = {number: os.path.getsize(tmp_path / str(number)) for number in range(12)}
+    assert tries == {number: 2 if number % 3 == 1 else 1 for number in range(12)}
+
+
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_is_replaced(runner):
+    before = set(runner.run(process_id, range(100)))
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    assert list(runner.run(triple, range(100))) == [3 * number for number in range(100)]
+    assert not before & set(runner.run(process_id, range(100)))
+
+
+@linux_only
+def test_a_run_whose_workers_are_killed_writes_the_same_bytes(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(next(SAMPLE_DATA.glob("*.jsonl")).read_bytes() * 20)
+    command = [sys.executable, "-m", "mtpack", "pack", source, "--quiet", "--shard-size", "1MiB"]
+    subprocess.run([*command, "-o", tmp_path / "one", "--workers", "1"], check=True)
+    with subprocess.Popen([*command, "-o", tmp_path / "two", "--workers", "2"]) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(workers := children.read_text().split()) < 2:
+            os.sched_yield()
+        for worker in workers:
+            os.kill(int(worker), signal.SIGKILL)
+    assert process.returncode == 0
+    one, two = [sorted((tmp_path / name).glob("*.arrow")) for name in ("one", "two")]
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_that_ends_two_workers_stops_the_run_and_is_named(pipeline, method, tmp_path):
+    visits = [Visit(tmp_path, number) for number in range(12)]
+    with pytest.raises(MtpackError) as stopped, two_workers(pipeline, method) as runner:
+        list(runner.run(always_be_killed_at_four, visits))
+    said = str(stopped.value)
+    assert said.startswith("rows.jsonl line 4: rendering ended the worker process (SIGKILL)")
+    assert "\n" not in said
+    assert os.path.getsize(tmp_path / "4") == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_worker_is_left_after_a_run_that_is_interrupted(pipeline, method, tmp_path):
+    with pytest.raises(KeyboardInterrupt), two_workers(pipeline, method) as runner:
+        next(runner.run(hang, tasks_until_they_hang(tmp_path)))
+    workers = [int(file.name) for file in tmp_path.iterdir()]
+    assert len(workers) == 2
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+def tasks_until_they_hang(folder: Path) -> Iterator[Visit]:
+    yield Visit(folder, 0)
+    yield Visit(folder, 1)
+    while len(list(folder.iterdir())) < 2:
+        os.sched_yield()
+    raise KeyboardInterrupt
+
+
+# Where workers are forked
+
+
+IN_A_PROGRAM = """
+import threading
+from mtpack.options import options_from
+from mtpack.running.pipeline import load_pipeline
+from mtpack.runners import local
+from mtpack.running.forking import may_fork
+
+def unit(pipeline, task):  # a spawned worker could not find it
+    return pipeline is not the_pipeline, pipeline.tokenizer is the_pipeline.tokenizer
+
+the_pipeline = load_pipeline(options_from({"workers": 2}))
+with local.local_runner(the_pipeline) as runner:
+    print(may_fork(), *set(runner.run(unit, range(8))))
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(may_fork())
+"""
+
+
+@linux_only
+def test_workers_share_what_is_loaded_unless_the_program_has_threads():
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROGRAM],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "True (True, True)\nFalse\n"
+
+
+# Messages
+
+
+def test_messages_arrive_whole_and_in_order_while_nobody_listens():
+    here, there = socketpair()
+    messages = [b"", b"one", b"x" * 10_000_000]
+    with here, there:
+        for message in messages:
+            send(here, message)
+        assert [receive(there) for _ in messages] == messages
+
+
+def test_a_receiver_notices_the_end_of_the_sender_behind_its_messages():
+    here, there = socketpair()
+    with there:
+        with here:
+            send(here, b"last")
+        assert receive(there) == b"last"
+        with pytest.raises(EOFError):
+            receive(there)

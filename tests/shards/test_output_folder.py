@@ -1,0 +1,236 @@
+"""The output folder: one run at a time, nothing lost or half there, nothing foreign touched."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import mtpack
+import mtpack.shards.output_folder
+from mtpack.errors import InputError, SetupError
+from mtpack.shards import manifest
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER
+from tests.conftest import SAMPLE_DATA
+
+SOURCE = SAMPLE_DATA / "conversations_en.jsonl"
+BAD = SAMPLE_DATA / "bad" / "unknown_role.bot.jsonl"
+
+
+def pack(output: Path, source: Path = SOURCE, **options) -> mtpack.PackReport:
+    return mtpack.pack(source, output=output, **{"workers": 1, "seq_len": 1024, **options})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp_path):
+    with mtpack.shards.output_folder.work_area(tmp_path / "packed") as area:
+        (area / "split").write_bytes(b"of the first run")
+        with pytest.raises(SetupError, match="another run is writing"):
+            pack(tmp_path / "packed")
+        assert (area / "split").read_bytes() == b"of the first run"
+    pack(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_failure_while_the_output_is_placed_can_be_run_again(tmp_path, monkeypatch, step):
+    output = tmp_path / "packed"
+    pack(output)
+    replace, calls = os.replace, []
+
+    def fail_at_step(source, target):
+        if Path(target).parent == output:
+            calls.append(target)
+        if len(calls) == step + 1:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", fail_at_step)
+    if step < 5:  # one shard, rejects, two files of datasets, the manifest
+        with pytest.raises(KeyboardInterrupt):
+            pack(output, seq_len=512, overwrite=True)
+        assert not (output / "manifest.json").exists()
+    monkeypatch.setattr("os.replace", replace)
+    pack(output, seq_len=512, overwrite=True)
+    assert not (output / ".mtpack").exists()
+    assert mtpack.open_shards(output).metadata.seq_len == 512
+
+
+def test_all_that_an_output_holds_is_synced_before_any_of_it_takes_its_place(tmp_path, monkeypatch):
+    synced, placed = set(), []
+    sync, replace = os.fsync, os.replace
+
+    def syncing(descriptor):
+        sync(descriptor)
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    def replacing(source, target):
+        if Path(target).parent == tmp_path / "packed":
+            placed.append((Path(target).name, synced.copy()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    report = pack(tmp_path / "packed", shard_size="128KiB")
+    assert len(report.shards) > 1
+    names = {name for name, _ in placed}
+    assert names >= {*(shard.path for shard in report.shards), "rejects.jsonl", "manifest.json"}
+    assert placed[0][1] >= names
+
+
+def test_a_shard_that_can_not_be_synced_leaves_no_output(tmp_path, monkeypatch):
+    def failing(descriptor):
+        raise OSError(errno.EIO, "the disk has failed")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="the disk has failed"):
+        pack(tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_what_looks_like_an_output_but_is_none_is_not_touched(tmp_path):
+    output = tmp_path / "site"
+    output.mkdir()
+    (output / "manifest.json").write_text('{"name": "my web app"}')
+    (output / "state.json").write_text("{}")
+    before = contents(output)
+    with pytest.raises(SetupError, match="did not write"):
+        pack(output, overwrite=True)
+    assert contents(output) == before
+
+
+def test_overwriting_leaves_files_that_are_not_of_an_output(tmp_path):
+    output = tmp_path / "packed"
+    pack(output)
+    (output / "shard-notes.arrow").write_text("mine")
+    pack(output, seq_len=512, overwrite=True)
+    assert (output / "shard-notes.arrow").read_text() == "mine"
+
+
+def test_an_output_inside_the_input_folder_is_no_input(tmp_path):
+    shutil.copy(SOURCE, tmp_path)
+    pack(tmp_path / "packed", tmp_path)
+    assert pack(tmp_path / "packed", tmp_path).tally.rows_read == 90
+
+
+def test_a_complete_output_reports_again_from_a_folder_that_can_not_be_written(
+    tmp_path, monkeypatch
+):
+    pack(tmp_path / "packed")
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("os.mkdir", refuse)
+    assert pack(tmp_path / "packed").tally.rows_read == 90
+
+
+def test_an_output_that_skipped_bad_rows_does_not_satisfy_a_run_that_must_not(tmp_path):
+    pack(tmp_path / "packed", BAD, on_error="skip")
+    with pytest.raises(InputError, match=r"line 3: unknown_role"):
+        pack(tmp_path / "packed", BAD)
+    assert pack(tmp_path / "packed", BAD, on_error="skip").tally.rows_rejected
+
+
+def test_other_special_tokens_are_another_tokenizer(tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(EMBEDDED_FOLDER, folder)
+    pack(tmp_path / "packed", tokenizer=folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<think>"}))
+    with pytest.raises(SetupError, match="the tokenizer is another one"):
+        pack(tmp_path / "packed", tokenizer=folder)
+
+
+def test_an_option_that_the_old_run_did_not_know_makes_a_difference():
+    def run(**options):
+        return manifest.Run(options=options, inputs=[], tokenizer_sha256="", template_sha256="")
+
+    assert run(seq_len=1).difference(run(seq_len=1, new="yes")) == "its new is unset, not yes"
+    assert run(seq_len=1).difference(run(seq_len=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("path", 5), ("bytes", "many"), ("rows", None), ("sha256", 1.5)],
+)
+def test_a_manifest_with_values_of_other_types_is_damaged(tmp_path, place, value):
+    pack(tmp_path / "packed")
+    path = tmp_path / "packed" / "manifest.json"
+    whole = json.loads(path.read_text())
+    whole["shards"][0][place] = value
+    about, _ = whole.pop("about"), whole.pop("sha256")
+    sha256 = hashlib.sha256(manifest._canonical(whole).encode()).hexdigest()
+    path.write_text(json.dumps(whole | {"about": about, "sha256": sha256}))
+    with pytest.raises(InputError, match="damaged"):
+        mtpack.open_shards(tmp_path / "packed")
+
+
+def test_a_null_inside_a_column_is_damage(tmp_path):
+    pack(tmp_path / "packed")
+    path = next((tmp_path / "packed").glob("*.arrow"))
+    table = pa.ipc.open_stream(path.read_bytes()).read_all()
+    labels = table.column("labels").combine_chunks()
+    values = labels.flatten().to_pylist()
+    values[7] = None
+    broken = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.int32()), 1024)
+    field = table.schema.field("labels")
+    table = table.set_column(table.schema.get_field_index("labels"), field, broken)
+    alone = tmp_path / "alone.arrow"
+    with pa.OSFile(str(alone), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="nulls"):
+        mtpack.open_shards(alone)
+
+
+def test_python_callers_pass_paths_numbers_and_mappings(tmp_path):
+    report = pack(
+        tmp_path / "packed",
+        tokenizer=EMBEDDED_FOLDER,
+        window=10_000,
+        shard_size=2**20,
+        template_arg={"enable_thinking": False},
+    )
+    json.dumps(report.as_dict())
+    with pytest.raises(SetupError, match="sequence_length: no such option"):
+        pack(tmp_path / "packed", sequence_length=5)
+
+
+def test_a_file_name_that_is_not_utf8_is_kept_as_it_can_be(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    shutil.copy(SOURCE, name)
+    pack(tmp_path / "packed", name)
+    assert mtpack.open_shards(tmp_path / "packed").manifest.report.about.inputs == [name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_a_run_that_is_ended(tmp_path, number):
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(SOURCE.read_bytes() * 200)
+    command = [sys.executable, "-m", "mtpack", "pack", str(source), "-o", str(tmp_path / "packed")]
+    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE) as process:
+        while len(children_of(process.pid)) < 2:
+            assert process.poll() is None
+            os.sched_yield()
+        process.send_signal(number)
+        errors = process.stderr.read().decode()  # ends with the last process that holds it
+    if number != signal.SIGKILL:  # a parent that is killed can't keep a child from complaining
+        assert "Traceback" not in errors
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert (tmp_path / "packed").exists() == (number == signal.SIGKILL)
+
+
+def children_of(process: int) -> list[int]:
+    path = Path(f"/proc/{process}/task/{process}/children")
+    if not path.exists():
+        pytest.skip("needs /proc, to see which processes there are")
+    return [int(child) for child in path.read_text().split()]

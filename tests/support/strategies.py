@@ -1,0 +1,171 @@
+"""What the laws are tested on: documents with turns, as plain lists and as a `TokenBatch`.
+
+`Document` is a `TokenBatch` that a reader can see: `as_batch` and `as_documents` convert, and the
+slow twins in the tests work on lists of these alone.
+"""
+
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
+
+import numpy as np
+from hypothesis import strategies as st
+
+from mtpack.token_batch import TokenBatch
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One trained message and its loss tokens: half-open ranges of positions in the document."""
+
+    message: int
+    flags: int
+    spans: list[tuple[int, int]]
+
+    @property
+    def end(self) -> int:
+        return self.spans[-1][1]
+
+    @property
+    def positions(self) -> list[int]:
+        return [position for start, end in self.spans for position in range(start, end)]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of an input row."""
+
+    row: int
+    ids: list[int]
+    turns: list[Turn]
+
+
+def as_batch(documents: list[Document]) -> TokenBatch:
+    turns = [turn for document in documents for turn in document.turns]
+    spans = [span for turn in turns for span in turn.spans]
+
+    def offsets(lists):
+        return np.array(list(accumulate(map(len, lists), initial=0)), np.int64)
+
+    return TokenBatch(
+        ids=np.array([number for document in documents for number in document.ids], np.int32),
+        document_offsets=offsets([document.ids for document in documents]),
+        document_rows=np.array([document.row for document in documents], np.int64),
+        turn_offsets=offsets([document.turns for document in documents]),
+        turn_messages=np.array([turn.message for turn in turns], np.int32),
+        turn_flags=np.array([turn.flags for turn in turns], np.uint8),
+        span_offsets=offsets([turn.spans for turn in turns]),
+        span_starts=np.array([start for start, _ in spans], np.int32),
+        span_ends=np.array([end for _, end in spans], np.int32),
+    )
+
+
+def as_documents(batch: TokenBatch) -> list[Document]:
+    def cut(values, offsets):
+        return [values[start:end] for start, end in pairwise(offsets)]
+
+    spans = list(zip(batch.span_starts.tolist(), batch.span_ends.tolist(), strict=True))
+    turns = [
+        Turn(message, flags, list(of_turn))
+        for message, flags, of_turn in zip(
+            batch.turn_messages.tolist(),
+            batch.turn_flags.tolist(),
+            cut(spans, batch.span_offsets.tolist()),
+            strict=True,
+        )
+    ]
+    return [
+        Document(row, ids, of_document)
+        for row, ids, of_document in zip(
+            batch.document_rows.tolist(),
+            cut(batch.ids.tolist(), batch.document_offsets.tolist()),
+            cut(turns, batch.turn_offsets.tolist()),
+            strict=True,
+        )
+    ]
+
+
+def assert_same_batch(found: TokenBatch, expected: list[Document]) -> None:
+    """Compare every array: values, lengths and types."""
+    for field in fields(TokenBatch):
+        array, twin = getattr(found, field.name), getattr(as_batch(expected), field.name)
+        assert (field.name, array.tolist()) == (field.name, twin.tolist())
+        assert (field.name, array.dtype) == (field.name, twin.dtype)
+
+
+seeds = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3).map(tuple)
+"""What the shuffles are drawn from: any non-negative integers."""
+
+seq_lens = st.integers(1, 12) | st.integers(13, 100)
+"""Tokens of a sequence, often few."""
+
+
+def lengths_within(seq_len: int, max_documents: int = 40):
+    """Draw the lengths of documents that fit into a sequence, few distinct ones or many."""
+    few = st.lists(st.integers(1, seq_len), min_size=1, max_size=4).flatmap(
+        lambda lengths: st.lists(st.sampled_from(lengths), max_size=max_documents)
+    )
+    many = st.lists(st.integers(1, seq_len), max_size=max_documents)
+    return (few | many).map(lambda lengths: np.array(lengths, dtype=np.int64))
+
+
+cases = seq_lens.flatmap(lambda seq_len: st.tuples(lengths_within(seq_len), st.just(seq_len)))
+"""Lengths of documents, and the tokens of a sequence."""
+
+
+def histogram_of(lengths) -> dict[int, int]:
+    """How many documents have each length."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+# A turn is drawn as (tokens before it, step to its message, flags, what follows its first span),
+# a span as (tokens before it, loss tokens of it).
+_spans = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=2)
+_turns = st.tuples(
+    st.integers(0, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 31), _spans
+)
+_documents = st.lists(
+    st.tuples(st.integers(0, 2), st.lists(_turns, min_size=1, max_size=3)), max_size=5
+)
+_first_rows = st.sampled_from([0, 7, 2**31, 2**40])
+
+
+@st.composite
+def token_batches(draw, min_documents: int = 0):
+    """Draw documents of 2 to 70 tokens with up to 3 turns of up to 3 spans; some share a row.
+
+    Token p of document d has the id 1000 * (d + 1) + p; (row, message) is unique; the first token
+    of a document carries no loss, and its last one does.
+    """
+    documents = []
+    row = draw(_first_rows)
+    message = 0
+    for step, turns in draw(_documents.filter(lambda documents: len(documents) >= min_documents)):
+        row, message = row + step, (0 if step else message)
+        made, position = [], 1
+        for before, first_span, message_step, flags, more_spans in turns:
+            message += message_step
+            spans = []
+            for gap, num_loss_tokens in [(before, first_span), *more_spans]:
+                start = position + gap
+                position = start + num_loss_tokens
+                spans.append((start, position))
+            made.append(Turn(message, flags, spans))
+        first_id = 1000 * (len(documents) + 1)
+        documents.append(Document(row, list(range(first_id, first_id + position)), made))
+    return as_batch(documents)
+
+
+def up_to(document: Document, turns: list[Turn]) -> list[Document]:
+    """The document with these turns, up to its last one; nothing if there is none."""
+    return [replace(document, ids=document.ids[: turns[-1].end], turns=turns)] if turns else []
+
+
+def strings_in(value):
+    if isinstance(value, str):
+        yield value
+    for inner in value if isinstance(value, list) else []:
+        yield from strings_in(inner)
+    for key, inner in value.items() if isinstance(value, dict) else []:
+        yield key
+        yield from strings_in(inner)

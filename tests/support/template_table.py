@@ -1,0 +1,280 @@
+"""Every chat template in ../shared/templates against the slow reference, as a table.
+
+`python -m tests.support.template_table` prints it, one row a template: how many kinds of dialogues
+(`dialogue_kinds.py`) give the documents of the reference under every `--merge`, how many the
+template refuses (transformers and mtpack alike), and for how many merging is not exact.
+"""
+
+import datetime
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+from transformers.utils import chat_template_utils
+
+from mtpack.documents.token_spans import encode_dialogues
+from mtpack.input.dialogue import Dialogue, Origin, Reject
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.tracing.replayer import Replayer
+from mtpack.template.turn_spans import RenderedDialogue, render_dialogue
+from mtpack.token_batch import TurnFlag
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
+from tests.conftest import SHARED
+from tests.support.dialogue_kinds import KINDS, Row
+from tests.support.encoders import encoder_of
+from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
+from tests.support.template_facts import BOS, EOS, FACTS
+
+DATE = "2026-01-31"
+MERGES = ("auto", "always", "never")
+TEMPLATES = sorted(FACTS)
+
+# What looks like a control token in a template's source. All of it becomes an added token, so that
+# a template meets a tokenizer that knows its tokens.
+CONTROL = re.compile(
+    r"<\|[^|<>\s'\"]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<\|[a-z_]+>|<[a-z_]+\|>|</?s>|<[a-z]+_of_[a-z]+>"
+    r"|\[/?[A-Z_]{3,30}\]|\[\|[a-z]+\|\]|<seed:[a-z]+>|</?think>"
+)
+NOT_SPECIAL = ("<think>", "</think>")
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """What became of all kinds of dialogues with one template."""
+
+    template: str
+    passed: tuple[str, ...] = ()
+    """Kinds that give the documents of the reference."""
+    refused: tuple[str, ...] = ()
+    """Kinds that the template refuses, in transformers as in mtpack."""
+    not_found: tuple[str, ...] = ()
+    """Kinds that only mtpack refuses, since it can't tell where a turn stands."""
+    failed: tuple[str, ...] = ()
+    """Kinds with another outcome."""
+    not_exact: tuple[str, ...] = ()
+    """Kinds in which a turn needs a document of its own."""
+    replayed: float = 1.0
+    """The share of the kinds that it does not refuse, under every `--merge`, that are filled in by
+    replay once all have been seen."""
+
+
+class RenderOnce(Reference):
+    """The reference, but what it asks for again is not worked out again."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.rendered: dict[str, str | TemplateRaised] = {}
+        self.encoded: dict[str, Any] = {}
+
+    def render(self, messages: list[Row], tools: Any, prompt: bool = False) -> str:
+        key = json.dumps([messages, tools, prompt])
+        if key not in self.rendered:
+            try:
+                self.rendered[key] = super().render(messages, tools, prompt)
+            except TemplateRaised as error:
+                self.rendered[key] = error
+        found = self.rendered[key]
+        if isinstance(found, TemplateRaised):
+            raise found
+        return found
+
+    def tokens(self, text: str) -> Any:
+        if text not in self.encoded:
+            self.encoded[text] = super().tokens(text)
+        return self.encoded[text]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One template, loaded by both sides."""
+
+    reference: RenderOnce
+    tokenizer: LoadedTokenizer
+    template: ChatTemplate
+
+
+@contextmanager
+def bench(name: str, folder: Path | None = None) -> Iterator[Bench]:
+    """Load a template with the tokenizer in `folder`, or one that has its control tokens."""
+    source = (SHARED / "templates" / name).read_text(encoding="utf-8")
+    with TemporaryDirectory() as made, frozen_clock():
+        if folder is None:
+            folder = Path(made)
+            write_tokenizer(folder, source)
+        tokenizer = load_tokenizer(str(folder))
+        variables = tokenizer.special_tokens | dict(FACTS[name].variables)
+        template = ChatTemplate({"default": source}, variables, DATE)
+        yield Bench(RenderOnce(folder, FACTS[name], source), tokenizer, template)
+
+
+def write_tokenizer(folder: Path, source: str) -> None:
+    """Write the embedded tokenizer with the control tokens of a template's source."""
+    stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
+    known = {token["content"] for token in stored["added_tokens"]}
+    behaviour = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    number = 1 + max(*stored["model"]["vocab"].values(), *(t["id"] for t in stored["added_tokens"]))
+    for content in sorted({*CONTROL.findall(source), BOS, EOS} - known):
+        token = {"id": number, "content": content, "special": content not in NOT_SPECIAL}
+        stored["added_tokens"].append(token | behaviour)
+        number += 1
+    (folder / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@contextmanager
+def frozen_clock() -> Iterator[None]:
+    """Let transformers' `strftime_now` tell DATE."""
+
+    class Frozen(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return cls.fromisoformat(DATE)
+
+    with mock.patch.object(chat_template_utils, "datetime", Frozen):
+        yield
+
+
+def table_row(name: str, folder: Path | None = None) -> TableRow:
+    """Compare all kinds of dialogues, under every `--merge`."""
+    outcomes: dict[str, list[str]] = {
+        outcome: [] for outcome in ("passed", "refused", "not_found", "failed", "not_exact")
+    }
+    with bench(name, folder) as loaded:
+        replayed = replayed_documents(loaded)
+        for kind, row in KINDS.items():
+            found = [packed(loaded, rendered(loaded, row, merge), merge) for merge in MERGES]
+            expected = [reference_documents(loaded.reference, row, merge) for merge in MERGES]
+            if found == expected == replayed.documents[kind]:
+                outcome = "refused" if expected[0] is None else "passed"
+            else:
+                outcome = "not_found" if "turn_not_found" in found else "failed"
+            outcomes[outcome].append(kind)
+            if has_own_documents(loaded, row):
+                outcomes["not_exact"].append(kind)
+    told = {outcome: tuple(kinds) for outcome, kinds in outcomes.items()}
+    return TableRow(name, **told, replayed=replayed.share)
+
+
+Documents = list[ReferenceDocument]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What replays give once they have seen every kind."""
+
+    documents: dict[str, list[Documents | str | None]]
+    """By kind, for each `--merge`."""
+    share: float
+
+
+def replayed_documents(loaded: Bench) -> Replayed:
+    """Have every kind recorded, then replayed where it can be."""
+    documents: dict[str, list[Documents | str | None]] = {kind: [] for kind in KINDS}
+    replayed = accepted = 0
+    for merge in MERGES:
+        replayer = Replayer(loaded.template, loaded.tokenizer.added_tokens, merge)
+        for row in KINDS.values():
+            replayer.render_dialogue(as_dialogue(row))
+        replayed -= replayer.replayed
+        for kind, row in KINDS.items():
+            outcome = replayer.render_dialogue(as_dialogue(row))
+            accepted += not isinstance(outcome, Reject)
+            documents[kind].append(packed(loaded, outcome, merge))
+        replayed += replayer.replayed
+    return Replayed(documents, replayed / accepted)
+
+
+def rendered(loaded: Bench, row: Row, merge: str) -> RenderedDialogue | Reject:
+    return render_dialogue(loaded.template, loaded.tokenizer.added_tokens, as_dialogue(row), merge)
+
+
+def packed(
+    loaded: Bench, rendered: RenderedDialogue | Reject, merge: str
+) -> Documents | str | None:
+    """Return mtpack's documents, None where the template refuses, or another reason."""
+    if isinstance(rendered, Reject):
+        return None if rendered.reason == "template_raised" else str(rendered.reason)
+    return documents_of(loaded.tokenizer, rendered, merge)
+
+
+def documents_of(
+    tokenizer: LoadedTokenizer, rendered: RenderedDialogue, merge: str
+) -> list[ReferenceDocument]:
+    """Encode a dialogue, and tell its documents in the words of the reference."""
+    batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
+    documents = []
+    for document in range(batch.num_documents):
+        turns = []
+        for turn in range(*batch.turn_offsets[document : document + 2]):
+            positions: list[int] = []
+            for span in range(*batch.span_offsets[turn : turn + 2]):
+                positions += range(batch.span_starts[span], batch.span_ends[span])
+            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions)))
+        ids = batch.ids[slice(*batch.document_offsets[document : document + 2])]
+        documents.append(ReferenceDocument(tuple(ids.tolist()), tuple(turns)))
+    return documents
+
+
+def reference_documents(reference: Reference, row: Row, merge: str) -> Documents | None:
+    """Return the reference's documents, or None where the template refuses."""
+    try:
+        return reference.documents(row, merge)
+    except TemplateRaised:
+        return None
+
+
+def has_own_documents(loaded: Bench, row: Row) -> bool:
+    rendered = render_dialogue(
+        loaded.template, loaded.tokenizer.added_tokens, as_dialogue(row), "auto"
+    )
+    if isinstance(rendered, Reject):
+        return False
+    batch, _ = encode_dialogues(encoder_of(loaded.tokenizer), [rendered], "auto")
+    return bool((batch.turn_flags & TurnFlag.OWN_DOCUMENT).any())
+
+
+def as_dialogue(row: Row) -> Dialogue:
+    dialogue = read_dialogue(0, Origin("row", 1), json.dumps(row).encode(), LINE_LIMIT)
+    assert isinstance(dialogue, Dialogue), dialogue
+    return dialogue
+
+
+COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>9}  {}"
+HEADINGS = ("template", "passed", "refused", "not exact", "replayed", "kinds not exact or wrong")
+
+
+def line(row: TableRow) -> str:
+    """Return a row of the printed table."""
+    told = {"not exact": row.not_exact, "turn not found": row.not_found, "WRONG": row.failed}
+    return COLUMNS.format(
+        row.template,
+        len(row.passed),
+        len(row.refused),
+        len(row.not_exact),
+        f"{row.replayed:.0%}",
+        "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in told.items() if kinds),
+    ).rstrip()
+
+
+def main(names: list[str]) -> None:
+    print(COLUMNS.format(*HEADINGS))
+    for name in names or TEMPLATES:
+        print(line(table_row(name)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

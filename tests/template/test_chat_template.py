@@ -1,0 +1,612 @@
+"""Templates render as in transformers, tell where each message stands, and can do no harm."""
+
+import datetime
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import jinja2
+import pytest
+from transformers.utils import chat_template_utils
+
+from mtpack.errors import SetupError
+from mtpack.input.dialogue import Dialogue, Message, Origin
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError, load_chat_template
+from mtpack.tokenizer.loading import load_tokenizer
+from tests.conftest import SHARED, shared
+from tests.support.dialogue_kinds import KINDS, TOOLS, say
+
+DATE = "2026-01-31"
+SPECIAL_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": "<s>"}
+TEMPLATES = sorted(
+    path.relative_to(SHARED / "templates").as_posix()
+    for path in (SHARED / "templates").glob("*/*.jinja")
+)
+ROWS = {
+    kind: KINDS[kind]
+    for kind in (
+        "plain",
+        "system",
+        "tools, one call",
+        "tools, parallel calls",
+        "reasoning_content",
+        "empty content",
+        "unicode, white space at the edges",
+    )
+}
+CONVERSATION = [
+    say("user", "walrus"),
+    say("assistant", "otter"),
+    say("user", "badger"),
+    say("assistant", "ferret"),
+]
+
+
+def as_dialogue(row: dict) -> Dialogue:
+    dialogue = read_dialogue(0, Origin("row", 1), json.dumps(row).encode(), LINE_LIMIT)
+    assert isinstance(dialogue, Dialogue), dialogue
+    return dialogue
+
+
+def as_messages(*messages: dict) -> tuple[Message, ...]:
+    return as_dialogue({"messages": list(messages)}).messages
+
+
+@cache
+def source_of(name: str) -> str:
+    return shared(f"templates/{name}").read_text(encoding="utf-8")
+
+
+@cache
+def compiled(name: str) -> ChatTemplate:
+    return compile_source(source_of(name))
+
+
+def compile_source(source: str, **variables) -> ChatTemplate:
+    return ChatTemplate({"default": source}, SPECIAL_TOKENS | variables, DATE)
+
+
+def rendered_kinds(template: ChatTemplate) -> Iterator[tuple[str, Dialogue, bool, str]]:
+    """Yield every kind of dialogue that `template` does not refuse: (kind, it, prompt, text)."""
+    for kind, row in ROWS.items():
+        dialogue = as_dialogue(row)
+        for prompt in (False, True):
+            try:
+                text = template.render(dialogue.messages, dialogue.tools, prompt=prompt)
+            except TemplateRaisedError:
+                continue
+            yield kind, dialogue, prompt, text
+
+
+# Rendering
+
+
+@pytest.fixture
+def frozen_clock(monkeypatch):
+    """Let transformers' `strftime_now` tell DATE as well."""
+
+    class Frozen(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(DATE)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
+
+
+@pytest.mark.usefixtures("frozen_clock")
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_dialogue_is_rendered_as_by_transformers_or_refused_as_by_it(name):
+    for kind, row in ROWS.items():
+        dialogue = as_dialogue(row)
+        for prompt in (False, True):
+            try:
+                texts, _ = chat_template_utils.render_jinja_template(
+                    [deepcopy(row["messages"])],
+                    tools=row.get("tools"),
+                    chat_template=source_of(name),
+                    add_generation_prompt=prompt,
+                    **SPECIAL_TOKENS,
+                )
+                expected = texts[0]
+            except Exception:  # whatever the template makes Python raise
+                expected = None
+            try:
+                found = compiled(name).render(dialogue.messages, dialogue.tools, prompt=prompt)
+            except TemplateRaisedError:
+                found = None
+            assert found == expected, f"{kind}, prompt={prompt}"
+
+
+def test_no_messages_are_refused():
+    with pytest.raises(TemplateRaisedError, match="no messages"):
+        compile_source("{{ messages | length }}").render((), None)
+
+
+def test_the_template_named_tool_use_is_for_dialogues_with_tools():
+    template = ChatTemplate({"default": "without", "tool_use": "with"}, {}, DATE)
+    messages = as_messages(say("user", "walrus"))
+    assert template.render(messages, None) == "without"
+    assert template.render(messages, []) == "with"  # an empty list is a list of tools, as there
+    assert template.render(messages, TOOLS) == "with"
+    assert compile_source("only").render(messages, TOOLS) == "only"
+
+
+def test_templates_see_special_tokens_and_missing_ones_are_undefined():
+    template = compile_source(
+        "{{ bos_token }}{{ cls_token is defined }}{{ tools is none }}{{ documents is none }}"
+    )
+    assert template.render(as_messages(say("user", "")), None) == "<s>FalseTrueTrue"
+
+
+def test_strftime_now_tells_the_date_of_the_run():
+    template = compile_source("{{ strftime_now('%d %B %Y %H:%M') }}")
+    assert template.render(as_messages(say("user", "")), None) == "31 January 2026 00:00"
+
+
+def test_raise_exception_refuses_with_its_own_words():
+    template = compile_source("{{ raise_exception('Only two roles, please') }}")
+    with pytest.raises(TemplateRaisedError, match=r"^Only two roles, please$"):
+        template.render(as_messages(say("user", "")), None)
+
+
+def test_a_reason_is_one_line_of_bounded_length():
+    template = compile_source("{{ raise_exception('x' * 5000 ~ '\n' ~ 'more') }}")
+    with pytest.raises(TemplateRaisedError) as error:
+        template.render(as_messages(say("user", "")), None)
+    assert str(error.value) == "x" * 200
+
+
+# Where messages stand
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_marks_never_change_the_text(name):
+    template = compiled(name)
+    for kind, dialogue, prompt, text in rendered_kinds(template):
+        marked = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt)
+        assert marked.text == text, f"{kind}, prompt={prompt}"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_regions_ascend_with_the_messages_and_share_no_character(name):
+    """But for tool results: one inside the other in Command A, inside their call's in Gemma 4."""
+    template = compiled(name)
+    for kind, dialogue, prompt, text in rendered_kinds(template):
+        regions = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt).regions
+        for before, after in pairwise(sorted(regions)):
+            a_result = dialogue.messages[after].role == "tool"
+            assert regions[before][1] <= regions[after][0] or a_result, kind
+        assert all(0 <= start < end <= len(text) for start, end in regions.values())
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_is_written_of_a_message_stands_in_its_region(name):
+    template = compiled(name)
+    for kind, dialogue, prompt, text in rendered_kinds(template):
+        regions = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt).regions
+        for index, (start, end) in regions.items():
+            words = dialogue.messages[index].fields["content"].strip()
+            if words and text.count(words) == 1:
+                assert words in text[start:end], f"{kind}, prompt={prompt}, message {index}"
+
+
+def test_nearly_every_template_tells_where_each_assistant_message_stands():
+    if not TEMPLATES:
+        shared("templates")
+    found = set()
+    for name in TEMPLATES:
+        for kind, dialogue, prompt, _ in rendered_kinds(compiled(name)):
+            if kind == "plain" and not prompt:
+                regions = compiled(name).render_marked(dialogue.messages, None).regions
+                if {1, 3} <= regions.keys():
+                    found.add(name)
+    assert len(found) >= 110, sorted(set(TEMPLATES) - found)  # of 116; 5 of those refuse the row
+
+
+LINE = "<{{ message.role }}>{{ message.content }}\n"
+LOOPS = {
+    "plain": f"{{% for message in messages %}}{LINE}{{% endfor %}}",
+    "loop over a slice": f"{{% for message in messages[0:] %}}{LINE}{{% endfor %}}",
+    "loop over a set variable": (
+        f"{{% set rows = messages %}}{{% for message in rows %}}{LINE}{{% endfor %}}"
+    ),
+    "filtered loop": f"{{% for message in messages if message.role %}}{LINE}{{% endfor %}}",
+    "continue": (
+        "{% for message in messages %}{% if message.role == 'user' %}"
+        f"{LINE}{{% continue %}}{{% endif %}}{LINE}{{% endfor %}}"
+    ),
+    "continue in an else": (
+        "{% for message in messages %}{% if message.role == 'assistant' %}"
+        f"{LINE}{{% else %}}{LINE}{{% continue %}}{{% endif %}}{{% endfor %}}"
+    ),
+    "break at the end": (
+        f"{{% for message in messages %}}{LINE}{{% if loop.last %}}{{% break %}}{{% endif %}}"
+        "{% endfor %}"
+    ),
+    "the loop variable is set anew": (
+        "{% for message in messages %}{% set message = dict(message, role=message.role) %}"
+        f"{LINE}{{% endfor %}}"
+    ),
+    "loops inside the loop": (
+        "{% for message in messages %}{% for _ in range(2) %}{% if loop.first %}{% continue %}"
+        f"{{% endif %}}{LINE}{{% endfor %}}{{% endfor %}}"
+    ),
+    "a loop over messages that writes nothing": (
+        "{% for message in messages %}{% set x = message.role %}{% endfor %}"
+        f"{{% for message in messages %}}{LINE}{{% endfor %}}"
+    ),
+    "macro": (
+        f"{{% macro write(message) %}}{LINE}{{% endmacro %}}"
+        "{% for message in messages %}{{ write(message) }}{% endfor %}"
+    ),
+    "loop in a macro": (
+        f"{{% macro write(rows) %}}{{% for message in rows %}}{LINE}{{% endfor %}}{{% endmacro %}}"
+        "{{ write(messages) }}"
+    ),
+    "loop in a set block": (
+        f"{{% set text %}}{{% for message in messages %}}{LINE}{{% endfor %}}{{% endset %}}"
+        "{{ text }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_regions_are_found_however_the_loop_is_written(loop):
+    template = compile_source("Start\n" + loop + "End")
+    marked = template.render_marked(as_messages(*CONVERSATION), None)
+    assert (
+        marked.text == "Start\n<user>walrus\n<assistant>otter\n<user>badger\n<assistant>ferret\nEnd"
+    )
+    assert [marked.text[slice(*marked.regions[index])] for index in range(4)] == [
+        "<user>walrus\n",
+        "<assistant>otter\n",
+        "<user>badger\n",
+        "<assistant>ferret\n",
+    ]
+
+
+def test_a_message_written_twice_has_no_region():
+    twice = "{% for message in messages %}{{ message.content }}{% endfor %}" * 2
+    marked = compile_source(twice).render_marked(as_messages(*CONVERSATION), None)
+    assert marked.text == "walrusotterbadgerferret" * 2
+    assert marked.regions == {}
+
+
+def test_no_region_is_told_where_marks_would_change_the_text():
+    shouted = "{% for message in messages %}{{ loop.index }}{% endfor %}"
+    counted = f"{{% set text %}}{shouted}{{% endset %}}{{{{ text | length }}}}"
+    marked = compile_source(counted).render_marked(as_messages(*CONVERSATION), None)
+    assert (marked.text, marked.regions) == ("4", {})
+
+
+@pytest.mark.parametrize("mark", ["\ufdd0", "\ufdd02\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"])
+def test_text_that_holds_marks_is_left_as_it_is(mark):
+    template = compile_source(LOOPS["plain"])
+    messages = as_messages(say("user", f"wal{mark}rus"), say("assistant", f"{mark}otter"))
+    marked = template.render_marked(messages, None)
+    assert marked.text == template.render(messages, None)
+    assert f"wal{mark}rus" in marked.text
+    assert marked.regions in ({}, {0: (0, 14), 1: (14, 32)})  # a lone \ufdd0 is no mark
+
+
+GENERATION_TAGS = {
+    "in the loop": (
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}</>{% endgeneration %}{% else %}{{ m.content }}</>"
+        "{% endif %}{% endfor %}"
+    ),
+    "in a macro": (
+        "{% macro write(m) %}<{{ m.role }}>{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}</>{% endgeneration %}{% else %}{{ m.content }}</>"
+        "{% endif %}{% endmacro %}{% for m in messages %}{{ write(m) }}{% endfor %}"
+    ),
+    "in a set block": (
+        "{% for m in messages %}{% set line %}<{{ m.role }}>{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}</>{% endgeneration %}{% else %}{{ m.content }}</>"
+        "{% endif %}{% endset %}{{ line }}{% endfor %}"
+    ),
+    "with white space control": (
+        "{%- for m in messages -%}<{{ m.role }}>{%- if m.role == 'assistant' -%}"
+        "{%- generation -%} {{ m.content }}</> {%- endgeneration -%}{%- else -%}"
+        "{{ m.content }}</>{%- endif -%}{%- endfor -%}"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", GENERATION_TAGS.values(), ids=GENERATION_TAGS)
+def test_generation_tags_are_found_wherever_they_stand(source):
+    template = compile_source(source)
+    marked = template.render_marked(as_messages(*CONVERSATION), None)
+    assert marked.text == "<user>walrus</><assistant>otter</><user>badger</><assistant>ferret</>"
+    assert [marked.text[start:end] for start, end in marked.generations] == [
+        "otter</>",
+        "ferret</>",
+    ]
+
+
+def test_a_template_without_generation_tags_says_so():
+    template = compile_source(LOOPS["plain"])
+    assert template.render_marked(as_messages(*CONVERSATION), None).generations is None
+
+
+# The sandbox
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "''.__class__",
+        "messages.__class__",
+        "messages[0]['__class__']",
+        "(messages | attr('__class__'))",
+        "strftime_now.__self__",
+        "raise_exception.__globals__",
+        "dict.__class__",
+        "dict.fromkeys.__func__",
+        "namespace.__init__",
+        "namespace(a=1)._Namespace__attrs",
+        "cycler.__init__",
+    ],
+)
+def test_attributes_that_lead_out_of_the_sandbox_are_undefined_and_lead_nowhere(expression):
+    messages = as_messages(*CONVERSATION)
+    told = compile_source("{{ " + expression + " is defined }}{{ " + expression + " }}")
+    assert told.render(messages, None) == "False"
+    used = compile_source("{{ " + expression + ".__name__ }}")
+    with pytest.raises(TemplateRaisedError):
+        used.render(messages, None)
+
+
+def test_format_strings_do_not_lead_out_of_the_sandbox():
+    template = compile_source("{{ '<{0.__class__}>'.format(messages) }}")
+    assert template.render(as_messages(*CONVERSATION), None) == "<>"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "messages.append({})",
+        "messages.clear()",
+        "messages.reverse()",
+        "messages[0].update(content='changed')",
+        "messages[0].pop('content')",
+        "messages[0].setdefault('more', 1)",
+        "messages[0].tags.append('changed')",
+        "(messages[0] | attr('update'))(content='changed')",
+        "tools.append({})",
+        "tools[0].clear()",
+    ],
+)
+def test_a_template_can_not_change_what_it_is_given(expression):
+    template = compile_source(
+        f"{{% for message in messages %}}{{{{ {expression} }}}}{{% endfor %}}"
+    )
+    dialogue = as_dialogue({"messages": [say("user", "walrus", tags=["a"])], "tools": TOOLS})
+    untouched = deepcopy(dialogue)
+    for render in (template.render, template.render_marked):
+        with pytest.raises(TemplateRaisedError):
+            render(dialogue.messages, dialogue.tools)
+        assert dialogue == untouched
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "{% set ns = namespace(messages[0]) %}{% set ns.content = 'changed' %}{{ ns.content }}",
+        "{% set ns = namespace(all=messages) %}{% set ns.all = [] %}{{ ns.all }}",
+        "{% set m = dict(messages[0], content='changed') %}{{ m.content }}",
+        "{% set messages = messages + [{'role': 'user'}] %}{{ messages | length }}",
+        "{% for message in messages %}{% set message = {} %}{% endfor %}",
+        "{{ messages | sort(attribute='content', reverse=true) | map('list') | list }}",
+        "{{ messages | reverse | list }}{{ messages[0].copy() }}{{ messages[::-1] }}",
+        "{{ messages | map('items') | map('list') | list }}{{ messages[0] | dictsort }}",
+        "{{ messages[0]['pop'] }}{{ '{0.clear}'.format(messages) }}",
+        "{{ messages | map(attribute='pop') | list }}{{ messages | map('attr', 'clear') | list }}",
+    ],
+)
+def test_what_a_template_makes_of_what_it_is_given_is_its_own(statement):
+    template = compile_source(statement)
+    dialogue = as_dialogue({"messages": [say("user", "walrus", tags=["a"]), *CONVERSATION[1:]]})
+    untouched = deepcopy(dialogue)
+    for render in (template.render, template.render_marked):
+        render(dialogue.messages, dialogue.tools)
+        assert dialogue == untouched
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "{% set ns = namespace(_hidden=1) %}",
+        "{% set ns = namespace({'__class__': 1}) %}",
+        "{% set ns = namespace() %}{% set ns._hidden = 1 %}",
+    ],
+)
+def test_a_namespace_stores_no_name_that_starts_with_an_underscore(statement):
+    template = compile_source(statement)
+    with pytest.raises(TemplateRaisedError, match="can't store the attribute '_"):
+        template.render(as_messages(*CONVERSATION), None)
+
+
+def test_a_namespace_can_be_written_to_otherwise():
+    template = compile_source(
+        "{% set ns = namespace(self=1, n=2) %}{% set ns.n = 3 %}{{ ns.self }}{{ ns.n }}"
+    )
+    assert template.render(as_messages(*CONVERSATION), None) == "13"
+
+
+def test_a_message_shows_a_template_nothing_but_its_fields():
+    source = (
+        "{% for m in messages %}{{ m }}{{ m | tojson }}{{ m._mtpack_index is defined }}{% endfor %}"
+    )
+    template = compile_source(source)
+    messages = as_messages(say("user", "walrus"))
+    fields = messages[0].fields
+    expected = f"{fields}{json.dumps(fields)}False"
+    assert template.render_marked(messages, None).text == expected
+    assert template.render_marked(messages, None).regions == {0: (0, len(expected))}
+
+
+# Loading
+
+
+def load(tmp_path: Path, source: str, *arguments: str) -> ChatTemplate:
+    file = tmp_path / "template.jinja"
+    file.write_text(source, encoding="utf-8")
+    return load_chat_template(load_tokenizer(None), str(file), arguments, DATE)
+
+
+def test_a_template_file_replaces_the_tokenizers_own(tmp_path):
+    template = load(tmp_path, "{{ eos_token }}")
+    assert template.render(as_messages(say("user", "")), TOOLS) == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("{% for %}", 1),
+        ("fine\nfine\n{{ messages | nope }}", 3),
+        ("fine\n{% if messages %}\nnever closed", 3),
+        ("{% generation %}never closed", 1),
+        ("\n{% endgeneration %}", 2),
+        ("\n\n{% block a %}{% endblock %}{% block a %}{% endblock %}", 3),
+    ],
+)
+def test_a_template_that_can_not_be_compiled_is_named_with_its_line(tmp_path, source, line):
+    with pytest.raises(SetupError) as error:
+        load(tmp_path, source)
+    assert f"{tmp_path / 'template.jinja'} line {line}: " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_file_that_can_not_be_read_is_named(tmp_path):
+    not_utf8 = tmp_path / "latin.jinja"
+    not_utf8.write_bytes("Grüße".encode("latin-1"))
+    for file in (tmp_path / "missing.jinja", tmp_path, not_utf8):
+        with pytest.raises(SetupError, match="chat template can't be read") as error:
+            load_chat_template(load_tokenizer(None), str(file), (), DATE)
+        assert str(error.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("value=true", True),
+        ("value=false", False),
+        ("value=null", None),
+        ("value=3", 3),
+        ("value=-0.5", -0.5),
+        ("value=[1, 2]", [1, 2]),
+        ('value={"a": "b=c"}', {"a": "b=c"}),
+        ('value="true"', "true"),
+        ("value=high", "high"),
+        ("value=a=b", "a=b"),
+        ("value=True", "True"),  # no JSON, so text
+        ("value=", ""),
+    ],
+)
+def test_a_template_argument_is_json_or_else_text(tmp_path, argument, value):
+    template = load(tmp_path, "{{ value | tojson }}", argument)
+    assert template.render(as_messages(say("user", "")), None) == json.dumps(value)
+
+
+def test_template_arguments_win_over_special_tokens_and_over_each_other(tmp_path):
+    template = load(tmp_path, "{{ eos_token }}{{ n }}", "eos_token=END", "n=1", "n=2")
+    assert template.render(as_messages(say("user", "")), None) == "END2"
+
+
+@pytest.mark.parametrize("argument", ["value", "=3", "", "two words=3", "9lives=3", "a-b=3"])
+def test_a_template_argument_that_is_no_key_with_a_value_is_refused(tmp_path, argument):
+    with pytest.raises(SetupError, match="KEY=VALUE") as error:
+        load(tmp_path, "", argument)
+    assert argument in str(error.value)
+
+
+def test_sources_tell_templates_apart_and_variables_do_not():
+    one, same, other = compile_source("a"), compile_source("a", more=1), compile_source("b")
+    assert one.sha256 == same.sha256 != other.sha256
+
+
+def test_syntax_errors_reach_the_caller_of_the_class():
+    with pytest.raises(jinja2.TemplateSyntaxError):
+        compile_source("{% for %}")
+
+
+# Habits of templates
+
+PARTS = [{"type": "text", "text": "wal"}, {"type": "text", "text": "rus"}]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "{{ '' + m.content }}",  # would raise
+        "{{ m.content }}",  # would write the list as Python shows it
+        "{{ m.content | tojson | trim('\"') }}",  # would write it as JSON
+        "{% if m.content is string %}{{ m.content }}{% endif %}",  # would write nothing
+    ],
+)
+def test_content_parts_are_joined_for_a_template_that_reads_text(write):
+    template = compile_source("{% for m in messages %}<" + write + ">{% endfor %}")
+    messages = as_messages(say("user", PARTS))
+    assert template.render(messages, None) == "<walrus>"
+    assert template.render_marked(messages, None).text == "<walrus>"
+    assert messages[0].fields["content"] == PARTS
+
+
+def test_content_parts_are_passed_as_they_are_to_a_template_that_reads_them():
+    template = compile_source(
+        "{% for m in messages %}{% if m.content is string %}<{{ m.content }}>{% else %}"
+        "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}"
+    )
+    messages = as_messages(say("user", PARTS), say("assistant", "otter"))
+    assert template.render(messages, None) == "[wal][rus]<otter>"
+    assert template.render_marked(messages, None).regions == {0: (0, 10), 1: (10, 17)}
+
+
+CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}ARGUMENTS{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "twice"),
+    [
+        ("{{ c.function.arguments | tojson }}", True),
+        ("{{ c.function.arguments }}", False),
+        (
+            "{% if c.function.arguments is string %}{{ c.function.arguments }}"
+            "{% else %}{{ c.function.arguments | tojson }}{% endif %}",
+            False,
+        ),
+        ("{{ c.function.name }}", False),
+        ("{{ raise_exception('no calls') }}", False),
+    ],
+)
+def test_it_is_known_whether_arguments_that_are_text_are_encoded_twice(arguments, twice):
+    assert compile_source(CALLS.replace("ARGUMENTS", arguments)).encodes_text_twice is twice
+
+
+def test_qwen_3_writes_arguments_that_are_text_as_they_are():
+    assert not compiled("trl/qwen3.jinja").encodes_text_twice
+
+
+def test_qwen_2_5_encodes_arguments_that_are_text_twice():
+    assert compiled("trl/qwen2_5.jinja").encodes_text_twice
+
+
+def test_the_shipped_template_takes_parts_and_arguments_of_both_kinds():
+    template = load_chat_template(load_tokenizer(None), None, (), DATE)
+    as_text = {"id": "1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    as_object = {"id": "1", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    texts = {
+        template.render(
+            as_messages(say("user", content), say("assistant", "", tool_calls=[c])), None
+        )
+        for content in ("walrus", PARTS)
+        for c in (as_text, as_object)
+    }
+    assert len(texts) == 1
+    assert not template.encodes_text_twice

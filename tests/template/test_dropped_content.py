@@ -1,0 +1,461 @@
+"""What a template never shows the model is found and counted, exactly and with few renders."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pytest
+
+import mtpack
+from mtpack.input import reading
+from mtpack.input.dialogue import Dialogue, Message, Origin
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.dropped_content import MessageKinds
+from tests.conftest import SHARED, shared
+
+TEMPLATES = sorted(
+    path.relative_to(SHARED / "templates").as_posix()
+    for path in (SHARED / "templates").glob("*/*.jinja")
+)
+WEATHER = {"name": "weather", "description": "Tell the weather", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": WEATHER}]
+
+
+def say(role: str, content: Any, **fields: Any) -> dict:
+    return {"role": role, "content": content, **fields}
+
+
+def calls(*cities: str, as_text: bool = False) -> list[dict]:
+    made = []
+    for number, city in enumerate(cities):
+        arguments = json.dumps({"city": city}) if as_text else {"city": city}
+        function = {"name": "weather", "arguments": arguments}
+        made.append({"id": f"call0000{number}", "type": "function", "function": function})
+    return made
+
+
+def result(content: str, number: int = 0) -> dict:
+    return say("tool", content, name="weather", tool_call_id=f"call0000{number}")
+
+
+def dialogue(*messages: dict, tools: list | None = None) -> Dialogue:
+    row = json.dumps({"messages": list(messages), "tools": tools}).encode()
+    read = read_dialogue(0, Origin("row", 1), row, LINE_LIMIT)
+    assert isinstance(read, Dialogue), read
+    return read
+
+
+def count_dropped(template: ChatTemplate, dialogues: Iterable[Dialogue]) -> Counter[str]:
+    kinds = MessageKinds()
+    for each in dialogues:
+        kinds.add(each)
+    return kinds.count_dropped(template)
+
+
+def compile_source(source: str) -> ChatTemplate:
+    return ChatTemplate(
+        {"default": source}, {"bos_token": "<s>", "eos_token": "</s>"}, "2026-01-01"
+    )
+
+
+def writing(body: str) -> ChatTemplate:
+    """Return a template that writes `body` for every message `m`."""
+    return compile_source(f"{{% for m in messages %}}<{{{{ m.role }}}}>{body}\n{{% endfor %}}")
+
+
+@cache
+def real(name: str) -> ChatTemplate:
+    return compile_source(shared(f"templates/{name}").read_text(encoding="utf-8"))
+
+
+CHAT = dialogue(
+    say("system", "marmot"),
+    say("user", "walrus"),
+    say("assistant", "otter"),
+    say("user", "badger"),
+    say("assistant", "ferret"),
+)
+CALLING = dialogue(
+    say("user", "walrus"),
+    say("assistant", "otter", tool_calls=calls("Oslo")),
+    result("badger"),
+    say("assistant", "ferret", reasoning_content="stoat"),
+    tools=TOOLS,
+)
+THINKING = dialogue(say("user", "walrus"), say("assistant", "<think>\nstoat\n</think>\n\notter"))
+REST = "{{ m.tool_calls | tojson if m.tool_calls }}{{ m.thinking }}{{ tools | tojson }}"
+
+
+# What counts as dropped
+
+
+@pytest.mark.parametrize(
+    ("body", "dropped"),
+    [
+        ("{{ m.content }}" + REST, {}),
+        ("{{ m | tojson }}{{ tools }}", {}),
+        (REST, {"user.content": 1, "assistant.content": 2, "tool.content": 1}),
+        ("{{ m.content if m.role != 'tool' }}" + REST, {"tool.content": 1}),
+        ("{{ m.content if not m.tool_calls }}" + REST, {"assistant.content": 1}),
+        (
+            "{{ m.content }}",
+            {"tools": 1, "assistant.tool_calls": 1, "assistant.reasoning_content": 1},
+        ),
+    ],
+)
+def test_a_part_is_dropped_if_what_the_model_sees_does_not_depend_on_it(body, dropped):
+    assert count_dropped(writing(body), [CALLING]) == dropped
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["{{ c.function.name }}", "{{ c.function.arguments }}", "{{ c.id }}"],
+)
+def test_calls_without_their_name_or_their_arguments_are_dropped(written):
+    template = writing(f"{{% for c in m.tool_calls or [] %}}{written}{{% endfor %}}")
+    assert count_dropped(template, [CALLING])["assistant.tool_calls"] == 1
+
+
+@pytest.mark.parametrize("arguments", [{}, "{}", "", " { } "])
+def test_arguments_of_which_there_are_none_are_not_dropped(arguments):
+    names = writing("{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}")
+    call = {"function": {"name": "weather", "arguments": arguments}}
+    row = dialogue(say("user", ""), say("assistant", "", tool_calls=[call]))
+    assert count_dropped(names, [row]) == {}
+
+
+def test_one_call_of_several_that_is_left_out_counts():
+    template = writing("{{ m.tool_calls[0] if m.tool_calls }}")
+    one, two = (
+        dialogue(say("user", "walrus"), {"role": "assistant", "tool_calls": calls(*cities)})
+        for cities in (("Oslo",), ("Oslo", "Rome"))
+    )
+    assert "assistant.tool_calls" not in count_dropped(template, [one])
+    assert count_dropped(template, [one, two])["assistant.tool_calls"] == 1
+
+
+def test_a_content_part_that_is_left_out_counts():
+    parts = [{"type": "text", "text": "wal"}, {"type": "text", "text": "rus"}]
+    row = dialogue(say("user", parts), say("assistant", "otter"))
+    first = writing("{{ m.content if m.content is string else m.content[0].text }}")
+    assert count_dropped(first, [row]) == {"user.content": 1}
+    assert count_dropped(writing("{{ m.content }}"), [row]) == {}  # they are joined for it
+
+
+def test_thinking_that_is_cut_out_of_the_content_counts():
+    answer_alone = writing("{{ m.content.split('</think>')[-1] }}")
+    assert count_dropped(answer_alone, [THINKING]) == {"assistant.content.thinking": 1}
+    assert count_dropped(writing("{{ m.content }}"), [THINKING]) == {}
+    thinking_alone = writing("{{ m.content.split('</think>')[0] }}")
+    assert count_dropped(thinking_alone, [THINKING]) == {"assistant.content": 1}
+    no_thinking = dialogue(say("user", "walrus"), say("assistant", "<think>\n\n</think>\n\notter"))
+    assert count_dropped(answer_alone, [no_thinking]) == {}
+    assert count_dropped(thinking_alone, [no_thinking]) == {"assistant.content": 1}
+    no_answer = dialogue(say("user", "walrus"), say("assistant", "<think>\nstoat\n</think>"))
+    assert count_dropped(answer_alone, [no_answer]) == {"assistant.content.thinking": 1}
+    assert count_dropped(thinking_alone, [no_answer]) == {}
+
+
+def test_an_empty_list_of_tools_has_the_template_for_tools_asked():
+    sources = {"default": "{{ messages }}", "tool_use": "{{ messages[1:] }}"}
+    row = (say("user", "walrus"), say("assistant", "otter"))
+    template = ChatTemplate(sources, {}, "2026-01-01")
+    assert count_dropped(template, [dialogue(*row)]) == {}
+    assert count_dropped(template, [dialogue(*row, tools=[])]) == {"user.content": 1}
+
+
+def test_history_that_is_rewritten_later_is_not_dropped():
+    last_alone = writing("{{ m.content }}{{ m.reasoning_content if loop.last }}")
+    row = dialogue(
+        say("user", "walrus"),
+        say("assistant", "otter", reasoning_content="stoat"),
+        say("user", "badger"),
+        say("assistant", "ferret", reasoning_content="sable"),
+    )
+    assert count_dropped(last_alone, [row]) == {}
+    assert count_dropped(real("trl/qwen3.jinja"), [row]) == {}
+
+
+def test_a_system_message_that_only_a_prompt_shows_is_dropped():
+    prompt_alone = compile_source(
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}"
+        "{{ messages[0].content if loop.last and m.role == 'user' }}{% endif %}{% endfor %}"
+    )
+    assert count_dropped(prompt_alone, [CHAT]) == {"system.content": 1}
+
+
+def test_a_later_system_message_is_not_taken_for_the_one_that_opens_the_dialogue():
+    after_the_second = writing("{{ m.content if m.role != 'assistant' or loop.index > 2 }}")
+    row = [say("system", "marmot"), say("user", "walrus"), say("system", "lemur")]
+    assert count_dropped(after_the_second, [dialogue(*row, say("assistant", "otter"))]) == {}
+    all_but_the_second = writing("{{ m.content if loop.index != 2 }}")
+    assert count_dropped(all_but_the_second, [CHAT]) == {"user.content": 1}
+
+
+def test_two_system_messages_are_asked_about_in_front_of_a_user():
+    needs_a_user = writing(
+        "{{ raise_exception('no user') if not 'user' in messages | map(attribute='role') }}"
+        "{{ m.content if m.role != 'system' }}"
+    )
+    row = dialogue(
+        say("system", "marmot"),
+        say("system", "lemur"),
+        say("user", "walrus"),
+        say("assistant", "otter"),
+    )
+    assert count_dropped(needs_a_user, [row]) == {"system.content": 2}
+
+
+def test_what_is_not_there_is_not_dropped():
+    silent = writing("")
+    row = dialogue(say("user", " \n"), say("assistant", "", tool_calls=[]), tools=[])
+    assert count_dropped(silent, [row]) == {}
+
+
+def test_messages_in_no_document_are_not_counted():
+    untrained = dialogue(say("user", "walrus"), say("assistant", "otter", train=False))
+    closing = dialogue(say("user", "walrus"), say("assistant", "otter"), say("user", "badger"))
+    assert count_dropped(writing(""), [untrained]) == {}
+    assert count_dropped(writing(""), [closing]) == {"user.content": 1, "assistant.content": 1}
+
+
+def test_nothing_is_said_against_a_template_that_refuses_to_be_asked():
+    assert count_dropped(writing("{{ raise_exception('no') }}"), [CHAT, CALLING]) == {}
+
+
+# Real templates
+
+
+def test_lfm_2_drops_tool_calls_and_reasoning():
+    expected = {"assistant.tool_calls": 1, "assistant.reasoning_content": 1}
+    assert count_dropped(real("trl/lfm2.jinja"), [CALLING]) == expected
+
+
+def test_idefics_3_drops_content_that_is_no_list():
+    expected = {"system.content": 1, "user.content": 2, "assistant.content": 2}
+    assert count_dropped(real("trl/idefics3.jinja"), [CHAT]) == expected
+
+
+def test_mistral_drops_the_system_message_of_every_dialogue_that_goes_on():
+    assert count_dropped(real("axolotl/mistral_v2v3.jinja"), [CHAT]) == {"system.content": 1}
+
+
+def test_deepseek_r1_drops_the_thinking():
+    template = real("llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja")
+    assert count_dropped(template, [THINKING]) == {"assistant.content.thinking": 1}
+
+
+def test_gpt_oss_drops_all_calls_but_the_first():
+    template = real("trl/gptoss.jinja")
+    several = dialogue(
+        say("user", "walrus"),
+        {"role": "assistant", "tool_calls": calls("Oslo", "Rome")},
+        tools=TOOLS,
+    )
+    assert count_dropped(template, [CALLING]) == {}
+    assert count_dropped(template, [several]) == {"assistant.tool_calls": 1}
+
+
+def test_glm_drops_arguments_that_are_text():
+    template = real("llama.cpp/GLM-4.6.jinja")
+    as_object, as_text = (
+        dialogue(
+            say("user", "walrus"),
+            say("assistant", "", tool_calls=calls("Oslo", as_text=as_text)),
+            tools=TOOLS,
+        )
+        for as_text in (False, True)
+    )
+    assert count_dropped(template, [as_object]) == {}
+    assert count_dropped(template, [as_text]) == {"assistant.tool_calls": 1}
+
+
+# Asking once for a kind of message gives what asking for every message would
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_answer_for_a_kind_is_that_for_each_message_of_it(name):
+    template = real(name)
+    for row in random_dialogues(25):
+        try:
+            expected = Counter(dropped_one_by_one(template, row))
+        except TemplateRaisedError:
+            continue
+        assert count_dropped(template, [row]) == expected
+
+
+def dropped_one_by_one(template: ChatTemplate, row: Dialogue) -> Iterator[str]:
+    """Yield what is dropped of each message, found by changing it in the dialogue itself."""
+    messages = list(row.messages)
+    if row.tools:
+        first = next(i for i in range(len(messages)) if messages[i].role == "assistant")
+        changed = with_other({"tools": row.tools}, "weather")["tools"]
+        texts = [template.render(messages[: first + 1], tools) for tools in (row.tools, changed)]
+        if texts[0] == texts[1]:
+            yield "tools"
+    for index, message in enumerate(messages[: row.trained_messages()[-1] + 1]):
+        end = next(i for i in range(index, len(messages)) if messages[i].role == "assistant")
+
+        def seen(fields: dict, index: int = index, end: int = end) -> str:
+            changed = messages[: end + 1]
+            changed[index] = Message(changed[index].role, fields, changed[index].trained)
+            return template.render(changed, row.tools)
+
+        text = seen(message.fields)
+        for part, words in words_of(message.fields).items():
+            if any(seen(with_other(message.fields, word)) == text for word in words):
+                yield f"{message.role}.{part}"
+
+
+def words_of(fields: dict) -> dict[str, list[str]]:
+    """Return the words of each part of a message; no two places have the same one."""
+    contents = fields.get("content") or ""
+    if isinstance(contents, list):
+        contents = " ".join(part["text"] for part in contents)
+    thinking, _, answer = contents.rpartition("</think>")
+    words = {"content": answer.split(), "content.thinking": thinking.replace("<think>", "").split()}
+    words["reasoning_content"] = fields.get("reasoning_content", "").split()
+    functions = [call.get("function", call) for call in fields.get("tool_calls", [])]
+    words["tool_calls"] = [function["name"] for function in functions]
+    for function in functions:
+        arguments = function["arguments"]
+        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+        words["tool_calls"] += values.values()
+    return words
+
+
+def with_other(fields: dict, word: str) -> dict:
+    return json.loads(json.dumps(fields).replace(word, "zebra"))
+
+
+def random_dialogues(number: int) -> Iterator[Dialogue]:
+    """Yield dialogues of all kinds, every place with a word of its own."""
+    draw = random.Random(number)
+    for _ in range(number):
+        count = iter(range(100, 1000))
+
+        def word(count: Iterator[int] = count) -> str:
+            return f"word{next(count)}"
+
+        messages = [say(draw.choice(["system", "developer"]), word())] * draw.choice([0, 1])
+        for _ in range(draw.choice([1, 1, 2, 3])):
+            if draw.random() < 0.1:
+                messages.append(say("system", word()))
+            parts = [{"type": "text", "text": word()} for _ in range(draw.choice([1, 2]))]
+            if draw.random() < 0.9:
+                messages.append(say("user", draw.choice([word(), word(), parts])))
+            while draw.random() < 0.4:
+                messages += random_calls(draw, word)
+            thinking = f"<think>\n{word()}\n</think>\n\n"
+            empty = "<think>\n\n</think>\n\n"
+            answer = say("assistant", draw.choice(["", "", thinking, empty]) + word())
+            messages.append(answer | draw.choice([{}, {}, {"reasoning_content": word()}]))
+        yield dialogue(*messages, tools=draw.choice([None, TOOLS, [WEATHER]]))
+
+
+def random_calls(draw: random.Random, word: Callable[[], str]) -> Iterator[dict]:
+    made = calls(*(word() for _ in range(draw.choice([1, 1, 2]))), as_text=draw.random() < 0.3)
+    for one in made:
+        one["function"]["name"] = word()
+    if draw.random() < 0.2:
+        made = [{"id": one["id"], "type": "function", **one["function"]} for one in made]
+    message = {"role": "assistant", "tool_calls": made}
+    yield message | draw.choice([{}, {"content": ""}, {"content": word()}])
+    yield from (result(word(), number) for number in range(len(made)))
+
+
+# Once a kind, in any order, by any number of workers
+
+
+class CountingTemplate(ChatTemplate):
+    """Counts how often it renders."""
+
+    renders = 0
+
+    def render(self, *arguments: Any, **more: Any) -> str:
+        self.renders += 1
+        return super().render(*arguments, **more)
+
+
+def test_many_dialogues_of_the_same_kinds_cost_no_more_renders_than_one():
+    template = CountingTemplate({"default": "{{ messages }}"}, {}, "2026-01-01")
+    count_dropped(template, [CHAT])
+    asked = template.renders
+    assert asked <= 2 * 5
+    count_dropped(template, [CHAT] * 1000)
+    assert template.renders == asked
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    lines = []
+    for row in random_dialogues(60):
+        messages = [
+            message.fields for message in row.messages if message.fields.get("content") is not None
+        ]
+        lines.append(json.dumps({"messages": messages, "tools": row.tools}))
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def pack(rows, output, **options):
+    template = rows.with_name("chatml.jinja")
+    template.write_text(CHATML, encoding="utf-8")
+    return mtpack.pack(rows, output=output, chat_template=template, **options).tally
+
+
+CONTENTS = ("", " \n", "cedar", "<think>ebony</think>cedar", [{"type": "text", "text": "cedar"}])
+
+
+def test_dialogues_of_texts_alone_are_counted_as_message_by_message():
+    """A key that no one asks for makes a message more than a role and a text."""
+    template = writing(
+        "{{ (m.content | string).split('</think>')[-1] if m.role == 'assistant' and not tools }}"
+    )
+    plain, noted = [], []
+    for given, answer, tools in product(CONTENTS, CONTENTS, (None, [], TOOLS)):
+        for number in (1, 2):
+            messages = [say("system", given), say("assistant", answer)] * number
+            plain.append(dialogue(*messages, tools=tools))
+            noted.append(dialogue(*({**message, "note": "x"} for message in messages), tools=tools))
+    counts = count_dropped(template, plain)
+    assert counts == count_dropped(template, noted)
+    assert counts == sum((count_dropped(template, [one]) for one in plain), Counter())
+    assert counts.keys() > {"system.content", "assistant.content.thinking", "tools"}
+
+
+def test_a_dialogue_counts_the_same_alone_and_among_others():
+    together = list(random_dialogues(30))
+    source = "{% for m in messages %}{{ m.content if m.role != 'tool' }}{% endfor %}"
+    alone = [count_dropped(compile_source(source), [row]) for row in together]
+    assert sum(alone, Counter()) == count_dropped(compile_source(source), together)
+
+
+def test_the_counts_depend_on_neither_workers_nor_order(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "SPLIT_BYTES", 4096)
+    alone = pack(rows, tmp_path / "alone", workers=1)
+    assert {"assistant.tool_calls", "tools"} <= alone.content_dropped.keys()
+    assert pack(rows, tmp_path / "shared", workers=2) == alone
+    lines = rows.read_text(encoding="utf-8").split("\n")
+    rows.write_text("\n".join(reversed(lines)), encoding="utf-8")
+    assert pack(rows, tmp_path / "reversed", workers=1).content_dropped == alone.content_dropped
+
+
+def test_the_manifest_holds_what_was_dropped(rows, tmp_path):
+    tally = pack(rows, tmp_path / "packed", workers=1)
+    manifest = mtpack.open_shards(tmp_path / "packed").manifest
+    assert manifest is not None
+    assert manifest.report.tally.content_dropped == tally.content_dropped != {}

@@ -1,0 +1,383 @@
+"""A replay is exact: what differs between dialogues, templates and their replays can't hide."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtpack.input.dialogue import Dialogue, Origin
+from mtpack.input.reading import LINE_LIMIT
+from mtpack.input.rows import read_dialogue
+from mtpack.template.tracing import operations
+from mtpack.template.tracing.automaton import Automaton
+from mtpack.template.tracing.program import Sheet
+from mtpack.template.tracing.recorder import Event, Recorder
+from mtpack.template.tracing.replayer import Replayer
+from mtpack.template.tracing.tracers import Declined
+from mtpack.template.turn_spans import render_dialogue
+from mtpack.tokenizer.loading import load_tokenizer
+from tests.support.template_grammar import rows, template_sources
+from tests.template.test_chat_template import compile_source
+
+MERGES = ("auto", "always", "never")
+ADDED_TOKENS = load_tokenizer(None).added_tokens
+
+
+def say(role: str, content, **fields) -> dict:
+    return {"role": role, "content": content, **fields}
+
+
+def read(row: dict, number: int = 0) -> Dialogue:
+    """Read a row from its own JSON, so that no two dialogues share a value."""
+    dialogue = read_dialogue(number, Origin("row", 1), json.dumps(row).encode(), LINE_LIMIT)
+    assert isinstance(dialogue, Dialogue), dialogue
+    return dialogue
+
+
+def assert_replayed_as_rendered(
+    source: str, rows: list[dict], merges: tuple[str, ...] = MERGES
+) -> int:
+    """Give dialogues to replayers, each three times; return how many came out of a replay."""
+    template = compile_source(source)
+    replayed = 0
+    for merge in merges:
+        replayer = Replayer(template, ADDED_TOKENS, merge)
+        expected = [render_dialogue(template, ADDED_TOKENS, read(row), merge) for row in rows]
+        counts = []
+        for _ in range(3):
+            for row, rendered in zip(rows, expected, strict=True):
+                assert replayer.render_dialogue(read(row)) == rendered, (merge, row)
+            counts.append(replayer.replayed)
+        assert replayer.audit_mismatches == 0, merge
+        replayed += replayer.replayed
+        if counts[1] > counts[0]:
+            # What was learned once is known from then on.
+            assert counts[2] - counts[1] >= counts[1] - counts[0], merge
+    return replayed
+
+
+A_TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+LOOP = "{% for m in messages %}" + A_TURN + "{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHATML = LOOP + PROMPT
+
+
+def dialogue(*contents: str, **fields) -> dict:
+    roles = ("user", "assistant")
+    return {
+        "messages": [
+            say(roles[number % 2], content, **(fields if number % 2 else {}))
+            for number, content in enumerate(contents)
+        ]
+    }
+
+
+ROWS = [
+    dialogue("a", "b"),
+    dialogue("b", "a", "c", "d"),
+    dialogue("", " b ", "a\n", ""),
+    dialogue("<b>&", "x", "a", "b", "a", "a"),
+    {"messages": [say("system", "a"), *dialogue("a", "b", "c", "d")["messages"]]},
+    {"messages": [say("system", ""), *dialogue("b", "a", "a", "d")["messages"]]},
+    dialogue("a", "b", "c", "d", k="a", meta={"k": 1, "z": "Z"}, n=1),
+    dialogue("a", "b", "c", "d", k="", meta={"k": True, "z": None}, n=True),
+    dialogue("b", "b", "a", "d", k="b", meta={"k": 1.0, "z": "a"}, n=1.0),
+    dialogue("b", "b", "a", "d", k="B", meta={"b": "B", "a": "a", "C": "c"}, n=1000),
+    {"messages": [say("user", "q"), *dialogue("u", "b", "a", "d", k="x")["messages"]]},
+]
+SUSPICIONS = {
+    # What is written before the loop, of messages that a shorter dialogue does not have.
+    "count before the loop": "{{ messages|length }}" + CHATML,
+    "last message before the loop": "{{ messages[-1].content }}" + CHATML,
+    "all messages before the loop": "{{ messages|tojson }}" + CHATML,
+    "count in a variable": "{% set n = messages|length %}{{ n }}" + CHATML,
+    "count of a slice": "{{ messages[1:]|length }}" + CHATML,
+    "last of an empty slice": "{{ messages[:-1][::-1]|tojson }}" + CHATML,
+    "an empty slice reversed and chosen from": (
+        "{{ messages[:-1][::-1]|selectattr('role', 'equalto', 'user')|list|length }}" + CHATML
+    ),
+    # What filters give is often no list, but can be iterated over once.
+    "truth of a generator": (
+        "{% if messages|selectattr('role', 'equalto', 'system') %}S{% endif %}" + CHATML
+    ),
+    "a generator used twice": (
+        "{% set roles = messages|map(attribute='role') %}{{ roles|join }}{{ roles|join }}" + CHATML
+    ),
+    "a generator that two loops share": (
+        "{% set all = messages|reverse %}{% for m in all %}{{ m.role }}{% endfor %}"
+        "{% for m in all %}{{ m.role }}{% endfor %}" + CHATML
+    ),
+    "element of a generator": "{{ (messages|reverse)[0].role }}" + CHATML,
+    "truth of an empty iterator": (
+        "{% if messages[1:]|reverse %}more{% endif %}{% if messages[5:]|reverse %}!{% endif %}"
+        + CHATML
+    ),
+    "length of a generator": "{{ messages|map(attribute='role')|length }}" + CHATML,
+    "text of a view": "{% for m in messages %}{{ m.keys() }}" + A_TURN + "{% endfor %}",
+    "element of a view": "{% for m in messages %}{{ m.keys()[0] }}" + A_TURN + "{% endfor %}",
+    "view as a sequence": (
+        "{% for m in messages %}{{ m.keys() is sequence }}{{ m.keys() is iterable }}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    "json of a view": "{% for m in messages %}{{ m.values()|tojson }}" + A_TURN + "{% endfor %}",
+    "a view, as it may be used": (
+        "{% for m in messages %}{% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}"
+        "{{ m.keys()|join }}{{ m.keys()|list }}{{ m.values()|first }}{{ 'k' in m.keys() }}"
+        "{{ m.keys()|length }}" + A_TURN + "{% endfor %}"
+    ),
+    "groups have names": (
+        "{% for g in messages|groupby('role') %}{{ g.grouper }}{{ g.list|length }}{% endfor %}"
+        + CHATML
+    ),
+    "sorting ignores case": (
+        "{% for m in messages %}{{ {'a': m.content, 'b': m.k, 'c': 'A'}.values()|map('string')"
+        "|sort|join }}" + A_TURN + "{% endfor %}"
+    ),
+    "sorting a view of stand-ins ignores case": (
+        "{% for m in messages %}{% if m.k %}{{ {'a': m.content, 'b': m.k}.values()|sort|first }}"
+        "{% endif %}" + A_TURN + "{% endfor %}"
+    ),
+    # Python's own doings.
+    "percent without a place": "{% for m in messages %}{{ 'x' % m.content }}{% endfor %}",
+    "percent": "{% for m in messages %}{{ '<%s>' % m.content }}" + A_TURN + "{% endfor %}",
+    "percent by name": "{% for m in messages %}{{ '%(role)s' % m }}" + A_TURN + "{% endfor %}",
+    "sameas of texts": (
+        "{% for m in messages %}{{ m.role is sameas 'user' }}"
+        "{{ m.content is sameas messages[0].content }}" + A_TURN + "{% endfor %}"
+    ),
+    "sameas of numbers": (
+        "{% for m in messages %}{{ m.n is sameas 1 }}{{ m.n is sameas true }}"
+        "{{ m.n is sameas 1000 }}" + A_TURN + "{% endfor %}"
+    ),
+    "numbers that are equal": (
+        "{% for m in messages %}{{ m.n }}{{ m.n == 1 }}{{ m.n is integer }}{{ m.n is float }}"
+        "{{ m.n is number }}{{ m.n is boolean }}{{ m.n|tojson }}{{ {1: 'one'}[m.n] }}"
+        "{{ 'q' if m.n in [1, 2] }}" + A_TURN + "{% endfor %}"
+    ),
+    "a dict's keys that are equal": (
+        "{% set d = {1: 'a'} if messages[0].content == 'a' else {true: 'a'} %}"
+        "{% for m in messages %}{{ d }}" + A_TURN + "{% endfor %}"
+    ),
+    "methods of numbers": (
+        "{% for m in messages %}{% if m.n is float %}{{ m.n.hex() }}{% endif %}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    "markup": (
+        "{% for m in messages %}{{ m.content|e }}{{ '<' ~ (m.content|e) }}{{ (m.content|e) + '<' }}"
+        "{{ (m.content|safe) + '<' + m.content }}{{ '<' + (m.content|e|trim) }}"
+        "{{ m.content|e is escaped }}{{ m.content is escaped }}" + A_TURN + "{% endfor %}"
+    ),
+    "methods of markup": (
+        "{% for m in messages %}{{ (m.content|e).unescape() }}" + A_TURN + "{% endfor %}"
+    ),
+    # Loops.
+    "the loop itself as text": "{% for m in messages %}{{ loop }}" + A_TURN + "{% endfor %}",
+    "the loop itself, tested": (
+        "{% for m in messages %}{{ loop is iterable }}{{ loop is callable }}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    "all that loops know": (
+        "{% for m in messages %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}"
+        "{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}"
+        "{{ loop.previtem.role }}{{ loop.nextitem.role }}" + A_TURN + "{% endfor %}"
+    ),
+    "cycles": ("{% for m in messages %}{{ loop.cycle('x', 'y') }}" + A_TURN + "{% endfor %}"),
+    "changes": ("{% for m in messages %}{{ loop.changed(m.content) }}" + A_TURN + "{% endfor %}"),
+    "depth": "{% for m in messages %}{{ loop.depth }}" + A_TURN + "{% endfor %}",
+    "changes in an inner loop": (
+        "{% for m in messages %}{% for c in ['a', 'a', m.content] %}"
+        "{{ loop.changed(c) }}{{ loop.cycle(1, 2) }}{% endfor %}" + A_TURN + "{% endfor %}"
+    ),
+    "a cycler": (
+        "{% set c = cycler('x', 'y') %}{% for m in messages %}{{ c.next() }}"
+        "{% if m.role == 'user' %}{{ c.next() }}{% endif %}" + A_TURN + "{% endfor %}"
+    ),
+    "a cycler in a namespace": (
+        "{% set ns = namespace(c=cycler('x', 'y')) %}{% for m in messages %}{{ ns.c.next() }}"
+        "{% if m.role == 'user' %}{{ ns.c.next() }}{% endif %}" + A_TURN + "{% endfor %}"
+    ),
+    "a joiner": (
+        "{% set j = joiner(', ') %}{% for m in messages %}{% if m.content == 'a' %}{{ j() }}"
+        "{% endif %}" + A_TURN + "{% endfor %}"
+    ),
+    "a cycler behind a macro": (
+        "{% set c = [cycler('x', 'y')] %}{% macro f() %}{{ c[0].next() }}{% endmacro %}"
+        "{% for m in messages %}{% if m.content == 'a' %}{{ f() }}{% endif %}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    "a set in a loop stays in it": (
+        "{% set x = 'out' %}{% for m in messages %}{{ x }}{% if m.content == 'a' %}"
+        "{% set x = m.content %}{% endif %}{{ x }}" + A_TURN + "{% endfor %}{{ x }}"
+    ),
+    "set in one branch only": (
+        "{% if messages[0].content == 'a' %}{% set x = 'A' %}"
+        "{% elif messages[0].role == 'system' %}{% set y = messages[0].content %}{% endif %}"
+        "{% for m in messages %}{{ x }}{{ y }}"
+        "{{ x is defined }}" + A_TURN + "{% endfor %}{{ x }}"
+    ),
+    "set anew between loops": (
+        "{% set x = 1 %}{% for m in messages %}{{ x }}{% endfor %}{% set x = messages[0].content %}"
+        "{% for m in messages %}{{ x }}" + A_TURN + "{% endfor %}{{ x }}"
+    ),
+    "plain loops, for and else": (
+        "{% for m in messages if m.role == 'system' %}{{ loop.length }}{{ m.content }}"
+        "{% else %}none{% endfor %}" + CHATML
+    ),
+    "break and continue": (
+        "{% for m in messages %}{% if m.content == 'd' %}{% break %}{% endif %}"
+        "{% if m.content == '' %}{% continue %}{% endif %}" + A_TURN + "{% endfor %}end"
+    ),
+    # What is handed on from step to step.
+    "a macro of two bodies": (
+        "{% if messages[0].content == 'a' %}{% macro f(x) %}A{{ x }}{% endmacro %}"
+        "{% else %}{% macro f(x) %}B{{ x }}{% endmacro %}{% endif %}"
+        "{% for m in messages %}{{ f(m.content) }}" + A_TURN + "{% endfor %}"
+    ),
+    "a macro kept from an earlier message": (
+        "{% set ns = namespace(f=none) %}{% for m in messages %}"
+        "{% if ns.f %}[{{ ns.f() }}]{% endif %}"
+        + A_TURN
+        + "{% set y = 'A' if m.content == 'a' else 'B' %}"
+        "{% macro f() %}{{ y }}{% endmacro %}{% set ns.f = f %}{% endfor %}"
+    ),
+    "a namespace under two names": (
+        "{% set a = namespace(x='0', list=[]) %}{% set b = a %}{% set c = namespace(x='0') %}"
+        "{% for m in messages %}{% set b.x = m.content %}{{ a.x }}{{ c.x }}"
+        "{% set a.list = a.list + [m.role] %}{{ b.list }}" + A_TURN + "{% endfor %}{{ a.x }}"
+    ),
+    "a namespace that grows and counts": (
+        "{% set ns = namespace(n=0, text='', seen={}) %}{% for m in messages %}"
+        "{% set ns.n = ns.n + 1 %}{% set ns.text = ns.text ~ m.content ~ ',' %}"
+        "{% set ns.last = m.role %}{{ ns.n }}{{ ns.last }}"
+        + A_TURN
+        + "{% endfor %}{{ ns.text }}{{ ns.n is odd }}"
+    ),
+    "a long gathered text": (
+        "{% set ns = namespace(text='') %}{% for m in messages %}{% set ns.text %}{{ ns.text }}"
+        "{% for i in range(6) %}{{ 'u' if m.content == 'a' else 'v' }}{% endfor %}{{ m.content }}"
+        "{% endset %}" + A_TURN + "{% endfor %}{{ ns.text }}"
+    ),
+    "a long gathered text of marks": (
+        "{% set ns = namespace(text='') %}{% for m in messages %}{% set ns.text %}{{ ns.text }}"
+        "{% generation %}{{ 'u' if m.content == 'a' else 'v' }}{% endgeneration %}"
+        "{% endset %}" + A_TURN + "{% endfor %}{{ ns.text }}"
+    ),
+    # Captured text and its marks.
+    "marks in a text that is trimmed": (
+        "{% set all %}{% for m in messages %}"
+        + A_TURN
+        + "{% endfor %}{% endset %}{{ all|trim }}"
+        + PROMPT
+    ),
+    "tags in a text that is trimmed": (
+        "{% for m in messages %}{% set t %}{% generation %} {{ m.content }} {% endgeneration %}"
+        "{% endset %}<|im_start|>{{ m.role }}\n{{ t|trim }}<|im_end|>\n{% endfor %}"
+    ),
+    "tags in a text that is tested": (
+        "{% for m in messages %}{% set t %}{% generation %}{{ m.k }}{% endgeneration %}{% endset %}"
+        "{% if t %}T{% endif %}{% if t == 'a' %}A{% endif %}{{ t|length }}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    "a filter block": (
+        "{% for m in messages %}{% filter upper %}{{ m.content }}{% endfilter %}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    "a filter block around tags": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% filter trim %}{% generation %} "
+        "{{ m.content }} {% endgeneration %}{% endfilter %}<|im_end|>\n{% endfor %}"
+    ),
+    # Macros.
+    "macros with defaults, varargs and a caller": (
+        "{% macro f(x, y='d', z=none) %}{{ x }}{{ y }}{{ z }}{{ varargs|length }}"
+        "{{ kwargs|length }}{% endmacro %}{% macro g(x) %}[{{ caller(x) }}]{% endmacro %}"
+        "{% for m in messages %}{{ f(m.content) }}{{ f(m, m.k, 1, 2) }}{{ f(1, w=m.k) }}"
+        "{% call(v) g(m.content) %}{{ v }}{{ m.k }}{% endcall %}" + A_TURN + "{% endfor %}"
+    ),
+    "a closed macro of messages or of nothing": (
+        "{% macro all(list) %}{% for x in list %}{{ x.content }}{% endfor %}{% endmacro %}"
+        "{{ all(messages[1:]) }}{{ all(messages[4:]) }}" + CHATML
+    ),
+    "a closed macro of a dict": (
+        "{% macro show(d) %}{% for k in d %}{{ k }}{{ d[k] }}{% endfor %}{% endmacro %}"
+        "{% for m in messages %}{% if m.meta %}{{ show(m.meta) }}{% endif %}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+    # Undefined things.
+    "undefined attributes": (
+        "{% for m in messages %}{{ m.nothing }}{{ m.k is defined }}{{ m.k }}{{ m.k|default('D') }}"
+        "{{ m.k|default('E', true) }}{{ m.meta.z }}{{ m['meta']['k'] }}{{ m.get('k', 'F') }}"
+        "{{ 'k' in m }}{{ m.nothing == m.k }}" + A_TURN + "{% endfor %}"
+    ),
+    "undefined attributes of nothing": (
+        "{% for m in messages %}{{ m.nothing.more }}" + A_TURN + "{% endfor %}"
+    ),
+    "attributes of methods": (
+        "{% for m in messages %}{{ m.content.strip.owner }}{{ m.content.strip.name }}"
+        + A_TURN
+        + "{% endfor %}"
+    ),
+}
+"""Templates that could tell dialogues apart in a way that no event writes down."""
+
+
+@pytest.mark.parametrize("source", SUSPICIONS.values(), ids=SUSPICIONS)
+def test_a_replay_is_what_rendering_gives(source):
+    assert_replayed_as_rendered(source, ROWS)
+    assert_replayed_as_rendered(source, ROWS[::-1])
+
+
+@given(
+    source=template_sources,
+    rows=st.lists(rows(), min_size=2, max_size=5),
+    merge=st.sampled_from(MERGES),
+)
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+def test_a_replay_of_any_template_is_what_rendering_gives(source, rows, merge):
+    assert_replayed_as_rendered(source, rows, (merge,))
+
+
+# What the recorder and the automaton promise
+
+
+def test_a_stand_in_is_of_no_use_to_what_does_not_know_it():
+    stand_in = Recorder().input("text")
+    for use in (hash, str, repr, "{}".format, lambda value: {value: 1}, lambda value: f"{value}"):
+        with pytest.raises(Declined):
+            use(stand_in)
+    with pytest.raises(TypeError):
+        "".join([stand_in])
+
+
+def test_a_value_of_an_earlier_step_can_not_be_used():
+    recorder = Recorder()
+    kept, lost = recorder.constant(1), recorder.constant(2)
+    recorder.step(0, [kept])
+    assert kept == 1
+    with pytest.raises(Declined, match="earlier step"):
+        recorder.write(lost)
+
+
+def test_a_contradiction_ends_all_replays_of_a_template():
+    automaton = Automaton()
+    automaton.learn([(Event("write", None, ("a",)), None), (Event("end"), None)])
+    with pytest.raises(Declined, match="other events"):
+        automaton.learn([(Event("write", None, ("b",)), None), (Event("end"), None)])
+    assert automaton.root.event is None
+    with pytest.raises(Declined):
+        automaton.learn([(Event("end"), None)])
+
+
+def test_a_sheet_is_filled_only_where_its_guards_hold():
+    sheet = Sheet([{"content": "a"}], None)
+    cell = sheet.field(0, "content")
+    sheet.guard(operations.COMPARISONS["eq"], (cell, ("a",)))
+    assert sheet.filled([{"content": "a"}], None) is not None
+    assert sheet.filled([{"content": "b"}], None) is None

@@ -1,0 +1,246 @@
+"""`verify`, equivalence: packed equals one sample per turn, and what is wrong does not pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtpack.shards.dataset import Row
+from tests.support.builders import (
+    hand_made_sequences,
+    open_sequences,
+    random_sequences,
+)
+from tests.support.strategies import Document, Turn
+
+torch = pytest.importorskip("torch")
+
+from mtpack.verifying import causal_model, equivalence, steps  # noqa: E402
+
+from mtpack.torch_data import PackedDataset  # noqa: E402
+from mtpack.verify.causal_model import built_in_model  # noqa: E402
+from mtpack.verify.check import Check  # noqa: E402
+from mtpack.verify.computing import compacted  # noqa: E402
+from mtpack.verify.equivalence import Losses  # noqa: E402
+from mtpack.verify.model import Transformer  # noqa: E402
+from mtpack.verify.sampling import (  # noqa: E402
+    coverage_of,
+    draw_sample,
+    leading_turns,
+    row_cost,
+)
+from mtpack.verify.structure import check_structure  # noqa: E402
+
+ALIGNMENTS = ("aligned", "shifted")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with steps.exact_and_repeatable(threads=1):
+        yield
+
+
+def rows_of(
+    tmp_path,
+    sequences: list[list[Document]],
+    alignment: str = "aligned",
+    multiple: int = 1,
+    seq_len: int = 32,
+) -> list[Row]:
+    return list(open_sequences(tmp_path, sequences, alignment, multiple, seq_len))
+
+
+def compare(rows: list[Row], alignment: str, dtype=torch.float64) -> tuple[Check, Losses]:
+    samples, vocabulary = compacted({"rows": rows})
+    model = built_in_model(vocabulary, "cpu", dtype)
+    return equivalence.compare(model, samples["rows"], alignment)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_packed_equals_one_sample_per_turn(tmp_path, alignment, multiple):
+    check, _ = compare(rows_of(tmp_path, hand_made_sequences(), alignment, multiple), alignment)
+    assert list(check.parts) == ["token_losses", "hidden_states"]
+    assert check.value <= check.tolerance <= 1e-10
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_it_holds_over_blocks_of_attention_and_many_ids(tmp_path, alignment):
+    sequences = random_sequences(0, 700, [[150, 300, 249], [600, 90]])
+    shards = open_sequences(tmp_path, sequences, alignment, seq_len=700)
+    assert check_structure(shards).violation is None
+    assert compare(list(shards), alignment)[0].ok
+
+
+@pytest.mark.parametrize(("dtype", "ceiling"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_it_holds_in_coarser_numbers(tmp_path, dtype, ceiling):
+    check, _ = compare(rows_of(tmp_path, hand_made_sequences()), "aligned", dtype)
+    assert check.value <= check.tolerance <= ceiling
+    assert check.value > 1e-9
+
+
+def test_both_alignments_and_any_padding_have_the_same_loss(tmp_path):
+    losses = []
+    for alignment in ALIGNMENTS:
+        for multiple in (1, 8):
+            folder = tmp_path / f"{alignment}-{multiple}"
+            folder.mkdir()
+            rows = rows_of(folder, hand_made_sequences(), alignment, multiple)
+            losses.append(compare(rows, alignment)[1].turn_mean)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-13)
+
+
+def assert_fails(check: Check) -> None:
+    for part in check.parts.values():
+        assert not part.ok
+        assert part.value > 1e-3
+
+
+def test_the_token_mean_does_not_pass(tmp_path):
+    documents = [Document(0, [*range(9)], [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(4, 9)])])]
+    (row,) = rows_of(tmp_path, [documents])
+    # Turns of 1 and 5 tokens: with 3 everywhere the weights still sum to the number of turns.
+    row = {**row, "loss_token_num": np.where(row["loss_mask"] == 1, 3, 1)}
+    assert (row["loss_mask"] / row["loss_token_num"]).sum() == pytest.approx(row["turn_num"])
+    assert_fails(compare([row], "aligned")[0])
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_one_wrong_count_does_not_pass(tmp_path, alignment):
+    rows = rows_of(tmp_path, hand_made_sequences(), alignment)
+    numbers = rows[1]["loss_token_num"].copy()
+    numbers[rows[1]["turn_starts"][1]] += 1
+    rows[1] = {**rows[1], "loss_token_num": numbers}
+    assert_fails(compare(rows, alignment)[0])
+
+
+def test_a_wrong_number_of_turns_does_not_pass(tmp_path, monkeypatch):
+    batch_of = steps.batch_of
+
+    def miscounted(rows, model):
+        batch = batch_of(rows, model)
+        return {**batch, "turn_num": batch["turn_num"] + 1}
+
+    monkeypatch.setattr(equivalence, "batch_of", miscounted)
+    assert_fails(compare(rows_of(tmp_path, hand_made_sequences()), "aligned")[0])
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_attention_across_documents_does_not_pass(tmp_path, alignment, monkeypatch):
+    monkeypatch.setattr(
+        causal_model,
+        "document_ids_of",
+        lambda batch: torch.zeros(batch["input_ids"].numel(), dtype=torch.int64),
+    )
+    assert_fails(compare(rows_of(tmp_path, hand_made_sequences(), alignment), alignment)[0])
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_labels_one_place_off_do_not_pass(tmp_path, alignment):
+    rows = rows_of(tmp_path, hand_made_sequences(), alignment)
+    for number, row in enumerate(rows):
+        trained = row["loss_mask"] == 1
+        labels = row["labels"].copy()
+        labels[trained] = np.roll(row["input_ids"], 0 if alignment == "shifted" else -1)[trained]
+        rows[number] = {**row, "labels": labels}
+    assert_fails(compare(rows, alignment)[0])
+
+
+def test_a_second_shift_does_not_pass(tmp_path):
+    rows = rows_of(tmp_path, hand_made_sequences(), "shifted")
+    assert_fails(compare(rows, "aligned")[0])
+
+
+def test_a_wrong_loss_from_hidden_states_does_not_pass(tmp_path, monkeypatch):
+    def token_mean(states, weight, batch, *, label_alignment):
+        total, turns = equivalence_loss(
+            states, weight, batch, label_alignment=label_alignment, normalization="token_mean"
+        )
+        return total / turns, batch["turn_num"].sum()
+
+    equivalence_loss = equivalence.linear_turn_mean_loss
+    monkeypatch.setattr(equivalence, "linear_turn_mean_loss", token_mean)
+    check, _ = compare(rows_of(tmp_path, hand_made_sequences()), "aligned")
+    assert check.parts["token_losses"].ok
+    assert not check.parts["hidden_states"].ok
+    assert not check.ok
+
+
+def test_the_three_losses_are_those_computed_by_hand(tmp_path, monkeypatch):
+    documents = [
+        Document(0, [1, 2, 3, 4, 5], [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(3, 5)])]),
+        Document(1, [6, 7], [Turn(1, 0, [(1, 2)])]),
+        Document(0, [8, 9, 10], [Turn(5, 0, [(1, 3)])]),
+    ]
+    token_losses = torch.zeros(1, 32, dtype=torch.float64)
+    token_losses[0, [1, 3, 4, 6, 8, 9]] = torch.tensor([1, 2, 4, 8, 16, 32]).double()
+    monkeypatch.setattr(
+        equivalence,
+        "token_losses",
+        lambda model, batch, label_alignment: token_losses + 0 * model.output.sum(),
+    )
+    _, losses = compare(rows_of(tmp_path, [documents]), "aligned")
+    assert losses.turn_mean == pytest.approx((1 + 3 + 8 + 24) / 4)
+    assert losses.token_mean == pytest.approx(63 / 6)
+    assert losses.dialogue_mean == pytest.approx(((1 + 2 + 4) / 3 + 8 + (16 + 32) / 2) / 3)
+
+
+def test_the_model_sees_neither_the_future_nor_other_documents():
+    model = Transformer(50, seed=0).double()
+    documents = torch.tensor([0] * 300 + [1] * 200)
+    positions = torch.cat((torch.arange(300), torch.arange(200)))
+    ids = torch.randint(0, 50, (500,), generator=torch.Generator().manual_seed(0))
+    changed = ids.clone()
+    changed[280] = (ids[280] + 1) % 50
+    with torch.no_grad():
+        before = model(ids, positions, documents)
+        after = model(changed, positions, documents)
+    differs = (before != after).any(dim=1)
+    assert differs.nonzero().ravel().tolist() == list(range(280, 300))
+
+
+def test_equal_seeds_give_equal_weights_and_leave_torch_alone():
+    state = torch.random.get_rng_state()
+    one, other = Transformer(9, 1).state_dict(), Transformer(9, 1).state_dict()
+    third = Transformer(9, 2).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(one["output.weight"], third["output.weight"])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_leading_turns_are_a_sound_sequence(tmp_path, alignment, multiple):
+    for row in rows_of(tmp_path, hand_made_sequences(), alignment, multiple):
+        for turns in range(1, row["turn_num"] + 1):
+            cut = leading_turns(row, turns, alignment)
+            assert cut["loss_mask"].sum() == sum(row["loss_token_num"][row["turn_starts"][:turns]])
+            assert cut["seq_lengths"].sum() == len(cut["input_ids"]) == len(cut["labels"])
+            assert (cut["document_lengths"] == cut["seq_lengths"])[-1]
+            assert compare([cut], alignment)[0].ok
+
+
+def test_a_sample_keeps_to_its_budget_and_says_what_it_covers(tmp_path):
+    sequences = random_sequences(0, 300, [[100, 90, 66]] * 40)
+    shards = open_sequences(tmp_path, sequences, seq_len=300)
+    dataset = PackedDataset(tmp_path / "out")
+    costs = [row_cost(row, row["turn_num"], "aligned") for row in shards]
+    rows = draw_sample(dataset, budget=sum(costs) / 4)
+    assert 5 <= len(rows) <= 15
+    assert sum(row_cost(row, row["turn_num"], "aligned") for row in rows) <= sum(costs) / 4
+    coverage = coverage_of(rows, shards)
+    assert (coverage["sequences"], coverage["sequences_of"]) == (len(rows), 40)
+    assert (coverage["tokens"], coverage["tokens_of"]) == (256 * len(rows), 256 * 40)
+    assert coverage["turns_of"] == sum(row["turn_num"] for row in shards)
+    assert len(draw_sample(dataset, budget=2 * sum(costs))) == 40
+
+
+def test_a_sequence_beyond_the_budget_gives_its_leading_turns(tmp_path):
+    shards = open_sequences(tmp_path, random_sequences(0, 700, [[700]]), seq_len=700)
+    dataset = PackedDataset(tmp_path / "out")
+    row = shards[0]
+    (cut,) = draw_sample(dataset, row_cost(row, 5, "aligned"))
+    assert cut["turn_num"] == 5
+    (cut,) = draw_sample(dataset, budget=1e-9)
+    assert cut["turn_num"] == 1
+    assert row["turn_num"] > 5

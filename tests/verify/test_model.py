@@ -1,0 +1,151 @@
+"""`verify --model`: a user's own causal language model in place of the built-in one."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from mtpack.cli import main
+from mtpack.errors import SetupError
+from tests.support.builders import hand_made_sequences, open_sequences
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from mtpack.verifying import causal_model, computing, ranks, speed, verify  # noqa: E402
+
+from mtpack.report.verify_view import show  # noqa: E402
+from mtpack.verify.causal_model import loaded_model  # noqa: E402
+
+SMALL = {
+    "vocab_size": 80,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Start no processes: they use the built-in model whatever the user's is."""
+
+    def refuse(*_):
+        raise ranks.RanksFailed("not here")
+
+    monkeypatch.setattr(computing, "data_parallel_outcomes", refuse)
+    monkeypatch.setitem(speed.SIZES, "cpu", speed.Sizes(32, 8, 50, "float32"))
+
+
+def saved(folder, model, scale: float = 1.0) -> str:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def llama(folder, **changes) -> str:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**(SMALL | changes))
+    return saved(folder, transformers.LlamaForCausalLM(config))
+
+
+@pytest.fixture
+def output(tmp_path):
+    open_sequences(tmp_path, hand_made_sequences())
+    return tmp_path / "out"
+
+
+def test_a_model_that_goes_by_positions_passes_all_checks(tmp_path, output):
+    report = verify.verify(output, "cpu", model=llama(tmp_path / "llama"))
+    assert report.ok, report.checks
+    assert report.numeric.model == f"LlamaForCausalLM from {tmp_path / 'llama'}"
+    assert report.numeric.dtype == "float32"
+    assert report.checks["equivalence"].tolerance <= 1e-5
+    assert report.checks["isolation"].parts["documents"].value == 0
+
+
+def test_a_model_that_mixes_documents_fails_isolation_and_is_named(tmp_path, output):
+    """Its short convolution runs over all places, and nothing tells it where documents start."""
+    config = transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
+    torch.manual_seed(0)
+    folder = saved(tmp_path / "mixes", transformers.Lfm2ForCausalLM(config), scale=5)
+    result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
+    assert result.exit_code == 1, result.output
+    assert "Lfm2ForCausalLM" in result.stdout
+    assert "documents of a sequence see each other" in result.stdout
+    report = verify.verify(output, "cpu", model=folder)
+    assert not report.checks["isolation"].parts["documents"].ok
+    assert not report.checks["equivalence"].ok
+
+
+def refusal(path) -> str:
+    with pytest.raises(SetupError) as caught:
+        loaded_model(path, "cpu", torch.float32)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_no_such_model_is_refused_in_one_line(tmp_path):
+    assert "no config.json there" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"')
+    assert "transformers can't load it" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "nothing_like_it"}')
+    assert "transformers can't load it" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    assert "transformers can't load it" in refusal(tmp_path)
+
+
+def test_code_of_the_folder_is_not_run(tmp_path):
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", '
+        '"AutoModelForCausalLM": "evil.Model"}}'
+    )
+    assert "transformers can't load it" in refusal(tmp_path)
+
+
+def test_a_model_that_takes_no_positions_is_refused(tmp_path):
+    config = transformers.MambaConfig(vocab_size=80, hidden_size=16, num_hidden_layers=1)
+    folder = saved(tmp_path / "mamba", transformers.MambaForCausalLM(config))
+    assert "takes no position_ids" in refusal(folder)
+
+
+def test_a_model_with_too_few_token_ids_is_refused(tmp_path, output):
+    folder = llama(tmp_path / "llama", vocab_size=20)
+    with pytest.raises(SetupError, match="it knows 20 token ids, and the shards hold 77; name"):
+        verify.verify(output, "cpu", model=folder)
+
+
+def test_documents_longer_than_the_model_can_read_are_told_in_one_line(tmp_path, output):
+    config = transformers.GPT2Config(vocab_size=80, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    folder = saved(tmp_path / "gpt2", transformers.GPT2LMHeadModel(config))
+    with pytest.raises(SetupError, match=r"it can't read documents of \d+ tokens: [^\n]*$"):
+        verify.verify(output, "cpu", model=folder)
+
+
+def test_float64_is_refused_for_a_model_that_computes_parts_in_float32(tmp_path, output):
+    with pytest.raises(SetupError, match="use --dtype float32"):
+        verify.verify(output, "cpu", dtype="float64", model=llama(tmp_path / "llama"))
+
+
+def test_without_transformers_the_command_names_it_and_exits_2(tmp_path, output, monkeypatch):
+    monkeypatch.setattr(causal_model, "find_spec", lambda name: None)
+    result = CliRunner().invoke(
+        main, ["verify", str(output), "--device", "cpu", "--model", str(tmp_path)]
+    )
+    assert result.exit_code == 2
+    assert result.stderr.startswith("mtpack: --model needs transformers")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_report_says_which_model_and_how_it_keeps_documents_apart(tmp_path, output):
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=300)
+    show(verify.verify(output, "cpu", model=llama(tmp_path / "llama")), console)
+    assert "apart by restarting position_ids (sdpa attention)" in console.file.getvalue()

@@ -1,0 +1,92 @@
+"""What other means would do: the share of the loss that turns of each length decide."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mtpack.report.verify_view import show
+from mtpack.verify.verify import VerifyReport
+from mtpack.verify.weights import MEANS, weight_bins
+from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
+from tests.support.strategies import Document, Turn
+
+
+def by_definition(sequences: list[list[Document]]) -> list[tuple[int, dict[str, float]]]:
+    """The length of every turn, and what it weighs under each mean, document by document."""
+    found = []
+    for document in (document for sequence in sequences for document in sequence):
+        lengths = [sum(stop - start for start, stop in turn.spans) for turn in document.turns]
+        found += [
+            (
+                length,
+                {
+                    "turn_mean": 1.0,
+                    "token_mean": float(length),
+                    "dialogue_mean": length / sum(lengths),
+                    "square_root": length**0.5,
+                },
+            )
+            for length in lengths
+        ]
+    return found
+
+
+@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+@pytest.mark.parametrize(
+    "sequences",
+    [hand_made_sequences(), random_sequences(3, 200, [[90, 60, 50], [200], [30, 40]])],
+)
+def test_every_turn_weighs_what_the_definition_says(tmp_path, alignment, sequences):
+    bins = weight_bins(open_sequences(tmp_path, sequences, alignment, seq_len=224))
+    turns = by_definition(sequences)
+    for mean in MEANS:
+        whole = sum(weights[mean] for _, weights in turns)
+        for one in bins:
+            expected = sum(
+                weights[mean] for length, weights in turns if one.low <= length <= one.high
+            )
+            assert one.weights[mean] == pytest.approx(expected / whole)
+        assert sum(one.weights[mean] for one in bins) == pytest.approx(1)
+    assert sum(one.turns for one in bins) == len(turns)
+    assert sum(one.tokens for one in bins) == sum(length for length, _ in turns)
+    for one in bins:
+        assert one.turn_share == pytest.approx(one.weights["turn_mean"])
+        assert one.token_share == pytest.approx(one.weights["token_mean"])
+
+
+def test_bins_are_powers_of_two_without_a_gap(tmp_path):
+    turns = [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(10, 15)])]
+    document = Document(0, [*range(15)], turns)
+    bins = weight_bins(open_sequences(tmp_path, [[document]]))
+    assert [(one.label, one.turns, one.tokens) for one in bins] == [
+        ("1", 1, 1),
+        ("2-3", 0, 0),
+        ("4-7", 1, 5),
+    ]
+    assert [one.weights["token_mean"] for one in bins] == pytest.approx([1 / 6, 0, 5 / 6])
+
+
+def test_the_table_says_how_much_a_turn_counts_under_the_token_mean(tmp_path):
+    document = Document(
+        0, [*range(15)], [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(4, 9)]), Turn(5, 0, [(9, 15)])]
+    )
+    report = VerifyReport(
+        rows=1,
+        rows_of=1,
+        checks={},
+        device="cpu",
+        violation=None,
+        tally=None,
+        weights=weight_bins(open_sequences(tmp_path, [[document]])),
+    )
+    console = Console(file=io.StringIO(), width=80)
+    show(report, console)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    # Turns of 1, 5 and 6 tokens: 1/12 of the tokens against 1/3 of the turns.
+    assert ["1", "1", "33.3%", "8.3%", "8.3%", "17.6%", "0.25"] in lines
+    assert np.isclose(1 / (1 + 5**0.5 + 6**0.5), 0.176, atol=5e-4)
+    assert ["2-3", "0", "0.0%", "0.0%", "0.0%", "0.0%"] in lines
