@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from mtpack.loss import linear_turn_mean_loss
 from mtpack.shards.dataset import Row
-from mtpack.token_batch import offsets_of
+from mtpack.token_batch import offsets_from_lengths
 from mtpack.torch_data import PackedDataset, collate
 from mtpack.verify.causal_model import flat_inputs
 from mtpack.verify.model import Transformer
@@ -115,7 +115,7 @@ def turn_means(losses: NDArray[Any], lengths: NDArray[np.int64]) -> NDArray[np.f
     >>> turn_means(np.array([1.0, 2.0, 6.0]), np.array([1, 2]))
     array([1., 4.])
     """
-    return np.add.reduceat(losses, offsets_of(lengths)[:-1], dtype=np.float64) / lengths
+    return np.add.reduceat(losses, offsets_from_lengths(lengths)[:-1], dtype=np.float64) / lengths
 
 
 def bin_masks(lengths: NDArray[np.int64], bins: tuple[int, int]) -> dict[str, NDArray[np.bool_]]:

@@ -17,13 +17,13 @@ from mtpack.version import __version__
 if TYPE_CHECKING:
     from mtpack.errors import InputError, MtpackError, SetupError
     from mtpack.options import PackOptions
-    from mtpack.running.pack import Listener, pack
+    from mtpack.running.pack import Callbacks, pack
     from mtpack.shards.dataset import Shards, open_shards
     from mtpack.shards.manifest import PackReport
 
 __all__ = [
+    "Callbacks",
     "InputError",
-    "Listener",
     "MtpackError",
     "PackOptions",
     "PackReport",
@@ -36,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "InputError": "errors",
-    "Listener": "running.pack",
+    "Callbacks": "running.pack",
     "MtpackError": "errors",
     "PackOptions": "options",
     "PackReport": "shards.manifest",

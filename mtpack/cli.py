@@ -111,8 +111,8 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     from mtpack.report.pack_report import show_report
     from mtpack.running.pack import pack as pack_dialogues
 
-    with _listening(quiet=quiet, bars=not as_json) as listener:
-        report = pack_dialogues(inputs, listener=listener, **options)
+    with _listening(quiet=quiet, bars=not as_json) as callbacks:
+        report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -226,10 +226,10 @@ def _console() -> Any:
 @contextmanager
 def _listening(*, quiet: bool, bars: bool) -> Iterator[Any]:
     """Show progress and remarks on standard error; bars only where someone watches."""
-    from mtpack.running.pack import Listener
+    from mtpack.running.pack import Callbacks
 
     if quiet:
-        yield Listener()
+        yield Callbacks()
         return
     from tqdm import tqdm
 
@@ -247,7 +247,7 @@ def _listening(*, quiet: bool, bars: bool) -> Iterator[Any]:
         tqdm.write(f"mtpack: {text}", file=sys.stderr)
 
     try:
-        yield Listener(progress, remark)
+        yield Callbacks(progress, remark)
     finally:
         for bar in shown.values():
             bar.close()

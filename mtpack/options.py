@@ -158,7 +158,7 @@ class PackOptions:
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
 
-    def that_change_output(self) -> dict[str, Any]:
+    def output_options(self) -> dict[str, Any]:
         """Return the options that decide what the shards hold, as plain JSON values."""
         chosen = {
             option.name: getattr(self, option.name)

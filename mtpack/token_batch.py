@@ -84,17 +84,17 @@ class TokenBatch:
     @property
     def turn_documents(self) -> Int64:
         """The document of each turn, (turns,)."""
-        return owners(self.turn_offsets)
+        return segment_ids(self.turn_offsets)
 
     @property
     def span_turns(self) -> Int64:
         """The turn of each span, (spans,)."""
-        return owners(self.span_offsets)
+        return segment_ids(self.span_offsets)
 
     @property
     def loss_token_num(self) -> Int64:
         """Loss tokens of each turn, (turns,)."""
-        covered = offsets_of(self.span_ends - self.span_starts)
+        covered = offsets_from_lengths(self.span_ends - self.span_starts)
         return np.diff(covered[self.span_offsets])
 
     @property
@@ -111,21 +111,21 @@ class TokenBatch:
         spans = gather_ranges(self.span_offsets, turns)
         return TokenBatch(
             ids=self.ids[gather_ranges(self.document_offsets, documents)],
-            document_offsets=offsets_of(self.document_lengths[documents]),
+            document_offsets=offsets_from_lengths(self.document_lengths[documents]),
             document_rows=self.document_rows[documents],
-            turn_offsets=offsets_of(np.diff(self.turn_offsets)[documents]),
+            turn_offsets=offsets_from_lengths(np.diff(self.turn_offsets)[documents]),
             turn_messages=self.turn_messages[turns],
             turn_flags=self.turn_flags[turns],
-            span_offsets=offsets_of(np.diff(self.span_offsets)[turns]),
+            span_offsets=offsets_from_lengths(np.diff(self.span_offsets)[turns]),
             span_starts=self.span_starts[spans],
             span_ends=self.span_ends[spans],
         )
 
 
-def offsets_of(lengths: NDArray[np.integer]) -> Int64:
+def offsets_from_lengths(lengths: NDArray[np.integer]) -> Int64:
     """Return where each of consecutive pieces starts, and where the last one ends.
 
-    >>> offsets_of(np.array([3, 0, 2])).tolist()
+    >>> offsets_from_lengths(np.array([3, 0, 2])).tolist()
     [0, 3, 3, 5]
     """
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
@@ -133,10 +133,10 @@ def offsets_of(lengths: NDArray[np.integer]) -> Int64:
     return offsets
 
 
-def owners(offsets: Int64) -> Int64:
+def segment_ids(offsets: Int64) -> Int64:
     """Return for every element which piece it lies in.
 
-    >>> owners(np.array([0, 3, 3, 5])).tolist()
+    >>> segment_ids(np.array([0, 3, 3, 5])).tolist()
     [0, 0, 0, 2, 2]
     """
     return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
@@ -148,7 +148,7 @@ def expand_ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> 
     >>> expand_ranges(np.array([10, 4]), np.array([2, 3])).tolist()
     [10, 11, 4, 5, 6]
     """
-    offsets = offsets_of(lengths)
+    offsets = offsets_from_lengths(lengths)
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
 
 
@@ -164,7 +164,9 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     for field in fields(TokenBatch):
         arrays = [getattr(batch, field.name) for batch in (_EMPTY, *batches)]
         if field.name.endswith("_offsets"):
-            joined[field.name] = offsets_of(np.concatenate([np.diff(array) for array in arrays]))
+            joined[field.name] = offsets_from_lengths(
+                np.concatenate([np.diff(array) for array in arrays])
+            )
         else:
             joined[field.name] = np.concatenate(arrays)
     return TokenBatch(**joined)
@@ -180,18 +182,18 @@ def keep_turns(batch: TokenBatch, kept: Bools) -> TokenBatch:
     turn_documents = batch.turn_documents[turns]
     turns_per_document = np.bincount(turn_documents, minlength=batch.num_documents)
     documents = np.flatnonzero(turns_per_document)
-    turn_offsets = offsets_of(turns_per_document[documents])
+    turn_offsets = offsets_from_lengths(turns_per_document[documents])
     turn_ends = batch.span_ends[batch.span_offsets[1:][turns] - 1]
     lengths = turn_ends[turn_offsets[1:] - 1]
     starts = batch.document_offsets[documents]
     return TokenBatch(
         ids=batch.ids[expand_ranges(starts, lengths)],
-        document_offsets=offsets_of(lengths),
+        document_offsets=offsets_from_lengths(lengths),
         document_rows=batch.document_rows[documents],
         turn_offsets=turn_offsets,
         turn_messages=batch.turn_messages[turns],
         turn_flags=batch.turn_flags[turns],
-        span_offsets=offsets_of(np.diff(batch.span_offsets)[turns]),
+        span_offsets=offsets_from_lengths(np.diff(batch.span_offsets)[turns]),
         span_starts=batch.span_starts[spans],
         span_ends=batch.span_ends[spans],
     )
@@ -208,7 +210,7 @@ def keep_loss_tokens_before(batch: TokenBatch, limit: int) -> TokenBatch:
     spans_per_turn = np.bincount(batch.span_turns[kept_spans], minlength=batch.num_turns)
     cut = replace(
         batch,
-        span_offsets=offsets_of(spans_per_turn),
+        span_offsets=offsets_from_lengths(spans_per_turn),
         span_starts=starts[kept_spans],
         span_ends=ends[kept_spans],
     )

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mtpack.errors import InputError, SetupError
-from mtpack.packing.label_alignment import ALIGNMENTS, realigned
+from mtpack.packing.label_alignment import ALIGNMENTS, convert
 from mtpack.shards.dataset import Row, open_shards
-from mtpack.token_batch import Int64, offsets_of
+from mtpack.token_batch import Int64, offsets_from_lengths
 
 _DTYPES: dict[str, Any] = {
     "input_ids": np.int64,
@@ -81,7 +81,7 @@ class PackedDataset(Dataset[Row]):
         if self.metadata == self._shards.metadata:
             return row
         try:
-            converted = realigned(row, self.label_alignment)
+            converted = convert(row, self.label_alignment)
         except InputError as error:
             raise InputError(f"{self._paths[0]}: row {index}: {error}") from error
         for column in converted.values():
@@ -141,7 +141,7 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
     lengths: Int64 = np.concatenate([row["seq_lengths"] for row in rows], dtype=np.int64)
-    offsets = offsets_of(lengths)
+    offsets = offsets_from_lengths(lengths)
     row_ends = np.cumsum([len(row["seq_lengths"]) for row in rows])
     whole = np.array_equal(offsets[row_ends], np.arange(1, len(rows) + 1) * seq_len)
     if not whole or lengths.min() < 1:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns
-from mtpack.packing.label_alignment import ALIGNMENTS, realigned
+from mtpack.packing.label_alignment import ALIGNMENTS, convert
 from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
 from mtpack.shards.dataset import Row, open_shards, row_of
-from mtpack.token_batch import offsets_of
+from mtpack.token_batch import offsets_from_lengths
 from mtpack.verify.batch import Batch
 from mtpack.verify.structure import first_breach
 from tests.packing.test_columns import Case, assembled, cases
@@ -70,8 +70,8 @@ def columns_of_rows(rows: list[Row]) -> Columns:
     return Columns(
         **{name: np.stack([row[name] for row in rows]) for name in TOKEN_COLUMNS},
         turn_num=np.array([row["turn_num"] for row in rows], np.int32),
-        turn_offsets=offsets_of(np.array([len(row["turn_starts"]) for row in rows])),
-        entry_offsets=offsets_of(np.array([len(row["seq_lengths"]) for row in rows])),
+        turn_offsets=offsets_from_lengths(np.array([len(row["turn_starts"]) for row in rows])),
+        entry_offsets=offsets_from_lengths(np.array([len(row["seq_lengths"]) for row in rows])),
         **{
             name: np.concatenate([row[name] for row in rows])
             for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
@@ -160,14 +160,14 @@ def test_a_converted_row_is_what_packing_in_that_alignment_gives(case, label_ali
     packed = rows_in(case, OTHER[label_alignment])
     expected = rows_in(case, label_alignment)
     for row, twin in zip(packed, expected, strict=True):
-        assert_same_row({**row, **realigned(row, label_alignment)}, twin)
+        assert_same_row({**row, **convert(row, label_alignment)}, twin)
 
 
 @given(cases())
 def test_shifted_labels_are_the_next_token_of_the_same_document(case):
     for row in rows_in(case, "aligned"):
-        shifted = {**row, **realigned(row, "shifted")}
-        for start, end in pairwise(offsets_of(row["seq_lengths"]).tolist()):
+        shifted = {**row, **convert(row, "shifted")}
+        for start, end in pairwise(offsets_from_lengths(row["seq_lengths"]).tolist()):
             for place in range(start, end):
                 trained = place + 1 < end and row["loss_mask"][place + 1]
                 assert shifted["loss_mask"][place] == trained
@@ -182,14 +182,14 @@ def test_shifted_labels_are_the_next_token_of_the_same_document(case):
 @given(cases(), st.sampled_from(ALIGNMENTS))
 def test_converting_twice_gives_the_row_again(case, label_alignment):
     for row in rows_in(case, label_alignment):
-        there = {**row, **realigned(row, OTHER[label_alignment])}
-        assert_same_row({**there, **realigned(there, label_alignment)}, row)
+        there = {**row, **convert(row, OTHER[label_alignment])}
+        assert_same_row({**there, **convert(there, label_alignment)}, row)
 
 
 @given(cases(), st.sampled_from(ALIGNMENTS))
 def test_converted_rows_keep_every_law_of_a_shard(case, label_alignment):
     rows = [
-        {**row, **realigned(row, label_alignment)} for row in rows_in(case, OTHER[label_alignment])
+        {**row, **convert(row, label_alignment)} for row in rows_in(case, OTHER[label_alignment])
     ]
     assume(rows)
     layout = replace(case.layout, label_alignment=label_alignment)

@@ -23,7 +23,7 @@ from mtpack.tokenizer.encode import TextEncoder
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class OverlongResult:
     """Documents of at most `seq_len` tokens, what was left out, and rows that turned out bad."""
 
     batch: TokenBatch
@@ -31,54 +31,60 @@ class Fitted:
     rejected_rows: set[int]
 
 
-PieceMaker = Callable[[int, int], TokenBatch | None]
+SuffixRenderer = Callable[[int, int], TokenBatch | None]
 """(row, message) -> a document that ends with that turn and fits, or None."""
 
 
-def fit(batch: TokenBatch, seq_len: int, policy: str, make_piece: PieceMaker) -> Fitted:
+def apply_overlong_policy(
+    batch: TokenBatch, seq_len: int, policy: str, render_suffix: SuffixRenderer
+) -> OverlongResult:
     """Apply an `--overlong` policy; every document that is left has at most `seq_len` tokens."""
     too_long = batch.turn_ends > seq_len
     if not too_long.any():
-        return Fitted(batch, Counter(), set())
-    return _POLICIES[policy](batch, seq_len, too_long, make_piece)
+        return OverlongResult(batch, Counter(), set())
+    return _POLICIES[policy](batch, seq_len, too_long, render_suffix)
 
 
 def _leading_turns(
-    batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker
-) -> Fitted:
-    return Fitted(keep_turns(batch, ~too_long), _dropped(np.count_nonzero(too_long)), set())
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+) -> OverlongResult:
+    return OverlongResult(keep_turns(batch, ~too_long), _dropped(np.count_nonzero(too_long)), set())
 
 
-def _truncate(batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker) -> Fitted:
+def _truncate(
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+) -> OverlongResult:
     cut = keep_loss_tokens_before(batch, seq_len)
-    return Fitted(cut, _dropped(batch.num_turns - cut.num_turns), set())
+    return OverlongResult(cut, _dropped(batch.num_turns - cut.num_turns), set())
 
 
 def _drop_documents(
-    batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker
-) -> Fitted:
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+) -> OverlongResult:
     in_long_document = np.isin(batch.turn_documents, batch.turn_documents[too_long])
     kept = keep_turns(batch, ~in_long_document)
-    return Fitted(kept, _dropped(batch.num_turns - kept.num_turns), set())
+    return OverlongResult(kept, _dropped(batch.num_turns - kept.num_turns), set())
 
 
 def _reject_rows(
-    batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker
-) -> Fitted:
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+) -> OverlongResult:
     rows = batch.document_rows[batch.turn_documents]
     bad = np.unique(rows[too_long])
-    return Fitted(keep_turns(batch, ~np.isin(rows, bad)), Counter(), set(bad.tolist()))
+    return OverlongResult(keep_turns(batch, ~np.isin(rows, bad)), Counter(), set(bad.tolist()))
 
 
-def _split(batch: TokenBatch, seq_len: int, too_long: Bools, make_piece: PieceMaker) -> Fitted:
+def _split(
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+) -> OverlongResult:
     turns = np.flatnonzero(too_long)
     rows = batch.document_rows[batch.turn_documents[turns]]
     made = [
-        make_piece(row, message)
+        render_suffix(row, message)
         for row, message in zip(rows.tolist(), batch.turn_messages[turns].tolist(), strict=True)
     ]
     pieces = [piece for piece in made if piece is not None]
-    return Fitted(
+    return OverlongResult(
         concatenate([keep_turns(batch, ~too_long), *pieces]),
         _dropped(len(made) - len(pieces)),
         set(),
@@ -98,19 +104,19 @@ def _dropped(num_turns: int | np.intp) -> Counter[str]:
     return Counter({f"turns_dropped.{Reason.OVERLONG}": int(num_turns)})
 
 
-def piece_maker(
+def suffix_renderer(
     renderer: Renderer,
     encoder: TextEncoder,
     dialogue_of: Callable[[int], Dialogue],
     seq_len: int,
-) -> PieceMaker:
+) -> SuffixRenderer:
     """Return what makes the further documents of `--overlong split`.
 
     A piece is the system message and the longest run of messages that starts at a user message,
     ends with the turn, and fits; it is rendered, and its turn found, as a dialogue of its own.
     """
 
-    def make_piece(row: int, message: int) -> TokenBatch | None:
+    def render_suffix(row: int, message: int) -> TokenBatch | None:
         dialogue = dialogue_of(row)
         first = 1 if dialogue.messages[0].role in ("system", "developer") else 0
         users = [
@@ -122,7 +128,9 @@ def piece_maker(
         fitting, step, growing = len(users), 1, True
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
-            piece = _render_piece(renderer, encoder, dialogue, first, users[candidate], message)
+            piece = _render_one_suffix(
+                renderer, encoder, dialogue, first, users[candidate], message
+            )
             if piece is None:  # the template refuses this run; a longer one it may take
                 fitting = candidate
             elif piece.document_lengths[0] <= seq_len:
@@ -132,10 +140,10 @@ def piece_maker(
             step = step * 2 if growing else step // 2
         return best
 
-    return make_piece
+    return render_suffix
 
 
-def _render_piece(
+def _render_one_suffix(
     renderer: Renderer,
     encoder: TextEncoder,
     dialogue: Dialogue,

@@ -15,7 +15,7 @@ import numpy as np
 
 from mtpack.template.turn_columns import PlainTurns, placed
 from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
-from mtpack.token_batch import Int64, TokenBatch, TurnFlag, gather_ranges, offsets_of
+from mtpack.token_batch import Int64, TokenBatch, TurnFlag, gather_ranges, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
 
 
@@ -45,7 +45,7 @@ def encode_dialogues(
     merged_texts = np.array([merged for merged, _, _ in numbers], dtype=np.int64)
     merged_ends = np.array([dialogue.merged_end for dialogue in rendered], dtype=np.int64)
     ends = encoded.positions.at(merged_texts, merged_ends)
-    tokens = encoded.first_beyond(merged_texts, ends) - encoded.offsets[merged_texts]
+    tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
     counts["tokens_if_merged"] += int(tokens.sum())
     return batch, counts
 
@@ -120,8 +120,8 @@ def _same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
     """Return whether two texts are encoded alike up to the character `end`."""
     both: Int64 = np.array([merged, own])
     ends = encoded.positions.at(both, np.array([end, end]))
-    started = encoded.first_from(both, ends)
-    ended = np.minimum(encoded.first_beyond(both, ends), started)
+    started = encoded.first_token_starting_at(both, ends)
+    ended = np.minimum(encoded.first_token_ending_after(both, ends), started)
     first = encoded.offsets[both]
     (tokens, own_tokens), (whole, own_whole) = started - first, ended - first
     return bool(
@@ -188,7 +188,7 @@ class _Documents:
             axis=1,
         )
         order = np.argsort(columns[0], kind="stable")
-        spans = gather_ranges(offsets_of(columns[-1]), order)
+        spans = gather_ranges(offsets_from_lengths(columns[-1]), order)
         documents, messages, flags, starts, num_spans = columns[:, order]
         span_starts = np.concatenate([plain.starts, _integers(self.span_starts)])[spans]
         span_ends = np.concatenate([plain.ends, _integers(self.span_ends)])[spans]
@@ -204,8 +204,8 @@ class _Documents:
         turns_per_document = np.bincount(found.documents[turns], minlength=len(texts))
         documents = np.flatnonzero(turns_per_document)
 
-        turn_offsets = offsets_of(turns_per_document[documents])
-        span_offsets = offsets_of(spans_per_turn[turns])
+        turn_offsets = offsets_from_lengths(turns_per_document[documents])
+        span_offsets = offsets_from_lengths(spans_per_turn[turns])
         lengths = spans.ends[span_offsets[turn_offsets[1:]] - 1]
         begins = encoded.offsets[texts[documents]]
         ids = [
@@ -214,7 +214,7 @@ class _Documents:
         ]
         batch = TokenBatch(
             ids=np.concatenate([np.empty(0, np.int32), *ids]),
-            document_offsets=offsets_of(lengths),
+            document_offsets=offsets_from_lengths(lengths),
             document_rows=_integers(self.rows)[documents],
             turn_offsets=turn_offsets,
             turn_messages=found.messages[turns].astype(np.int32),
@@ -249,11 +249,11 @@ def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, found: _Turns) -> _To
     texts = turn_texts[turns]
     start_positions = encoded.positions.at(texts, found.span_starts)
     end_positions = encoded.positions.at(texts, found.span_ends)
-    starts = encoded.first_from(texts, start_positions)
-    begun = encoded.first_from(texts, end_positions)
-    ended = encoded.first_beyond(texts, end_positions)
+    starts = encoded.first_token_starting_at(texts, start_positions)
+    begun = encoded.first_token_starting_at(texts, end_positions)
+    ended = encoded.first_token_ending_after(texts, end_positions)
     ends = np.minimum(ended, begun)
-    over_the_start = starts - encoded.first_beyond(texts, start_positions)
+    over_the_start = starts - encoded.first_token_ending_after(texts, start_positions)
     straddles = np.maximum(over_the_start, 0).sum() + np.maximum(begun - ended, 0).sum()
 
     # Nothing predicts a document's first token.
@@ -266,7 +266,7 @@ def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, found: _Turns) -> _To
     turns, texts, starts, ends = turns[opens], texts[opens], starts[opens], ends[closes]
 
     taken_over = encoded.positions.at(turn_texts, found.starts)
-    given = encoded.first_from(turn_texts, taken_over)[turns]
+    given = encoded.first_token_starting_at(turn_texts, taken_over)[turns]
     given_trained = np.maximum(np.minimum(given, ends) - starts, 0).sum()
     counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
     begins = encoded.offsets[texts]

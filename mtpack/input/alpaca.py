@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.message import Said, read_messages
+from mtpack.input.message import ParsedRow, read_messages
 from mtpack.input.row_errors import RowError, kind
 from mtpack.input.sharegpt import read_system
 from mtpack.input.tools import read_tools
 
 
-def from_alpaca(row: dict[str, Any]) -> Said:
+def from_alpaca(row: dict[str, Any]) -> ParsedRow:
     """Return what a row says; raise RowError."""
     said = [
         *_read_history(row.get("history")),
@@ -26,7 +26,7 @@ def from_alpaca(row: dict[str, Any]) -> Said:
     messages = read_messages(
         {"role": role, "content": text} for role, text in zip(roles, said, strict=True)
     )
-    return Said([*read_system(row), *messages], read_tools(row.get("tools") or None))
+    return ParsedRow([*read_system(row), *messages], read_tools(row.get("tools") or None))
 
 
 def _read_question(row: dict[str, Any]) -> str:

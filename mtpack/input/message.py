@@ -25,7 +25,7 @@ _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _PART_TEXT_KEYS = ("text", "content", "value")
 
 
-class Said(NamedTuple):
+class ParsedRow(NamedTuple):
     """What a row says, whatever its format."""
 
     messages: Sequence[Message]

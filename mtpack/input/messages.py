@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtpack.input.dialogue import Message, Reason, TextMessages
-from mtpack.input.message import Said, read_messages, texts_of
+from mtpack.input.message import ParsedRow, read_messages, texts_of
 from mtpack.input.row_errors import RowError, kind
 from mtpack.input.strict_json import surely_holds_strings
 from mtpack.input.tools import read_tools
@@ -20,10 +20,10 @@ from mtpack.input.tools import read_tools
 _SAFE = {str, int, bool, type(None)}
 
 
-def from_messages(row: Any) -> Said:
+def from_messages(row: Any) -> ParsedRow:
     """Return what a row says; raise RowError."""
     if isinstance(row, list):
-        return Said(read_messages(row), tools=None)
+        return ParsedRow(read_messages(row), tools=None)
     if row.get("messages") is not None:
         messages: Sequence[Message] = read_messages(list_of_messages("messages", row["messages"]))
     else:
@@ -31,7 +31,7 @@ def from_messages(row: Any) -> Said:
         completion = _as_messages(row, "completion", "assistant")
         asked = read_messages(prompt, trained=False)
         messages = [*asked, *read_messages(completion, first=len(prompt))]
-    return Said(messages, read_tools(row.get("tools")))
+    return ParsedRow(messages, read_tools(row.get("tools")))
 
 
 def read_texts_alone(row: Any, text: bytes) -> TextMessages | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Message, Reason
-from mtpack.input.message import Said, filled, read_messages
+from mtpack.input.message import ParsedRow, filled, read_messages
 from mtpack.input.messages import list_of_messages
 from mtpack.input.row_errors import RowError, kind, quoted
 from mtpack.input.tools import calls_in_text, read_tools
@@ -26,7 +26,7 @@ _ROLES = {
 }
 
 
-def from_sharegpt(row: dict[str, Any]) -> Said:
+def from_sharegpt(row: dict[str, Any]) -> ParsedRow:
     """Return what a row says; raise RowError."""
     key = next(key for key in ("conversations", "conversation") if row.get(key) is not None)
     said = list_of_messages(key, row[key])
@@ -36,7 +36,7 @@ def from_sharegpt(row: dict[str, Any]) -> Said:
         raise RowError(
             Reason.INVALID_ROW, f'a "system" beside the system message in "{key}"; keep one'
         )
-    return Said([*system, *messages], read_tools(row.get("tools") or None))
+    return ParsedRow([*system, *messages], read_tools(row.get("tools") or None))
 
 
 def read_system(row: dict[str, Any]) -> list[Message]:

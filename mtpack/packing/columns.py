@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpack.token_batch import Int32, Int64, TokenBatch, UInt8, offsets_of, owners
+from mtpack.token_batch import Int32, Int64, TokenBatch, UInt8, offsets_from_lengths, segment_ids
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -76,12 +76,12 @@ def assemble(batch: TokenBatch, sequence_offsets: Int64, layout: Layout) -> Colu
     """
     shape = (len(sequence_offsets) - 1, layout.seq_len)
     places_in_all = shape[0] * layout.seq_len
-    sequences = owners(sequence_offsets)
+    sequences = segment_ids(sequence_offsets)
     lengths = batch.document_lengths
     padded = padded_lengths(lengths, layout.pad_documents_to)
     ends = np.cumsum(padded)
     # Places are counted through all sequences: every sequence starts at a multiple of seq_len.
-    before_sequence = offsets_of(padded)[sequence_offsets[:-1]]
+    before_sequence = offsets_from_lengths(padded)[sequence_offsets[:-1]]
     places = ends - padded - before_sequence[sequences] + sequences * layout.seq_len
 
     input_ids = np.full(shape, layout.pad_id, dtype=np.int32)
@@ -104,7 +104,7 @@ def assemble(batch: TokenBatch, sequence_offsets: Int64, layout: Layout) -> Colu
         loss_mask=loss_mask.reshape(shape),
         loss_token_num=loss_token_num.reshape(shape),
         turn_num=turn_num.astype(np.int32),
-        turn_offsets=offsets_of(turn_num),
+        turn_offsets=offsets_from_lengths(turn_num),
         turn_starts=turn_starts.astype(np.int32),
         turn_messages=batch.turn_messages,
         **_entries(batch, padded, sequence_offsets, layout.seq_len),
@@ -148,7 +148,7 @@ def _entries(
     batch: TokenBatch, padded: Int64, sequence_offsets: Int64, seq_len: int
 ) -> dict[str, Any]:
     """Return the columns with one entry a document, and one for the padding where there is any."""
-    used = np.diff(offsets_of(padded)[sequence_offsets])
+    used = np.diff(offsets_from_lengths(padded)[sequence_offsets])
     padding = seq_len - used
     has_padding = (padding > 0).astype(np.int64)
     padding_places = sequence_offsets[1:][padding > 0]
@@ -157,7 +157,7 @@ def _entries(
         return np.insert(values, padding_places, padding_value).astype(dtype)
 
     return {
-        "entry_offsets": offsets_of(np.diff(sequence_offsets) + has_padding),
+        "entry_offsets": offsets_from_lengths(np.diff(sequence_offsets) + has_padding),
         "seq_lengths": with_padding(padded, padding[padding > 0], np.int32),
         "document_lengths": with_padding(batch.document_lengths, 0, np.int32),
         "dialogue_ids": with_padding(batch.document_rows, -1, np.int64),

@@ -1,4 +1,4 @@
-"""Labels at the token that they are, or at the one before, which predicts it: one to the other."""
+"""Label alignment: labels at their own tokens (`aligned`) or at the tokens before (`shifted`)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ ALIGNMENTS = ("aligned", "shifted")
 _WITHOUT_LOSS = {"labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
 
 
-def shifted(row: Mapping[str, Any], label_alignment: str) -> dict[str, Any]:
-    """Return one sequence with `shifted` labels; label_alignment: what it has. As `realigned`."""
-    return {**row, **(realigned(row, "shifted") if label_alignment != "shifted" else {})}
+def to_shifted(row: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return one sequence with `shifted` labels; source: its present alignment.
+
+    Raises what `convert` raises.
+    """
+    return {**row, **(convert(row, "shifted") if source != "shifted" else {})}
 
 
-def realigned(row: Mapping[str, Any], label_alignment: str) -> dict[str, NDArray[Any]]:
+def convert(row: Mapping[str, Any], target: str) -> dict[str, NDArray[Any]]:
     """Return the columns of one sequence that differ under the other alignment.
 
-    row: the columns of a shard, by name, in the alignment that is not `label_alignment`. Returns
-    new arrays for `labels`, `loss_mask`, `loss_token_num` (seq_len,) and `turn_starts` (turns,).
-    Loss stays inside its document: the first token of none carries any, since nothing predicts it.
-    Raises InputError where that does not hold.
+    row: the columns of a shard, by name. target: the alignment to convert to; the row has the other
+    one. Returns new arrays for `labels`, `loss_mask`, `loss_token_num` (seq_len,) and `turn_starts`
+    (turns,). Loss stays inside its document, because the first token of a document never carries
+    loss. Raises InputError where it does.
     """
     ends = np.cumsum(row["seq_lengths"], dtype=np.int64)
-    shifting = label_alignment == "shifted"
+    shifting = target == "shifted"
     edges = ends - row["seq_lengths"] if shifting else ends - 1
     if row["loss_mask"].take(edges, mode="clip").any():
         raise InputError("damaged: it has loss where no token of the document predicts one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mtpack.packing.cutting_stock import STEP, WORK, fullest_fill
-from mtpack.token_batch import Int64, offsets_of
+from mtpack.token_batch import Int64, offsets_from_lengths
 
 _DIVISORS = 256
 """How many divisors `_divisor_bound` tries."""
@@ -48,8 +48,8 @@ def _threshold_bound(lengths: Int64, counts: Int64, room: int) -> int:
     room - k share no sequence with any of at least k; those longer than half share none with
     each other; what the rest exceeds the room beside the latter by needs more.
     """
-    documents_below = offsets_of(counts)
-    tokens_below = offsets_of(counts * lengths)
+    documents_below = offsets_from_lengths(counts)
+    tokens_below = offsets_from_lengths(counts * lengths)
     half = room // 2
     thresholds = np.append(0, lengths[lengths <= half])
     at_least = np.searchsorted(lengths, thresholds)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtpack.packing.cutting_stock import Patterns, in_units, plan_histogram
 from mtpack.packing.lower_bounds import sequences_lower_bound
-from mtpack.token_batch import Int64, offsets_of
+from mtpack.token_batch import Int64, offsets_from_lengths
 
 _Units = NDArray[np.unsignedinteger]
 
@@ -69,7 +69,7 @@ def plan_sequences(
     # Both list every length equally often: its k-th slot gets its k-th document.
     placed = np.empty_like(documents)
     placed[slots_by_length] = documents
-    return Plan(placed, offsets_of(sequence_sizes), lower_bound)
+    return Plan(placed, offsets_from_lengths(sequence_sizes), lower_bound)
 
 
 def _lay_out(found: Patterns, seq_len: int, seed: tuple[int, ...]) -> tuple[_Units, Int64]:
@@ -100,7 +100,7 @@ def _slots_of(found: Patterns, seq_len: int) -> tuple[_Units, Int64]:
     sizes = np.array([sum(pattern.nums.values()) for pattern in found.patterns], dtype=np.int64)
     dtype = np.uint16 if seq_len // found.unit < 2**16 else np.uint32
     slots: _Units = np.empty(int(times @ sizes), dtype=dtype)
-    offsets = offsets_of(times * sizes)
+    offsets = offsets_from_lengths(times * sizes)
     for pattern, start, end in zip(found.patterns, offsets[:-1], offsets[1:], strict=True):
         lengths = np.array(list(pattern.nums), dtype=slots.dtype)
         sequence = np.repeat(lengths, list(pattern.nums.values()))

@@ -11,7 +11,7 @@ from mtpack.errors import InputError
 from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import Tally
-from mtpack.token_batch import Int32, Int64, owners
+from mtpack.token_batch import Int32, Int64, segment_ids
 
 TALLY_FIGURES = (
     "rows_read",
@@ -206,7 +206,7 @@ def _turn_lengths(batch: Columns) -> Int32:
     starts = batch.turn_starts
     if starts.size and not 0 <= starts.min() <= starts.max() < batch.loss_mask.shape[1]:
         raise InputError("a turn starts outside of its sequence")
-    lengths: Int32 = batch.loss_token_num[owners(batch.turn_offsets), starts]
+    lengths: Int32 = batch.loss_token_num[segment_ids(batch.turn_offsets), starts]
     if lengths.sum(dtype=np.int64) != np.count_nonzero(batch.loss_mask):
         raise InputError("loss_mask and loss_token_num do not agree")
     return lengths

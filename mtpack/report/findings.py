@@ -11,7 +11,7 @@ from mtpack.shards.manifest import Tally
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Notice:
     """One line of the account."""
 
     name: str
@@ -20,21 +20,21 @@ class Finding:
     """What is counted, why it is so and, where something can be done, what."""
 
 
-def account_of_turns(tally: Tally) -> list[Finding]:
+def turn_summary(tally: Tally) -> list[Notice]:
     """Return how many turns can be merged exactly, then all that is out of the ordinary."""
     exact = tally.turns_packed - tally.turns_own_document - tally.bent - tally.unproven
     proven = "turns: proven, one by one, to be the same in one document as alone"
-    return [Finding("merging exact", exact, proven), *findings_of(tally)]
+    return [Notice("merging exact", exact, proven), *notices_of(tally)]
 
 
-def findings_of(tally: Tally) -> list[Finding]:
+def notices_of(tally: Tally) -> list[Notice]:
     """Return what is out of the ordinary in an output, with what would avoid it."""
     findings = [
-        Finding("own document", tally.turns_own_document, _TEXTS["own document"]),
-        Finding("repeated", max(0, tally.tokens - tally.tokens_if_merged), _cost(tally)),
-        *(Finding(name, getattr(tally, field), _TEXTS[name]) for name, field in _TURNS.items()),
+        Notice("own document", tally.turns_own_document, _TEXTS["own document"]),
+        Notice("repeated", max(0, tally.tokens - tally.tokens_if_merged), _cost(tally)),
+        *(Notice(name, getattr(tally, field), _TEXTS[name]) for name, field in _TURNS.items()),
         *_never_shown(tally.content_dropped),
-        *(Finding(name, getattr(tally, field), _TEXTS[name]) for name, field in _OTHERS.items()),
+        *(Notice(name, getattr(tally, field), _TEXTS[name]) for name, field in _OTHERS.items()),
     ]
     return [finding for finding in findings if finding.count]
 
@@ -93,7 +93,7 @@ _PARTS = {
 }
 
 
-def _never_shown(content_dropped: dict[str, int]) -> list[Finding]:
+def _never_shown(content_dropped: dict[str, int]) -> list[Notice]:
     """Return a finding for each part that the template drops; the last one says what that means."""
     texts = {}
     for key in content_dropped:
@@ -109,4 +109,4 @@ def _never_shown(content_dropped: dict[str, int]) -> list[Finding]:
             "\nThe chat template leaves this out, so the model never sees it; "
             f"what may help: {', or '.join(remedies)}"
         )
-    return [Finding("never shown", content_dropped[key], text) for key, text in texts.items()]
+    return [Notice("never shown", content_dropped[key], text) for key, text in texts.items()]

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from mtpack.report.decoding import Decoder, decode_run
 from mtpack.report.figures import Bucket, Figures, Histogram
-from mtpack.report.findings import Finding, account_of_turns
+from mtpack.report.findings import Notice, turn_summary
 from mtpack.report.row_view import DocumentView, RowView, TurnView
 from mtpack.shards.manifest import Tally
 from mtpack.token_batch import Int64
@@ -50,7 +50,7 @@ def show_figures(figures: Figures, console: Console) -> None:
         _print_heading("The run that packed them", console)
         console.print(_indented(_tally_table(figures, figures.tally)))
         _print_heading("Turns, as the chat template writes them", console)
-        console.print(_indented(findings_table(account_of_turns(figures.tally))))
+        console.print(_indented(notices_table(turn_summary(figures.tally))))
 
 
 def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
@@ -219,7 +219,7 @@ def _tally_table(figures: Figures, tally: Tally) -> Table:
     return table
 
 
-def findings_table(findings: list[Finding]) -> Table:
+def notices_table(findings: list[Notice]) -> Table:
     """Build the table that tells what a user should know of the turns."""
     table = _table("left", "right", "left")
     for finding in findings:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.report.findings import account_of_turns
+from mtpack.report.findings import turn_summary
 from mtpack.shards.manifest import PackReport
 
 
@@ -38,7 +38,7 @@ def show_report(report: PackReport, console: Console) -> None:
     console.print()
     console.print(Text("Turns, as the chat template writes them", style="bold"))
     turns = _table()
-    for finding in account_of_turns(tally):
+    for finding in turn_summary(tally):
         turns.add_row(Text(finding.name), Text(f"{finding.count:,}"), Text(finding.text))
     console.print(turns)
     console.print()

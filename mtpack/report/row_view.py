@@ -10,7 +10,7 @@ import numpy as np
 
 from mtpack.errors import InputError, SetupError
 from mtpack.shards.dataset import Row, Shards
-from mtpack.token_batch import Int32, Int64, offsets_of
+from mtpack.token_batch import Int32, Int64, offsets_from_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def row_view(shards: Shards, number: int) -> RowView:
 
 
 def _documents_of(row: Row) -> tuple[DocumentView, ...]:
-    offsets = offsets_of(row["seq_lengths"])
+    offsets = offsets_from_lengths(row["seq_lengths"])
     lengths, padded = row["document_lengths"], row["seq_lengths"]
     is_document = row["dialogue_ids"] >= 0
     fit = (lengths >= is_document) & (lengths <= padded)  # a document has a token, at least
@@ -125,7 +125,7 @@ def _turns_of(row: Row, documents: tuple[DocumentView, ...], shift: int) -> tupl
     sizes = np.bincount(turn_of_place, minlength=len(heads))
     if not sizes.all() or (row["loss_token_num"][places] != sizes[turn_of_place]).any():
         raise InputError("its loss_token_num does not fit its loss_mask")
-    by_turn = np.split(places + shift, offsets_of(sizes)[1:-1])
+    by_turn = np.split(places + shift, offsets_from_lengths(sizes)[1:-1])
     return tuple(
         TurnView(_document_around(positions, documents), int(message), positions, len(positions))
         for message, positions in zip(row["turn_messages"], by_turn, strict=True)

@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.report.findings import findings_of
-from mtpack.report.inspect_view import escaped, findings_table
+from mtpack.report.findings import notices_of
+from mtpack.report.inspect_view import escaped, notices_table
 from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check
 from mtpack.verify.structure import Violation
@@ -226,12 +226,12 @@ def _listed(numbers: list[int]) -> str:
 
 def _print_template(tally: Tally, console: Console) -> None:
     """Print what the numeric checks can't prove: they are of packing and loss alone."""
-    findings = findings_of(tally)
+    findings = notices_of(tally)
     if not findings:
         return
     console.print()
     console.print(Text("From the run that packed them, not proved by these checks", style="bold"))
-    console.print(_indented(findings_table(findings)))
+    console.print(_indented(notices_table(findings)))
 
 
 def _small(value: float) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtpack.shards.atomic_file import atomic_file
-from mtpack.token_batch import Int32, Int64, TokenBatch, expand_ranges, offsets_of
+from mtpack.token_batch import Int32, Int64, TokenBatch, expand_ranges, offsets_from_lengths
 
 _HEAD = 3  # words of a document before its turns
 
@@ -35,7 +35,7 @@ def save_batch(path: Path, batch: TokenBatch, first_row: int) -> None:
     """
     num_turns = np.diff(batch.turn_offsets)
     num_spans = np.diff(batch.span_offsets[batch.turn_offsets])
-    word_offsets = offsets_of(_HEAD + 3 * num_turns + 2 * num_spans)
+    word_offsets = offsets_from_lengths(_HEAD + 3 * num_turns + 2 * num_spans)
     words = np.empty(word_offsets[-1], dtype=np.int32)
     head = word_offsets[:-1]
     words[head] = batch.document_rows - first_row
@@ -112,17 +112,17 @@ def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBat
 
 
 def _batch_of(words: Int32, num_words: Int64, ids: Int32, num_ids: Int64) -> TokenBatch:
-    head = offsets_of(num_words)[:-1]
+    head = offsets_from_lengths(num_words)[:-1]
     num_turns, num_spans = words[head + 1], words[head + 2]
     at = _WordPlaces.of(head, num_turns, num_spans)
     return TokenBatch(
         ids=ids,
-        document_offsets=offsets_of(num_ids),
+        document_offsets=offsets_from_lengths(num_ids),
         document_rows=words[head].astype(np.int64),
-        turn_offsets=offsets_of(num_turns),
+        turn_offsets=offsets_from_lengths(num_turns),
         turn_messages=words[at.turn_messages],
         turn_flags=words[at.turn_flags].astype(np.uint8),
-        span_offsets=offsets_of(words[at.spans_per_turn]),
+        span_offsets=offsets_from_lengths(words[at.spans_per_turn]),
         span_starts=words[at.span_starts],
         span_ends=words[at.span_ends],
     )

@@ -11,11 +11,11 @@ from mtpack.input.splits import Split
 
 
 @dataclass(slots=True)
-class ToldFormats:
+class FormatNotices:
     """Says which format files were told to be in: the first file of each format, then how many."""
 
     chosen: str
-    remark: Callable[[str], None]
+    warn: Callable[[str], None]
     files: set[str] = field(default_factory=set)
     """Whose format is known."""
     num_files: Counter[str] = field(default_factory=Counter)
@@ -27,7 +27,7 @@ class ToldFormats:
             if told is None or file in self.files:
                 continue
             if self._is_worth_saying(told) and not self.num_files[told]:
-                self.remark(f"{file}: read as {told} (choose otherwise with --format)")
+                self.warn(f"{file}: read as {told} (choose otherwise with --format)")
             self.files.add(file)
             self.num_files[told] += 1
 
@@ -35,7 +35,7 @@ class ToldFormats:
         """Count the files that were told to be in a format after the first of them was named."""
         for row_format, count in self.num_files.items():
             if self._is_worth_saying(row_format) and count > 1:
-                self.remark(f"{count:,} files read as {row_format}")
+                self.warn(f"{count:,} files read as {row_format}")
 
     def _is_worth_saying(self, row_format: str) -> bool:
         return self.chosen == AUTO and row_format != "messages"

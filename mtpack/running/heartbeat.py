@@ -15,7 +15,7 @@ _HEADER = struct.Struct("qqdq")  # process id, how many times it changed, effort
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Snapshot:
     """What a process was at when it was looked at."""
 
     process: int
@@ -27,7 +27,7 @@ class Moment:
     """How many times as long as a usual row it may take."""
 
 
-class Activity:
+class Heartbeat:
     """A slot of `SLOT_BYTES` with what its process is at; to write it takes about 1 µs."""
 
     def __init__(self, slot: memoryview | bytearray | None = None) -> None:
@@ -53,8 +53,8 @@ class Activity:
         self._changes += 1
         _HEADER.pack_into(self._slot, 0, self._process, self._changes, 0.0, 0)
 
-    def look(self) -> Moment:
+    def read(self) -> Snapshot:
         """Return what the slot says."""
         process, changes, effort, length = _HEADER.unpack_from(self._slot)
         text = bytes(self._slot[_HEADER.size : _HEADER.size + length])
-        return Moment(process, changes, text.decode("utf-8", "replace"), effort)
+        return Snapshot(process, changes, text.decode("utf-8", "replace"), effort)

@@ -24,13 +24,13 @@ from mtpack.input.files import (
 )
 from mtpack.input.reading import SPLIT_BYTES, read_splits
 from mtpack.options import PackOptions, options_from
-from mtpack.running.format_notices import ToldFormats
+from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, load_pipeline, with_engine
 from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, write_one_shard
 from mtpack.running.split_cache import folder_of_run, size_of
 from mtpack.running.split_task import (
-    ShortCutFailed,
+    FastPathMismatch,
     SplitRecord,
     SplitTask,
     tokenize_split,
@@ -39,11 +39,11 @@ from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.tokenize_split import REPLAY
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import syncing
-from mtpack.shards.manifest import About, Manifest, PackReport, Run, ShardRecord, Tally
+from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, ShardRecord, Tally
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete,
-    put_in_place,
+    publish,
     refuse_foreign,
     was_interrupted,
     work_area,
@@ -56,19 +56,19 @@ from mtpack.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class Callbacks:
     """What a run tells while it goes on."""
 
     progress: Callable[[str, int], None] = lambda stage, amount: None
     """(stage, how much more of it is done): rows of `tokenize`, sequences of `write`."""
-    remark: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = lambda text: None
     """One line that the user should see."""
 
 
 def pack(
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    listener: Listener | None = None,
+    callbacks: Callbacks | None = None,
     **options: Any,
 ) -> PackReport:
     """Pack dialogues into shards and return the report.
@@ -83,13 +83,13 @@ def pack(
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
     found = find_inputs([os.fspath(name) for name in names], Path(chosen.output))
-    return _Run(chosen, listener or Listener()).pack(found)
+    return _PackRun(chosen, callbacks or Callbacks()).pack(found)
 
 
-class _ShortCutFailedError(Exception):
+class _FastPathMismatchError(Exception):
     """A short cut gave a wrong result."""
 
-    def __init__(self, failed: ShortCutFailed, done: Counter[str]) -> None:
+    def __init__(self, failed: FastPathMismatch, done: Counter[str]) -> None:
         super().__init__(failed.reason)
         self.failed = failed
         self.done = done
@@ -130,22 +130,22 @@ class _Done:
     warnings: set[str] = field(default_factory=set)
     first_reject: Reject | None = None
     progress: Counter[str] = field(default_factory=Counter)
-    """What the listener has been told, by stage."""
+    """What the callbacks has been told, by stage."""
 
 
 @dataclass(slots=True)
-class _Run:
+class _PackRun:
     """What the steps of a run share."""
 
     options: PackOptions
-    listener: Listener
+    callbacks: Callbacks
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
         self.watch.lap("start")
         if pipeline.tokenizer.source == EMBEDDED:
-            self.listener.remark(
+            self.callbacks.warn(
                 "using the small tokenizer that ships with mtpack; "
                 "name your model's with --tokenizer"
             )
@@ -164,7 +164,7 @@ class _Run:
                 on_error=self.options.on_error,
             )
             if complete is not None:
-                self.listener.remark(f"{output}: already complete")
+                self.callbacks.warn(f"{output}: already complete")
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
@@ -184,24 +184,24 @@ class _Run:
         own_texts = None if is_stored else _first_rows(job.files)
         pipeline, refused = with_engine(job.pipeline, job.input_bytes, own_texts)
         if refused is not None:
-            self.listener.remark(refused)
+            self.callbacks.warn(refused)
         return replace(job, pipeline=pipeline)
 
     @contextmanager
     def _work_area(self, output: Path) -> Iterator[Path]:
         if was_interrupted(output):
-            self.listener.remark(f"{output}: an earlier run did not complete; starting over")
+            self.callbacks.warn(f"{output}: an earlier run did not complete; starting over")
         with work_area(output) as area:
             yield area
 
-    def _write_output(self, output: Path, job: _Job, run: Run) -> PackReport:
+    def _write_output(self, output: Path, job: _Job, run: RunIdentity) -> PackReport:
         done = self._pack_all(job)
         if not done.counts["documents"]:
             raise InputError(_nothing_to_pack(job.files, done.first_reject, Tally.of(done.counts)))
         report = self._report(job, done)
         if self.options.ipc_format == "stream":
             write_datasets_files(job.area, report.shards, job.pipeline.shard_metadata)
-        put_in_place(output, job.area, Manifest(run, report))
+        publish(output, job.area, Manifest(run, report))
         return report
 
     def _pack_all(self, job: _Job) -> _Done:
@@ -210,8 +210,8 @@ class _Run:
         Should a short cut turn out to be wrong, nothing that it did is kept, and its workers end,
         so that none of them writes another shard.
         """
-        formats = ToldFormats(self.options.format, self.listener.remark)
-        distrusted: dict[str, Counter[str]] = {}  # and what their audits counted
+        formats = FormatNotices(self.options.format, self.callbacks.warn)
+        disabled: dict[str, Counter[str]] = {}  # and what their audits counted
         while True:
             try:
                 with (
@@ -221,17 +221,17 @@ class _Run:
                     if job.input_bytes > SPLIT_BYTES * self.options.num_workers:
                         runner.start()
                         self.watch.lap("start")
-                    done = self._pack_splits(job, runner, sync, formats, frozenset(distrusted))
+                    done = self._pack_splits(job, runner, sync, formats, frozenset(disabled))
                 break
-            except _ShortCutFailedError as error:
+            except _FastPathMismatchError as error:
                 failed = error.failed
-                self.listener.remark(f"warning: {failed.reason}, {_REMEDIES[failed.short_cut]}")
+                self.callbacks.warn(f"warning: {failed.reason}, {_REMEDIES[failed.fast_path]}")
                 for stage, amount in error.done.items():
-                    self.listener.progress(stage, -amount)
-                distrusted[failed.short_cut] = failed.counts
-        if FASTOKENS in distrusted:
+                    self.callbacks.progress(stage, -amount)
+                disabled[failed.fast_path] = failed.counts
+        if FASTOKENS in disabled:
             done.tokenizer_engine = TOKENIZERS
-        for counts in distrusted.values():
+        for counts in disabled.values():
             for name in ("audited", "audit_mismatches"):
                 done.counts[name] += counts[name]
         formats.sum_up()
@@ -242,15 +242,15 @@ class _Run:
         job: _Job,
         runner: LocalRunner,
         sync: Callable[[Path], None],
-        formats: ToldFormats,
-        distrusted: frozenset[str],
+        formats: FormatNotices,
+        disabled: frozenset[str],
     ) -> _Done:
         """Tokenize split by split, and write the shards of every window as soon as it is full."""
         files_with_rows: set[str] = set()
         done = _Done(job.pipeline.options.tokenizer_engine)
         windows = Windows(self.options, job.area, self.watch)
         ready: deque[ShardTask] = deque()
-        kind = "-".join(["split", *sorted(distrusted)])
+        kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in read_splits(job.files, row_format=self.options.format):
@@ -259,14 +259,14 @@ class _Run:
                 while ready:
                     yield ready.popleft()
                 file = job.area / f"{kind}-{split.number:07d}"
-                yield SplitTask(split, file, distrusted, job.store)
+                yield SplitTask(split, file, disabled, job.store)
 
         def take_shard(written: WrittenShard) -> None:
             sync(job.area / written.record.path)
             done.shards.append(written.record)
             windows.forget(written.number)
             self.watch.add(written.seconds)
-            self._tell(done, "write", written.record.rows)
+            self._report_progress(done, "write", written.record.rows)
 
         with open(job.area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_unit, tasks()):
@@ -282,13 +282,13 @@ class _Run:
         done.counts.update(windows.counts)
         for file in job.files:
             if file.name not in files_with_rows:
-                self.listener.remark(f"{file.name}: holds no rows")
+                self.callbacks.warn(f"{file.name}: holds no rows")
         return done
 
-    def _take_split(self, result: SplitRecord | ShortCutFailed, done: _Done) -> SplitRecord:
+    def _take_split(self, result: SplitRecord | FastPathMismatch, done: _Done) -> SplitRecord:
         """Count what became of a split; stop at the first bad row if told so."""
-        if isinstance(result, ShortCutFailed):
-            raise _ShortCutFailedError(result, done.progress)
+        if isinstance(result, FastPathMismatch):
+            raise _FastPathMismatchError(result, done.progress)
         if result.rejects and self.options.on_error == "fail":
             raise InputError(
                 f"{result.rejects[0]}\n"
@@ -298,12 +298,12 @@ class _Run:
         done.warnings |= result.warnings
         done.first_reject = done.first_reject or next(iter(result.rejects), None)
         self.watch.add(result.seconds)
-        self._tell(done, "tokenize", result.counts["rows_read"])
+        self._report_progress(done, "tokenize", result.counts["rows_read"])
         return result
 
-    def _tell(self, done: _Done, stage: str, amount: int) -> None:
+    def _report_progress(self, done: _Done, stage: str, amount: int) -> None:
         done.progress[stage] += amount
-        self.listener.progress(stage, amount)
+        self.callbacks.progress(stage, amount)
 
     def _report(self, job: _Job, done: _Done) -> PackReport:
         counts = done.counts
@@ -311,9 +311,9 @@ class _Run:
         tally.check()
         warnings = sorted(done.warnings)
         for warning in warnings:
-            self.listener.remark(f"warning: {warning}")
+            self.callbacks.warn(f"warning: {warning}")
         seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
-        about = About(
+        about = RunInfo(
             mtpack_version=__version__,
             tokenizer=job.pipeline.tokenizer.source,
             inputs=[file.name for file in job.files],
@@ -360,9 +360,9 @@ def _spooled(name: str, area: Path | None) -> str | Path:
     return path
 
 
-def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeline) -> Run:
-    return Run(
-        options=options.that_change_output(),
+def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeline) -> RunIdentity:
+    return RunIdentity(
+        options=options.output_options(),
         inputs=[{"bytes": file.num_bytes, "sha256": file.sha256} for file in files],
         tokenizer_sha256=pipeline.tokenizer.sha256,
         template_sha256=pipeline.template.sha256,
@@ -371,7 +371,7 @@ def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeli
 
 def run_unit(
     pipeline: Pipeline, task: SplitTask | ShardTask
-) -> SplitRecord | ShortCutFailed | WrittenShard:
+) -> SplitRecord | FastPathMismatch | WrittenShard:
     """Run one unit of work of either kind."""
     if isinstance(task, ShardTask):
         return write_one_shard(pipeline, task)

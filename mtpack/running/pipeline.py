@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from mtpack.documents.control_tokens import Renderer, load_renderer
 from mtpack.errors import SetupError
 from mtpack.options import PackOptions
-from mtpack.running.heartbeat import Activity
+from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.turn_spans import finds_turns
@@ -20,7 +20,7 @@ from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 _SECONDS_A_BYTE = 4e-7
 _SECONDS_A_TOKEN = 8e-6
 # Seconds that encoding takes, from which on those of a rehearsal (0.2 to 1) are worth it.
-_WORTH_REHEARSING = 1.0
+_WORTH_WARMING_UP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Pipeline:
     template: ChatTemplate
     renderer: Renderer
     encoders: Encoders
-    activity: Activity = field(default_factory=Activity)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """Where the process says which row it is at."""
 
     @property
@@ -95,7 +95,7 @@ def with_engine(
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; going on with tokenizers, which takes many times as long"
             chosen = TOKENIZERS
-        if gain > _WORTH_REHEARSING and pipeline.renderer.replayer is not None:
-            pipeline.renderer.replayer.rehearse()
+        if gain > _WORTH_WARMING_UP and pipeline.renderer.replayer is not None:
+            pipeline.renderer.replayer.warm_up()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused

@@ -20,10 +20,10 @@ from typing import Any
 from mtpack.errors import MtpackError
 from mtpack.running.channel import receive, send
 from mtpack.running.forking import give_back_freed_memory, interrupts_held, start
-from mtpack.running.heartbeat import SLOT_BYTES, Activity
+from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.watchdog import ProcessLimits, Watch, resident_memory
-from mtpack.running.worker import THE_END, Outcome, Unit, activity_in, work
+from mtpack.running.worker import STOP, TaskResult, Unit, heartbeat_in, work
 
 # A worker may be killed by mistake, or for the memory that another has taken: its work is tried
 # once more.
@@ -41,9 +41,9 @@ class Job:
         self.message = pickle.dumps((unit, task), pickle.HIGHEST_PROTOCOL)
         self.deaths = 0
         """Of workers that were at it."""
-        self.outcome: Outcome | None = None
+        self.outcome: TaskResult | None = None
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: TaskResult) -> None:
         """Keep what came of it, and no longer what it was."""
         self.outcome = outcome
         self.message = b""
@@ -68,7 +68,7 @@ class _Worker:
     """A place for a process: one starts with the first job, and another where it has died."""
 
     number: int
-    activity: Activity
+    heartbeat: Heartbeat
     running: _Process | None = None
     jobs: deque[Job] = field(default_factory=deque)
     """Handed over: the one that it is at, and perhaps one for when that is done."""
@@ -96,12 +96,12 @@ class Pool:
             limits = _beside_what_is_shared(limits)
         self._slots = self._context.RawArray(c_ubyte, num_workers * SLOT_BYTES)
         self._workers = [
-            _Worker(number, activity_in(self._slots, number)) for number in range(num_workers)
+            _Worker(number, heartbeat_in(self._slots, number)) for number in range(num_workers)
         ]
         self._idle = deque(self._workers)  # without a job; those without a process on the left
         self._busy: dict[_Worker, None] = {}  # with one job, the longest at it first
         self._selector = selectors.DefaultSelector()
-        self._watch = Watch([worker.activity for worker in self._workers], limits)
+        self._watch = Watch([worker.heartbeat for worker in self._workers], limits)
 
     def start(self) -> None:
         """Start all workers before there is work."""
@@ -109,7 +109,7 @@ class Pool:
             self._start(worker)
 
     @property
-    def has_room(self) -> bool:
+    def can_accept(self) -> bool:
         """Whether a worker could take a job."""
         return bool(self._idle or self._busy)
 
@@ -132,7 +132,7 @@ class Pool:
         """
         for key, _ in self._selector.select(seconds):
             self._listen(*key.data)
-        verdict = self._watch.look()
+        verdict = self._watch.check()
         if verdict is not None:
             raise MtpackError(verdict)
 
@@ -140,7 +140,7 @@ class Pool:
         """End the workers when they have done what they are at."""
         for worker in self._workers:
             if worker.running is not None:
-                self._send(worker, THE_END)
+                self._send(worker, STOP)
         self._wait_for_their_end()
 
     def abort(self) -> None:
@@ -153,7 +153,7 @@ class Pool:
     def _wait_for_their_end(self) -> None:
         for worker in self._workers:
             if worker.running is not None:
-                self._let_go(worker, worker.running)
+                self._reap(worker, worker.running)
         self._selector.close()
 
     def _send(self, worker: _Worker, message: bytes) -> None:
@@ -188,9 +188,9 @@ class Pool:
 
     def _replace(self, worker: _Worker, died: _Process) -> None:
         """Give the jobs of a worker that has died to a new one, if it had any."""
-        self._let_go(worker, died)
-        what = worker.activity.look().what
-        worker.activity.belongs_to(_NOBODY)
+        self._reap(worker, died)
+        what = worker.heartbeat.read().what
+        worker.heartbeat.belongs_to(_NOBODY)
         if not worker.jobs:
             self._idle.remove(worker)
             self._idle.appendleft(worker)
@@ -203,7 +203,7 @@ class Pool:
         for job in worker.jobs:
             self._send(worker, job.message)
 
-    def _let_go(self, worker: _Worker, ended: _Process) -> None:
+    def _reap(self, worker: _Worker, ended: _Process) -> None:
         ended.process.join()
         with suppress(KeyError):  # an interrupt came before it was registered
             self._selector.unregister(ended.channel)

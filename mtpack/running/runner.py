@@ -72,9 +72,9 @@ class LocalRunner:
         if threading.current_thread() is not threading.main_thread():  # it can't be interrupted
             return run_unit(self._pipeline, unit, task)
         keep_freed_memory()
-        activity = self._pipeline.activity
-        activity.belongs_to(os.getpid())
-        with watched_here(activity, self._limits or process_limits(1)):
+        heartbeat = self._pipeline.heartbeat
+        heartbeat.belongs_to(os.getpid())
+        with watched_here(heartbeat, self._limits or process_limits(1)):
             return run_unit(self._pipeline, unit, task)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ def _run_in_pool(
     failed: MtpackError | None = None
     there_are_more = True
     while jobs or there_are_more:
-        while ready and pool.has_room:
+        while ready and pool.can_accept:
             pool.give(ready.popleft())
         if jobs and jobs[0].outcome is not None:
             yield jobs.popleft().result()

@@ -44,7 +44,7 @@ class StoredSplit(NamedTuple):
 
 def folder_of_run(store: Path, pipeline: Pipeline) -> Path:
     """Return the folder for splits that are tokenized as in this run."""
-    options = pipeline.options.that_change_output()
+    options = pipeline.options.output_options()
     described = {name: options[name] for name in _OPTIONS_THAT_MATTER}
     described["mtpack"] = __version__
     described["tokenizer"] = pipeline.tokenizer.sha256
@@ -53,14 +53,14 @@ def folder_of_run(store: Path, pipeline: Pipeline) -> Path:
     return store / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def find_split(file: Path, split: Split, distrusted: Collection[str]) -> StoredSplit | None:
-    """Return a split as it is stored, unless a distrusted short cut had a part in it.
+def find_split(file: Path, split: Split, disabled: Collection[str]) -> StoredSplit | None:
+    """Return a split as it is stored, unless a disabled short cut had a part in it.
 
     file: in the folder of the run, named by the split's `content_sha256`, as for `keep_split`.
     """
     try:
         record = json.loads(_record_of(file).read_bytes())
-        if _sha256(file) != record["sha256"] or set(record["short_cuts"]) & set(distrusted):
+        if _sha256(file) != record["sha256"] or set(record["fast_paths"]) & set(disabled):
             return None
         batch = read_all(file, split.first_row)
         return StoredSplit(_tokenized(record, batch, split), file)
@@ -78,7 +78,7 @@ def keep_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
     }
     record = {
         "sha256": _sha256(file),
-        "short_cuts": sorted(tokenized.short_cuts),
+        "fast_paths": sorted(tokenized.fast_paths),
         "row_turns": tokenized.row_turns.tolist(),
         "counts": counts,
         "warnings": sorted(tokenized.warnings),
@@ -117,7 +117,7 @@ def _tokenized(record: dict[str, Any], batch: TokenBatch, split: Split) -> Token
         rejects=_rejects(record["rejects"], split),
         counts=Counter(record["counts"]),
         warnings=frozenset(record["warnings"]),
-        short_cuts=frozenset(record["short_cuts"]),
+        fast_paths=frozenset(record["fast_paths"]),
     )
 
 

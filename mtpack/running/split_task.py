@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpack.documents.overlong import Fitted, fit, piece_maker
+from mtpack.documents.overlong import OverlongResult, apply_overlong_policy, suffix_renderer
 from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
@@ -23,7 +23,7 @@ from mtpack.running.tokenize_split import (
     REPLAY,
     TokenizedSplit,
     read_rows,
-    say_rendering,
+    set_activity,
     tokenize,
 )
 from mtpack.token_batch import Int32, Int64, TokenBatch, TurnFlag
@@ -44,7 +44,7 @@ class SplitTask:
 
     split: Split
     file: Path
-    distrusted: frozenset[str] = frozenset()
+    disabled: frozenset[str] = frozenset()
     """Short cuts (`REPLAY`, `FASTOKENS`) that may not be taken."""
     store: Path | None = None
     """Where tokenized splits are looked up and kept, if anywhere."""
@@ -66,17 +66,17 @@ class SplitRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class ShortCutFailed:
+class FastPathMismatch:
     """Instead of a `SplitRecord`: a short cut gave a wrong result, so none of it is trusted."""
 
-    short_cut: str
+    fast_path: str
     reason: str
     """One line."""
     counts: Counter[str]
     """Of its audit."""
 
 
-def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCutFailed:
+def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPathMismatch:
     """Run one `SplitTask`."""
     watch = Stopwatch()
     split = task.split
@@ -89,15 +89,15 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | ShortCu
                 pipeline,
                 split,
                 watch,
-                distrusted=task.distrusted,
+                disabled=task.disabled,
                 overlong=fitted.rejected_rows,
             )
             fitted = _fit(pipeline, split, tokenized.batch)
     except EngineFailedError as error:
-        return ShortCutFailed(FASTOKENS, str(error), Counter(audited=1, audit_mismatches=1))
+        return FastPathMismatch(FASTOKENS, str(error), Counter(audited=1, audit_mismatches=1))
     if tokenized.counts["audit_mismatches"]:
         reason = "a dialogue filled in by replay differs from its render"
-        return ShortCutFailed(REPLAY, reason, tokenized.counts)
+        return FastPathMismatch(REPLAY, reason, tokenized.counts)
     file = stored_file
     if file is None or fitted.batch is not tokenized.batch:
         file = task.file
@@ -122,19 +122,19 @@ def _stored_or_tokenized(
     file = None
     if task.store is not None:
         file = task.store / task.split.content_sha256()
-        found = find_split(file, task.split, task.distrusted)
+        found = find_split(file, task.split, task.disabled)
         watch.lap("read")
         if found is not None:
             found.tokenized.counts["reused"] = found.tokenized.num_accepted
             return found
-    tokenized = tokenize(pipeline, task.split, watch, distrusted=task.distrusted)
+    tokenized = tokenize(pipeline, task.split, watch, disabled=task.disabled)
     if file is None or tokenized.counts["audit_mismatches"]:
         return tokenized, None
     keep_split(file, task.split, tokenized)
     return tokenized, file
 
 
-def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
+def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> OverlongResult:
     """Apply the policy of `--overlong`, which may render parts of dialogues anew."""
     options = pipeline.options
     dialogues: dict[int, Dialogue] = {}
@@ -143,20 +143,20 @@ def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Fitted:
         if not dialogues:  # most splits need none
             read = [row for row in read_rows(split) if isinstance(row, Dialogue)]
             dialogues.update((dialogue.row, dialogue) for dialogue in read)
-        say_rendering(pipeline, dialogues[row])
+        set_activity(pipeline, dialogues[row])
         return dialogues[row]
 
-    def make_piece(row: int, message: int) -> TokenBatch | None:
+    def render_suffix(row: int, message: int) -> TokenBatch | None:
         encoder = pipeline.encoders.reference  # which a run from stored splits hardly ever needs
-        make = piece_maker(pipeline.renderer, encoder, dialogue_of, options.seq_len)
+        make = suffix_renderer(pipeline.renderer, encoder, dialogue_of, options.seq_len)
         return make(row, message)
 
-    fitted = fit(batch, options.seq_len, options.overlong, make_piece)
-    pipeline.activity.end()
+    fitted = apply_overlong_policy(batch, options.seq_len, options.overlong, render_suffix)
+    pipeline.heartbeat.end()
     return fitted
 
 
-def _count(tokenized: TokenizedSplit, fitted: Fitted, document_rows: Int64) -> Counter[str]:
+def _count(tokenized: TokenizedSplit, fitted: OverlongResult, document_rows: Int64) -> Counter[str]:
     """Account for every row and turn of a split; document_rows: within the split."""
     batch, row_turns = fitted.batch, tokenized.row_turns
     is_packed = np.zeros(len(row_turns), dtype=np.bool_)

@@ -47,7 +47,7 @@ class TokenizedSplit:
     counts: Counter[str]
     """What is counted before documents are made to fit."""
     warnings: frozenset[str]
-    short_cuts: frozenset[str]
+    fast_paths: frozenset[str]
     """Those that had a part in it."""
 
     @property
@@ -61,24 +61,24 @@ def tokenize(
     split: Split,
     watch: Stopwatch,
     *,
-    distrusted: Collection[str] = (),
+    disabled: Collection[str] = (),
     overlong: Collection[int] = (),
 ) -> TokenizedSplit:
     """Read, render and tokenize the rows of a split.
 
-    distrusted: short cuts (`REPLAY`, `FASTOKENS`) that may not be taken. overlong: rows to refuse,
+    disabled: short cuts (`REPLAY`, `FASTOKENS`) that may not be taken. overlong: rows to refuse,
     because they turned out to be too long. Raises EngineFailedError where `FASTOKENS` fails.
     """
-    if REPLAY in distrusted:
+    if REPLAY in disabled:
         pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
     encoder = pipeline.encoders.reference
-    may_be_fast = pipeline.options.tokenizer_engine == FASTOKENS and FASTOKENS not in distrusted
+    may_be_fast = pipeline.options.tokenizer_engine == FASTOKENS and FASTOKENS not in disabled
     replays_before = pipeline.renderer.replay_counts()
     audited_before = pipeline.encoders.audited
     batches: list[TokenBatch] = []
     rows = _Rows(pipeline, overlong)
     for where, rendered in rows.rendered(split, watch):
-        pipeline.activity.begin(
+        pipeline.heartbeat.begin(
             f"{where}: tokenizing with {pipeline.tokenizer.source}",
             effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
         )
@@ -88,7 +88,7 @@ def tokenize(
         batches.append(batch)
         rows.counts += found
         watch.lap("tokenize")
-    pipeline.activity.end()
+    pipeline.heartbeat.end()
     counts = rows.counts
     for part, number in rows.kinds.count_dropped(pipeline.template).items():
         counts[f"content_dropped.{part}"] = number
@@ -96,7 +96,7 @@ def tokenize(
     counts["audited"] += pipeline.encoders.audited - audited_before
     counts["rendered"] = len(rows.accepted) - counts["replayed"]
     is_fast = encoder is not pipeline.encoders.reference
-    short_cuts = {REPLAY: counts["replayed"], FASTOKENS: is_fast}
+    fast_paths = {REPLAY: counts["replayed"], FASTOKENS: is_fast}
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
@@ -104,7 +104,7 @@ def tokenize(
         rejects=rows.rejects,
         counts=counts,
         warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
-        short_cuts=frozenset(name for name, taken in short_cuts.items() if taken),
+        fast_paths=frozenset(name for name, taken in fast_paths.items() if taken),
     )
 
 
@@ -174,7 +174,7 @@ class _Rows:
         replayed = self._pipeline.renderer.replay_texts(dialogue)
         if replayed is not None:
             return replayed
-        say_rendering(self._pipeline, dialogue)
+        set_activity(self._pipeline, dialogue)
         return self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
 
     def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
@@ -188,9 +188,9 @@ class _Rows:
             self.are_arguments_quoted_twice = True
 
 
-def say_rendering(pipeline: Pipeline, dialogue: Dialogue) -> None:
+def set_activity(pipeline: Pipeline, dialogue: Dialogue) -> None:
     """Say that a dialogue is about to be rendered."""
-    pipeline.activity.begin(
+    pipeline.heartbeat.begin(
         f"{dialogue.origin}: rendering with the chat template of {pipeline.template_source}",
         effort=1 + len(dialogue.messages) / _MESSAGES_OF_A_USUAL_ROW,
     )

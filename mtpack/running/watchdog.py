@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpack.errors import MtpackError
-from mtpack.running.heartbeat import Activity, Moment
+from mtpack.running.heartbeat import Heartbeat, Snapshot
 
 SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_REACT = 2.0
@@ -44,16 +44,16 @@ def process_limits(num_processes: int) -> ProcessLimits:
 class Watch:
     """Looks at what processes are at, and tells when one takes too much."""
 
-    def __init__(self, activities: Sequence[Activity], limits: ProcessLimits) -> None:
+    def __init__(self, activities: Sequence[Heartbeat], limits: ProcessLimits) -> None:
         """Watch over the processes that write these activities."""
         self._activities = activities
         self._limits = limits
         self._seen: dict[
-            Activity, tuple[Moment, float]
+            Heartbeat, tuple[Snapshot, float]
         ] = {}  # a change, and when it was first seen
         self._looked = time.monotonic()
 
-    def look(self) -> str | None:
+    def check(self) -> str | None:
         """Return one line that says why a process has to be stopped, or None.
 
         It is for calling often: it looks ten times a second.
@@ -62,18 +62,18 @@ class Watch:
         if now - self._looked < SECONDS_BETWEEN_LOOKS:
             return None
         self._looked = now
-        for activity in self._activities:
-            moment = activity.look()
-            before, begun = self._seen.get(activity, (moment, now))
+        for heartbeat in self._activities:
+            moment = heartbeat.read()
+            before, begun = self._seen.get(heartbeat, (moment, now))
             if (before.process, before.changes) != (moment.process, moment.changes):
                 begun = now
-            self._seen[activity] = (moment, begun)
+            self._seen[heartbeat] = (moment, begun)
             verdict = self._judge(moment, now - begun)
             if verdict is not None:
                 return verdict
         return None
 
-    def _judge(self, moment: Moment, seconds: float) -> str | None:
+    def _judge(self, moment: Snapshot, seconds: float) -> str | None:
         if not moment.what:
             return None
         allowed = self._limits.seconds * moment.effort
@@ -89,7 +89,7 @@ class Watch:
 
 
 @contextmanager
-def watched_here(activity: Activity, limits: ProcessLimits) -> Iterator[None]:
+def watched_here(heartbeat: Heartbeat, limits: ProcessLimits) -> Iterator[None]:
     """Watch over what the main thread of this process does; raise MtpackError to stop it.
 
     Foreign code that can't be interrupted ends with the process. Foreign code that also keeps
@@ -102,9 +102,9 @@ def watched_here(activity: Activity, limits: ProcessLimits) -> Iterator[None]:
 
     def watch_over() -> None:
         nonlocal verdict
-        watch = Watch([activity], limits)
+        watch = Watch([heartbeat], limits)
         while not over.wait(SECONDS_BETWEEN_LOOKS):
-            verdict = watch.look()
+            verdict = watch.check()
             if verdict is not None:
                 _interrupt(verdict, over)
                 return

@@ -18,7 +18,7 @@ from mtpack.running.shard_task import ShardTask
 from mtpack.running.split_task import SplitRecord
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.shards.arrow import rows_of_shards, rows_per_batch
-from mtpack.token_batch import Int32, offsets_of, owners
+from mtpack.token_batch import Int32, offsets_from_lengths, segment_ids
 
 
 class Windows:
@@ -73,8 +73,10 @@ class Windows:
         seq_len, shard_bytes = self._options.seq_len, self._options.shard_bytes
         batch_rows = rows_per_batch(seq_len, shard_bytes, self._options.compression)
         step = rows_of_shards(self.counts["sequences"], seq_len, shard_bytes, batch_rows)
-        file_offsets = offsets_of(np.array([len(s.document_lengths) for s in self._splits]))
-        document_files: Int32 = owners(file_offsets).astype(np.int32)[plan.documents]
+        file_offsets = offsets_from_lengths(
+            np.array([len(s.document_lengths) for s in self._splits])
+        )
+        document_files: Int32 = segment_ids(file_offsets).astype(np.int32)[plan.documents]
         documents = (plan.documents - file_offsets[document_files]).astype(np.int32)
         files = [str(split.file) for split in self._splits]
         first_rows = np.array([split.first_row for split in self._splits], dtype=np.int64)

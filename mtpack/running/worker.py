@@ -23,7 +23,7 @@ import numpy as np
 
 from mtpack.errors import MtpackError
 from mtpack.running.channel import receive, send
-from mtpack.running.heartbeat import SLOT_BYTES, Activity
+from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.thread_limits import ONE_THREAD
 from mtpack.running.watchdog import out_of_memory
@@ -32,7 +32,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Unit = Callable[[Pipeline, Task], Result]
 
-THE_END = b""
+STOP = b""
 
 # A collection after every 700 new objects, the default, takes a tenth of the time in which a split
 # is read and rendered (0.63 s of CPU time against 0.57), and finds next to nothing.
@@ -42,7 +42,7 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TaskResult:
     """What came of a unit of work: a result, or an error that is to be raised in its place."""
 
     result: Any = None
@@ -52,23 +52,23 @@ class Outcome:
 def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int) -> None:
     """Take pickled (unit, task) from the parent and give it pickled outcomes, one for one."""
     _settle_in()
-    activity = activity_in(slots, number)
-    activity.belongs_to(os.getpid())
+    heartbeat = heartbeat_in(slots, number)
+    heartbeat.belongs_to(os.getpid())
 
     @cache
     def pipeline() -> Pipeline:
-        loaded = replace(load(), activity=activity)
+        loaded = replace(load(), heartbeat=heartbeat)
         gc.freeze()
         return loaded
 
     with suppress(ConnectionError, EOFError):  # the parent has ended
-        while (message := receive(channel)) != THE_END:
+        while (message := receive(channel)) != STOP:
             send(channel, _do(pipeline, message))
 
 
-def activity_in(slots: Array[c_ubyte], number: int) -> Activity:
-    """Return the activity of a worker, in memory that all processes see."""
-    return Activity(memoryview(slots).cast("B")[number * SLOT_BYTES :][:SLOT_BYTES])
+def heartbeat_in(slots: Array[c_ubyte], number: int) -> Heartbeat:
+    """Return the heartbeat of a worker, in memory that all processes see."""
+    return Heartbeat(memoryview(slots).cast("B")[number * SLOT_BYTES :][:SLOT_BYTES])
 
 
 def _settle_in() -> None:
@@ -103,9 +103,9 @@ def _end_with_parent() -> None:
 def _do(pipeline: Callable[[], Pipeline], message: bytes) -> bytes:
     try:
         unit, task = pickle.loads(message)
-        outcome = Outcome(run_unit(pipeline(), unit, task))
+        outcome = TaskResult(run_unit(pipeline(), unit, task))
     except Exception as error:  # raised in the parent when its turn comes
-        outcome = Outcome(error=_that_can_be_sent(error))
+        outcome = TaskResult(error=_that_can_be_sent(error))
     return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
 
 
@@ -135,7 +135,7 @@ def run_unit(pipeline: Pipeline, unit: Unit[Task, Result], task: Task) -> Result
     try:
         return unit(pipeline, task)
     except MemoryError as error:
-        what = pipeline.activity.look().what or "a unit of work"
+        what = pipeline.heartbeat.read().what or "a unit of work"
         raise MtpackError(out_of_memory(what, "more memory than there is")) from error
     finally:
-        pipeline.activity.end()
+        pipeline.heartbeat.end()

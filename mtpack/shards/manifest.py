@@ -19,7 +19,7 @@ from mtpack.shards.arrow import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
 
-_Record = TypeVar("_Record", "Run", "Tally", "ShardRecord", "About")
+_Record = TypeVar("_Record", "RunIdentity", "Tally", "ShardRecord", "RunInfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class About:
+class RunInfo:
     """What a run used and how long it took; it has no part in what the shards hold."""
 
     mtpack_version: str
@@ -131,7 +131,7 @@ class PackReport:
     seq_len: int
     tally: Tally
     shards: list[ShardRecord]
-    about: About
+    about: RunInfo
 
     @property
     def fill(self) -> float:
@@ -150,7 +150,7 @@ class PackReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunIdentity:
     """What decides the contents of an output: equal runs give equal shards."""
 
     options: dict[str, Any]
@@ -159,7 +159,7 @@ class Run:
     tokenizer_sha256: str
     template_sha256: str
 
-    def difference(self, other: Run) -> str | None:
+    def difference(self, other: RunIdentity) -> str | None:
         """Name what sets another run apart from this one, or return None."""
         for name in sorted(self.options.keys() | other.options.keys()):
             value, wanted = self.options.get(name), other.options.get(name)
@@ -178,7 +178,7 @@ class Run:
 class Manifest:
     """`manifest.json`: its presence means that the output is complete."""
 
-    run: Run
+    run: RunIdentity
     report: PackReport
 
     def write(self, path: Path) -> None:
@@ -207,7 +207,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if hashlib.sha256(_canonical(whole).encode()).hexdigest() != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
-        run = _checked(Run, whole["run"])
+        run = _checked(RunIdentity, whole["run"])
         return Manifest(
             run,
             PackReport(
@@ -215,7 +215,7 @@ def read_manifest(folder: Path) -> Manifest:
                 seq_len=run.options["seq_len"],
                 tally=_checked(Tally, whole["tally"]),
                 shards=[_checked(ShardRecord, shard) for shard in whole["shards"]],
-                about=_checked(About, about),
+                about=_checked(RunInfo, about),
             ),
         )
     except OSError as error:

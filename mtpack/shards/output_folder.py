@@ -28,7 +28,7 @@ from mtpack.shards.manifest import (
     MANIFEST,
     Manifest,
     PackReport,
-    Run,
+    RunIdentity,
     ShardRecord,
     is_manifest,
     read_manifest,
@@ -37,7 +37,7 @@ from mtpack.shards.manifest import (
 REJECTS = "rejects.jsonl"
 _WORK_AREA = ".mtpack"
 _LOCK = "lock"
-_PLACING = "placing"  # in a work area: its files are the only ones of the output that are whole
+_PUBLISHING = "placing"  # in a work area: its files are the only ones of the output that are whole
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
 _DATASETS_FILES = ("state.json", "dataset_info.json")
 
@@ -56,7 +56,9 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def find_complete(folder: Path, run: Run, *, overwrite: bool, on_error: str) -> PackReport | None:
+def find_complete(
+    folder: Path, run: RunIdentity, *, overwrite: bool, on_error: str
+) -> PackReport | None:
     """Return the report of a complete output of the same run, or None if there is work to do.
 
     Raises SetupError where the folder holds the output of another run, unless `overwrite`, and
@@ -112,7 +114,7 @@ def work_area(folder: Path) -> Iterator[Path]:
         try:
             yield area
         finally:
-            if not (area / _PLACING).exists():
+            if not (area / _PUBLISHING).exists():
                 shutil.rmtree(area, ignore_errors=True)
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -171,14 +173,14 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": str(kind), "_type": "Value"}
 
 
-def put_in_place(folder: Path, area: Path, manifest: Manifest) -> None:
+def publish(folder: Path, area: Path, manifest: Manifest) -> None:
     """Move a complete output, whose shards are synced, out of its work area."""
     manifest.write(area / MANIFEST)
     shard_names = [shard.path for shard in manifest.report.shards]
     others = [name for name in (REJECTS, *_DATASETS_FILES) if (area / name).exists()]
     for name in (*others, MANIFEST):  # shards are synced already
         sync(area / name)
-    (area / _PLACING).touch()
+    (area / _PUBLISHING).touch()
     (folder / MANIFEST).unlink(missing_ok=True)
     for old in folder.iterdir():
         if _SHARD_NAME.fullmatch(old.name) or old.name in _DATASETS_FILES:
@@ -188,4 +190,4 @@ def put_in_place(folder: Path, area: Path, manifest: Manifest) -> None:
     sync(folder)
     os.replace(area / MANIFEST, folder / MANIFEST)
     sync(folder)
-    (area / _PLACING).unlink()
+    (area / _PUBLISHING).unlink()

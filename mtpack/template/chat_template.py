@@ -20,8 +20,8 @@ from mtpack.template.markers import (
     MarkedText,
     compile_marked,
     has_generation_tags,
+    install_markers,
     read_marks,
-    teach_marks,
 )
 from mtpack.template.sandbox.limits import Limits, Meter, TemplateLimitError
 from mtpack.tokenizer.loading import LoadedTokenizer
@@ -53,7 +53,7 @@ class ChatTemplate:
         self.meter = Meter(limits)
         plain = make_environment(date, self.meter, marked=False)
         marked = make_environment(date, self.meter, marked=True)
-        teach_marks(marked)
+        install_markers(marked)
         self.sources = sources
         self.variables = variables
         self.environment = plain

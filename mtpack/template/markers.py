@@ -28,7 +28,7 @@ _MARK = re.compile(
     f"{_REGION_START}([0-9]+){_INDEX_END}|[{_REGION_END}{GENERATION_START}{GENERATION_END}]"
 )
 
-LOOKING = ("int", "float", "length", "count")
+FILTERS_THAT_READ_TEXT = ("int", "float", "length", "count")
 """Filters that tell of a text what its marks must not change."""
 
 Range = tuple[int, int]
@@ -53,7 +53,7 @@ class MarkedText:
     """Characters [start, end) by message; a message written in no or several places is missing."""
     generations: list[Range] | None
     """Characters [start, end) inside `generation` tags; None for a template without such tags."""
-    silent: dict[int, int]
+    empty_regions: dict[int, int]
     """Where the loops came by a message without writing anything for it."""
 
 
@@ -65,11 +65,11 @@ def holds_marks(text: str) -> bool:
     return any(mark in text for mark in marks)
 
 
-def teach_marks(environment: jinja2.Environment) -> None:
+def install_markers(environment: jinja2.Environment) -> None:
     """Give an environment what marked templates call, and filters that look at no marks."""
     environment.globals["mtpack_enter"] = _enter
     environment.globals["mtpack_leave"] = _leave
-    for name in LOOKING:
+    for name in FILTERS_THAT_READ_TEXT:
         environment.filters[name] = _without_marks(environment.filters[name])
 
 
@@ -107,7 +107,7 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
     pieces: list[str] = []
     open_regions: list[Range] = []  # message, start
     regions: dict[int, list[Range]] = defaultdict(list)
-    silent: dict[int, int] = {}
+    empty_regions: dict[int, int] = {}
     generations: list[Range] = []
     generation_start = position = copied = 0
     for mark in _MARK.finditer(marked):
@@ -125,13 +125,15 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
             if start < position:
                 regions[message].append((start, position))
             else:
-                silent[message] = position
+                empty_regions[message] = position
     pieces.append(marked[copied:])
     return MarkedText(
         text="".join(pieces),
         regions={message: found[0] for message, found in regions.items() if len(found) == 1},
         generations=generations if has_generations else None,
-        silent={message: place for message, place in silent.items() if message not in regions},
+        empty_regions={
+            message: place for message, place in empty_regions.items() if message not in regions
+        },
     )
 
 

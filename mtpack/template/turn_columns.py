@@ -15,7 +15,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from mtpack.template.turn_spans import TurnText
-from mtpack.token_batch import Int64, TurnFlag, offsets_of
+from mtpack.token_batch import Int64, TurnFlag, offsets_from_lengths
 
 Place = tuple[int, int]
 """How many cells (texts that are filled in), and how many other characters, stand before it."""
@@ -89,8 +89,8 @@ def placed(dialogues: Sequence[PlainTurns]) -> PlacedTurns:
     rows = [turns.places.rows for turns in dialogues]
     lengths = [turns.lengths for turns in dialogues]
     num_turns = np.fromiter(map(len, rows), np.int64, len(rows))
-    cells = offsets_of(np.fromiter(map(len, lengths), np.int64, len(lengths)))
-    before = offsets_of(np.fromiter(chain.from_iterable(lengths), np.int64, cells[-1]))
+    cells = offsets_from_lengths(np.fromiter(map(len, lengths), np.int64, len(lengths)))
+    before = offsets_from_lengths(np.fromiter(chain.from_iterable(lengths), np.int64, cells[-1]))
     first: Int64 = np.repeat(cells[:-1], num_turns)
     nothing = np.empty((0, 6), dtype=np.int64)
     columns = np.concatenate([nothing, *rows]).T

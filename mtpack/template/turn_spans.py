@@ -192,7 +192,9 @@ class _Turns:
         """Find the turn of `message` in a text that has it."""
         region = self._region(text, message)
         if region is None:
-            return TurnText(message, (), text.silent[message], text.silent[message], flags)
+            return TurnText(
+                message, (), text.empty_regions[message], text.empty_regions[message], flags
+            )
         prompt = self._prompt(message)
         end = self._end(text, message, region, prompt)
         start, as_prompted = self._start(text.text, message, region, end, prompt)
@@ -228,7 +230,7 @@ class _Turns:
         marks_in_words = holds_marks(text.text)
         if region is None and not marks_in_words and text.generations != []:
             region = self._region_behind_prefix(text.text, message)
-        if region is None and not (message in text.silent and self._says_nothing(message)):
+        if region is None and not (message in text.empty_regions and self._says_nothing(message)):
             raise _TurnNotFoundError(
                 "the dialogue holds characters from U+FDD0 to U+FDD4, which Unicode keeps out of "
                 "text; remove them"

@@ -17,7 +17,7 @@ import tokenizers
 
 from mtpack.errors import SetupError
 from mtpack.sampled_check import Audit
-from mtpack.token_batch import Int32, Int64, offsets_of
+from mtpack.token_batch import Int32, Int64, offsets_from_lengths
 from mtpack.tokenizer.byte_level import ByteLevel
 from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer, failures_named
@@ -51,7 +51,7 @@ class Positions:
     @classmethod
     def of(cls, texts: Sequence[str]) -> Positions:
         """Count the bytes of texts without half surrogate pairs."""
-        characters = offsets_of(np.fromiter(map(len, texts), np.int64, len(texts)))
+        characters = offsets_from_lengths(np.fromiter(map(len, texts), np.int64, len(texts)))
         if all(map(str.isascii, texts)):
             return cls(characters, characters, None)
         # The last byte starts where the last text ends. One by one, since a text that an engine has
@@ -86,14 +86,14 @@ class EncodedTexts:
     """(tokens,)"""
     positions: Positions
 
-    def first_from(self, texts: Int64, positions: Int64) -> Int64:
+    def first_token_starting_at(self, texts: Int64, positions: Int64) -> Int64:
         """Return the first token of each text that starts at or behind a position, alike in shape.
 
         Where there is none, the one behind the text's last.
         """
         return self._within(texts, np.searchsorted(self.starts, positions, side="left"))
 
-    def first_beyond(self, texts: Int64, positions: Int64) -> Int64:
+    def first_token_ending_after(self, texts: Int64, positions: Int64) -> Int64:
         """Return the first token of each text that ends behind a position, alike in shape."""
         return self._within(texts, np.searchsorted(self.ends, positions, side="right"))
 
@@ -133,7 +133,7 @@ class TextEncoder:
         flat = self.engine.encode(unknown_texts if known else texts)
         self._compare(flat, unknown_texts, rows)
         positions = Positions.of(texts)
-        edges = offsets_of(self.byte_level.lengths[flat.ids])
+        edges = offsets_from_lengths(self.byte_level.lengths[flat.ids])
         fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
         if self.byte_level.normal_form is not None:
             fits &= [unicodedata.is_normalized(self.byte_level.normal_form, text) for text in texts]
@@ -236,7 +236,7 @@ def _joined(parts: Sequence[_Part], positions: Positions) -> EncodedTexts:
     ids, starts, ends = zip(nothing, *parts, strict=True)
     return EncodedTexts(
         ids=np.concatenate(ids),
-        offsets=offsets_of(np.array([len(part[0]) for part in parts], dtype=np.int64)),
+        offsets=offsets_from_lengths(np.array([len(part[0]) for part in parts], dtype=np.int64)),
         starts=np.concatenate(starts),
         ends=np.concatenate(ends),
         positions=positions,

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from mtpack.token_batch import Int32, Int64, offsets_of
+from mtpack.token_batch import Int32, Int64, offsets_from_lengths
 from mtpack.tokenizer.loading import LoadedTokenizer, failures_named, is_tokenizer_failure
 
 TOKENIZERS: Final = "tokenizers"
@@ -71,13 +71,13 @@ def reference_engine(tokenizer: LoadedTokenizer) -> Engine:
         lengths = [np.diff(part.offsets) for part in parts]
         return FlatTokens(
             np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)]),
-            offsets_of(np.concatenate([np.empty(0, np.int64), *lengths])),
+            offsets_from_lengths(np.concatenate([np.empty(0, np.int64), *lengths])),
         )
 
     def encode_some(texts: Sequence[str]) -> FlatTokens:
         with failures_named(tokenizer.source):
             encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
-        offsets = offsets_of(np.array(list(map(len, encodings)), np.int64))
+        offsets = offsets_from_lengths(np.array(list(map(len, encodings)), np.int64))
         # 30 ns a token where encoding takes 1,400; 36 with an array for each text.
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         return FlatTokens(np.fromiter(ids, np.int32, int(offsets[-1])), offsets)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpack.packing.columns import Columns, Layout
-from mtpack.token_batch import Bools, Int64, offsets_of, owners
+from mtpack.token_batch import Bools, Int64, offsets_from_lengths, segment_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,14 @@ class Batch:
     @cached_property
     def entry_places(self) -> Int64:
         """(entries + 1,): where each entry starts."""
-        return offsets_of(self.columns.seq_lengths)
+        return offsets_from_lengths(self.columns.seq_lengths)
 
     @cached_property
     def head_places(self) -> Int64:
         """(turns,): where each turn starts, ascending."""
-        return owners(self.columns.turn_offsets) * self.layout.seq_len + self.columns.turn_starts
+        return (
+            segment_ids(self.columns.turn_offsets) * self.layout.seq_len + self.columns.turn_starts
+        )
 
     @cached_property
     def head_entries(self) -> Int64:

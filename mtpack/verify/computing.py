@@ -22,7 +22,7 @@ from mtpack.verify.invariance import (
     compare_context_parallel,
     compare_micro_batches,
     comparison,
-    undivided,
+    reference_step,
 )
 from mtpack.verify.isolation import check_isolation
 from mtpack.verify.ranks import RanksFailed, data_parallel_outcomes, ranks_on
@@ -126,7 +126,7 @@ def _check_samples(
     equivalence, losses = compare(model, samples["equivalence"], label_alignment)
     tell("invariance")
     rows = samples["invariance"]
-    expected = undivided(model, rows, label_alignment)
+    expected = reference_step(model, rows, label_alignment)
     divisions = {
         "micro_batches": compare_micro_batches(model, rows, label_alignment, expected),
         "context_parallel": compare_context_parallel(model, rows, label_alignment, expected),
@@ -144,7 +144,7 @@ def _check_samples(
 def _compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: torch.dtype) -> Check:
     """Hold the ranks against one process; with the built-in model, whatever the user's is."""
     samples, vocabulary = compacted({"rows": rows})
-    expected = undivided(
+    expected = reference_step(
         built_in_model(vocabulary, device, dtype), samples["rows"], label_alignment
     ).on("cpu")
     outcomes = data_parallel_outcomes(samples["rows"], label_alignment, vocabulary, device, dtype)

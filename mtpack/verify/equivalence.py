@@ -30,11 +30,11 @@ from mtpack.verify.causal_model import Batch, CausalModel, flat_inputs
 from mtpack.verify.check import Check
 from mtpack.verify.sampling import TurnTokens, turns_of
 from mtpack.verify.steps import (
-    Outcome,
-    added_up,
+    StepResult,
+    accumulate,
     batch_of,
     difference,
-    divided,
+    normalize,
     token_losses,
     tolerance_of,
 )
@@ -58,14 +58,14 @@ def compare(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[
     parts = {"token_losses": Check(difference(packed, reference, model.dtype), tolerance)}
     if model.states is not None:
         batches = (batch_of([row], model) for row in rows)
-        fused = divided(
-            added_up(model, (hidden_sums(model, batch, label_alignment) for batch in batches))
+        fused = normalize(
+            accumulate(model, (hidden_sums(model, batch, label_alignment) for batch in batches))
         )
         parts["hidden_states"] = Check(difference(fused, reference, model.dtype), tolerance)
     return Check.of(parts), losses
 
 
-def _packed(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[Outcome, Losses]:
+def _packed(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[StepResult, Losses]:
     """Take a step of micro-batches of one sequence each, and the other means on the way."""
     counted: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in _MEANS}
 
@@ -79,7 +79,7 @@ def _packed(model: CausalModel, rows: list[Row], label_alignment: str) -> tuple[
                     yield loss, count
                 counted[name].append((loss.detach(), count))
 
-    outcome = divided(added_up(model, micro_batches()))
+    outcome = normalize(accumulate(model, micro_batches()))
     means = {
         name: float(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
         for name, parts in counted.items()
@@ -111,10 +111,10 @@ _MEANS: dict[str, Callable[[Tensor, Batch], tuple[Tensor, Tensor]]] = {
 }
 
 
-def _one_sample_per_turn(model: CausalModel, rows: list[Row], label_alignment: str) -> Outcome:
+def _one_sample_per_turn(model: CausalModel, rows: list[Row], label_alignment: str) -> StepResult:
     turns = [(row, turn) for row in rows for turn in turns_of(row, label_alignment)]
     one = torch.ones((), dtype=torch.int64, device=model.device)
-    return divided(added_up(model, ((turn_loss(model, row, turn), one) for row, turn in turns)))
+    return normalize(accumulate(model, ((turn_loss(model, row, turn), one) for row, turn in turns)))
 
 
 def turn_loss(model: CausalModel, row: Row, turn: TurnTokens) -> Tensor:

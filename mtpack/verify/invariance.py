@@ -19,17 +19,17 @@ from torch import Tensor
 
 from mtpack.context_parallel import places_on_rank
 from mtpack.loss import turn_mean_loss
-from mtpack.packing.label_alignment import shifted
+from mtpack.packing.label_alignment import to_shifted
 from mtpack.shards.dataset import Row
 from mtpack.verify.causal_model import CausalModel
 from mtpack.verify.check import Check
 from mtpack.verify.padding import with_padded_documents
 from mtpack.verify.steps import (
-    Outcome,
-    added_up,
+    StepResult,
+    accumulate,
     batch_of,
     difference,
-    divided,
+    normalize,
     step_sums,
     token_losses,
     tolerance_of,
@@ -39,13 +39,13 @@ MICRO_BATCH_SIZES = (2, 3, 5)
 CONTEXT_PARALLEL_RANKS = (2, 4)
 
 
-def undivided(model: CausalModel, rows: list[Row], label_alignment: str) -> Outcome:
+def reference_step(model: CausalModel, rows: list[Row], label_alignment: str) -> StepResult:
     """Take a step with every sequence by itself, in order: what all divisions are held against."""
     return _step(model, [[row] for row in rows], label_alignment)
 
 
 def compare_micro_batches(
-    model: CausalModel, rows: list[Row], label_alignment: str, expected: Outcome
+    model: CausalModel, rows: list[Row], label_alignment: str, expected: StepResult
 ) -> Check:
     """Take the same step in micro-batches of several sizes, the rows in another order each."""
     outcomes = [
@@ -56,7 +56,7 @@ def compare_micro_batches(
 
 
 def compare_context_parallel(
-    model: CausalModel, rows: list[Row], label_alignment: str, expected: Outcome
+    model: CausalModel, rows: list[Row], label_alignment: str, expected: StepResult
 ) -> Check:
     """Take the same step as context-parallel ranks do that hold slices of every sequence.
 
@@ -64,14 +64,14 @@ def compare_context_parallel(
     trainer; what is a rank's own is its slice of them and of the columns, the sum and the count.
     """
     outcomes = [
-        divided(added_up(model, _slices(model, rows, label_alignment, ranks)))
+        normalize(accumulate(model, _slices(model, rows, label_alignment, ranks)))
         for ranks in CONTEXT_PARALLEL_RANKS
     ]
     return comparison(outcomes, expected, model.dtype, rows)
 
 
 def comparison(
-    outcomes: list[Outcome], expected: Outcome, dtype: torch.dtype, rows: list[Row]
+    outcomes: list[StepResult], expected: StepResult, dtype: torch.dtype, rows: list[Row]
 ) -> Check:
     """Hold the outcomes of several divisions of the same rows against the expected one."""
     value = max(difference(outcome, expected, dtype) for outcome in outcomes)
@@ -84,8 +84,8 @@ def micro_batches(rows: list[Row], size: int, seed: int) -> list[list[Row]]:
     return [shuffled[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> Outcome:
-    return divided(step_sums(model, parts, label_alignment))
+def _step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> StepResult:
+    return normalize(step_sums(model, parts, label_alignment))
 
 
 def _slices(
@@ -96,7 +96,7 @@ def _slices(
     Labels are shifted before anything is sliced: a rank may hold a token, but not the one behind.
     """
     for row in rows:
-        row = with_padded_documents(shifted(row, label_alignment), 2 * ranks)
+        row = with_padded_documents(to_shifted(row, label_alignment), 2 * ranks)
         batch = batch_of([row], model)
         losses = token_losses(model, batch, "shifted").flatten()
         columns = {name: batch[name].flatten() for name in ("loss_mask", "loss_token_num")}

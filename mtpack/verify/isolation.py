@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mtpack.packing.columns import IGNORED
 from mtpack.shards.dataset import Row
-from mtpack.token_batch import Bools, Int64, offsets_of
+from mtpack.token_batch import Bools, Int64, offsets_from_lengths
 from mtpack.verify.causal_model import CausalModel
 from mtpack.verify.check import Check
 from mtpack.verify.padding import lengthened, with_padded_documents
@@ -95,7 +95,7 @@ def documents_to_change(row: Row) -> list[int]:
 def token_places(row: Row) -> Bools:
     """Return which places hold a token of a document, and not padding."""
     entries = document_ids(row)
-    starts = offsets_of(row["seq_lengths"])[:-1]
+    starts = offsets_from_lengths(row["seq_lengths"])[:-1]
     within: Int64 = np.arange(len(entries)) - starts[entries]
     is_token: Bools = within < row["document_lengths"][entries]
     return is_token

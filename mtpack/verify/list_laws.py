@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtpack.token_batch import offsets_of
+from mtpack.token_batch import offsets_from_lengths
 from mtpack.verify.batch import Batch, Breach, Law
 
 
@@ -59,7 +59,9 @@ def _padding_last(batch: Batch) -> Breach | None:
 
 
 def _has_document(batch: Batch) -> Breach | None:
-    documents = np.diff(offsets_of(batch.is_document.astype(np.int64))[batch.columns.entry_offsets])
+    documents = np.diff(
+        offsets_from_lengths(batch.is_document.astype(np.int64))[batch.columns.entry_offsets]
+    )
     return batch.at_row(
         documents == 0, lambda row: "the sequence has 0 documents; expected 1 at least"
     )

@@ -7,7 +7,7 @@ import numpy as np
 from mtpack.packing.columns import IGNORED, padded_lengths
 from mtpack.shards.arrow import TOKEN_COLUMNS
 from mtpack.shards.dataset import Row
-from mtpack.token_batch import offsets_of
+from mtpack.token_batch import offsets_from_lengths
 
 _PADDING = {"input_ids": 0, "labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
 
@@ -16,7 +16,7 @@ def with_padded_documents(row: Row, multiple: int) -> Row:
     """Pad every document of a sequence, and its padding, to a multiple; the sequence grows."""
     lengths = row["seq_lengths"].astype(np.int64)
     padded = padded_lengths(lengths, multiple)
-    starts, new_starts = offsets_of(lengths), offsets_of(padded)
+    starts, new_starts = offsets_from_lengths(lengths), offsets_from_lengths(padded)
     places = np.arange(starts[-1]) + np.repeat((new_starts - starts)[:-1], lengths)
     columns = {}
     for name in TOKEN_COLUMNS:

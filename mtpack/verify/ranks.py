@@ -28,10 +28,10 @@ from mtpack.shards.dataset import Row
 from mtpack.verify.causal_model import built_in_model
 from mtpack.verify.invariance import micro_batches
 from mtpack.verify.steps import (
-    Outcome,
-    Sums,
-    divided,
+    StepResult,
+    StepSums,
     exact_and_repeatable,
+    normalize,
     step_sums,
 )
 
@@ -76,7 +76,7 @@ def rank_shares(rows: list[Row], ranks: int) -> list[list[Row]]:
 
 def data_parallel_outcomes(
     rows: list[Row], label_alignment: str, vocabulary: int, device: str, dtype: torch.dtype
-) -> list[Outcome]:
+) -> list[StepResult]:
     """Start the ranks, and return what each of them holds at the end; raise RanksFailed."""
     if not distributed.is_available():
         raise RanksFailed("this torch is built without torch.distributed")
@@ -92,7 +92,7 @@ def data_parallel_outcomes(
         return [_read(Path(folder, f"outcome-{rank}.pt")) for rank in range(ranks)]
 
 
-def rank_step(task: RankTask) -> Outcome:
+def rank_step(task: RankTask) -> StepResult:
     """Take the step as one of the ranks: sums of its own rows, all-reduced, divided once."""
     device = task.device
     if device == "cuda":
@@ -108,16 +108,16 @@ def rank_step(task: RankTask) -> Outcome:
         world_size=task.ranks,
         timeout=timedelta(seconds=_PATIENCE),
     )
-    outcome = divided(_all_reduced(sums, "cpu" if task.backend == "gloo" else device))
+    outcome = normalize(_all_reduced(sums, "cpu" if task.backend == "gloo" else device))
     distributed.destroy_process_group()
     return outcome
 
 
-def _all_reduced(sums: Sums, device: str) -> Sums:
+def _all_reduced(sums: StepSums, device: str) -> StepSums:
     reduced = [values.to(device, copy=True) for values in (sums.loss, sums.turns, *sums.gradients)]
     for values in reduced:
         distributed.all_reduce(values)
-    return Sums(reduced[0], reduced[1], reduced[2:])
+    return StepSums(reduced[0], reduced[1], reduced[2:])
 
 
 def _run(tasks: list[RankTask]) -> None:
@@ -157,7 +157,7 @@ def _reason(task: RankTask, exit_code: int) -> str:
     return f"process {task.rank} ended with status {exit_code}"
 
 
-def _rank(task: RankTask, step: Callable[[RankTask], Outcome]) -> None:
+def _rank(task: RankTask, step: Callable[[RankTask], StepResult]) -> None:
     """Run in a process of its own: leave the outcome behind, or the reason why there is none."""
     if sys.platform in ("linux", "darwin"):  # a host name may lead nowhere; all are on one machine
         loopback = "lo" if sys.platform == "linux" else "lo0"
@@ -174,6 +174,6 @@ def _rank(task: RankTask, step: Callable[[RankTask], Outcome]) -> None:
     torch.save(saved, Path(task.folder, f"outcome-{task.rank}.pt"))
 
 
-def _read(path: Path) -> Outcome:
+def _read(path: Path) -> StepResult:
     saved = torch.load(path, weights_only=True)
-    return Outcome(saved["loss"], saved["gradients"])
+    return StepResult(saved["loss"], saved["gradients"])

@@ -15,7 +15,7 @@ import numpy as np
 from mtpack.packing.columns import IGNORED
 from mtpack.shards.arrow import TOKEN_COLUMNS
 from mtpack.shards.dataset import Row, Shards
-from mtpack.token_batch import Int64, offsets_of
+from mtpack.token_batch import Int64, offsets_from_lengths
 from mtpack.torch_data import PackedDataset
 from mtpack.verify.causal_model import CausalModel
 from mtpack.verify.model import block_rows
@@ -60,7 +60,7 @@ def turns_of(row: Row, label_alignment: str) -> list[TurnTokens]:
     """Find each turn's tokens from the turn starts and the loss mask, not from loss_token_num."""
     places = np.flatnonzero(row["loss_mask"])
     groups = np.split(places, np.searchsorted(places, row["turn_starts"][1:]))
-    entry_starts = offsets_of(row["seq_lengths"])[:-1]
+    entry_starts = offsets_from_lengths(row["seq_lengths"])[:-1]
     shift = 1 if label_alignment == "shifted" else 0
     turns = []
     for group in groups:
@@ -72,7 +72,7 @@ def turns_of(row: Row, label_alignment: str) -> list[TurnTokens]:
 def leading_turns(row: Row, turns: int, label_alignment: str) -> Row:
     """Cut a sequence behind the last token of its first `turns` turns; all columns agree again."""
     end = int(turns_of(row, label_alignment)[turns - 1].positions[-1]) + 1
-    starts = offsets_of(row["seq_lengths"])[:-1]
+    starts = offsets_from_lengths(row["seq_lengths"])[:-1]
     entries = int(np.searchsorted(starts, end))
     room = end - starts[:entries]
     cut: dict[str, Any] = {name: row[name][:end].copy() for name in TOKEN_COLUMNS}
@@ -212,7 +212,7 @@ def leading_parts(row: Row, limit: int) -> Row:
     All columns agree again but loss_token_num, which counts what is cut off as well.
     """
     entries = document_ids(row)
-    starts = offsets_of(row["seq_lengths"])[:-1]
+    starts = offsets_from_lengths(row["seq_lengths"])[:-1]
     within = np.arange(len(entries)) - starts[entries]
     kept = (within < limit) & (entries < _NEIGHBOURS)
     heads = kept[row["turn_starts"]]

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from mtpack.loss import Kernel, Normalization, linear_turn_mean_loss
 from mtpack.packing.columns import IGNORED
-from mtpack.packing.label_alignment import shifted
+from mtpack.packing.label_alignment import to_shifted
 from mtpack.running.forking import give_back_freed_memory
 from mtpack.shards.dataset import Shards
 from mtpack.torch_data import collate
@@ -97,7 +97,7 @@ def make_batch(shards: Shards, sizes: Sizes, device: str) -> Batch:
     The first sequences, and where there are too few of them, those again.
     """
     rows = [
-        shifted(shards[number % len(shards)], shards.metadata.label_alignment)
+        to_shifted(shards[number % len(shards)], shards.metadata.label_alignment)
         for number in range(-(-sizes.tokens // shards.metadata.seq_len))
     ]
     collated = collate(rows)

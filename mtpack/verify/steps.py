@@ -26,7 +26,7 @@ _CEILINGS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class StepSums:
     """What micro-batches and ranks add up: nothing in it is divided yet."""
 
     loss: Tensor
@@ -35,15 +35,15 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """The loss of a step, and the gradient of every parameter."""
 
     loss: Tensor
     gradients: list[Tensor]
 
-    def on(self, device: str) -> Outcome:
+    def on(self, device: str) -> StepResult:
         """Return it on another device."""
-        return Outcome(self.loss.to(device), [one.to(device) for one in self.gradients])
+        return StepResult(self.loss.to(device), [one.to(device) for one in self.gradients])
 
 
 def batch_of(rows: list[Row], model: CausalModel) -> Batch:
@@ -76,7 +76,7 @@ def micro_batch_sums(
     )
 
 
-def added_up(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> Sums:
+def accumulate(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> StepSums:
     """Add up losses, numbers of turns, and the gradients of the losses.
 
     In float32 at least: bfloat16 would lose what a single turn adds.
@@ -92,21 +92,23 @@ def added_up(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> Sums
                 gradient += more
         loss_sum += loss.detach()
         turn_sum += turns
-    return Sums(loss_sum, turn_sum, gradients)
+    return StepSums(loss_sum, turn_sum, gradients)
 
 
-def step_sums(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> Sums:
+def step_sums(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> StepSums:
     """Add up the micro-batches of a step, each given as its rows."""
     batches = (batch_of(part, model) for part in parts)
-    return added_up(model, (micro_batch_sums(model, batch, label_alignment) for batch in batches))
+    return accumulate(model, (micro_batch_sums(model, batch, label_alignment) for batch in batches))
 
 
-def divided(sums: Sums) -> Outcome:
+def normalize(sums: StepSums) -> StepResult:
     """Divide once, by all turns."""
-    return Outcome(sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients])
+    return StepResult(
+        sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients]
+    )
 
 
-def difference(found: Outcome, reference: Outcome, dtype: torch.dtype) -> float:
+def difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> float:
     """Return the largest relative difference of the loss and of the gradients.
 
     Of every parameter's gradient by itself. A gradient may be 0 in truth (of queries and keys where

@@ -14,7 +14,7 @@ import numpy as np
 
 from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
-from mtpack.token_batch import Int64, offsets_of, owners
+from mtpack.token_batch import Int64, offsets_from_lengths, segment_ids
 
 MEANS = ("turn_mean", "token_mean", "dialogue_mean", "square_root")
 
@@ -81,13 +81,13 @@ def weight_bins(shards: Shards) -> list[WeightBin]:
 
 
 def _batch_sums(batch: Columns, seq_len: int) -> Any:
-    """Return undivided weights by each of `MEANS`, for each power of two.
+    """Return reference_step weights by each of `MEANS`, for each power of two.
 
     By the first two, those are how many turns and how many tokens there are.
     """
-    rows = owners(batch.turn_offsets)
+    rows = segment_ids(batch.turn_offsets)
     lengths = batch.loss_token_num[rows, batch.turn_starts].astype(np.int64)
-    starts = offsets_of(batch.seq_lengths)
+    starts = offsets_from_lengths(batch.seq_lengths)
     documents = np.searchsorted(starts, rows * seq_len + batch.turn_starts, side="right") - 1
     in_document: Int64 = np.bincount(documents, weights=lengths)[documents]
     exponents = np.frexp(lengths)[1] - 1

@@ -24,7 +24,7 @@ from mtpack.cli import main
 from mtpack.documents.control_tokens import load_renderer
 from mtpack.documents.control_tokens_in_text import SpelledTokens
 from mtpack.documents.literal_tokens import NotLiteralError, literal_tokenizer
-from mtpack.documents.overlong import piece_maker
+from mtpack.documents.overlong import suffix_renderer
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.errors import SetupError
 from mtpack.input.dialogue import Dialogue, Origin, Reject
@@ -34,8 +34,8 @@ from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.turn_spans import render_dialogue
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
-from tests import template_facts
 from tests.conftest import shared
+from tests.support import template_facts
 from tests.support.encoders import encoder_of
 from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, Token
 from tests.support.strategies import as_documents
@@ -495,9 +495,11 @@ def test_pieces_of_a_long_dialogue_are_encoded_so_too():
     turns = [f"Why {EOT} {number}?" if number % 2 == 0 else "So." for number in range(12)]
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
-    make_piece = piece_maker(renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60)
+    render_suffix = suffix_renderer(
+        renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60
+    )
     reference = LiteralReference("embedded", template_facts.CHATML, None)
-    (made,) = as_documents(make_piece(0, 11))
+    (made,) = as_documents(render_suffix(0, 11))
     runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]
     whole = [reference.documents(run, "never")[-1] for run in runs]
     (expected,) = [document for document in whole if len(document.ids) == len(made.ids)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpack.documents.overlong import Fitted, fit
+from mtpack.documents.overlong import OverlongResult, apply_overlong_policy
 from tests.support.strategies import (
     Document,
     Turn,
@@ -94,21 +94,21 @@ def turns_of(documents: list[Document]) -> list[tuple[int, Turn]]:
     return [(document.row, turn) for document in documents for turn in document.turns]
 
 
-def assert_empty(fitted: Fitted) -> None:
+def assert_empty(fitted: OverlongResult) -> None:
     assert (fitted.batch.num_documents, fitted.batch.num_turns, len(fitted.batch.ids)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(batch=token_batches(), seq_len=limits)
 def test_every_policy_does_what_its_obvious_twin_does(policy, batch, seq_len):
-    fitted = fit(batch, seq_len, policy, some_pieces)
+    fitted = apply_overlong_policy(batch, seq_len, policy, some_pieces)
     assert_same_batch(fitted.batch, SLOW_TWINS[policy](as_documents(batch), seq_len))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(batch=token_batches(), seq_len=limits)
 def test_nothing_longer_than_a_sequence_is_left(policy, batch, seq_len):
-    fitted = fit(batch, seq_len, policy, some_pieces)
+    fitted = apply_overlong_policy(batch, seq_len, policy, some_pieces)
     for document in as_documents(fitted.batch):
         assert len(document.ids) <= seq_len
         assert document.turns
@@ -118,7 +118,7 @@ def test_nothing_longer_than_a_sequence_is_left(policy, batch, seq_len):
 @pytest.mark.parametrize("policy", POLICIES)
 @given(batch=token_batches(), seq_len=limits)
 def test_every_turn_is_kept_or_counted_as_dropped_or_its_row_is_rejected(policy, batch, seq_len):
-    fitted = fit(batch, seq_len, policy, some_pieces)
+    fitted = apply_overlong_policy(batch, seq_len, policy, some_pieces)
     rejected = [row for row, _ in turns_of(as_documents(batch)) if row in fitted.rejected_rows]
     assert set(fitted.counts) <= {DROPPED}
     assert batch.num_turns == fitted.batch.num_turns + fitted.counts[DROPPED] + len(rejected)
@@ -128,7 +128,9 @@ def test_every_turn_is_kept_or_counted_as_dropped_or_its_row_is_rejected(policy,
 def test_each_turn_is_trained_at_most_once(batch, seq_len):
     there = {(row, turn.message) for row, turn in turns_of(as_documents(batch))}
     for policy in POLICIES:
-        turns = turns_of(as_documents(fit(batch, seq_len, policy, some_pieces).batch))
+        turns = turns_of(
+            as_documents(apply_overlong_policy(batch, seq_len, policy, some_pieces).batch)
+        )
         names = [(row, turn.message) for row, turn in turns]
         assert len(names) == len(set(names))
         assert set(names) <= there
@@ -138,7 +140,9 @@ def test_each_turn_is_trained_at_most_once(batch, seq_len):
 def test_only_truncate_cuts_a_turn(batch, seq_len):
     whole = turns_of(as_documents(batch))
     for policy in ("turns", "split", "drop", "error"):
-        for turn in turns_of(as_documents(fit(batch, seq_len, policy, no_piece).batch)):
+        for turn in turns_of(
+            as_documents(apply_overlong_policy(batch, seq_len, policy, no_piece).batch)
+        ):
             assert turn in whole
 
 
@@ -148,7 +152,7 @@ def test_truncate_keeps_the_loss_tokens_that_fit_and_counts_those(batch, seq_len
         (row, turn.message): [position for position in turn.positions if position < seq_len]
         for row, turn in turns_of(as_documents(batch))
     }
-    fitted = fit(batch, seq_len, "truncate", no_piece)
+    fitted = apply_overlong_policy(batch, seq_len, "truncate", no_piece)
     found = {
         (row, turn.message): turn.positions for row, turn in turns_of(as_documents(fitted.batch))
     }
@@ -160,7 +164,9 @@ def test_truncate_keeps_the_loss_tokens_that_fit_and_counts_those(batch, seq_len
 @given(token_batches(), limits)
 def test_split_asks_for_each_turn_that_does_not_fit_once(batch, seq_len):
     asked = []
-    fit(batch, seq_len, "split", lambda row, message: asked.append((row, message)))
+    apply_overlong_policy(
+        batch, seq_len, "split", lambda row, message: asked.append((row, message))
+    )
     assert asked == [
         (row, turn.message) for row, turn in turns_of(as_documents(batch)) if turn.end > seq_len
     ]
@@ -168,14 +174,14 @@ def test_split_asks_for_each_turn_that_does_not_fit_once(batch, seq_len):
 
 @given(token_batches(), limits)
 def test_split_trains_every_turn_if_every_piece_fits(batch, seq_len):
-    fitted = fit(batch, seq_len, "split", lambda *turn: as_batch([piece(*turn)]))
+    fitted = apply_overlong_policy(batch, seq_len, "split", lambda *turn: as_batch([piece(*turn)]))
     assert fitted.batch.num_turns == batch.num_turns
     assert not fitted.counts[DROPPED]
 
 
 @given(token_batches(), limits)
 def test_error_rejects_all_documents_of_the_rows_with_one_that_is_too_long(batch, seq_len):
-    fitted = fit(batch, seq_len, "error", no_piece)
+    fitted = apply_overlong_policy(batch, seq_len, "error", no_piece)
     documents = as_documents(batch)
     assert fitted.rejected_rows == {one.row for one in documents if len(one.ids) > seq_len}
     assert not fitted.counts[DROPPED]
@@ -184,14 +190,14 @@ def test_error_rejects_all_documents_of_the_rows_with_one_that_is_too_long(batch
 @given(token_batches(), limits)
 def test_only_error_rejects_rows(batch, seq_len):
     for policy in ("turns", "split", "truncate", "drop"):
-        assert not fit(batch, seq_len, policy, no_piece).rejected_rows
+        assert not apply_overlong_policy(batch, seq_len, policy, no_piece).rejected_rows
 
 
 @given(token_batches())
 def test_documents_that_fit_are_left_alone(batch):
     longest = max(batch.document_lengths.tolist(), default=1)
     for policy in POLICIES:
-        fitted = fit(batch, longest, policy, no_piece)
+        fitted = apply_overlong_policy(batch, longest, policy, no_piece)
         assert_same_batch(fitted.batch, as_documents(batch))
         assert (+fitted.counts, fitted.rejected_rows) == ({}, set())
 
@@ -199,7 +205,7 @@ def test_documents_that_fit_are_left_alone(batch):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_run_may_be_left_with_nothing(policy):
     batch = as_batch([Document(3, [10, 11, 12], [Turn(1, 0, [(2, 3)])])])
-    fitted = fit(batch, 2, policy, no_piece)
+    fitted = apply_overlong_policy(batch, 2, policy, no_piece)
     assert_empty(fitted)
     assert fitted.counts[DROPPED] == (0 if policy == "error" else 1)
     assert fitted.rejected_rows == ({3} if policy == "error" else set())
@@ -218,7 +224,7 @@ def test_the_policies_side_by_side():
     )
 
     def after(policy: str) -> tuple[list[Document], int]:
-        fitted = fit(batch, 6, policy, no_piece)
+        fitted = apply_overlong_policy(batch, 6, policy, no_piece)
         return as_documents(fitted.batch), fitted.counts[DROPPED]
 
     heads = [Document(0, [0, 1, 2], [early]), Document(1, [0, 1, 2], [early])]

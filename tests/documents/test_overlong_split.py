@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpack.documents.control_tokens import load_renderer
-from mtpack.documents.overlong import piece_maker
+from mtpack.documents.overlong import suffix_renderer
 from mtpack.input.dialogue import Dialogue, Message, Origin
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
@@ -50,10 +50,12 @@ def pieces_of(
 ) -> Callable[[int], Document | None]:
     """Return what makes the piece for a message, as a document that a reader can see."""
     renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
-    make_piece = piece_maker(renderer, encoder_of(TOKENIZER), {ROW: dialogue}.__getitem__, seq_len)
+    render_suffix = suffix_renderer(
+        renderer, encoder_of(TOKENIZER), {ROW: dialogue}.__getitem__, seq_len
+    )
 
     def piece(message: int) -> Document | None:
-        made = make_piece(ROW, message)
+        made = render_suffix(ROW, message)
         if made is None:
             return None
         (document,) = as_documents(made)

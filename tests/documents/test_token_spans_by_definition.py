@@ -167,8 +167,10 @@ def test_texts_that_the_tokenizer_rewrites_keep_their_places(tokenizer):
             text = np.array([number])
             place = encoded.positions.at(text, np.array([character]))
             started_before = sum(expected.starts < character)
-            assert encoded.first_from(text, place) == first + started_before
-            assert encoded.first_beyond(text, place) == first + sum(expected.ends <= character)
+            assert encoded.first_token_starting_at(text, place) == first + started_before
+            assert encoded.first_token_ending_after(text, place) == first + sum(
+                expected.ends <= character
+            )
 
 
 def test_columns_of_turns_are_turns():

@@ -30,8 +30,8 @@ from mtpack.integrations.megatron import (
     loss_func,
 )
 from mtpack.shards.dataset import open_shards
-from tests import megatron_ranks as megatron
 from tests.conftest import ROOT
+from tests.support import megatron_ranks as megatron
 from tests.support.builders import (
     columns_of_sequences,
     hand_made_sequences,

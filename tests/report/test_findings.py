@@ -11,9 +11,9 @@ from rich.console import Console
 
 import mtpack
 from mtpack.cli import main
-from mtpack.report.findings import account_of_turns, findings_of
+from mtpack.report.findings import notices_of, turn_summary
 from mtpack.report.pack_report import show_report
-from mtpack.shards.manifest import About, PackReport, ShardRecord, Tally
+from mtpack.shards.manifest import PackReport, RunInfo, ShardRecord, Tally
 
 ORDINARY = Tally.of(
     Counter(
@@ -85,7 +85,7 @@ packed: 1 shard, 0.1 MiB, in 1.5 s after 0.5 s of loading
 
 def report_of(tally: Tally) -> str:
     """Return the report of a run, as an 80 column terminal shows it."""
-    about = About(
+    about = RunInfo(
         mtpack_version="0",
         tokenizer="none",
         seconds={"start": 0.5, "total": 1.5},
@@ -105,19 +105,19 @@ def test_a_report_reads_like_this():
 
 
 def test_a_run_out_of_which_nothing_stands_out_has_one_line_on_its_turns():
-    assert findings_of(ORDINARY) == []
-    (line,) = account_of_turns(ORDINARY)
+    assert notices_of(ORDINARY) == []
+    (line,) = turn_summary(ORDINARY)
     assert (line.name, line.count) == ("merging exact", 60)
 
 
 def test_a_count_of_zero_is_not_spoken_of():
-    names = [finding.name for finding in findings_of(replace(EVERYTHING, bent=0, unproven=0))]
+    names = [finding.name for finding in notices_of(replace(EVERYTHING, bent=0, unproven=0))]
     assert "own document" in names
     assert not {"bent", "unproven"} & set(names)
 
 
 def test_tokens_that_the_overlong_policy_left_out_are_no_negative_cost():
-    assert findings_of(replace(ORDINARY, tokens=3000)) == []
+    assert notices_of(replace(ORDINARY, tokens=3000)) == []
 
 
 # A template that rewrites history, as Qwen3's does: earlier turns lose their thinking.
@@ -162,7 +162,7 @@ def pack(rows, merge="auto") -> PackReport:
 )
 def test_every_packed_turn_is_accounted_for_once(rows, merge, expected):
     tally = pack(rows, merge).tally
-    account = {finding.name: finding.count for finding in account_of_turns(tally)}
+    account = {finding.name: finding.count for finding in turn_summary(tally)}
     assert {name: account.get(name) for name in expected} == expected
     kinds = ("merging exact", "own document", "bent", "unproven")
     assert sum(account.get(name, 0) for name in kinds) == tally.turns_packed == 6
@@ -171,7 +171,7 @@ def test_every_packed_turn_is_accounted_for_once(rows, merge, expected):
 def test_the_cost_is_that_of_the_merged_run(rows):
     auto, merged = pack(rows).tally, pack(rows, "always").tally
     assert auto.tokens_if_merged == merged.tokens
-    (repeated,) = [found for found in findings_of(auto) if found.name == "repeated"]
+    (repeated,) = [found for found in notices_of(auto) if found.name == "repeated"]
     assert repeated.count == auto.tokens - merged.tokens
     times = auto.tokens / merged.tokens
     assert f"{times:.2f} times what one document a dialogue would have: {merged.tokens}" in (
@@ -187,7 +187,7 @@ def test_pack_and_inspect_tell_the_same_in_words_and_in_figures(rows):
     packed, inspected = (
         CliRunner().invoke(main, command) for command in (arguments, ["inspect", folder])
     )
-    for finding in account_of_turns(report.tally):
+    for finding in turn_summary(report.tally):
         for output in (packed.stdout, inspected.stdout):
             words = " ".join(output.split())
             assert " ".join(f"{finding.name} {finding.count} {finding.text}".split()) in words

@@ -22,8 +22,8 @@ from mtpack.report.inspect_view import escaped, show_figures, show_row
 from mtpack.report.row_view import row_view
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.shards.dataset import Shards, open_shards
-from mtpack.shards.manifest import About, Manifest, PackReport, Run, Tally
-from mtpack.token_batch import TokenBatch, offsets_of
+from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, Tally
+from mtpack.token_batch import TokenBatch, offsets_from_lengths
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.support.builders import write_columns
 
@@ -97,7 +97,7 @@ def batch_of(documents: list[Document]) -> TokenBatch:
     spans = [span for _, turn_spans in turns for span in turn_spans]
 
     def lengths(lists: Iterable[list[Any]]) -> np.ndarray:
-        return offsets_of(np.array([len(entries) for entries in lists]))
+        return offsets_from_lengths(np.array([len(entries) for entries in lists]))
 
     return TokenBatch(
         ids=np.array([number for document in documents for number in document.ids], np.int32),
@@ -129,7 +129,9 @@ def pack(
     **damage: Any,
 ) -> Shards:
     metadata = ShardMetadata(seq_len, alignment, pad_documents_to, PAD_ID, tokenizer_sha256, "0")
-    columns = assemble(batch_of(documents), offsets_of(np.array(sequences)), metadata.layout)
+    columns = assemble(
+        batch_of(documents), offsets_from_lengths(np.array(sequences)), metadata.layout
+    )
     path = folder / f"{alignment}.arrow"
     return open_shards(write(path, replace(columns, **damage), metadata))
 
@@ -144,8 +146,8 @@ def tally_of(shards: Shards, **counts: Any) -> Tally:
 
 
 def with_manifest(shards: Shards, tally: Tally, tokenizer: str = "nowhere") -> Shards:
-    run = Run(options={}, inputs=[], tokenizer_sha256="0", template_sha256="0")
-    about = About(mtpack_version="0", tokenizer=tokenizer, seconds={}, warnings=[], inputs=[])
+    run = RunIdentity(options={}, inputs=[], tokenizer_sha256="0", template_sha256="0")
+    about = RunInfo(mtpack_version="0", tokenizer=tokenizer, seconds={}, warnings=[], inputs=[])
     report = PackReport(output="", seq_len=16, tally=tally, shards=[], about=about)
     return Shards(shards.opened, shards.metadata, Manifest(run, report))
 

@@ -5,7 +5,7 @@ import pytest
 
 import mtpack
 from mtpack.errors import SetupError
-from mtpack.running.pack import Listener
+from mtpack.running.pack import Callbacks
 from mtpack.tokenizer import encoders
 from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, load_fast_engine
 from tests.conftest import SAMPLE_DATA, shared
@@ -14,17 +14,17 @@ ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
 
 
 def pack(folder, **options):
-    remarks: list[str] = []
+    warnings: list[str] = []
     settings = {"workers": 1, "tokenizer_engine": "auto", **options}
-    report = mtpack.pack(ROWS, output=folder, listener=Listener(remark=remarks.append), **settings)
-    return report, remarks
+    report = mtpack.pack(ROWS, output=folder, callbacks=Callbacks(warn=warnings.append), **settings)
+    return report, warnings
 
 
 def test_both_engines_give_the_same_shards_and_say_who_they_are(tmp_path):
     for engine in ("tokenizers", "fastokens"):
-        report, remarks = pack(tmp_path / engine, tokenizer_engine=engine)
+        report, warnings = pack(tmp_path / engine, tokenizer_engine=engine)
         assert report.about.tokenizer_engine == engine
-        assert not [remark for remark in remarks if "engine" in remark or "fastokens" in remark]
+        assert not [line for line in warnings if "engine" in line or "fastokens" in line]
     one, other = (mtpack.open_shards(tmp_path / name) for name in ("tokenizers", "fastokens"))
     assert one.manifest.report.shards == other.manifest.report.shards
 
@@ -45,9 +45,9 @@ def test_what_fastokens_cannot_serve_falls_back_with_one_line(tmp_path, monkeypa
     tokenizer = shared("tokenizers/t5-small-unigram")
     template = shared("templates/trl/qwen3_instruct_2507.jinja")
     options = {"tokenizer": tokenizer, "chat_template": template}
-    report, remarks = pack(tmp_path / "packed", **options)
+    report, warnings = pack(tmp_path / "packed", **options)
     assert report.about.tokenizer_engine == "tokenizers"
-    assert sum("going on with tokenizers" in remark for remark in remarks) == 1
+    assert sum("going on with tokenizers" in line for line in warnings) == 1
     with pytest.raises(SetupError, match="--tokenizer-engine auto or tokenizers"):
         pack(tmp_path / "other", tokenizer_engine="fastokens", **options)
 
@@ -74,17 +74,17 @@ def break_fastokens(monkeypatch, is_broken) -> None:
 
 def assert_all_is_done_by_tokenizers(tmp_path) -> list[str]:
     right, _ = pack(tmp_path / "right", tokenizer_engine="tokenizers")
-    found, remarks = pack(tmp_path / "found")
+    found, warnings = pack(tmp_path / "found")
     assert found.shards == right.shards
     assert found.tally == right.tally
     assert found.about.tokenizer_engine == "tokenizers"
-    return remarks
+    return warnings
 
 
 def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
     break_fastokens(monkeypatch, lambda texts: any("<|im_end|><|im_end|>" in x for x in texts))
-    remarks = assert_all_is_done_by_tokenizers(tmp_path)
-    assert sum("going on with tokenizers" in remark for remark in remarks) == 1
+    warnings = assert_all_is_done_by_tokenizers(tmp_path)
+    assert sum("going on with tokenizers" in line for line in warnings) == 1
     with pytest.raises(SetupError, match="other ids than tokenizers"):
         pack(tmp_path / "other", tokenizer_engine="fastokens")
 
@@ -94,8 +94,8 @@ def test_the_audit_voids_what_a_wrong_engine_made(tmp_path, monkeypatch):
     monkeypatch.setattr("mtpack.sampled_check.Audit.is_due", lambda audit, row: row % 3 == 0)
     monkeypatch.setattr(encoders, "probe_texts", lambda added_tokens, own_rows: ["of no use"])
     break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
-    remarks = assert_all_is_done_by_tokenizers(tmp_path)
-    assert sum("gave other ids" in remark for remark in remarks) == 1
+    warnings = assert_all_is_done_by_tokenizers(tmp_path)
+    assert sum("gave other ids" in line for line in warnings) == 1
     about = mtpack.open_shards(tmp_path / "found").manifest.report.about
     assert about.audit_mismatches == 1
 

@@ -105,11 +105,11 @@ def test_another_seed_gives_another_order_of_the_same_turns(packed, tmp_path):
 
 def test_the_same_command_again_reports_again_without_work(packed):
     before = {path: path.stat().st_mtime_ns for path in packed.iterdir()}
-    remarks: list[str] = []
-    listener = mtpack.Listener(remark=remarks.append)
-    report = pack(packed, shard_size="2MiB", listener=listener)
+    warnings: list[str] = []
+    callbacks = mtpack.Callbacks(warn=warnings.append)
+    report = pack(packed, shard_size="2MiB", callbacks=callbacks)
     assert report.tally.rows_read == 320
-    assert any("already complete" in remark for remark in remarks)
+    assert any("already complete" in line for line in warnings)
     assert {path: path.stat().st_mtime_ns for path in packed.iterdir()} == before
 
 
@@ -117,9 +117,9 @@ def test_an_interrupted_run_starts_over_and_says_so(packed, tmp_path):
     output = tmp_path / "interrupted"
     (output / ".mtpack").mkdir(parents=True)
     (output / ".mtpack" / "split-0000000.arrow").write_bytes(b"half")
-    remarks: list[str] = []
-    pack(output, shard_size="2MiB", listener=mtpack.Listener(remark=remarks.append))
-    assert any("did not complete" in remark for remark in remarks)
+    warnings: list[str] = []
+    pack(output, shard_size="2MiB", callbacks=mtpack.Callbacks(warn=warnings.append))
+    assert any("did not complete" in line for line in warnings)
     assert contents(output) == contents(packed)
 
 
@@ -165,8 +165,8 @@ def test_a_window_is_written_and_its_files_go_while_the_next_is_tokenized(
         stages.append(stage)
         most_files = max(most_files, len(list((tmp_path / "packed/.mtpack").glob("split-*"))))
 
-    listener = mtpack.Listener(progress=progress)
-    pack(tmp_path / "packed", window="8Ki", workers=workers, listener=listener)
+    callbacks = mtpack.Callbacks(progress=progress)
+    pack(tmp_path / "packed", window="8Ki", workers=workers, callbacks=callbacks)
     num_splits = stages.count("tokenize")
     assert stages.index("write") < num_splits // 2
     assert most_files < num_splits // 2

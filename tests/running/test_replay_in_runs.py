@@ -2,22 +2,22 @@
 
 import mtpack
 from mtpack.running import pipeline
-from mtpack.running.pack import Listener
+from mtpack.running.pack import Callbacks
 from mtpack.sampled_check import Audit
 from mtpack.template.tracing import replayer
-from mtpack.template.tracing.slotted_text import Outline
-from mtpack.template.tracing.warm_up import rehearsed_dialogues
+from mtpack.template.tracing.slotted_text import SlottedText
+from mtpack.template.tracing.warm_up import warm_up_dialogues
 from tests.conftest import SAMPLE_DATA
 
 ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
 
 
 def pack(folder, **options):
-    remarks: list[str] = []
+    warnings: list[str] = []
     report = mtpack.pack(
-        ROWS, output=folder, workers=1, listener=Listener(remark=remarks.append), **options
+        ROWS, output=folder, workers=1, callbacks=Callbacks(warn=warnings.append), **options
     )
-    return report, remarks
+    return report, warnings
 
 
 def test_every_accepted_dialogue_is_replayed_or_rendered(tmp_path):
@@ -35,23 +35,23 @@ def test_what_is_recorded_is_compared_with_its_render(tmp_path):
 
 def write_wrongly(monkeypatch, is_wrong) -> None:
     """Have texts filled in with a space in front, once `is_wrong()`."""
-    right = Outline.joined
+    right = SlottedText.joined
 
     def joined(outline, texts):
         return " " * is_wrong() + right(outline, texts)
 
-    monkeypatch.setattr(Outline, "joined", joined)
+    monkeypatch.setattr(SlottedText, "joined", joined)
 
 
 def test_a_wrong_replay_voids_all_replays_of_the_run(tmp_path, monkeypatch):
     right, _ = pack(tmp_path / "right")
     write_wrongly(monkeypatch, lambda: True)
-    found, remarks = pack(tmp_path / "found")
+    found, warnings = pack(tmp_path / "found")
     assert found.shards == right.shards
     assert found.tally == right.tally
     assert found.about.audit_mismatches > 0
     assert found.about.replayed == 0
-    assert sum("differs from its render" in remark for remark in remarks) == 1
+    assert sum("differs from its render" in line for line in warnings) == 1
 
 
 def test_the_seeded_sample_finds_a_replay_that_goes_wrong_later(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, mon
 
 
 def as_for_large_inputs(monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "_WORTH_REHEARSING", 0)
+    monkeypatch.setattr(pipeline, "_WORTH_WARMING_UP", 0)
 
 
 def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path, monkeypatch):
@@ -104,24 +104,24 @@ def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path, monkeypatch):
 def test_a_rehearsal_ends_when_its_time_is_up(tmp_path, monkeypatch):
     def rehearsed() -> int:
         looked_at = []
-        dialogues = rehearsed_dialogues()
+        dialogues = warm_up_dialogues()
         spy = (looked_at.append(dialogue) or dialogue for dialogue in dialogues)
-        monkeypatch.setattr(replayer, "rehearsed_dialogues", lambda: spy)
-        pack(tmp_path / str(replayer._SECONDS_OF_REHEARSAL), tokenizer_engine="tokenizers")
+        monkeypatch.setattr(replayer, "warm_up_dialogues", lambda: spy)
+        pack(tmp_path / str(replayer._WARM_UP_SECONDS), tokenizer_engine="tokenizers")
         return len(looked_at)
 
     as_for_large_inputs(monkeypatch)
-    monkeypatch.setattr(replayer, "_SECONDS_OF_REHEARSAL", 0.0)
+    monkeypatch.setattr(replayer, "_WARM_UP_SECONDS", 0.0)
     assert rehearsed() == 1
-    monkeypatch.setattr(replayer, "_SECONDS_OF_REHEARSAL", 600.0)
-    assert rehearsed() == len(list(rehearsed_dialogues()))
+    monkeypatch.setattr(replayer, "_WARM_UP_SECONDS", 600.0)
+    assert rehearsed() == len(list(warm_up_dialogues()))
 
 
 def test_a_rehearsal_that_goes_wrong_is_told_of_by_the_data(tmp_path, monkeypatch):
     right, _ = pack(tmp_path / "right")
     as_for_large_inputs(monkeypatch)
     write_wrongly(monkeypatch, lambda: True)
-    found, remarks = pack(tmp_path / "found")
+    found, warnings = pack(tmp_path / "found")
     assert found.shards == right.shards
     assert found.about.audit_mismatches > 0
-    assert sum("differs from its render" in remark for remark in remarks) == 1
+    assert sum("differs from its render" in line for line in warnings) == 1

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import mtpack
-from mtpack.running.pack import Listener
+from mtpack.running.pack import Callbacks
 from tests.conftest import SAMPLE_DATA
 
 
@@ -32,7 +32,7 @@ def pack(tmp_path_factory, rows):
     def pack_rows(path=rows, **options):
         output = tmp_path_factory.mktemp("output") / "packed"
         settings = {"seq_len": 512, "window": "200Ki", "on_error": "skip", **options}
-        report = mtpack.pack(path, output=output, listener=Listener(), **settings)
+        report = mtpack.pack(path, output=output, callbacks=Callbacks(), **settings)
         rejects = (output / "rejects.jsonl").read_text().splitlines()
         places = [(json.loads(reject)["row"], json.loads(reject)["line"]) for reject in rejects]
         assert report.tally.rows_rejected == {"invalid_row": len(places)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mtpack
-from mtpack.running.pack import Listener
+from mtpack.running.pack import Callbacks
 from tests.conftest import SAMPLE_DATA
 
 ROWS = SAMPLE_DATA / "conversations_en.jsonl"
@@ -15,7 +15,7 @@ ROWS = SAMPLE_DATA / "conversations_en.jsonl"
 
 def pack(output: Path, store: Path, inputs=ROWS, **options):
     settings = {"workers": 1, "seq_len": 1024, "token_store": store, **options}
-    return mtpack.pack(inputs, output=output, listener=Listener(), **settings)
+    return mtpack.pack(inputs, output=output, callbacks=Callbacks(), **settings)
 
 
 @pytest.fixture
@@ -133,14 +133,14 @@ def test_the_report_tells_the_size_of_the_store(tmp_path, store):
 
 def test_what_a_distrusted_short_cut_made_is_made_again(tmp_path, store, monkeypatch):
     for record in store.rglob("*.json"):
-        assert "replay" in json.loads(record.read_text())["short_cuts"]
+        assert "replay" in json.loads(record.read_text())["fast_paths"]
     monkeypatch.setattr("mtpack.running.split_task.find_split", lambda *_: None)
     monkeypatch.setattr("mtpack.template.tracing.replayer.Replayer._replay", wrongly)
     report = pack(tmp_path / "again", store)
     assert report.about.audit_mismatches > 0
     monkeypatch.undo()
     for record in store.rglob("*.json"):
-        assert "replay" not in json.loads(record.read_text())["short_cuts"]
+        assert "replay" not in json.loads(record.read_text())["fast_paths"]
     assert is_reused(pack(tmp_path / "once more", store))
 
 

@@ -13,7 +13,7 @@ import pytest
 from mtpack.errors import MtpackError
 from mtpack.input.splits import RowsHeld, Split
 from mtpack.options import options_from
-from mtpack.running.heartbeat import SLOT_BYTES, Activity
+from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.split_task import SplitTask, tokenize_split
@@ -27,7 +27,7 @@ SOON = ProcessLimits(seconds=0.5)
 
 
 def at_a_row(pipeline: Pipeline, task: int) -> None:
-    pipeline.activity.begin(f"rows.jsonl line {task}: rendering")
+    pipeline.heartbeat.begin(f"rows.jsonl line {task}: rendering")
 
 
 def hang_in_foreign_code(pipeline: Pipeline, task: int) -> None:
@@ -70,7 +70,7 @@ def be_killed(pipeline: Pipeline, task: int) -> None:
 
 def be_killed_between_rows(pipeline: Pipeline, task: int) -> None:
     at_a_row(pipeline, task)
-    pipeline.activity.end()
+    pipeline.heartbeat.end()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -168,19 +168,19 @@ def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
     )
 
 
-def test_an_activity_is_read_where_another_process_writes_it():
+def test_a_heartbeat_is_read_where_another_process_writes_it():
     slot = bytearray(SLOT_BYTES)
-    written, read = Activity(slot), Activity(slot)
+    written, seen = Heartbeat(slot), Heartbeat(slot)
     written.belongs_to(7)
-    assert (read.look().process, read.look().what) == (7, "")
-    changes = read.look().changes
+    assert (seen.read().process, seen.read().what) == (7, "")
+    changes = seen.read().changes
     written.begin("rows \udcff.jsonl line 1: " + "x" * SLOT_BYTES, effort=2.5)
-    moment = read.look()
+    moment = seen.read()
     assert (moment.process, moment.effort) == (7, 2.5)
     assert moment.changes > changes
     assert moment.what.startswith("rows \\udcff.jsonl line 1: xxx")
     written.end()
-    assert read.look().what == ""
+    assert seen.read().what == ""
 
 
 def test_processes_share_the_memory_that_is_free():

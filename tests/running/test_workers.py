@@ -11,10 +11,10 @@ from socket import socketpair
 from typing import NamedTuple
 
 import pytest
-from mtpack.runners import local
 
 from mtpack.errors import InputError, MtpackError
 from mtpack.options import options_from
+from mtpack.running import runner as runner_module
 from mtpack.running.channel import receive, send
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
@@ -72,7 +72,7 @@ def fail_with_what_can_not_be_sent(pipeline: Pipeline, number: int) -> int:
 
 
 def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
-    pipeline.activity.begin(f"rows.jsonl line {visit.number}: rendering")
+    pipeline.heartbeat.begin(f"rows.jsonl line {visit.number}: rendering")
     with open(visit.folder / str(visit.number), "ab") as traces:
         traces.write(b".")
     if os.path.getsize(visit.folder / str(visit.number)) == 1 and visit.number % 3 == 1:
@@ -81,7 +81,7 @@ def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
 
 
 def always_be_killed_at_four(pipeline: Pipeline, visit: Visit) -> None:
-    pipeline.activity.begin(f"rows.jsonl line {visit.number}: rendering")
+    pipeline.heartbeat.begin(f"rows.jsonl line {visit.number}: rendering")
     with open(visit.folder / str(visit.number), "ab") as traces:
         traces.write(b".")
     if visit.number == 4:
@@ -105,7 +105,7 @@ METHODS = ["spawned", pytest.param("forked", marks=linux_only)]
 def two_workers(pipeline: Pipeline, method: str) -> Iterator[LocalRunner]:
     """Start workers in the way named, whatever threads the program has that runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "may_fork", lambda: method == "forked")
+        patch.setattr(runner_module, "may_fork", lambda: method == "forked")
         with local_runner(pipeline, NEVER) as runner:
             yield runner
 
@@ -268,14 +268,14 @@ IN_A_PROGRAM = """
 import threading
 from mtpack.options import options_from
 from mtpack.running.pipeline import load_pipeline
-from mtpack.runners import local
+from mtpack.running.runner import local_runner
 from mtpack.running.forking import may_fork
 
 def unit(pipeline, task):  # a spawned worker could not find it
     return pipeline is not the_pipeline, pipeline.tokenizer is the_pipeline.tokenizer
 
 the_pipeline = load_pipeline(options_from({"workers": 2}))
-with local.local_runner(the_pipeline) as runner:
+with local_runner(the_pipeline) as runner:
     print(may_fork(), *set(runner.run(unit, range(8))))
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(may_fork())

@@ -153,7 +153,9 @@ def test_other_special_tokens_are_another_tokenizer(tmp_path):
 
 def test_an_option_that_the_old_run_did_not_know_makes_a_difference():
     def run(**options):
-        return manifest.Run(options=options, inputs=[], tokenizer_sha256="", template_sha256="")
+        return manifest.RunIdentity(
+            options=options, inputs=[], tokenizer_sha256="", template_sha256=""
+        )
 
     assert run(seq_len=1).difference(run(seq_len=1, new="yes")) == "its new is unset, not yes"
     assert run(seq_len=1).difference(run(seq_len=1)) is None

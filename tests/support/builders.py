@@ -19,8 +19,16 @@ from mtpack.shards.arrow import (
     write_shard,
 )
 from mtpack.shards.dataset import Shards, open_shards
-from mtpack.shards.manifest import MANIFEST, About, Manifest, PackReport, Run, ShardRecord, Tally
-from mtpack.token_batch import offsets_of
+from mtpack.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    PackReport,
+    RunIdentity,
+    RunInfo,
+    ShardRecord,
+    Tally,
+)
+from mtpack.token_batch import offsets_from_lengths
 from tests.support.strategies import Document, Turn, as_batch
 
 PAD_ID = 0
@@ -64,7 +72,9 @@ def columns_of_sequences(sequences: list[list[Document]], layout: Layout) -> Col
     """Assemble documents; each inner list is a sequence."""
     documents = [document for sequence in sequences for document in sequence]
     return assemble(
-        as_batch(documents), offsets_of(np.array([len(sequence) for sequence in sequences])), layout
+        as_batch(documents),
+        offsets_from_lengths(np.array([len(sequence) for sequence in sequences])),
+        layout,
     )
 
 
@@ -129,13 +139,13 @@ def write_output(
         sha256 = write_columns(path, columns, metadata)
         rows = len(columns.turn_num)
         records.append(ShardRecord(path.name, rows, path.stat().st_size, sha256))
-    run = Run(
+    run = RunIdentity(
         options={"seq_len": metadata.seq_len},
         inputs=[],
         tokenizer_sha256=metadata.tokenizer_sha256,
         template_sha256=metadata.template_sha256,
     )
-    about = About(
+    about = RunInfo(
         mtpack_version="0",
         tokenizer="none",
         seconds={"start": 0.0, "total": 0.0},

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from mtpack.errors import SetupError
-from mtpack.token_batch import offsets_of
+from mtpack.token_batch import offsets_from_lengths
 from mtpack.tokenizer.byte_level import byte_level_of
 from mtpack.tokenizer.engines import (
     Engine,
@@ -355,7 +355,7 @@ def test_an_engine_that_leaves_a_token_out_is_refused():
         tokens = fast.encode(texts)
         lengths = np.diff(tokens.offsets)
         lengths[-1] -= 1
-        return FlatTokens(tokens.ids[:-1], offsets_of(lengths))
+        return FlatTokens(tokens.ids[:-1], offsets_from_lengths(lengths))
 
     with pytest.raises(EngineFailedError):
         prove_equal(reference, replace(fast, encode=encode), ["Hello", "world"])
@@ -418,7 +418,7 @@ def test_places_from_byte_lengths_are_the_places_of_tokenizers(name):
     tokens = reference.encode(texts)
     encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
     for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-        edges = offsets_of(table.lengths[tokens.of(number)])
+        edges = offsets_from_lengths(table.lengths[tokens.of(number)])
         assert edges[-1] == len(text.encode())
         character_of_byte = [i for i, c in enumerate(text) for _ in c.encode()]
         assert encoding.offsets == [

@@ -15,9 +15,8 @@ from tests.support.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
 
-from mtpack.verifying import causal_model, equivalence, steps  # noqa: E402
-
 from mtpack.torch_data import PackedDataset  # noqa: E402
+from mtpack.verify import causal_model, equivalence, steps  # noqa: E402
 from mtpack.verify.causal_model import built_in_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
 from mtpack.verify.computing import compacted  # noqa: E402

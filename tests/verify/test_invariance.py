@@ -13,11 +13,10 @@ from tests.support.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
 
-from mtpack.verifying import invariance, ranks, steps  # noqa: E402
-
 from mtpack.context_parallel import places_on_rank  # noqa: E402
 from mtpack.loss import turn_mean_loss  # noqa: E402
 from mtpack.torch_data import PackedDataset, collate  # noqa: E402
+from mtpack.verify import invariance, ranks, steps  # noqa: E402
 from mtpack.verify.causal_model import CausalModel, built_in_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
 from mtpack.verify.computing import compacted  # noqa: E402
@@ -25,7 +24,7 @@ from mtpack.verify.invariance import (  # noqa: E402
     compare_context_parallel,
     compare_micro_batches,
     comparison,
-    undivided,
+    reference_step,
 )
 from mtpack.verify.padding import lengthened, with_padded_documents  # noqa: E402
 from mtpack.verify.sampling import draw_short_rows  # noqa: E402
@@ -55,7 +54,7 @@ def model_of() -> CausalModel:
 
 def check_of(compare, rows: list[Row], alignment: str = "aligned") -> Check:
     model = model_of()
-    return compare(model, rows, alignment, undivided(model, rows, alignment))
+    return compare(model, rows, alignment, reference_step(model, rows, alignment))
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -68,7 +67,7 @@ def test_it_holds_for_every_division_within_a_process(tmp_path, alignment, compa
 def test_dividing_each_micro_batch_by_its_own_turns_does_not_pass(tmp_path, monkeypatch):
     rows = rows_of(tmp_path)
     model = model_of()
-    expected = undivided(model, rows, "aligned")
+    expected = reference_step(model, rows, "aligned")
     one = torch.ones((), dtype=torch.int64)
     right = steps.micro_batch_sums
 
@@ -153,7 +152,7 @@ def test_rows_that_are_too_long_give_leading_turns_of_equal_lengths(tmp_path):
     assert {len(row["input_ids"]) for row in whole} == {700}
 
 
-def outcomes_of(rows: list[Row]) -> list[steps.Outcome]:
+def outcomes_of(rows: list[Row]) -> list[steps.StepResult]:
     return ranks.data_parallel_outcomes(rows, "aligned", VOCABULARY, "cpu", torch.float64)
 
 
@@ -161,18 +160,18 @@ def test_ranks_that_all_reduce_end_with_the_same_gradients_as_one_process(tmp_pa
     rows = rows_of(tmp_path)
     outcomes = outcomes_of(rows)
     assert len(outcomes) == 2
-    check = comparison(outcomes, undivided(model_of(), rows, "aligned"), torch.float64, rows)
+    check = comparison(outcomes, reference_step(model_of(), rows, "aligned"), torch.float64, rows)
     assert check.value <= check.tolerance <= 1e-10
 
 
-def mean_of_the_rank(task: ranks.RankTask) -> steps.Outcome:
+def mean_of_the_rank(task: ranks.RankTask) -> steps.StepResult:
     """Divide before the ranks' sums are added up, as data-parallel training usually does."""
     all_reduced = ranks._all_reduced
 
     def averaged(sums, device):
-        mean = steps.divided(sums)
+        mean = steps.normalize(sums)
         ones = torch.ones((), dtype=torch.int64)
-        return all_reduced(steps.Sums(mean.loss, ones, mean.gradients), device)
+        return all_reduced(steps.StepSums(mean.loss, ones, mean.gradients), device)
 
     ranks._all_reduced = averaged
     return ranks.rank_step(task)
@@ -182,7 +181,7 @@ def test_ranks_that_divide_by_their_own_turns_do_not_pass(tmp_path, monkeypatch)
     rows = rows_of(tmp_path)
     monkeypatch.setattr(ranks, "rank_step", mean_of_the_rank)
     check = comparison(
-        outcomes_of(rows), undivided(model_of(), rows, "aligned"), torch.float64, rows
+        outcomes_of(rows), reference_step(model_of(), rows, "aligned"), torch.float64, rows
     )
     assert not check.ok
     assert check.value > 1e-3

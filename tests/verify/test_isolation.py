@@ -10,9 +10,8 @@ from tests.support.builders import hand_made_sequences, open_sequences, random_s
 
 torch = pytest.importorskip("torch")
 
-from mtpack.verifying import causal_model, steps  # noqa: E402
-
 from mtpack.torch_data import PackedDataset  # noqa: E402
+from mtpack.verify import causal_model, steps  # noqa: E402
 from mtpack.verify.causal_model import CausalModel, built_in_model  # noqa: E402
 from mtpack.verify.computing import compacted  # noqa: E402
 from mtpack.verify.isolation import (  # noqa: E402

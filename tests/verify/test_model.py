@@ -12,9 +12,8 @@ from tests.support.builders import hand_made_sequences, open_sequences
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mtpack.verifying import causal_model, computing, ranks, speed, verify  # noqa: E402
-
 from mtpack.report.verify_view import show  # noqa: E402
+from mtpack.verify import causal_model, computing, ranks, speed, verify  # noqa: E402
 from mtpack.verify.causal_model import loaded_model  # noqa: E402
 
 SMALL = {

@@ -8,12 +8,12 @@ import math
 
 import pytest
 from click.testing import CliRunner
-from mtpack.verifying import verify
 from rich.console import Console
 
 from mtpack.cli import main
 from mtpack.errors import SetupError
 from mtpack.report.verify_view import show
+from mtpack.verify import verify
 from tests.support.builders import (
     columns_of_sequences,
     hand_made_sequences,
@@ -27,8 +27,7 @@ from tests.support.builders import (
 
 torch = pytest.importorskip("torch")
 
-from mtpack.verifying import computing, speed  # noqa: E402
-
+from mtpack.verify import computing, speed  # noqa: E402
 from mtpack.verify.ranks import RanksFailed  # noqa: E402
 from mtpack.verify.speed import Sizes, measure_losses  # noqa: E402
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mtpack.template.tracing.recorder import Event
-from mtpack.template.tracing.tracers import Declined
+from mtpack.template.tracing.tracers import Untraceable
 
 
 class Node:
@@ -38,12 +38,12 @@ class Automaton:
     _steps: dict[Any, Node] = field(default_factory=dict)
 
     def learn(self, events: list[tuple[Event, Any]]) -> None:
-        """Add a recording; raise Declined where it contradicts what is known.
+        """Add a recording; raise Untraceable where it contradicts what is known.
 
         That would mean that a run depends on something beside its answers.
         """
         if self.is_contradicted:
-            raise Declined("the template is not to be replayed")
+            raise Untraceable("the template is not to be replayed")
         node = self.root
         for event, led_to in events:
             if node.event is None:
@@ -59,4 +59,4 @@ class Automaton:
     def _give_up(self) -> NoReturn:
         self.is_contradicted = True
         self.root, self._steps = Node(), {}
-        raise Declined("the same answers led to other events")
+        raise Untraceable("the same answers led to other events")

@@ -9,22 +9,22 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from mtpack.template.markers import LOOKING
+from mtpack.template.markers import FILTERS_THAT_READ_TEXT
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.operations import filtered
 from mtpack.template.tracing.recorder import Recorder
 from mtpack.template.tracing.tracers import (
     Composite,
-    Declined,
     Flag,
     Iteration,
     Listing,
     Mapping,
     Number,
     Text,
-    Traced,
+    Tracer,
+    Untraceable,
     View,
-    holds_traced,
+    holds_tracer,
 )
 
 
@@ -53,15 +53,15 @@ def traced_filter(
     def call(value: Any = operations.MISSING, *args: Any, **kwargs: Any) -> Any:
         if type(value) is str:
             value = recorder().captured(value)
-        if isinstance(value, Composite) and name in LOOKING:
+        if isinstance(value, Composite) and name in FILTERS_THAT_READ_TEXT:
             value = value.without_marks()
         if name in _STRUCTURAL:
             found = _STRUCTURAL[name](value, *args)
             if found is not None:
                 return found
-        if name in ("default", "d") or not holds_traced([value, args, kwargs]):
+        if name in ("default", "d") or not holds_tracer([value, args, kwargs]):
             return bound(value, *args, **kwargs)
-        if name in ("first", "last", "length", "count", "list") and not isinstance(value, Traced):
+        if name in ("first", "last", "length", "count", "list") and not isinstance(value, Tracer):
             return bound(value)  # these don't look at the elements
         operation = filtered(name, bound, tuple(kwargs))
         return recorder().apply(operation, value, *args, *kwargs.values())
@@ -82,7 +82,7 @@ def _last(value: Any) -> Any:
 
 
 def _length(value: Any) -> Any:
-    if not isinstance(value, Traced):
+    if not isinstance(value, Tracer):
         return None
     return value.recorder.apply(operations.LENGTH, value, kind="int")
 
@@ -112,7 +112,7 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "string": lambda value: value if isinstance(value, Text) and type(value.value) is str else None,
 }
 
-_TESTS: dict[str, Callable[[Traced], bool]] = {
+_TESTS: dict[str, Callable[[Tracer], bool]] = {
     "defined": lambda value: True,
     "undefined": lambda value: False,
     "none": lambda value: False,
@@ -141,12 +141,12 @@ def traced_test(
     def call(value: Any, *args: Any) -> Any:
         if type(value) is str:
             value = recorder().captured(value)
-        if isinstance(value, Traced) and name in _TESTS:
+        if isinstance(value, Tracer) and name in _TESTS:
             return _TESTS[name](value)
-        if name in _TESTS or not holds_traced([value, args]):
+        if name in _TESTS or not holds_tracer([value, args]):
             return bound(value, *args)
         if name == "sameas" and not any(args[0] is one for one in (None, True, False)):
-            raise Declined("whether two values are one object")
+            raise Untraceable("whether two values are one object")
         return recorder().ask(filtered(f"is {name}", bound), value, *args)
 
     return call

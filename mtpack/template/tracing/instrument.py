@@ -25,16 +25,16 @@ from mtpack.template.tracing.recorder import Recorder
 from mtpack.template.tracing.rewriting import rewrite
 from mtpack.template.tracing.tracers import (
     Collection,
-    Declined,
     Listing,
     Mapping,
     Mark,
     Number,
     Opaque,
     Text,
-    Traced,
+    Tracer,
+    Untraceable,
     View,
-    holds_traced,
+    holds_tracer,
 )
 
 _ANSWERS = {"startswith", "endswith", "isdigit", "isspace", "isalpha", "isalnum", "isupper"}
@@ -51,7 +51,7 @@ _METHODS: dict[type, set[str]] = {
 class _Method(Opaque):
     """A method of a stand-in, ready to be called."""
 
-    def __init__(self, owner: Traced, name: str) -> None:
+    def __init__(self, owner: Tracer, name: str) -> None:
         self.owner = owner
         self.name = name
 
@@ -73,7 +73,7 @@ class Loop(Opaque):
     def attribute(self, name: str) -> Any:
         """Return `loop.name`."""
         if name not in _LOOP_ATTRIBUTES:
-            raise Declined(f"loop.{name}")
+            raise Untraceable(f"loop.{name}")
         return _LOOP_ATTRIBUTES[name](self)
 
     def _at(self, distance: int) -> Any:
@@ -123,13 +123,13 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, Loop):
             return obj.attribute(attribute)
         if isinstance(obj, Opaque):
-            raise Declined(f".{attribute}")
-        if not isinstance(obj, Traced):
+            raise Untraceable(f".{attribute}")
+        if not isinstance(obj, Tracer):
             return super().getattr(obj, attribute)
         kind = dict if isinstance(obj, Mapping) else type(obj.value)
         if hasattr(kind, attribute):
             if attribute not in _METHODS.get(kind, ()):
-                raise Declined(f".{attribute}")
+                raise Untraceable(f".{attribute}")
             return _Method(obj, attribute)
         return obj.lookup(attribute) if isinstance(obj, Mapping) else jinja2.Undefined()
 
@@ -140,16 +140,16 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, Mapping):
             return self._element(obj, argument)
         if isinstance(obj, View):
-            raise Declined("an element of what can only be iterated over")
-        if isinstance(obj, Traced | Opaque) and isinstance(argument, str):
+            raise Untraceable("an element of what can only be iterated over")
+        if isinstance(obj, Tracer | Opaque) and isinstance(argument, str):
             return self.getattr(obj, argument)
         if isinstance(obj, Collection) and isinstance(argument, int | Number):
             return obj.item(argument) if obj.has(argument) else jinja2.Undefined()
-        if isinstance(obj, Traced):
-            raise Declined("an element of another type")
+        if isinstance(obj, Tracer):
+            raise Untraceable("an element of another type")
         if isinstance(argument, Number):
             return super().getitem(obj, argument.settled())
-        if isinstance(argument, Traced):
+        if isinstance(argument, Tracer):
             return self._choice(obj, argument)
         return super().getitem(obj, argument)
 
@@ -157,27 +157,27 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
         found = obj.lookup(argument)
         if operations.kind(found) == "missing":
             named = argument
-            if isinstance(argument, Traced):
+            if isinstance(argument, Tracer):
                 named = self.recorder.ask(_NAMES_A_METHOD, argument)
             if named is True or (isinstance(named, str) and hasattr(dict, named)):
-                raise Declined("a method under the name of a key")
+                raise Untraceable("a method under the name of a key")
         return found
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Return `left % right`, which Python would have the stand-in's text for."""
-        if holds_traced([left, right]):
+        if holds_tracer([left, right]):
             return self.recorder.apply(ARITHMETIC["mod"], left, right)
         return super().call_binop(context, operator, left, right)
 
-    def _choice(self, obj: Any, key: Traced) -> Any:
+    def _choice(self, obj: Any, key: Tracer) -> Any:
         """Look a stand-in up in a dict of the template."""
         if not isinstance(obj, dict):
-            raise Declined("an element whose name depends on the dialogue")
+            raise Untraceable("an element whose name depends on the dialogue")
         for name, value in obj.items():
             if key == name:
                 return value
         if self.recorder.ask(_NAMES_A_METHOD, key):
-            raise Declined("a method under the name of a key")
+            raise Untraceable("a method under the name of a key")
         return jinja2.Undefined()
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -189,8 +189,8 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, Macro) and self._is_of_its_own(obj, [*args, *kwargs.values()]):
             operation = filtered(f"macro {obj.name}", self.closed[obj.name], tuple(kwargs))
             return self.recorder.apply(operation, *args, *kwargs.values(), kind="str")
-        if not isinstance(obj, Macro) and (holds_traced(args) or holds_traced(kwargs)):
-            return self._call_with_stand_ins(context, obj, args, kwargs)
+        if not isinstance(obj, Macro) and (holds_tracer(args) or holds_tracer(kwargs)):
+            return self._call_with_tracers(context, obj, args, kwargs)
         result = super().call(context, obj, *args, **kwargs)
         if type(result) is not str or "caller" in kwargs:  # a call block yields it as it is
             return result
@@ -209,7 +209,7 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
             self.recorder.ask(operations.HOLDS_MESSAGE, argument) for argument in given
         )
 
-    def _call_with_stand_ins(
+    def _call_with_tracers(
         self, context: Any, obj: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         owner = getattr(obj, "__self__", None)
@@ -228,7 +228,7 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
                 if args[0] == key:
                     return value
             return args[1] if len(args) > 1 else None
-        raise Declined(f"a call of {name or type(obj).__name__}")
+        raise Untraceable(f"a call of {name or type(obj).__name__}")
 
 
 _NAMES_A_METHOD = operations.Operation(
@@ -242,7 +242,7 @@ def compile_recording(
     """Compile a template so that it runs on stand-ins.
 
     plain: the environment of real renders, whose filters and tests are what is applied. given: the
-    names of what the template is given. Raises Declined.
+    names of what the template is given. Raises Untraceable.
     """
     # Unoptimized: no constant is made that a real render would not come to, however large.
     environment = RecordingEnvironment(optimized=False, **settings(marked=True))
@@ -285,9 +285,9 @@ class _Writer:
     def text(self, value: Any) -> str:
         """Return what `{{ value }}` yields: text, or a placeholder for it."""
         recorder = self._environment.recorder
-        if isinstance(value, Traced | Mark):
+        if isinstance(value, Tracer | Mark):
             return recorder.hold(value)
-        if holds_traced(value):
+        if holds_tracer(value):
             return recorder.hold(recorder.apply(operations.TEXT, value, kind="str"))
         return str(value)
 
@@ -341,10 +341,10 @@ def _parts(values: Any) -> Any:
 
 
 def _contains(item: Any, values: Any) -> bool:
-    if isinstance(values, Traced):
+    if isinstance(values, Tracer):
         return item in values  # type: ignore[operator]  # one that has no items declines
-    if isinstance(item, Traced) and isinstance(values, str):
+    if isinstance(item, Tracer) and isinstance(values, str):
         return bool(item.recorder.ask(operations.CONTAINS, values, item))
-    if isinstance(item, Traced):
+    if isinstance(item, Tracer):
         return any(item == value for value in values)
     return item in values

@@ -15,7 +15,7 @@ from mtpack.template.tracing.instrument import RecordingEnvironment, compile_rec
 from mtpack.template.tracing.interpreter import RaisedError, UnknownError, Walk
 from mtpack.template.tracing.program import Messages, Sheet
 from mtpack.template.tracing.recorder import INPUTS, Event, Recorder
-from mtpack.template.tracing.tracers import Declined
+from mtpack.template.tracing.tracers import Untraceable
 
 Render = tuple[int, bool]
 """How many of a dialogue's messages are rendered, and whether with a generation prompt."""
@@ -75,7 +75,7 @@ class KnownRenders:
         return passes * self.most_steps <= self.template.meter.limits.steps
 
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
-        """Record those of the renders that are not known; raise Declined where that can't be."""
+        """Record those of the renders that are not known; raise Untraceable where that can't be."""
         sheet = Sheet(messages, tools)
         whole = self._learn(sheet, messages, tools, (len(messages), False), None)
         for render in wanted:
@@ -83,7 +83,7 @@ class KnownRenders:
                 self._learn(sheet, messages, tools, (render[0] + 1, True), whole)
 
     def learn_missing(self, tools: Any) -> None:
-        """Record what was asked for and not known; raise Declined where that can't be."""
+        """Record what was asked for and not known; raise Untraceable where that can't be."""
         missing, self.missing = self.missing, []
         for messages, prompt in missing:
             self.automaton.learn(self._record(messages, tools, prompt))
@@ -99,7 +99,7 @@ class KnownRenders:
         try:
             return self._walk(sheet, messages, tools, render, None)
         except UnknownError as error:
-            raise Declined("a recording that can't be walked through") from error
+            raise Untraceable("a recording that can't be walked through") from error
 
     def _walk(
         self, sheet: Sheet, messages: Messages, tools: Any, render: Render, whole: Walk | None
@@ -138,9 +138,9 @@ class KnownRenders:
             # Raised by the template itself, or for something that is not there: that hangs on
             # the answers so far, as everything does. Other errors may be the stand-ins'.
             if type(error) not in (jinja2.TemplateError, jinja2.UndefinedError):
-                raise Declined(str(error)) from error
+                raise Untraceable(str(error)) from error
             what = "raise"
         except Exception as error:
-            raise Declined(f"{type(error).__name__}: {error}") from error
+            raise Untraceable(f"{type(error).__name__}: {error}") from error
         recorder.events.append((Event(what), None))
         return recorder.events

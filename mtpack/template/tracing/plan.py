@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.tracing.slotted_text import Outline, agreement
+from mtpack.template.tracing.slotted_text import SlottedText, agreement
 from mtpack.template.turn_columns import Place, PlainPlaces, PlainTurns
 from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.token_batch import TurnFlag
@@ -48,7 +48,7 @@ class PlannedTurn:
 class TurnPlan:
     """What is known of one trained message."""
 
-    own: Outline | None
+    own: SlottedText | None
     """The dialogue up to and with it; None where the template refuses that."""
     turn: PlannedTurn
     """In `own`; in the whole dialogue where there is none."""
@@ -69,7 +69,7 @@ class TurnPlan:
 class PlainPlan:
     """All turns are trained in one document, one span each: most dialogues of most templates."""
 
-    full: Outline
+    full: SlottedText
     places: PlainPlaces
     end: Place
     """Of the last turn."""
@@ -90,7 +90,7 @@ class PlainPlan:
 class DialoguePlan:
     """How a dialogue of this shape becomes documents."""
 
-    full: Outline
+    full: SlottedText
     turns: tuple[TurnPlan, ...]
     last_end: Place
     """The end of what is written for the last trained message in the whole dialogue."""
@@ -142,7 +142,7 @@ class DialoguePlan:
 def plan_dialogue(
     added_tokens: AddedTokens,
     dialogue: Dialogue,
-    outlines: Mapping[tuple[int, bool], Outline | None],
+    outlines: Mapping[tuple[int, bool], SlottedText | None],
     merge: str,
     has_generations: bool,
 ) -> PlainPlan | DialoguePlan | None:
@@ -186,9 +186,9 @@ def _is_one_span(turn: PlannedTurn) -> bool:
 class _Planner:
     added_tokens: AddedTokens
     has_generations: bool
-    outlines: Mapping[tuple[int, bool], Outline | None]
+    outlines: Mapping[tuple[int, bool], SlottedText | None]
 
-    def turn(self, full: Outline, message: int, merge: str) -> TurnPlan | None:
+    def turn(self, full: SlottedText, message: int, merge: str) -> TurnPlan | None:
         own = self.outlines[message + 1, False]
         turn = self._locate(full if own is None else own, message)
         if turn is None:
@@ -205,7 +205,7 @@ class _Planner:
             return None
         return TurnPlan(own, turn, exact)
 
-    def _locate(self, outline: Outline, message: int) -> PlannedTurn | None:
+    def _locate(self, outline: SlottedText, message: int) -> PlannedTurn | None:
         region = _region(outline, message)
         prompt = self.outlines.get((message, True))
         if region is None or prompt is None or _holds_a_later(outline, region, message):
@@ -230,7 +230,7 @@ class _Planner:
         flags = TurnFlag(0) if ends else TurnFlag.NO_EOT
         return PlannedTurn(message, spans, prompt.end, end, flags, cut)
 
-    def _end(self, outline: Outline, region: tuple[int, int], start: Place) -> Place | None:
+    def _end(self, outline: SlottedText, region: tuple[int, int], start: Place) -> Place | None:
         """Return where a turn ends; start: where its prompt does."""
         end = _without_white_space(outline, region)
         if end is None or end[0] < start[0] or end[1] <= start[1]:
@@ -247,7 +247,7 @@ class _Planner:
         return end
 
 
-def _region(outline: Outline, message: int) -> tuple[int, int] | None:
+def _region(outline: SlottedText, message: int) -> tuple[int, int] | None:
     """Return which marks open and close the one region of a message that is not empty."""
     opened: list[int] = []
     regions = []
@@ -267,13 +267,13 @@ def _region(outline: Outline, message: int) -> tuple[int, int] | None:
     return (start, end) if has_text else None
 
 
-def _holds_a_later(outline: Outline, region: tuple[int, int], message: int) -> bool:
+def _holds_a_later(outline: SlottedText, region: tuple[int, int], message: int) -> bool:
     """Return whether a later message is written inside the region of `message`."""
     inside = outline.marks[region[0] + 1 : region[1]]
     return any(mark.message is not None and mark.message > message for mark in inside)
 
 
-def _without_white_space(outline: Outline, region: tuple[int, int]) -> Place | None:
+def _without_white_space(outline: SlottedText, region: tuple[int, int]) -> Place | None:
     """Return where a region ends without white space, if plain text settles it."""
     (start_cells, start_chars), (cells, chars) = (outline.marks[mark].place for mark in region)
     literal = outline.literal_before((cells, chars))
@@ -284,7 +284,7 @@ def _without_white_space(outline: Outline, region: tuple[int, int]) -> Place | N
 
 
 def _generations(
-    outline: Outline, region: tuple[int, int]
+    outline: SlottedText, region: tuple[int, int]
 ) -> tuple[tuple[Place, Place], ...] | None:
     """Return the tagged spans in a region, if each surely has text and none crosses its edge."""
     spans = []

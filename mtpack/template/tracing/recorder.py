@@ -1,7 +1,7 @@
 """Run a template on values that write down what is done with them.
 
 A template is a program, and what it writes depends on a dialogue only through what it asks of it.
-The recorder has the template itself run, but on stand-ins: a `Traced` value knows the real one and
+The recorder has the template itself run, but on stand-ins: a `Tracer` value knows the real one and
 has a number. A template can do three things with stand-ins, and each is one event:
 
     apply   a pure function of them gives another value (`content.strip()`)
@@ -10,10 +10,10 @@ has a number. A template can do three things with stand-ins, and each is one eve
     write   a value goes into the text
 
 It can't do anything else: a stand-in is no string and no number, so whatever the recorder does not
-know (a C function, an unknown filter) fails on it, and the recording is `Declined`. What a template
-does next depends on nothing but its own text, plain values, and the answers. So **two dialogues
-that give the same answers go through the same events**, and doing these events again with the
-values of the second dialogue gives what rendering it would. That is why a replay is exact;
+know (a C function, an unknown filter) fails on it, and the recording is `Untraceable`. What a
+template does next depends on nothing but its own text, plain values, and the answers. So **two
+dialogues that give the same answers go through the same events**, and doing these events again
+with the values of the second dialogue gives what rendering it would. That is why a replay is exact;
 `automaton.py` has the other half.
 """
 
@@ -29,15 +29,15 @@ from mtpack.template.environment import GENERATION_END, GENERATION_START
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.operations import Operation
 from mtpack.template.tracing.tracers import (
-    STAND_INS,
+    TRACERS,
     Composite,
-    Declined,
     Flag,
     Iteration,
     Mark,
     Pieces,
-    Traced,
-    holds_traced,
+    Tracer,
+    Untraceable,
+    holds_tracer,
 )
 
 # Placeholders carry stand-ins and marks through places where Jinja joins strings; they are made of
@@ -87,8 +87,8 @@ class Recorder:
         if isinstance(value, bool):  # mostly asked for at the end, so the runs are one up to there
             stand_in: Any = Flag(self, value, self._number())
         else:
-            stand_in = self._stand_in(value, self._number(), None)
-        if isinstance(stand_in, Traced):
+            stand_in = self._tracer(value, self._number(), None)
+        if isinstance(stand_in, Tracer):
             stand_in.keep()
         self._given.append(stand_in)
         return stand_in
@@ -100,13 +100,13 @@ class Recorder:
         """
         refs, value = self._call(operation, arguments)
         self.events.append((Event("apply", operation, refs), None))
-        return self._stand_in(value, self._number(), kind)
+        return self._tracer(value, self._number(), kind)
 
     def ask(self, operation: Operation, *arguments: Any) -> Any:
         """Ask something of values; the answer is a plain one."""
         refs, answer = self._call(operation, arguments)
         if not isinstance(answer, str | int | float | None):
-            raise Declined(f"{operation.name} gives {type(answer).__name__}")
+            raise Untraceable(f"{operation.name} gives {type(answer).__name__}")
         self.events.append((Event("ask", operation, refs), answer))
         return answer
 
@@ -122,15 +122,15 @@ class Recorder:
         refs = tuple(map(self._ref, arguments))
         for argument in arguments:
             if not operations.may_take(operation, real(argument)):
-                raise Declined(f"{operation.name} of what can only be iterated over")
+                raise Untraceable(f"{operation.name} of what can only be iterated over")
             if isinstance(argument, Iteration):
                 argument.use()
         try:
             return refs, operation.call(*map(real, arguments))
         except Exception as error:
-            raise Declined(f"{operation.name}: {type(error).__name__} {error}") from error
+            raise Untraceable(f"{operation.name}: {type(error).__name__} {error}") from error
 
-    def _stand_in(self, value: Any, number: int, kind: Any) -> Any:
+    def _tracer(self, value: Any, number: int, kind: Any) -> Any:
         if kind is None:
             kind = operations.kind(value)
             self.events.append((Event("ask", operations.KIND, (Ref(number),)), kind))
@@ -140,15 +140,15 @@ class Recorder:
             return jinja2.Undefined()
         if isinstance(kind, tuple):
             return Pieces(self, value, number)
-        if kind not in STAND_INS:
-            raise Declined(f"a value of type {kind}")
-        return STAND_INS[kind](self, value, number)
+        if kind not in TRACERS:
+            raise Untraceable(f"a value of type {kind}")
+        return TRACERS[kind](self, value, number)
 
     def _ref(self, value: Any) -> Any:
         """Return what stands for a value among the arguments of an event."""
-        if isinstance(value, Traced):
+        if isinstance(value, Tracer):
             return Ref(value.number)
-        if holds_traced(value):
+        if holds_tracer(value):
             if isinstance(value, dict):
                 made = self.apply(operations.DICT, tuple(value), *value.values(), kind="dict")
             else:
@@ -159,11 +159,11 @@ class Recorder:
             return operations.MISSING
         if isinstance(value, str | int | float | list | tuple | dict | None):
             return value
-        raise Declined(f"an argument of type {type(value).__name__}")
+        raise Untraceable(f"an argument of type {type(value).__name__}")
 
     # Text
 
-    def hold(self, value: Traced | Mark) -> str:
+    def hold(self, value: Tracer | Mark) -> str:
         """Return a placeholder, to be joined with other text."""
         self._held.append(value)
         return f"{_OPEN}{len(self._held) - 1}{_CLOSE}"
@@ -209,7 +209,7 @@ class Recorder:
         whatever came before them. The values are numbered anew, so that they can share it.
         """
         arguments: list[Any] = []
-        handed_on: list[Traced] = []
+        handed_on: list[Tracer] = []
         describe = _Description(self, arguments, handed_on)
         described = tuple(_macro(value) or describe.of(value) for value in live)
         place = (loop, *map(type, self._given), described)
@@ -234,12 +234,12 @@ class _Description:
 
     recorder: Recorder
     arguments: list[Any]
-    handed_on: list[Traced]
+    handed_on: list[Tracer]
     _places: dict[int, int] = field(default_factory=dict)
 
     def of(self, value: Any) -> Any:
-        if isinstance(value, Traced):
-            return self._of_stand_in(value)
+        if isinstance(value, Tracer):
+            return self._of_tracer(value)
         if isinstance(value, Mark):
             return (value.kind, self.of(value.message))
         if isinstance(value, jinja2.utils.Namespace):
@@ -252,9 +252,9 @@ class _Description:
             return "missing"
         if value is None or isinstance(value, str | int | float):
             return (type(value).__name__, value)
-        raise Declined(f"a variable of type {type(value).__name__}")
+        raise Untraceable(f"a variable of type {type(value).__name__}")
 
-    def _of_stand_in(self, value: Traced) -> Any:
+    def _of_tracer(self, value: Tracer) -> Any:
         if isinstance(value, Composite):
             if len(value.parts()) > _MAX_PARTS:
                 value.settle()
@@ -282,7 +282,7 @@ class _Description:
 
 def real(value: Any) -> Any:
     """Return the value itself for a stand-in, or for what has stand-ins in it."""
-    if isinstance(value, Traced):
+    if isinstance(value, Tracer):
         return value.value
     if isinstance(value, dict):
         return {key: real(item) for key, item in value.items()}

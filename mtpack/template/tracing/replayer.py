@@ -21,9 +21,9 @@ from mtpack.template.tracing.interpreter import UnknownError
 from mtpack.template.tracing.known_renders import KnownRenders, Render
 from mtpack.template.tracing.plan import DialoguePlan, PlainPlan, plan_dialogue
 from mtpack.template.tracing.program import Messages, Sheet
-from mtpack.template.tracing.slotted_text import Outline, outline_of
-from mtpack.template.tracing.tracers import Declined
-from mtpack.template.tracing.warm_up import rehearsed_dialogues
+from mtpack.template.tracing.slotted_text import SlottedText, slotted_text_of
+from mtpack.template.tracing.tracers import Untraceable
+from mtpack.template.tracing.warm_up import warm_up_dialogues
 from mtpack.template.turn_spans import RenderedDialogue, render_dialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -40,7 +40,7 @@ _ROUNDS = 8
 _MAX_EVENTS = 400_000
 # Share of the time that audits may take; with the engine's they stay below 3% of a run.
 _AUDITED = 0.01
-_SECONDS_OF_REHEARSAL = 1.0
+_WARM_UP_SECONDS = 1.0
 # Longer dialogues are rendered: a row that meets a limit (`limits.py`) must be refused either way.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**20
@@ -51,7 +51,7 @@ class _Shape:
     """How dialogues of one shape, whose texts give the same answers, are filled in."""
 
     sheet: Sheet
-    outlines: dict[Render, Outline | None]
+    outlines: dict[Render, SlottedText | None]
     """Without a plan."""
     plan: PlainPlan | DialoguePlan | None
     """None where turns can't be placed without looking at the texts."""
@@ -140,16 +140,16 @@ class Replayer:
             self._record(dialogue, messages, shape, rendered)
         return rendered
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Learn the template from made-up dialogues, which are in no count but of recordings.
 
         It ends after a second: shapes of a template that looks back at what was said (Qwen3's, for
         what was thought) cost more the longer they are, 100 ms at last.
         """
         begun = time.perf_counter()
-        for dialogue in rehearsed_dialogues():
+        for dialogue in warm_up_dialogues():
             self.render_dialogue(dialogue)
-            if time.perf_counter() - begun > _SECONDS_OF_REHEARSAL:
+            if time.perf_counter() - begun > _WARM_UP_SECONDS:
                 break
         if self.audit_mismatches:  # then let the data show it, where it is told of
             self._known.clear()
@@ -195,10 +195,10 @@ class Replayer:
     def _new_shape(self, dialogue: Dialogue, messages: Messages, sheet: Sheet) -> _Shape:
         known = self._known_renders(dialogue)
 
-        def outlines(wanted: Iterator[Render]) -> dict[Render, Outline | None]:
+        def outlines(wanted: Iterator[Render]) -> dict[Render, SlottedText | None]:
             walks = known.walk(sheet, messages, dialogue.tools, wanted)
             return {
-                render: None if walk is None else outline_of(walk.pieces)
+                render: None if walk is None else slotted_text_of(walk.pieces)
                 for render, walk in walks.items()
             }
 
@@ -277,7 +277,7 @@ class Replayer:
                     self.audited += 1
                     self.audit_mismatches += replayed != rendered
                     return
-        except Declined:
+        except Untraceable:
             self._recorded += 1
             if known.automaton.is_contradicted:
                 self._forget_shapes()
@@ -296,7 +296,7 @@ class _FilledTemplate:
 
     template: ChatTemplate
     known: KnownRenders
-    outlines: dict[Render, Outline | None]
+    outlines: dict[Render, SlottedText | None]
     values: Sequence[Any]
     messages: tuple[Message, ...]
 
@@ -314,14 +314,14 @@ class _FilledTemplate:
 
     def _outline(
         self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
-    ) -> tuple[Outline, Sequence[Any]]:
+    ) -> tuple[SlottedText, Sequence[Any]]:
         if not messages:
             raise TemplateRaisedError("no messages")
         render = len(messages), prompt
         if messages != self.messages[: len(messages)]:  # it goes on with a question
             fields = [message.fields for message in self.template.readable(messages)]
             sheet, walk = self.known.walk_other(fields, tools, prompt)
-            outline = None if walk is None else outline_of(walk.pieces)
+            outline = None if walk is None else slotted_text_of(walk.pieces)
             values: Sequence[Any] = sheet.values
         elif render in self.outlines:
             outline, values = self.outlines[render], self.values

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from mtpack.template.tracing.tracers import Declined
+from mtpack.template.tracing.tracers import Untraceable
 
 
 def rewrite(tree: nodes.Template) -> set[str]:
     """Rewrite a template in place; return the variables of its outermost scope.
 
-    Raises Declined.
+    Raises Untraceable.
     """
     _skip_characters(tree)
     _Rewriter().visit(tree)
@@ -154,7 +154,7 @@ def _look_through(body: Sequence[nodes.Node], loops: list[nodes.For], names: set
         elif isinstance(node, nodes.Macro):
             names.add(node.name)
         elif not isinstance(node, nodes.Output | nodes.ExprStmt | nodes.CallBlock):
-            raise Declined(f"a {type(node).__name__}")
+            raise Untraceable(f"a {type(node).__name__}")
 
 
 def _names_in(target: nodes.Expr) -> list[nodes.Name]:

@@ -19,7 +19,7 @@ from mtpack.template.turn_columns import Place
 
 
 @dataclass(frozen=True, slots=True)
-class OutlineMark:
+class SlottedMark:
     """A mark, and where it stands."""
 
     kind: str
@@ -28,21 +28,21 @@ class OutlineMark:
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class SlottedText:
     """A text with blanks. `literals` has one more element than `cells`."""
 
     literals: list[str]
     cells: list[int]
-    marks: list[OutlineMark]
+    marks: list[SlottedMark]
 
     @property
     def end(self) -> Place:
         """The place behind everything."""
         return len(self.cells), sum(map(len, self.literals))
 
-    def without_marks(self) -> Outline:
+    def without_marks(self) -> SlottedText:
         """Return the text alone."""
-        return Outline(self.literals, self.cells, [])
+        return SlottedText(self.literals, self.cells, [])
 
     def literal_before(self, place: Place) -> str:
         """Return the plain text that stands directly before a place."""
@@ -66,7 +66,7 @@ class Outline:
         text, sums = self.filled(values)
         opened: list[tuple[int, int]] = []  # message, start
         regions: dict[int, list[Range]] = defaultdict(list)
-        silent: dict[int, int] = {}
+        empty_regions: dict[int, int] = {}
         generations: list[Range] = []
         generation_start = 0
         for mark in self.marks:
@@ -82,16 +82,18 @@ class Outline:
                 if start < position:
                     regions[message].append((start, position))
                 else:
-                    silent[message] = position
+                    empty_regions[message] = position
         return MarkedText(
             text=text,
             regions={message: found[0] for message, found in regions.items() if len(found) == 1},
             generations=generations if has_generations else None,
-            silent={message: place for message, place in silent.items() if message not in regions},
+            empty_regions={
+                message: place for message, place in empty_regions.items() if message not in regions
+            },
         )
 
 
-def outline_of(pieces: Sequence[Piece]) -> Outline:
+def slotted_text_of(pieces: Sequence[Piece]) -> SlottedText:
     """Return the outline of a walk's text."""
     literals, cells, marks = [""], [], []
     num_chars = 0
@@ -104,8 +106,8 @@ def outline_of(pieces: Sequence[Piece]) -> Outline:
             literals.append("")
         else:
             message = piece[1] if len(piece) > 1 else None
-            marks.append(OutlineMark(piece[0], message, (len(cells), num_chars)))
-    return Outline(literals, cells, marks)
+            marks.append(SlottedMark(piece[0], message, (len(cells), num_chars)))
+    return SlottedText(literals, cells, marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Agreement:
     """Whether they surely differ there; otherwise one ends there, or it depends on cells."""
 
 
-def agreement(one: Outline, other: Outline) -> Agreement:
+def agreement(one: SlottedText, other: SlottedText) -> Agreement:
     """Compare two outlines from their start."""
     num_chars = 0
     for number, (literal, twin) in enumerate(zip(one.literals, other.literals, strict=False)):

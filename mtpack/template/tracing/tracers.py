@@ -14,7 +14,7 @@ from mtpack.template.tracing import operations
 from mtpack.template.tracing.operations import ARITHMETIC, COMPARISONS, Operation
 
 
-class Declined(BaseException):
+class Untraceable(BaseException):
     """The template does something that the recorder does not understand.
 
     No `Exception`, so that nothing in a template's run takes it for an error of its own.
@@ -37,10 +37,10 @@ class Opaque:
     """What belongs to a stand-in and is of no use alone: a template can't look at it."""
 
     def __iter__(self) -> NoReturn:
-        raise Declined(f"a look at a {type(self).__name__}")
+        raise Untraceable(f"a look at a {type(self).__name__}")
 
 
-class Traced:
+class Tracer:
     """A stand-in: the real value, and its number among the events."""
 
     __slots__ = ("_epoch", "_number", "recorder", "value")
@@ -55,9 +55,9 @@ class Traced:
     def number(self) -> int:
         """The number; only for values of this step."""
         if self._epoch is not None and self._epoch != self.recorder.epoch:
-            raise Declined("a value of an earlier step")
+            raise Untraceable("a value of an earlier step")
         if self._number is None:
-            raise Declined("a value without a number")
+            raise Untraceable("a value without a number")
         return self._number
 
     @property
@@ -99,10 +99,10 @@ class Traced:
         return self.recorder.ask(COMPARISONS["ge"], self, other)
 
     def __hash__(self) -> NoReturn:
-        raise Declined("a hash")
+        raise Untraceable("a hash")
 
     def __str__(self) -> NoReturn:
-        raise Declined("text made outside of the template")
+        raise Untraceable("text made outside of the template")
 
     __repr__ = __str__
 
@@ -125,13 +125,13 @@ class Traced:
         return self.recorder.apply(ARITHMETIC["mod"], other, self)
 
 
-class Flag(Traced):
+class Flag(Tracer):
     """Stands for true or false."""
 
     __slots__ = ()
 
 
-class Number(Traced):
+class Number(Tracer):
     """Stands for a whole or a floating-point number."""
 
     __slots__ = ()
@@ -156,7 +156,7 @@ class Number(Traced):
         return self.recorder.ask(operations.VALUE, self)
 
 
-class Collection(Traced):
+class Collection(Tracer):
     """What can be counted, iterated over and asked for elements."""
 
     __slots__ = ()
@@ -177,8 +177,8 @@ class Collection(Traced):
         if isinstance(key, slice):
             bounds = (key.start, key.stop, key.step)
             return self.recorder.apply(operations.SLICE, self, *bounds)
-        if isinstance(key, Traced):
-            raise Declined("an element whose place depends on the dialogue")
+        if isinstance(key, Tracer):
+            raise Untraceable("an element whose place depends on the dialogue")
         return self.item(key)
 
     def has(self, index: Any) -> bool:
@@ -222,7 +222,7 @@ class Iteration(View):
     def use(self) -> None:
         """Note that it is iterated over."""
         if self.is_used:
-            raise Declined("a second iteration over what can be iterated over once")
+            raise Untraceable("a second iteration over what can be iterated over once")
         self.is_used = True
 
     def __bool__(self) -> bool:
@@ -316,7 +316,7 @@ class Composite(Text):
     def _joined_pieces(self) -> Any:
         pieces = _without_silent_marks(self.pieces)
         if any(isinstance(piece, Mark) for piece in pieces):
-            raise Declined("marks in a text that is looked at")
+            raise Untraceable("marks in a text that is looked at")
         return self.recorder.apply(operations.JOIN, *pieces, kind="str")
 
 
@@ -349,10 +349,10 @@ def _without_silent_marks(pieces: list[Any]) -> list[Any]:
 def _shown(piece: Any) -> str:
     if isinstance(piece, Mark):
         return ""
-    return str(piece.value) if isinstance(piece, Traced) else str(piece)
+    return str(piece.value) if isinstance(piece, Tracer) else str(piece)
 
 
-STAND_INS: dict[Any, type[Traced]] = {
+TRACERS: dict[Any, type[Tracer]] = {
     "str": Text,
     "markup": Text,
     "int": Number,
@@ -365,12 +365,12 @@ STAND_INS: dict[Any, type[Traced]] = {
 }
 
 
-def holds_traced(value: Any) -> bool:
+def holds_tracer(value: Any) -> bool:
     """Return whether a value is a stand-in or has one in it."""
-    if isinstance(value, Traced | Opaque):
+    if isinstance(value, Tracer | Opaque):
         return True
     if isinstance(value, dict):
-        return any(map(holds_traced, value.values()))
+        return any(map(holds_tracer, value.values()))
     return isinstance(value, list | tuple | ValuesView | ItemsView) and any(
-        map(holds_traced, value)
+        map(holds_tracer, value)
     )

@@ -17,7 +17,7 @@ _EXCHANGE = (_ASKED, _ANSWERED)
 _IN_PIECES = (_ASKED, _ASKED, _ANSWERED, _ANSWERED, *_EXCHANGE, _ANSWERED)
 
 
-def rehearsed_dialogues() -> Iterator[Dialogue]:
+def warm_up_dialogues() -> Iterator[Dialogue]:
     """Yield dialogues of one exchange to 24, with a system message or not, answered or not.
 
     Before them, such in which somebody speaks twice in a row: most is learned from those.

@@ -14,7 +14,7 @@ from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.program import Sheet
 from mtpack.template.tracing.recorder import Event, Recorder
 from mtpack.template.tracing.replayer import Replayer
-from mtpack.template.tracing.tracers import Declined
+from mtpack.template.tracing.tracers import Untraceable
 from mtpack.template.turn_spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.support.template_grammar import rows, template_sources
@@ -350,7 +350,7 @@ def test_a_replay_of_any_template_is_what_rendering_gives(source, rows, merge):
 def test_a_stand_in_is_of_no_use_to_what_does_not_know_it():
     stand_in = Recorder().input("text")
     for use in (hash, str, repr, "{}".format, lambda value: {value: 1}, lambda value: f"{value}"):
-        with pytest.raises(Declined):
+        with pytest.raises(Untraceable):
             use(stand_in)
     with pytest.raises(TypeError):
         "".join([stand_in])
@@ -361,17 +361,17 @@ def test_a_value_of_an_earlier_step_can_not_be_used():
     kept, lost = recorder.constant(1), recorder.constant(2)
     recorder.step(0, [kept])
     assert kept == 1
-    with pytest.raises(Declined, match="earlier step"):
+    with pytest.raises(Untraceable, match="earlier step"):
         recorder.write(lost)
 
 
 def test_a_contradiction_ends_all_replays_of_a_template():
     automaton = Automaton()
     automaton.learn([(Event("write", None, ("a",)), None), (Event("end"), None)])
-    with pytest.raises(Declined, match="other events"):
+    with pytest.raises(Untraceable, match="other events"):
         automaton.learn([(Event("write", None, ("b",)), None), (Event("end"), None)])
     assert automaton.root.event is None
-    with pytest.raises(Declined):
+    with pytest.raises(Untraceable):
         automaton.learn([(Event("end"), None)])
 
 
