@@ -1,1 +1,1 @@
-"""What mtpack takes, beside what else does the same: `python -m benchmarks.compare --help`."""
+"""Time and memory of mtpack and of other ways: `python -m benchmarks.compare --help`."""

@@ -1,9 +1,8 @@
-"""Random rows of the same shards as tensors: `PackedDataset` with `collate`, and `datasets`.
+"""Random batches of tensors from the same shards: `PackedDataset` with `collate`, and `datasets`.
 
-Both deliver the same batches, which is checked before anything is timed: the columns that a step
-needs, positions and document offsets of variable length attention, and turn heads. `datasets` reads
-no other columns than these are made of, and its collate function is written with torch alone, as
-its user would.
+Both return the same batches, which is checked before the timing: the columns of a training step,
+positions and document offsets for variable length attention, and turn heads. `datasets` reads only
+the columns that these need. Its collate function uses torch only, as a user would write it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.packing import kept_output
+from benchmarks.packing import ensure_output
 from benchmarks.setting import Figures, Setting
 
 BATCH_ROWS = 8
@@ -25,9 +24,9 @@ _SECONDS = 1.0  # for each way
 
 
 def load_batches(setting: Setting) -> Figures:
-    """Load in a process of its own, so that no other way inherits its libraries."""
+    """Load in a separate process, so that no other way inherits its libraries."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(load_all_ways, kept_output(setting), setting.workers).result()
+        return executor.submit(load_all_ways, ensure_output(setting), setting.workers).result()
 
 
 def load_all_ways(output: Path, workers: int) -> Figures:
@@ -36,15 +35,15 @@ def load_all_ways(output: Path, workers: int) -> Figures:
 
     from mtpack.torch_data import PackedDataset, collate
 
-    torch.set_num_threads(1)  # as in a loader's worker
+    torch.set_num_threads(1)  # as in a worker of a DataLoader
     packed = PackedDataset(output)
     loaded = datasets.load_from_disk(str(output)).select_columns(_COLUMNS).with_format("torch")
     ways = {"mtpack": (packed, collate), "datasets": (loaded, collate_tensors)}
     _check_same_batches(*(way([rows[0], rows[len(rows) - 1]]) for rows, way in ways.values()))
     return {
-        f"batches.{name}.{place}": figure
-        for place, num_workers in (("alone", 0), ("workers", workers))
-        for name, figure in _rows_a_second(ways, num_workers).items()
+        f"batches.{name}.{setup}": figure
+        for setup, num_workers in (("alone", 0), ("workers", workers))
+        for name, figure in _measure_rows_per_second(ways, num_workers).items()
     }
 
 
@@ -74,24 +73,24 @@ def _check_same_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert values.tolist() == theirs[name].tolist(), name
 
 
-def _rows_a_second(ways: dict[str, Any], num_workers: int) -> dict[str, float]:
-    """Load batches of random rows until their time is up, the ways in turns of a tenth each."""
-    batches = {name: _endless(*way, num_workers) for name, way in ways.items()}
+def _measure_rows_per_second(ways: dict[str, Any], num_workers: int) -> dict[str, float]:
+    """Load random batches with all ways in turns, for `_SECONDS` each, in ten intervals."""
+    batches = {name: _load_endlessly(*way, num_workers) for name, way in ways.items()}
     seconds, counts = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
-    for turn in range(11):
+    for interval in range(11):
         for name in ways:
             started = time.perf_counter()
             count = 0
             while time.perf_counter() - started < _SECONDS / 10:
                 next(batches[name])
                 count += BATCH_ROWS
-            if turn > 0:  # the first one warms up
+            if interval > 0:  # the first one is a warm-up
                 seconds[name] += time.perf_counter() - started
                 counts[name] += count
     return {name: counts[name] / seconds[name] for name in ways}
 
 
-def _endless(rows: Any, collate: Callable[..., Any], num_workers: int) -> Iterator[Any]:
+def _load_endlessly(rows: Any, collate: Callable[..., Any], num_workers: int) -> Iterator[Any]:
     from torch.utils.data import DataLoader, RandomSampler
 
     return iter(

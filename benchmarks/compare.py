@@ -1,10 +1,14 @@
-"""mtpack beside what else does the same, on one machine: a table of ratios and their spread.
+"""mtpack against other ways to do the same on one machine: a table of ratios with their spread.
 
     python -m benchmarks.compare data/*.jsonl.gz --tokenizer path/to/model \\
         --training-template path/to/training_template.jinja
 
 Every round measures all ways one after the other; a ratio is of two figures of the same round.
 docs/performance.md says how each is measured. Runs on Linux, with all extras for development.
+
+    python -m benchmarks.compare data/*.jsonl.gz --old path/to/old/venv/bin/python
+
+compares another installed version of mtpack with this one instead (`benchmarks.old_version`).
 """
 
 from __future__ import annotations
@@ -15,72 +19,75 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from rich.console import Console
 
 from benchmarks.batches import load_batches
-from benchmarks.encode_only import with_fastokens, with_tokenizers
+from benchmarks.encode_only import encode_with_fastokens, encode_with_tokenizers
 from benchmarks.machine import describe_machine
+from benchmarks.old_version import ROUNDS, compare_versions
 from benchmarks.packing import (
-    end_to_end,
-    end_to_end_with_tokenizers,
-    kept_output,
+    ensure_output,
+    pack_end_to_end,
     pack_sample_data,
+    pack_with_tokenizers,
     repack,
-    show_help,
+    time_help,
 )
-from benchmarks.planning import best_fit_decreasing
+from benchmarks.planning import count_best_fit_decreasing
 from benchmarks.rows import read_rows
-from benchmarks.scaling import scale
+from benchmarks.scaling import measure_scaling
 from benchmarks.setting import Figures, Setting
-from benchmarks.table import LINES, Rounds, ratios, show_profile, show_table
-from benchmarks.trl_way import with_trl
+from benchmarks.table import LINES, Rounds, compute_ratios, show_profile, show_table
+from benchmarks.trl_way import prepare_with_trl
 from mtpack.packing.plan import plan_sequences
 from mtpack.shards.dataset import open_shards
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER
 
 
-def plan(setting: Setting) -> Figures:
-    """Plan the lengths of all documents, and place them by best-fit decreasing."""
-    shards = open_shards(kept_output(setting))
+def measure_planning(setting: Setting) -> Figures:
+    """Plan the lengths of all documents, also by best-fit decreasing."""
+    shards = open_shards(ensure_output(setting))
     batches = [batch for shard in shards.opened for batch in shard.batches]
     lengths = np.concatenate([batch.document_lengths for batch in batches]).astype(np.int64)
     lengths = lengths[lengths > 0]
     started = time.perf_counter()
-    planned = plan_sequences(lengths, setting.seq_len, "optimal", (0,))
+    planned = plan_sequences(lengths, setting.seq_len, "dense", (0,))
     ended = time.perf_counter()
-    placed = best_fit_decreasing(lengths, setting.seq_len)
+    best_fit_sequences = count_best_fit_decreasing(lengths, setting.seq_len)
     return {
         "plan.sequences": planned.num_sequences,
         "plan.bound": planned.lower_bound,
         "plan.seconds": ended - started,
-        "bfd.sequences": placed,
+        "bfd.sequences": best_fit_sequences,
         "bfd.seconds": time.perf_counter() - ended,
     }
 
 
 WAYS: dict[str, Callable[[Setting], Figures]] = {
-    "mtpack": end_to_end,
-    "mtpack-tokenizers": end_to_end_with_tokenizers,
-    "trl": with_trl,
-    "tokenizers": with_tokenizers,
-    "fastokens": with_fastokens,
-    "planning": plan,
+    "mtpack": pack_end_to_end,
+    "mtpack-tokenizers": pack_with_tokenizers,
+    "trl": prepare_with_trl,
+    "tokenizers": encode_with_tokenizers,
+    "fastokens": encode_with_fastokens,
+    "planning": measure_planning,
     "rows": read_rows,
     "batches": load_batches,
-    "scaling": scale,
+    "scaling": measure_scaling,
     "repack": repack,
-    "help": show_help,
+    "help": time_help,
     "sample": pack_sample_data,
 }
 
 
-def _chosen_ways(context: click.Context, option: click.Parameter, value: str) -> list[str]:
+def _parse_ways(context: click.Context, option: click.Parameter, value: str) -> list[str]:
     names = value.split(",")
     unknown = [name for name in names if name not in WAYS]
     if unknown:
-        raise click.BadParameter(f"{', '.join(unknown)}: no such way; there are {', '.join(WAYS)}")
+        raise click.BadParameter(f"{', '.join(unknown)}: unknown; use names of {', '.join(WAYS)}")
     return names
 
 
@@ -91,11 +98,15 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("inputs", nargs=-1, required=True, metavar="DATA...")
 @click.option(
     "--tokenizer",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with tokenizer.json, as transformers loads it.",
+    default=EMBEDDED_FOLDER,
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="A folder with tokenizer.json, as transformers loads it. Default: the one of mtpack.",
 )
-@click.option("--chat-template", type=_FILE, help="Instead of the tokenizer's own.")
+@click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Use it instead of the tokenizer's own.",
+)
 @click.option(
     "--training-template",
     type=_FILE,
@@ -103,57 +114,89 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--seq-len", default=4096, show_default=True)
 @click.option("--workers", default=2, show_default=True, help="Processes of every way.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), help=f"Default: 3; with --old: {ROUNDS}.")
 @click.option(
     "--trl-rows",
     type=int,
-    help="Give TRL's way only as many leading rows; what it takes at any size weighs more then.",
+    help="Limit TRL's way to the first rows: quicker, but its fixed costs then weigh more.",
 )
 @click.option(
     "--only",
     default=",".join(WAYS),
-    callback=_chosen_ways,
+    callback=_parse_ways,
     metavar="NAME,...",
-    help=f"Measure these ways alone: {', '.join(WAYS)}.",
+    help=f"Measure only these ways: {', '.join(WAYS)}.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep all figures here.")
-def main(rounds: int, only: list[str], json_file: Path | None, **chosen: object) -> None:
+@click.option(
+    "--old",
+    type=_FILE,
+    metavar="PYTHON",
+    help="Compare the mtpack that this Python interpreter imports with this one, and nothing else.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
+)
+def main(
+    rounds: int | None,
+    only: list[str],
+    old: Path | None,
+    json_file: Path | None,
+    **options: object,
+) -> None:
     """Measure ways to pack the dialogues of DATA and print how they compare."""
-    if "trl" in only and chosen["training_template"] is None:
-        raise click.UsageError("TRL's way needs --training-template; or leave it out of --only")
+    if old is None and "trl" in only and options["training_template"] is None:
+        raise click.UsageError("TRL's way needs --training-template; or use --only without trl")
     machine = describe_machine()
     click.echo(machine)
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(folder=Path(folder), **chosen)  # type: ignore[arg-type]
-        data = _describe_data(setting, rounds)
-        click.echo(data)
-        figures = measure(setting, only, rounds)
-    console = Console(width=200, highlight=False)  # wide enough that no line is broken
-    show_table(figures, console)
-    if "mtpack" in only:
-        show_profile(figures, console)
+        setting = Setting(folder=Path(folder), **options)  # type: ignore[arg-type]
+        if old is None:
+            data, results = _compare_ways(setting, only, rounds or 3)
+        else:
+            data, results = _compare_with_old(setting, old, rounds or ROUNDS)
     if json_file is not None:
-        found = {
-            f"{line.name} / {line.against_name}": ratios(line, figures)
-            for line in LINES
-            if line.against
-        }
-        known = {"machine": machine, "data": data, "figures": figures, "ratios": found}
-        json_file.write_text(json.dumps(known, indent=1, ensure_ascii=False), encoding="utf-8")
+        content = {"machine": machine, "data": data, **results}
+        json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _describe_data(setting: Setting, rounds: int) -> str:
-    names = ", ".join(Path(name).name for name in setting.inputs)
+def _compare_ways(setting: Setting, names: list[str], rounds: int) -> tuple[str, dict[str, Any]]:
+    """Print the table of the named ways; return the description of the data, and the figures."""
     for_trl = "" if setting.trl_rows is None else f", {setting.trl_rows:,} of them for TRL"
+    data = _describe_data(
+        setting,
+        f"{len(setting.texts):,} rows{for_trl}, {setting.megabytes:,.1f} MB rendered",
+        rounds,
+    )
+    click.echo(data)
+    figures = measure_ways(setting, names, rounds)
+    console = Console(width=200, highlight=False)  # wide enough for every line
+    show_table(figures, console)
+    if "mtpack" in names:
+        show_profile(figures, console)
+    found = {
+        f"{line.name} / {line.against_name}": compute_ratios(line, figures)
+        for line in LINES
+        if line.against
+    }
+    return data, {"figures": figures, "ratios": found}
+
+
+def _compare_with_old(setting: Setting, old: Path, rounds: int) -> tuple[str, dict[str, Any]]:
+    data = _describe_data(setting, f"{setting.rows.stat().st_size / 1e6:,.1f} MB of rows", rounds)
+    click.echo(data)
+    return data, compare_versions(old, setting, rounds)
+
+
+def _describe_data(setting: Setting, amount: str, rounds: int) -> str:
+    names = ", ".join(Path(name).name for name in setting.inputs)
     return (
-        f"{names}: {len(setting.texts):,} rows{for_trl}, {setting.megabytes:,.1f} MB "
-        f"rendered; tokens a sequence: {setting.seq_len:,}; processes: {setting.workers}; "
-        f"rounds: {rounds}"
+        f"{names}: {amount}; tokens a sequence: {setting.seq_len:,}; "
+        f"processes: {setting.workers}; rounds: {rounds}"
     )
 
 
-def measure(setting: Setting, names: list[str], rounds: int) -> Rounds:
-    """Measure the named ways in turns."""
+def measure_ways(setting: Setting, names: list[str], rounds: int) -> Rounds:
+    """Measure the named ways in turns, and return their figures."""
     figures: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(1, rounds + 1):
         for name in names:

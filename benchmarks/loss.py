@@ -1,15 +1,16 @@
-"""The loss from hidden states against cross-entropy on full logits: time, and memory beside it.
+"""The loss from hidden states against cross-entropy on full logits: time and memory.
 
     python -m benchmarks.loss packed --device cuda
 
-Forward and backward pass of the output layer and the loss alone, in one run: full logits and
-`torch.nn.functional.cross_entropy`, mtpack with turn mean and with token mean, and, where they are
-installed and the device is CUDA, liger-kernel and cut-cross-entropy, as their authors tell to call
-them. All get the same hidden states, the same matrix and the same labels, -100 where nothing is
-trained, which those of a shard say (folded into the vocabulary), or else made-up turns.
+Measures the forward and backward pass of the output layer and the loss, in one run: full logits
+with `torch.nn.functional.cross_entropy`; mtpack with turn mean and with token mean; and, if they
+are installed and the device is CUDA, liger-kernel and cut-cross-entropy, called as their authors
+recommend. All get the same hidden states, the same matrix and the same labels: those of the shards
+(modulo the vocabulary), or of generated turns. Labels are -100 where nothing is trained.
 
-Memory is the peak of a step above what is there before it, less the gradients that it leaves: so
-above inputs, parameters and their gradients: allocated on CUDA, resident on the CPU (Linux).
+Memory is the peak of a step minus the memory before it and minus the gradients that it returns, so
+it does not include inputs, parameters and their gradients. It is allocated memory on CUDA, and
+resident memory on the CPU (Linux).
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from benchmarks.table import Line, show_table
 from mtpack.loss import available_kernels
 from mtpack.packing.columns import IGNORED
 from mtpack.torch_data import PackedDataset, collate
-from mtpack.verify.causal_model import Batch
+from mtpack.verify.causal_model import ModelBatch
 from mtpack.verify.speed import (
     Inputs,
     Sizes,
     Way,
-    full_logits,
-    linear_loss,
+    find_other_ways,
+    full_logits_loss,
     make_inputs,
-    other_ways,
-    step,
+    mtpack_loss,
+    time_step,
 )
 
 _WARM_UP = 3
@@ -77,7 +78,7 @@ _LINES = (
         if way != "full"
     ),
     *(
-        Line(f"gradients off full logits': {_NAMES[way]}", f"{way}.difference", "")
+        Line(f"gradient error: {_NAMES[way]}", f"{way}.difference", "")
         for way in ("token_mean", *_OTHERS)
     ),
 )
@@ -88,9 +89,9 @@ _LINES = (
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cuda", show_default=True)
 @click.option("--vocabulary", default=151_936, show_default=True)
 @click.option("--hidden", "hidden_size", default=4096, show_default=True)
-@click.option("--tokens", default=8192, show_default=True, help="in whole rows of the shards")
+@click.option("--tokens", default=8192, show_default=True, help="Rounded to whole sequences.")
 @click.option("--dtype", type=click.Choice(_DTYPES), default="bfloat16", show_default=True)
-@click.option("--loss-share", default=0.5, show_default=True, help="without shards: loss tokens")
+@click.option("--loss-share", default=0.5, show_default=True, help="Without shards: of all tokens.")
 @click.option("--rounds", default=20, show_default=True)
 def main(
     path: str | None,
@@ -102,37 +103,37 @@ def main(
     loss_share: float,
     rounds: int,
 ) -> None:
-    """Compare on the loss mask of the shards at PATH, or on made-up turns."""
+    """Compare on the loss mask of the shards at PATH, or on generated turns."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise click.UsageError("no CUDA device here; --device cpu runs small sizes")
-    batch = _packed(path, tokens) if path else made_up_turns(tokens, loss_share)
+        raise click.UsageError("no CUDA device here; use --device cpu with small sizes")
+    batch = _read_batch(path, tokens) if path else generate_turns(tokens, loss_share)
     batch["labels"] = torch.where(batch["labels"] == IGNORED, IGNORED, batch["labels"] % vocabulary)
     batch = {name: column.to(device) for name, column in batch.items()}
     sizes = Sizes(batch["labels"].numel(), hidden_size, vocabulary, dtype)
     inputs = make_inputs(batch, sizes, device)
-    figures = measure(_ways(device), inputs, batch, rounds)
+    figures = measure_loss_ways(_choose_ways(device), inputs, batch, rounds)
 
     console = Console(width=200)
     console.print(f"{describe_machine()}\n{_describe_device(device)}", highlight=False)
     console.print(
         f"vocabulary {vocabulary:,}, hidden {hidden_size:,}, {batch['labels'].numel():,} tokens, "
         f"{dtype}, loss tokens {batch['loss_mask'].float().mean():.1%} "
-        f"({path or 'made up'}), {rounds} rounds",
+        f"({path or 'generated'}), {rounds} rounds",
         highlight=False,
     )
     show_table(figures, console, [line for line in _LINES if line.against in (None, *figures)])
 
 
-def measure(
-    ways: Mapping[str, Way], inputs: Inputs, batch: Batch, rounds: int
+def measure_loss_ways(
+    ways: Mapping[str, Way], inputs: Inputs, batch: ModelBatch, rounds: int
 ) -> dict[str, list[float]]:
-    """Return milliseconds and MiB of every way in every round, and how far gradients are off."""
+    """Return milliseconds and MiB of every way in every round, and errors of gradients."""
     figures = defaultdict(list)
-    for name in ("token_mean", *(way for way in _OTHERS if way in ways)):  # all of them token means
-        figures[f"{name}.difference"] = [_difference(ways[name], ways["full"], inputs, batch)]
+    for name in ("token_mean", *(way for way in _OTHERS if way in ways)):  # all are token means
+        figures[f"{name}.difference"] = [_measure_error(ways[name], ways["full"], inputs, batch)]
     for round_number in range(-_WARM_UP, rounds):
         for name, way in ways.items():
-            seconds, peak_bytes = step(way, inputs, batch)
+            seconds, peak_bytes = time_step(way, inputs, batch)
             if round_number >= 0:
                 figures[name].append(1000 * seconds)
                 if peak_bytes is not None:
@@ -140,8 +141,8 @@ def measure(
     return figures
 
 
-def _difference(way: Way, reference: Way, inputs: Inputs, batch: Batch) -> float:
-    """Return how far the gradients of a way are off, of the norm of the reference's."""
+def _measure_error(way: Way, reference: Way, inputs: Inputs, batch: ModelBatch) -> float:
+    """Return the error of a way's gradients, relative to the norm of the reference's."""
     expected = torch.autograd.grad(reference(*inputs, batch), inputs)
     found = torch.autograd.grad(way(*inputs, batch), inputs)
     return max(
@@ -150,28 +151,28 @@ def _difference(way: Way, reference: Way, inputs: Inputs, batch: Batch) -> float
     )
 
 
-def _ways(device: str) -> dict[str, Way]:
+def _choose_ways(device: str) -> dict[str, Way]:
     ways: dict[str, Way] = {
-        "full": full_logits,
-        "turn_mean": partial(linear_loss, normalization="turn_mean", kernel="torch"),
-        "token_mean": partial(linear_loss, normalization="token_mean", kernel="torch"),
+        "full": full_logits_loss,
+        "turn_mean": partial(mtpack_loss, normalization="turn_mean", kernel="torch"),
+        "token_mean": partial(mtpack_loss, normalization="token_mean", kernel="torch"),
     }
     if device == "cuda" and "liger" in available_kernels():
-        ways["turn_mean_liger"] = partial(linear_loss, normalization="turn_mean", kernel="liger")
+        ways["turn_mean_liger"] = partial(mtpack_loss, normalization="turn_mean", kernel="liger")
     others = {"liger-kernel": "liger", "cut-cross-entropy": "cut_cross_entropy"}
-    return ways | {others[name]: way for name, way in other_ways(device).items()}
+    return ways | {others[name]: way for name, way in find_other_ways(device).items()}
 
 
-def _packed(path: str, tokens: int) -> dict[str, Tensor]:
+def _read_batch(path: str, tokens: int) -> dict[str, Tensor]:
     dataset = PackedDataset(path, label_alignment="shifted")
     rows = min(len(dataset), max(1, tokens // dataset.metadata.seq_len))
     return collate([dataset[row] for row in range(rows)])
 
 
-def made_up_turns(tokens: int, loss_share: float, seed: int = 0) -> dict[str, Tensor]:
-    """Return the columns of one row: turns of 1 to 400 tokens, each behind given tokens.
+def generate_turns(tokens: int, loss_share: float, seed: int = 0) -> dict[str, Tensor]:
+    """Return the columns of one row: turns of 1 to 400 tokens, each after some prompt tokens.
 
-    So many are given that about `loss_share` of all tokens is trained.
+    The number of prompt tokens is chosen so that about `loss_share` of all tokens is trained.
     """
     random = np.random.default_rng(seed)
     columns = {
@@ -196,19 +197,19 @@ def made_up_turns(tokens: int, loss_share: float, seed: int = 0) -> dict[str, Te
 
 def _describe_device(device: str) -> str:
     libraries = ", ".join(
-        f"{library} {_version(library) or 'not installed'}"
+        f"{library} {_find_version(library) or 'not installed'}"
         for library in ("torch", "liger-kernel", "cut-cross-entropy", "triton")
     )
     if device == "cpu":
         return f"CPU, {torch.get_num_threads()} threads; {libraries}"
     properties = torch.cuda.get_device_properties(0)
     return (
-        f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, driver {_driver()}, "
+        f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, driver {_find_driver()}, "
         f"CUDA {torch.version.cuda}; {libraries}"
     )
 
 
-def _driver() -> str:
+def _find_driver() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -217,7 +218,7 @@ def _driver() -> str:
     return done.stdout.splitlines()[0].strip()
 
 
-def _version(library: str) -> str | None:
+def _find_version(library: str) -> str | None:
     try:
         return version(library)
     except PackageNotFoundError:

@@ -1,9 +1,9 @@
 """The private memory of a command and all its processes (Linux).
 
-A process's private memory is what `smaps_rollup` calls Private_Clean and Private_Dirty: resident
-pages that no other process has mapped, so the interpreter's and the libraries' shared pages don't
-count once per worker. It is summed over the command's session about 20 times a second; what comes
-and goes between two looks is missed.
+The private memory of a process is Private_Clean plus Private_Dirty of `smaps_rollup`: resident
+pages that no other process has mapped. So the shared pages of the interpreter and the libraries do
+not count once per worker. It is summed over the command's session about 20 times a second; a peak
+between two samples is missed.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_SAMPLES = 0.05
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What a command printed, and the most private memory that its processes had together."""
+    """The output of a command, and the peak of the private memory of all its processes."""
 
     stdout: bytes
     peak_bytes: int
 
 
 def run_watched(command: list[str]) -> Watched:
-    """Run a command to its end; raise CalledProcessError where it fails."""
+    """Run a command to its end. Raises CalledProcessError if it fails."""
     with (
         tempfile.TemporaryFile() as stdout,
         subprocess.Popen(command, stdout=stdout, start_new_session=True) as process,
     ):
         peak = 0
         while process.poll() is None:
-            peak = max(peak, private_bytes(process.pid))
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            peak = max(peak, measure_private_bytes(process.pid))
+            time.sleep(_SECONDS_BETWEEN_SAMPLES)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         stdout.seek(0)
         return Watched(stdout.read(), peak)
 
 
-def private_bytes(leader: int) -> int:
-    """Return the private memory of a session's processes: of its leader and all it has started."""
+def measure_private_bytes(leader: int) -> int:
+    """Return the private memory of a session: of its leader and all processes that it started."""
     folders = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-    return sum(_private_bytes(folder) for folder in folders if _session(folder) == leader)
+    return sum(_read_private_bytes(folder) for folder in folders if _read_session(folder) == leader)
 
 
-def _session(process: Path) -> int | None:
-    """Return the session of a process, by its folder in /proc; None where it has ended."""
+def _read_session(process: Path) -> int | None:
+    """Return the session of a process, from its folder in /proc; None if it has ended."""
     try:
         fields = (process / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -56,7 +56,7 @@ def _session(process: Path) -> int | None:
     return int(fields[3])
 
 
-def _private_bytes(process: Path) -> int:
+def _read_private_bytes(process: Path) -> int:
     try:
         lines = (process / "smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):  # it has ended

@@ -1,4 +1,4 @@
-"""`mtpack pack`, as a user runs it: end to end, repacked, on the sample data; and its help."""
+"""The commands of a user: `mtpack pack` end to end, packing again, the sample data, `--help`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ _SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
 _HELP_RUNS = 10
 
 
-def pack_command(
-    setting: Setting, output: Path, *options: str, inputs: Sequence[str | Path] | None = None
+def build_pack_command(
+    setting: Setting,
+    output: Path,
+    *options: str,
+    inputs: Sequence[str | Path] | None = None,
+    python: str = sys.executable,
 ) -> list[str]:
-    """Return the command that packs the setting's rows, or other inputs."""
+    """Return the command that packs the rows of a setting, or other inputs."""
     template = ["--chat-template", str(setting.chat_template)] if setting.chat_template else []
     return [
-        *(sys.executable, "-m", "mtpack", "pack"),
+        *(python, "-m", "mtpack", "pack"),
         *map(str, inputs or [setting.rows]),
         *("--tokenizer", str(setting.tokenizer), *template),
         *("--seq-len", str(setting.seq_len), "--workers", str(setting.workers)),
@@ -33,15 +37,15 @@ def pack_command(
 
 @dataclass(frozen=True)
 class Packed:
-    """The seconds that a run of `mtpack pack` reports, and those of the whole command."""
+    """The seconds that a run of `mtpack pack` reports, and the seconds of the whole command."""
 
     seconds: dict[str, float]
-    """By stage, those of workers added up; `total` is wall time after `start`."""
+    """By stage, summed over workers; `total` is wall time after `start`."""
     command_seconds: float
 
     @property
     def seconds_with_start(self) -> float:
-        """Wall time, loading and looking at the input included."""
+        """Wall time, including the start."""
         return self.seconds["start"] + self.seconds["total"]
 
 
@@ -51,28 +55,28 @@ def run_pack(command: list[str]) -> Packed:
     return Packed(json.loads(done.stdout)["seconds"], time.perf_counter() - started)
 
 
-def kept_output(setting: Setting) -> Path:
-    """Return an output of the setting's input, packed at the first call."""
+def ensure_output(setting: Setting) -> Path:
+    """Return an output folder of the setting's rows, packed at the first call."""
     output = setting.folder / "packed"
     if not output.exists():
-        run_pack(pack_command(setting, output))
+        run_pack(build_pack_command(setting, output))
     return output
 
 
-def end_to_end(setting: Setting) -> Figures:
+def pack_end_to_end(setting: Setting) -> Figures:
     """Pack with the engine that mtpack chooses."""
-    return _end_to_end(setting, "mtpack", "auto")
+    return _pack_end_to_end(setting, "mtpack", "auto")
 
 
-def end_to_end_with_tokenizers(setting: Setting) -> Figures:
+def pack_with_tokenizers(setting: Setting) -> Figures:
     """Pack with the reference engine."""
-    return _end_to_end(setting, "mtpack_tokenizers", "tokenizers")
+    return _pack_end_to_end(setting, "mtpack_tokenizers", "tokenizers")
 
 
-def _end_to_end(setting: Setting, name: str, engine: str) -> Figures:
+def _pack_end_to_end(setting: Setting, name: str, engine: str) -> Figures:
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         output = Path(folder, "packed")
-        packed = run_pack(pack_command(setting, output, "--tokenizer-engine", engine))
+        packed = run_pack(build_pack_command(setting, output, "--tokenizer-engine", engine))
     return {
         name: setting.megabytes / packed.seconds_with_start,
         f"{name}.after_start": setting.megabytes / packed.seconds["total"],
@@ -82,29 +86,29 @@ def _end_to_end(setting: Setting, name: str, engine: str) -> Figures:
 
 
 def repack(setting: Setting) -> Figures:
-    """Pack, keeping the tokens, and pack again into sequences of half the length."""
+    """Pack with a token store, and pack again into sequences of half the length."""
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         store = ("--token-store", str(Path(folder, "store")))
-        first = run_pack(pack_command(setting, Path(folder, "first"), *store))
+        first = run_pack(build_pack_command(setting, Path(folder, "first"), *store))
         shorter = ("--seq-len", str(setting.seq_len // 2))
-        second = run_pack(pack_command(setting, Path(folder, "second"), *store, *shorter))
+        second = run_pack(build_pack_command(setting, Path(folder, "second"), *store, *shorter))
     return {"pack.first": first.seconds["total"], "pack.again": second.seconds["total"]}
 
 
-def show_help(setting: Setting) -> Figures:
-    """Time `mtpack --help` and a Python that does nothing, in turns; the best of each counts."""
-    commands = {"help": ["-m", "mtpack", "--help"], "nothing": ["-c", "pass"]}
+def time_help(setting: Setting) -> Figures:
+    """Time `mtpack --help` and an empty Python program in turns; the fastest run of each counts."""
+    commands = {"help": ["-m", "mtpack", "--help"], "empty": ["-c", "pass"]}
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(_HELP_RUNS):
         for name, arguments in commands.items():
             started = time.perf_counter()
             subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, check=True)
             taken[name].append(time.perf_counter() - started)
-    return {"help.more": min(taken["help"]) - min(taken["nothing"])}
+    return {"help.more": min(taken["help"]) - min(taken["empty"])}
 
 
 def pack_sample_data(setting: Setting) -> Figures:
-    """Pack what ships with mtpack, with the tokenizer that does; the whole command counts."""
+    """Pack the sample data with the tokenizer of mtpack; the whole command counts."""
     inputs = map(str, sorted(_SAMPLE_DATA.glob("*.jsonl")))
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         command = [sys.executable, "-m", "mtpack", "pack", *inputs, "--json", "--quiet"]

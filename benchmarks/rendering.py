@@ -1,16 +1,16 @@
-"""Time per dialogue for its text, its turns' spans, and whether merging them is exact.
+"""Time per dialogue to get its text, the spans of its turns, and whether merging them is exact.
 
     python benchmarks/rendering.py data/*.jsonl.gz --tokenizer path/to/model
 
-Medians over all dialogues of the input, each measured with every way. The ways take turns, a block
-of dialogues each, as a run renders one dialogue after the other, too:
+Prints medians over all dialogues of the input, each measured with every way. The ways alternate
+after each block of dialogues; within a block, one dialogue follows another, as in a run:
 
-    f-string   a loop written by hand for ChatML, that yields text and spans and proves nothing
-    jinja2     the chat template renders the whole dialogue once: text alone
+    f-string   a loop written by hand for ChatML: text and spans, no proof
+    jinja2     the chat template renders the whole dialogue once: text only
     replay     text, spans and proof, by replay (`mtpack.template.tracing`)
     render     the same by rendering: the dialogue, and for every turn its prompt and own document
 
-Recordings are made in a first pass and not counted; its figures stand below the table.
+Recordings are made in a first pass that is not counted; its figures are below the table.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(
         "f-string": write_chatml,
         "jinja2": lambda dialogue: template.render(dialogue.messages, dialogue.tools),
         "replay": replayer.render_dialogue,
-        "render": replayer.render_for_real,
+        "render": replayer.render_without_replay,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for first in range(0, len(dialogues), _BLOCK):
@@ -86,14 +86,14 @@ def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
 
 
 def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
-    """Write what ChatML templates do, for messages of text."""
+    """Write the text of a ChatML template and the spans of turns, for messages of text."""
     parts, spans, position = [], [], 0
     messages = dialogue.messages
     if isinstance(messages, TextMessages):
-        said = zip(messages.roles, messages.texts, strict=True)
+        pairs = zip(messages.roles, messages.texts, strict=True)
     else:
-        said = ((message.role, message.fields.get("content", "")) for message in messages)
-    for role, content in said:
+        pairs = ((message.role, message.fields.get("content", "")) for message in messages)
+    for role, content in pairs:
         header = f"<|im_start|>{role}\n"
         body = f"{content}<|im_end|>"
         parts.append(f"{header}{body}\n")

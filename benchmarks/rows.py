@@ -1,8 +1,9 @@
-"""Random rows of the same shards: `mtpack.open_shards` and `datasets` in four formats.
+"""Random sequences of the same shards: `mtpack.open_shards` and `datasets` in four formats.
 
-A row counts as read when the library has returned it: arrays over mapped memory in some of them,
-copies in others. Of the tensors, ours are a batch of one row: int64 where a model wants it, with
-positions and turn heads, without the lists; those of `datasets` are all columns, as int64.
+A sequence counts as read when the library has returned it: as arrays over mapped memory in some
+formats, as copies in others. As tensors, mtpack returns a batch of one sequence: int64 where a
+model needs it, with positions and turn heads, without the lists. `datasets` returns all columns as
+int64.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.packing import kept_output
+from benchmarks.packing import ensure_output
 from benchmarks.setting import Figures, Setting
 
 FORMATS = (None, "numpy", "torch", "arrow")
@@ -23,9 +24,9 @@ _SECONDS = 0.5  # for each way
 
 
 def read_rows(setting: Setting) -> Figures:
-    """Read in a process of its own, so that no other way inherits its libraries."""
+    """Read in a separate process, so that no other way inherits its libraries."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(read_all_ways, kept_output(setting)).result()
+        return executor.submit(read_all_ways, ensure_output(setting)).result()
 
 
 def read_all_ways(output: Path) -> Figures:
@@ -37,17 +38,17 @@ def read_all_ways(output: Path) -> Figures:
     shards, packed = open_shards(output), PackedDataset(output)
     indices = np.random.default_rng(0).integers(len(shards), size=100_000).tolist()
     figures = {
-        "rows.mtpack": _rows_a_second(shards.__getitem__, indices),
-        "rows.tensors": _rows_a_second(lambda index: collate([packed[index]]), indices),
+        "rows.mtpack": _measure_rows_per_second(shards.__getitem__, indices),
+        "rows.tensors": _measure_rows_per_second(lambda index: collate([packed[index]]), indices),
     }
     for name in FORMATS:
         loaded = datasets.load_from_disk(str(output)).with_format(name)
-        figures[f"rows.{name}"] = _rows_a_second(loaded.__getitem__, indices)
+        figures[f"rows.{name}"] = _measure_rows_per_second(loaded.__getitem__, indices)
     return figures
 
 
-def _rows_a_second(read: Callable[[int], object], indices: list[int]) -> float:
-    """Read rows until their time is up; the first ones warm up."""
+def _measure_rows_per_second(read: Callable[[int], object], indices: list[int]) -> float:
+    """Read sequences for `_SECONDS`, after a warm-up of ten."""
     for index in indices[:10]:
         read(index)
     started = time.perf_counter()

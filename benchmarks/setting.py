@@ -1,4 +1,4 @@
-"""What all ways of a comparison share: the input, its rendered texts, and a folder to work in."""
+"""The input of a comparison, its rendered texts, and a folder for temporary files."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from mtpack.template.chat_template import load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 
 Figures = dict[str, float]
-"""What one round of a way measured, by name."""
+"""The results of one way in one round, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One comparison; equal to none but itself, so that what is made once for it can be cached."""
+    """The options of one comparison. Compared by identity, so that results can be cached for it."""
 
     inputs: tuple[str, ...]
     tokenizer: Path
     """A folder."""
     chat_template: Path | None
     training_template: Path | None
-    """The same template with the assistant's text marked, as TRL's way needs it."""
+    """The same template, with the assistant's text marked for TRL."""
     seq_len: int
     workers: int
     trl_rows: int | None
-    """How many leading rows TRL's way gets; all, if None."""
+    """The number of first rows for TRL's way; None: all."""
     folder: Path
-    """For outputs and caches; it goes with the run."""
+    """For outputs and caches; it is deleted at the end of the run."""
 
     @cached_property
     def rows(self) -> Path:
-        """All rows as they stand, in one file of plain JSONL: what every way reads."""
+        """A plain JSONL file of all rows, unchanged: the input of every way."""
         names = find_inputs(self.inputs)
         splits = read_splits(describe_input(name, name) for name in names)
         path = self.folder / "rows.jsonl"
@@ -49,12 +49,12 @@ class Setting:
 
     @cached_property
     def dialogues(self) -> list[Dialogue]:
-        """All rows."""
+        """All rows, as dialogues."""
         return read_dialogues(self.inputs)
 
     @cached_property
     def texts(self) -> list[str]:
-        """Every dialogue, as the chat template writes it."""
+        """The text of every dialogue, rendered with the chat template."""
         tokenizer = load_tokenizer(str(self.tokenizer))
         file = None if self.chat_template is None else str(self.chat_template)
         template = load_chat_template(tokenizer, file, (), DEFAULT_DATE)
@@ -62,19 +62,19 @@ class Setting:
 
     @cached_property
     def text_sizes(self) -> list[int]:
-        """UTF-8 bytes of every text: what all throughputs count."""
+        """The UTF-8 bytes of every text."""
         return [len(text.encode()) for text in self.texts]
 
     @property
     def megabytes(self) -> float:
-        """All texts."""
+        """The UTF-8 size of all texts in MB: throughputs are in these MB."""
         return sum(self.text_sizes) / 1e6
 
 
-def as_json_line(dialogue: Dialogue, behind_contents: str = "") -> str:
-    """Write a dialogue as a row of messages, with something behind every text content."""
+def format_json_line(dialogue: Dialogue, suffix: str = "") -> str:
+    """Return a dialogue as a row of messages, with a suffix at the end of every text content."""
     messages = [
-        {**message.fields, "content": content + behind_contents}
+        {**message.fields, "content": content + suffix}
         if isinstance(content := message.fields.get("content"), str)
         else message.fields
         for message in dialogue.messages

@@ -1,4 +1,4 @@
-"""The table of a comparison: figures of all rounds to medians, ratios and their spread."""
+"""The table of a comparison: medians, ratios and their spread, from the figures of all rounds."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from rich.console import Console
 from rich.table import Table
 
 Rounds = Mapping[str, Sequence[float]]
-"""A figure's value in every round, by name."""
+"""The values of a figure in all rounds, by name."""
 
 STAGES = ("read", "render", "tokenize", "plan", "assemble", "write")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A figure, what it is compared with, and what the comparison is to reach."""
+    """A line of the table: a figure, the figure that it is compared with, and a goal."""
 
     name: str
     figure: str
     unit: str
     against: str | None = None
-    """The figure that divides it."""
+    """The figure that is the divisor of the ratio."""
     against_name: str = ""
     goal: str = ""
     inverted: bool = False
-    """Whether the other figure is divided by this one, as where both are seconds."""
+    """Whether the other figure is divided by this one, so that fewer seconds are a higher ratio."""
 
 
-# What is compared: a name, its figure, and the name, the figure and the goal to set beside it.
+# Name, figure, name of the other, figure of the other, goal.
 _THROUGHPUTS = (
     ("pack", "mtpack", "TRL's way", "trl", ">= 20"),
     ("pack", "mtpack", "fastokens, encoding only", "fastokens", ">= 0.4 Chinese, 0.2 English"),
@@ -53,7 +53,7 @@ LINES = (
     Line("TRL's way", "trl", "MB/s"),
     Line("tokenizers, encoding only", "tokenizers", "MB/s"),
     Line("fastokens, encoding only", "fastokens", "MB/s"),
-    Line("pack, start alone", "mtpack.seconds.start", "s"),
+    Line("pack, start only", "mtpack.seconds.start", "s"),
     Line("pack, whole command", "mtpack.command", "s"),
     Line("pack of 10 times the input", "copies.10", "s", "copies.1", "once", "<= 10.5"),
     Line(
@@ -94,15 +94,15 @@ LINES = (
 
 
 def show_table(rounds: Rounds, console: Console, lines: Sequence[Line] = LINES) -> None:
-    """Print the lines whose figures were measured; a ratio to one that was not is a dash."""
+    """Print the lines whose figures were measured; a dash if the other figure was not."""
     table = Table(box=box.MARKDOWN)
     for title in ("what", "median", "min to max", "compared with", "ratio", "min to max", "goal"):
         table.add_column(title, no_wrap=True)
     for line in lines:
         if line.figure not in rounds:
             continue
-        value, spread = _cells(rounds[line.figure])
-        ratio, ratio_spread = _cells(ratios(line, rounds))
+        value, spread = _format_cells(rounds[line.figure])
+        ratio, ratio_spread = _format_cells(compute_ratios(line, rounds))
         table.add_row(
             line.name,
             f"{value} {line.unit}".strip(),
@@ -116,7 +116,7 @@ def show_table(rounds: Rounds, console: Console, lines: Sequence[Line] = LINES) 
 
 
 def show_profile(rounds: Rounds, console: Console) -> None:
-    """Print the stages of `mtpack pack`: their share of the seconds that all workers spent."""
+    """Print the stages of `mtpack pack`, and their share of the seconds of all workers."""
     table = Table(box=box.MARKDOWN)
     for title in ("stage", "seconds of all workers", "share"):
         table.add_column(title, no_wrap=True)
@@ -130,25 +130,26 @@ def show_profile(rounds: Rounds, console: Console) -> None:
     console.print(table)
 
 
-def ratios(line: Line, rounds: Rounds) -> list[float]:
-    """Return the ratio of every round."""
+def compute_ratios(line: Line, rounds: Rounds) -> list[float]:
+    """Return the ratio of a line in every round; empty if a figure was not measured."""
     if line.against is None or not (line.figure in rounds and line.against in rounds):
         return []
     pairs = zip(rounds[line.figure], rounds[line.against], strict=True)
     return [other / own if line.inverted else own / other for own, other in pairs]
 
 
-def _cells(values: Sequence[float]) -> tuple[str, str]:
+def _format_cells(values: Sequence[float]) -> tuple[str, str]:
     if not values:
         return "-", "-"
-    return _number(median(values)), f"{_number(min(values))} to {_number(max(values))}"
+    middle, low, high = map(_format_number, (median(values), min(values), max(values)))
+    return middle, f"{low} to {high}"
 
 
-def _number(value: float) -> str:
-    """Write thousandths of what is below 10, and tenths of what is below 100.
+def _format_number(value: float) -> str:
+    """Format a number: three decimals below 10, one below 100.
 
-    >>> _number(0.0125), _number(1.002), _number(12.345), _number(1234.5), _number(98)
-    ('0.013', '1.002', '12.3', '1,234', '98')
+    >>> [_format_number(value) for value in (0.0125, 1.002, 12.345, 1234.5, 98)]
+    ['0.013', '1.002', '12.3', '1,234', '98']
     """
     if float(value).is_integer():
         return f"{value:,.0f}"

@@ -1,10 +1,10 @@
-"""A step of TurnMeanTrainer on this device: is it right, and what does it take beside the Trainer?
+"""A step of TurnMeanTrainer on this device: its gradients, and its time against the stock Trainer.
 
     python -m benchmarks.trainers packed --attention flash_attention_2 --attention sdpa
 
-Right: the gradients of a step of two rows against one sample per turn, each turn alone, in the type
-that is trained in. Takes: seconds of a step against the stock Trainer, on the same batches and the
-same model, one after the other in this process; so read the ratio.
+Gradients: those of a step of two sequences against one sample per turn, in the dtype of training.
+Time: seconds of a step against the stock Trainer, on the same batches and the same model, one after
+the other in this process. So read the ratio, not the seconds.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ from mtpack.torch_data import PackedDataset
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of the last step."""
+    """Stores the gradients of the last step."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.last = flat_gradients(model)
+        self.last = flatten_gradients(model)
 
 
-def flat_gradients(model: Any) -> torch.Tensor:
+def flatten_gradients(model: Any) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()])
 
 
-def samples_of(row: Row) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield every turn: the ids of its document up to its end, and the positions of its tokens."""
+def split_into_samples(row: Row) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield, for every turn, the ids of its document up to its end, and its token positions."""
     ends = row["seq_lengths"].cumsum()
-    places = torch.from_numpy(row["loss_mask"].nonzero()[0])
-    while len(places):
-        turn = places[: int(row["loss_token_num"][places[0]])]
-        places = places[len(turn) :]
+    positions = torch.from_numpy(row["loss_mask"].nonzero()[0])
+    while len(positions):
+        turn = positions[: int(row["loss_token_num"][positions[0]])]
+        positions = positions[len(turn) :]
         start = int(max((end for end in ends if end <= turn[0]), default=0))
         yield torch.tensor(row["input_ids"][start : turn[-1] + 1]).long(), turn - start
 
 
-def one_sample_per_turn(model: LlamaForCausalLM, rows: list[Row]) -> torch.Tensor:
-    samples = [sample for row in rows for sample in samples_of(row)]
+def train_one_sample_per_turn(model: LlamaForCausalLM, rows: list[Row]) -> torch.Tensor:
+    samples = [sample for row in rows for sample in split_into_samples(row)]
     model.zero_grad()
     for ids, positions in samples:
         logits = model(ids[None].to(model.device)).logits[0, positions - 1].float()
         loss = cross_entropy(logits, ids[positions].to(model.device))
         (loss / len(samples)).backward()
-    return flat_gradients(model)
+    return flatten_gradients(model)
 
 
-def model_inputs(rows: list[Row]) -> dict[str, Any]:
+def select_model_inputs(rows: list[Row]) -> dict[str, Any]:
     batch = padding_free_batch(rows)
     return {name: batch[name] for name in (*MODEL_INPUTS, "labels")}
 
 
 @click.command()
 @click.argument("packed", type=click.Path(exists=True, path_type=Path))
-@click.option("--attention", multiple=True, default=("sdpa",), help="repeat it for several")
-@click.option("--hidden", default=256, help="of the random model")
+@click.option("--attention", multiple=True, default=("sdpa",), help="May be given several times.")
+@click.option("--hidden", default=256, help="Hidden size of the random model.")
 @click.option("--layers", default=4)
-@click.option("--steps", default=10, help="that are timed, of one row each")
+@click.option("--steps", default=10, help="Timed steps, of one sequence each.")
 def main(packed: Path, attention: tuple[str, ...], hidden: int, layers: int, steps: int) -> None:
-    """Print, for each attention, the difference of the gradients and the ratio of the times."""
+    """Print, for each attention, the error of the gradients and the ratio of the times."""
     cuda = torch.cuda.is_available()
     dataset = PackedDataset(packed, label_alignment="aligned")
     rows = [dataset[number] for number in range(min(2, len(dataset)))]
@@ -88,7 +88,7 @@ def main(packed: Path, attention: tuple[str, ...], hidden: int, layers: int, ste
         model = LlamaForCausalLM._from_config(
             config, attn_implementation=implementation, dtype=dtype
         )
-        difference, seconds, stock_seconds = compare(
+        difference, seconds, stock_seconds = compare_trainers(
             model.to("cuda" if cuda else "cpu"), dataset, rows, steps
         )
         print(
@@ -97,8 +97,10 @@ def main(packed: Path, attention: tuple[str, ...], hidden: int, layers: int, ste
         )
 
 
-def compare(model: Any, dataset: Any, rows: list[Row], steps: int) -> tuple[float, float, float]:
-    """Return the difference of the gradients, and seconds a step of both trainers."""
+def compare_trainers(
+    model: Any, dataset: Any, rows: list[Row], steps: int
+) -> tuple[float, float, float]:
+    """Return the error of the gradients, and the seconds per step of both trainers."""
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {
             "output_dir": folder,
@@ -120,10 +122,10 @@ def compare(model: Any, dataset: Any, rows: list[Row], steps: int) -> tuple[floa
             train_dataset=Subset(dataset, range(len(rows))),
             callbacks=[gradients],
         ).train()
-        reference = one_sample_per_turn(model, rows)
+        reference = train_one_sample_per_turn(model, rows)
         timed = TrainingArguments(**settings, max_steps=steps)
         trainers = (
-            Trainer(model, timed, data_collator=model_inputs, train_dataset=dataset),
+            Trainer(model, timed, data_collator=select_model_inputs, train_dataset=dataset),
             TurnMeanTrainer(model, timed, train_dataset=dataset),
         )
         stock_seconds, seconds = (

@@ -1,9 +1,9 @@
-"""TRL's way from the same rows to packed sequences: its own preparation, called as it calls it.
+"""TRL's way from the same rows to packed sequences: its own preparation of a dataset.
 
-`SFTTrainer._prepare_dataset` applies the training template, makes labels of the assistant's masks
-and packs by best-fit decreasing, all in `datasets.map` with as many processes; what this adds is
-loading the rows before and saving the sequences after it. No model is made, the libraries and
-the tokenizer are loaded before the clock starts, and every round has an empty cache.
+`SFTTrainer._prepare_dataset` applies the training template, makes labels from the assistant's masks
+and packs by best-fit decreasing, all in `datasets.map` with as many processes. This module also
+loads the rows before it and saves the sequences after it. No model is created. The libraries and
+the tokenizer are loaded before the time starts, and every round has an empty cache.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.setting import Figures, Setting, as_json_line
+from benchmarks.setting import Figures, Setting, format_json_line
 
 
-def with_trl(setting: Setting) -> Figures:
-    """Prepare the rows in a process of its own, so that no other way inherits its libraries."""
-    file, megabytes = _rows_for_trl(setting)
+def prepare_with_trl(setting: Setting) -> Figures:
+    """Prepare the rows in a separate process, so that no other way inherits its libraries."""
+    file, megabytes = _write_rows_for_trl(setting)
     with (
         tempfile.TemporaryDirectory(dir=setting.folder) as folder,
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor,
@@ -40,10 +40,10 @@ def with_trl(setting: Setting) -> Figures:
 
 
 @functools.cache
-def _rows_for_trl(setting: Setting) -> tuple[Path, float]:
-    """Write the rows that TRL takes, and return their file and how many MB they are as text.
+def _write_rows_for_trl(setting: Setting) -> tuple[Path, float]:
+    """Write the rows that TRL accepts, and return their file and the size of their texts in MB.
 
-    It refuses a row without an assistant's message, which mtpack reads, counts and drops.
+    TRL refuses a row without an assistant message; mtpack reads it, counts it and drops it.
     """
     path = setting.folder / "rows-for-trl.jsonl"
     num_bytes = 0
@@ -52,7 +52,7 @@ def _rows_for_trl(setting: Setting) -> tuple[Path, float]:
             setting.dialogues[: setting.trl_rows], setting.text_sizes, strict=False
         ):
             if any(message.role == "assistant" for message in dialogue.messages):
-                file.write(as_json_line(dialogue))
+                file.write(format_json_line(dialogue))
                 num_bytes += size
     return path, num_bytes / 1e6
 
@@ -65,15 +65,15 @@ def prepare(
     workers: int,
     folder: Path,
 ) -> float:
-    """Return the seconds from a file of rows to saved sequences."""
+    """Return the seconds from reading a file of rows to saving the sequences."""
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    warnings.simplefilter("ignore")  # of settings that TRL chooses itself
+    warnings.simplefilter("ignore")  # about settings that TRL chooses itself
     import datasets
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     class Preparation(SFTTrainer):
-        """A trainer as far as preparing a dataset needs one."""
+        """A trainer with the attributes that preparing a dataset needs."""
 
         def __init__(self) -> None:
             self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -1,11 +1,11 @@
-"""What turn mean does to short and to long turns, beside token mean, in minutes on a CPU.
+"""The effect of turn mean and of token mean on short and on long turns, in minutes on a CPU.
 
     python -m benchmarks.weighting
 
 The same tiny transformer, from the same weights, is trained on the same packed sequences in the
-same order with either loss. A fifth of the sequences is held out, and the loss of their turns is
-taken by length: the shortest quarter of all turns, the middle, the longest quarter. Each seed holds
-out other sequences and starts from other weights. docs/experiments.md reads the outcome.
+same order with each loss. A fifth of the sequences is held out. The loss of their turns is measured
+by length: the shortest quarter of all turns, the middle, the longest quarter. Each seed holds out
+other sequences and starts from other weights. docs/experiments.md discusses the results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import mtpack
 from benchmarks.machine import describe_machine
-from benchmarks.weighting_plot import draw
+from benchmarks.weighting_plot import draw_curves
 from benchmarks.weighting_runs import (
     GROUPS,
     MICRO_BATCHES,
@@ -39,9 +39,9 @@ from benchmarks.weighting_runs import (
     Run,
     Sequences,
     Split,
-    bin_masks,
-    held_out_lengths,
-    length_bins,
+    compute_bin_masks,
+    compute_length_bins,
+    read_held_out_lengths,
     read_sequences,
     split_sequences,
     train,
@@ -61,11 +61,11 @@ _SEQ_LEN = 1024
     multiple=True,
     default=[0.01],
     show_default=True,
-    help="may be given again; the first one is plotted",
+    help="May be given several times; the first one is plotted.",
 )
 @click.option("--workers", default=os.cpu_count(), show_default="all cores")
-@click.option("--plot", type=click.Path(), help="curves, as .svg or .png (needs matplotlib)")
-@click.option("--json", "json_path", type=click.Path(), help="all held-out losses")
+@click.option("--plot", type=click.Path(), help="Curves as .svg or .png (needs matplotlib).")
+@click.option("--json", "json_path", type=click.Path(), help="Write all held-out losses here.")
 def main(
     packed: str | None,
     steps: int,
@@ -75,31 +75,31 @@ def main(
     plot: str | None,
     json_path: str | None,
 ) -> None:
-    """Compare on the shards at PACKED, or on the sample data, packed to 1,024 tokens."""
+    """Compare on the shards at PACKED. Default: the sample data, packed to 1,024 tokens."""
     if plot and Path(plot).suffix not in (".svg", ".png"):
-        raise click.UsageError(f"--plot {plot}: name an .svg or a .png file")
+        raise click.UsageError(f"--plot {plot}: use a file name that ends in .svg or .png")
     if plot and find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs matplotlib, which comes with mtpack[dev]")
     with tempfile.TemporaryDirectory() as folder:
         path = packed or _pack_sample_data(folder)
         sequences = read_sequences(path)
         splits = [split_sequences(sequences.rows, seed) for seed in range(seeds)]
-        _check(sequences, splits)
+        _require_enough_sequences(sequences, splits)
         console = Console(width=200)
         console.print(describe_machine(), highlight=False)
         console.print(_describe(sequences, splits, steps), highlight=False)
         runs = [Run(*run) for run in product(NORMALIZATIONS, learning_rates, range(seeds))]
         curves = train_all(path, runs, steps, workers)
-    console.print(difference_table(curves))
+    console.print(build_difference_table(curves))
     if json_path:
         Path(json_path).write_text(json.dumps([asdict(curve) for curve in curves], indent=1))
     if plot:
         first = [curve for curve in curves if curve.run.learning_rate == learning_rates[0]]
-        draw(first, length_bins(sequences.turn_lengths), plot)
+        draw_curves(first, compute_length_bins(sequences.turn_lengths), plot)
 
 
 def train_all(path: str, runs: Sequence[Run], steps: int, workers: int) -> list[Curve]:
-    """Train in processes of one thread each: how many there are changes nothing but the time."""
+    """Train in processes of one thread each; the number of processes does not change results."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
         tasks = [executor.submit(_train_one, path, run, steps) for run in runs]
         return [task.result() for task in tqdm(tasks, unit="run")]
@@ -115,28 +115,29 @@ def _pack_sample_data(folder: str) -> str:
     return output
 
 
-def _check(sequences: Sequences, splits: Sequence[Split]) -> None:
+def _require_enough_sequences(sequences: Sequences, splits: Sequence[Split]) -> None:
     for split in splits:
-        turns = _held_out_turns(sequences, split)
+        turns = _count_held_out_turns(sequences, split)
         if not len(split.trained) or 0 in turns.values():
             raise click.UsageError(
-                "too few sequences: turns of every length must be held out, and some left to train"
+                "too few sequences to hold out turns of every length and to train on others; "
+                "use more data or a smaller --seq-len"
             )
 
 
-def _held_out_turns(sequences: Sequences, split: Split) -> dict[str, int]:
-    """Count the evaluated turns of each bin."""
-    bins = length_bins(sequences.turn_lengths)
-    masks = bin_masks(held_out_lengths(sequences, split), bins)
+def _count_held_out_turns(sequences: Sequences, split: Split) -> dict[str, int]:
+    """Return the number of evaluated turns of each bin."""
+    bins = compute_length_bins(sequences.turn_lengths)
+    masks = compute_bin_masks(read_held_out_lengths(sequences, split), bins)
     return {name: int(turns.sum()) for name, turns in masks.items()}
 
 
 def _describe(sequences: Sequences, splits: Sequence[Split], steps: int) -> str:
     lengths = sequences.turn_lengths
     num_trained, num_held_out = len(splits[0].trained), len(splits[0].held_out)
-    longest_short, shortest_long = length_bins(lengths)
+    longest_short, shortest_long = compute_length_bins(lengths)
     short, long = lengths[lengths <= longest_short], lengths[lengths >= shortest_long]
-    counts = [_held_out_turns(sequences, split) for split in splits]
+    counts = [_count_held_out_turns(sequences, split) for split in splits]
     left_out = [sum(int((~turns).sum()) for turns in split.evaluated) for split in splits]
     return "\n".join(
         (
@@ -148,22 +149,23 @@ def _describe(sequences: Sequences, splits: Sequence[Split], steps: int) -> str:
             f"{MICRO_BATCHES}, {steps * MICRO_BATCHES / num_trained:.1f} epochs",
             f"turns held out, {'/'.join(counts[0])}, of each seed: "
             + ", ".join("/".join(map(str, count.values())) for count in counts)
-            + f"; left out, as their dialogue is trained in part: {', '.join(map(str, left_out))}",
+            + "; not evaluated, because other turns of their dialogue are trained: "
+            + ", ".join(map(str, left_out)),
         )
     )
 
 
-def difference_table(curves: Sequence[Curve]) -> Table:
-    """Return the held-out losses, means over the seeds, and what turn mean changes in each seed."""
+def build_difference_table(curves: Sequence[Curve]) -> Table:
+    """Return the held-out losses, means over the seeds, and the difference for each seed."""
     table = Table(box=box.MARKDOWN)
     titles = ("learning rate", "at", "held-out loss of", "token mean", "turn mean")
     for title in (*titles, "difference", "of each seed"):
         table.add_column(title, no_wrap=True)
     rates = dict.fromkeys(curve.run.learning_rate for curve in curves)
-    for rate, place, group in product(rates, ("the end", "its best step"), GROUPS):
+    for rate, step, group in product(rates, ("the end", "its best step"), GROUPS):
         token_mean, turn_mean = (
             [
-                curve.losses[group][curve.best_step() if place == "its best step" else -1]
+                curve.losses[group][curve.find_best_step() if step == "its best step" else -1]
                 for curve in curves
                 if curve.run.learning_rate == rate and curve.run.normalization == normalization
             ]
@@ -172,7 +174,7 @@ def difference_table(curves: Sequence[Curve]) -> Table:
         differences = [turn - token for token, turn in zip(token_mean, turn_mean, strict=True)]
         table.add_row(
             f"{rate:g}",
-            place,
+            step,
             group.replace("_", " "),
             f"{mean(token_mean):.3f}",
             f"{mean(turn_mean):.3f}",

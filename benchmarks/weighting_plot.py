@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.weighting_runs import Curve
 
-# Two of the colours of Okabe and Ito, which differ for every kind of colour vision and in their
-# brightness; dashes, markers and hatches tell the curves apart without any.
+# Two colours of Okabe and Ito, which differ for every kind of colour vision and in brightness.
+# Dashes, markers and hatches make the curves differ without colour.
 _STYLES = {
     "token_mean": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "turn_mean": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
@@ -18,11 +18,11 @@ _STYLES = {
 _HATCHES = {"token_mean": "", "turn_mean": "////"}
 
 
-def draw(curves: Sequence[Curve], bins: tuple[int, int], path: str | Path) -> None:
-    """Draw the held-out loss of short and of long turns over the steps, under either mean.
+def draw_curves(curves: Sequence[Curve], bins: tuple[int, int], path: str | Path) -> None:
+    """Draw the held-out loss of short and of long turns over the steps, for both means.
 
-    A line is the mean over the seeds, its shade goes from the lowest to the highest. The same
-    curves give the same file.
+    A line is the mean over the seeds, and its shade goes from the lowest to the highest. The same
+    curves give the same bytes.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -37,9 +37,9 @@ def draw(curves: Sequence[Curve], bins: tuple[int, int], path: str | Path) -> No
     }
     for panel, (group, title) in zip(panels, titles.items(), strict=True):
         for normalization, style in _STYLES.items():
-            chosen = [curve for curve in curves if curve.run.normalization == normalization]
-            losses = np.array([curve.losses[group] for curve in chosen])
-            steps, name = chosen[0].steps, normalization.replace("_", " ")
+            own_curves = [curve for curve in curves if curve.run.normalization == normalization]
+            losses = np.array([curve.losses[group] for curve in own_curves])
+            steps, name = own_curves[0].steps, normalization.replace("_", " ")
             panel.plot(steps, losses.mean(0), **style, markersize=4, label=f"trained with {name}")
             panel.fill_between(
                 steps,

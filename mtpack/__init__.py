@@ -1,12 +1,12 @@
 """mtpack: pack multi-turn dialogues into sequences in which every assistant turn weighs the same.
 
     pack(inputs, seq_len=4096, output="packed")     write shards, return a report
-    open_shards("packed")                           read them, row by row, without a copy
-    mtpack.torch_data.PackedDataset                 read them as a dataset of torch
-    mtpack.loss.turn_mean_loss                      the loss that the columns are for (torch)
-    mtpack.loss.linear_turn_mean_loss               the same from hidden states, not from all logits
+    open_shards("packed")                           read shards, one sequence at a time, as views
+    mtpack.torch_data.PackedDataset                 read shards as a dataset of PyTorch
+    mtpack.loss.turn_mean_loss                      the loss: every turn has the same weight
+    mtpack.loss.linear_turn_mean_loss               the same loss, computed from hidden states
 
-Names are loaded when they are first used, so `import mtpack` costs nothing.
+Each name is imported when it is first used, so `import mtpack` is fast.
 """
 
 from importlib import import_module
@@ -34,7 +34,7 @@ __all__ = [
     "pack",
 ]
 
-_HOMES = {
+_MODULES = {
     "InputError": "errors",
     "Callbacks": "running.pack",
     "MtpackError": "errors",
@@ -48,6 +48,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m mtpack`: the same as the command."""
+"""`python -m mtpack`: the same as the command `mtpack`."""
 
 from mtpack.cli import main
 

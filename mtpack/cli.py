@@ -1,7 +1,7 @@
-"""The command line: parse, call, print. Nothing else happens here.
+"""The command line: parse the arguments, call a function, print the result.
 
-Results go to standard output, progress, remarks and errors to standard error. What a command needs
-is imported when it runs, so that `mtpack --help` answers at once.
+Results go to standard output; progress, warnings and errors go to standard error. Modules that a
+command needs are imported when it runs, so that `mtpack --help` is fast.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import click
 
 from mtpack.errors import MtpackError, SetupError
-from mtpack.options import PackOptions, choices, flag
-from mtpack.running.thread_limits import ONE_THREAD
+from mtpack.options import PackOptions, choices, flag, resolve_alias
+from mtpack.running.thread_limits import SINGLE_THREAD_ENV
 from mtpack.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -30,10 +30,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 
 class _Group(click.Group):
-    """Turns mtpack's errors into one or two lines and the right exit status."""
+    """Prints every expected error as one or two lines and exits with its status."""
 
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
         try:
             return super().invoke(context)
         except MtpackError as error:
@@ -47,23 +47,31 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("mtpack: interrupted", err=True)
             context.exit(130)
-        except BrokenPipeError:  # the reader of our output has seen enough
+        except BrokenPipeError:  # the reader of our output has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(0)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            remedy = "; free some and run again" if error.errno == errno.ENOSPC else ""
+            remedy = "; free some space and run again" if error.errno == errno.ENOSPC else ""
             click.echo(f"mtpack: {where}{error.strerror or error}{remedy}", err=True)
             context.exit(1)
         except UnicodeEncodeError:
             click.echo(
-                "mtpack: a file name can't be written in this locale; set PYTHONUTF8=1", err=True
+                "mtpack: this locale can't encode a file name; set PYTHONUTF8=1 and run again",
+                err=True,
             )
             context.exit(1)
 
 
+class _PackOption(click.Option):
+    """A flag for a field of `PackOptions`; it accepts the aliases of values, but shows none."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        return super().type_cast_value(ctx, resolve_alias(self.name or "", value))
+
+
 def _pack_options(command: Command) -> Command:
-    """Declare a flag for every field of `PackOptions`."""
+    """Add a flag for every field of `PackOptions` to a command."""
     for option in reversed(fields(PackOptions)):
         details = option.metadata
         names = [flag(option.name), option.name]
@@ -80,9 +88,8 @@ def _pack_options(command: Command) -> Command:
         shown = has_default and details.get("show_default", True)
         if "short" in details:
             names.insert(0, details["short"])
-        command = click.option(*names, default=option.default, show_default=shown, **settings)(
-            command
-        )
+        settings |= {"cls": _PackOption, "default": option.default, "show_default": shown}
+        command = click.option(*names, **settings)(command)
     return command
 
 
@@ -93,25 +100,25 @@ def _pack_options(command: Command) -> Command:
 )
 @click.version_option(__version__, prog_name="mtpack")
 def main() -> None:
-    """Pack multi-turn dialogues into sequences in which every assistant turn weighs the same."""
+    """Pack multi-turn dialogues into sequences; every assistant turn has the same weight."""
 
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @_pack_options
 @_json_option
-@click.option("--quiet", is_flag=True, help="No progress bar and no remarks.")
+@click.option("--quiet", is_flag=True, help="Print no progress bar and no warnings.")
 def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Pack dialogues into Arrow shards.
 
-    INPUT is a file (.jsonl, .json, .jsonl.gz, .jsonl.zst, .parquet), a folder, a pattern, or - for
-    JSONL on standard input.
+    INPUT is a file (.jsonl, .json, .jsonl.gz, .jsonl.zst, .parquet), a folder, a glob pattern, or -
+    for JSON lines on standard input.
     """
-    os.environ.update(ONE_THREAD | os.environ)  # before numpy is imported
+    os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
     from mtpack.running.pack import pack as pack_dialogues
 
-    with _listening(quiet=quiet, bars=not as_json) as callbacks:
+    with _show_progress(quiet=quiet, bars=not as_json) as callbacks:
         report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:
         _print_json(report.as_dict())
@@ -122,30 +129,30 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
 @main.command()
 @click.argument("path")
 @click.option("--row", type=int, metavar="N", help="Show sequence N, counted from 0.")
-@click.option("--tokenizer", metavar="PATH", help="The tokenizer to decode with.")
+@click.option("--tokenizer", metavar="PATH", help="Tokenizer that decodes the sequence.")
 @_json_option
 def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) -> None:
-    """Show what is in a shard or an output folder."""
+    """Show the contents of a shard or an output folder."""
     from mtpack.report.decoding import find_decoder
-    from mtpack.report.figures import figures_of
+    from mtpack.report.figures import count_figures
     from mtpack.report.inspect_view import show_figures, show_row
-    from mtpack.report.row_view import row_view
+    from mtpack.report.row_view import view_row
     from mtpack.shards.dataset import open_shards
 
     shards = open_shards(path)
     if shards.manifest is None:
-        _remark("a shard without its manifest: hashes were not checked")
+        _warn(f"{path}: no manifest next to the shard, so hashes were not checked")
     if row is not None:
-        view = row_view(shards, row)
+        view = view_row(shards, row)
         if as_json:
             _print_json(view.as_dict())
             return
-        decode, remark = find_decoder(shards, tokenizer)
-        if remark:
-            _remark(remark)
+        decode, warning = find_decoder(shards, tokenizer)
+        if warning:
+            _warn(warning)
         show_row(view, decode, _console())
         return
-    figures = figures_of(shards)
+    figures = count_figures(shards)
     if as_json:
         _print_json(figures.as_dict())
     else:
@@ -155,31 +162,40 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 @main.command()
 @click.argument("paths", nargs=-1, metavar="[PATH...]")
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to compute on. auto: CUDA if it is available, else the CPU.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float64", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="What to compute in: float64 on the CPU, float32 on CUDA or with --model, where auto.",
+    help="Data type to compute in. auto: float32 on CUDA or with --model, else float64.",
 )
 @click.option(
     "--model",
     metavar="PATH",
-    help="A folder with a causal language model for transformers, instead of the built-in one.",
+    help="Folder with a causal language model for transformers, instead of the built-in model.",
 )
 @_json_option
 def verify(
     paths: tuple[str, ...], device: str, dtype: str, model: str | None, as_json: bool
 ) -> None:
-    """Prove that shards are sound and that their loss is right. PATH is `packed` by default."""
+    """Check that shards follow the format and give the right loss. Default PATH: packed."""
     from mtpack.report.verify_view import show
     from mtpack.verify.verify import verify as verify_shards
 
-    with _status() as tell:
+    with _show_stage() as show_stage:
         report = verify_shards(
-            paths or ("packed",), device, dtype=dtype, model=model, speed=True, tell=tell
+            paths or ("packed",),
+            device,
+            dtype=dtype,
+            model=model,
+            speed=True,
+            report_progress=show_stage,
         )
     if as_json:
         _print_json(report.as_dict())
@@ -192,8 +208,8 @@ def verify(
 
 
 @contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """Show what is being checked on standard error, where someone watches."""
+def _show_stage() -> Iterator[Callable[[str], None]]:
+    """Show on standard error which check runs, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda stage: None
         return
@@ -207,25 +223,26 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
-def _remark(text: str) -> None:
+def _warn(text: str) -> None:
     click.echo(f"mtpack: {text}", err=True)
 
 
 def _console() -> Any:
+    """Return a console on standard output that prints any text and raises BrokenPipeError."""
     from rich.console import Console
 
     class PipedConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # handled where all other errors are
+            raise BrokenPipeError  # `_Group.invoke` handles it
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # dialogues hold what a terminal may not have
+    if isinstance(sys.stdout, io.TextIOWrapper):  # dialogues may hold what it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
     return PipedConsole(highlight=False)
 
 
 @contextmanager
-def _listening(*, quiet: bool, bars: bool) -> Iterator[Any]:
-    """Show progress and remarks on standard error; bars only where someone watches."""
+def _show_progress(*, quiet: bool, bars: bool) -> Iterator[Any]:
+    """Show progress and warnings on standard error; show bars only on a terminal."""
     from mtpack.running.pack import Callbacks
 
     if quiet:
@@ -234,20 +251,20 @@ def _listening(*, quiet: bool, bars: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     units = {"tokenize": "rows", "write": "sequences"}
-    shown: dict[str, Any] = {}
+    bar_by_stage: dict[str, Any] = {}
 
     def progress(stage: str, amount: int) -> None:
-        if stage not in shown:
-            shown[stage] = tqdm(
+        if stage not in bar_by_stage:
+            bar_by_stage[stage] = tqdm(
                 desc=stage, unit=f" {units[stage]}", disable=not (bars and sys.stderr.isatty())
             )
-        shown[stage].update(amount)
+        bar_by_stage[stage].update(amount)
 
-    def remark(text: str) -> None:
+    def warn(text: str) -> None:
         tqdm.write(f"mtpack: {text}", file=sys.stderr)
 
     try:
-        yield Callbacks(progress, remark)
+        yield Callbacks(progress, warn)
     finally:
-        for bar in shown.values():
+        for bar in bar_by_stage.values():
             bar.close()

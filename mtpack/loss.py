@@ -1,15 +1,15 @@
-"""The losses that the columns are for, from token losses or from hidden states (torch only).
+"""Loss functions for the columns of a shard, from token losses or hidden states (torch only).
 
 Every function returns a sum and a count. The loss of a training step is the sum over all
-micro-batches and data-parallel ranks, divided once by the sum of the counts. Dividing anything
-earlier would weigh tokens, turns or dialogues by where they happened to land.
+micro-batches and data-parallel ranks, divided once by the sum of the counts. If anything were
+divided earlier, a weight would depend on the micro-batch and the rank that a token is in.
 
-| normalization | what weighs the same | a loss token of a turn of n weighs | count |
+| normalization | equal weight for | weight of a loss token in a turn of n loss tokens | count |
 | --- | --- | --- | --- |
 | `turn_mean` | every turn | 1 / n | turns |
 | `token_mean` | every loss token | 1 | loss tokens |
 | `dialogue_mean` | every document | 1 / loss tokens of its document | documents |
-| `square_root` | none of them: between turns and tokens | 1 / sqrt(n) | sum of sqrt(n) over turns |
+| `square_root` | neither: between turns and tokens | 1 / sqrt(n) | sum of sqrt(n) over turns |
 """
 
 from __future__ import annotations
@@ -39,56 +39,61 @@ Kernel = Literal["auto", "torch", "liger"]
 def turn_mean_loss(
     losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the turns' mean losses, and how many turns that were (int64).
+    """Return the sum of the turns' mean losses, and the number of turns (int64).
 
     losses: token losses, float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the
-    same shape, aligned with the losses. turn_num: as in the shard, (...); where a rank holds a
-    slice of the sequences, the turn heads in it. The sum is float32, or float64 for such losses;
-    what stands where `loss_mask` is 0 has no part in it, be it NaN. So for all losses here.
+    same shape, aligned with the losses. turn_num: as in the shard, (...); if a rank holds a slice
+    of the sequences, the number of turn heads in the slice.
+
+    As for all losses here: the sum is float32, or float64 for float64 losses. Losses where
+    `loss_mask` is 0 are ignored, even NaN.
     """
-    weights, count = _turn_mean(loss_mask, loss_token_num, turn_num, dtype=_sum_dtype(losses))
-    return _weighted_sum(losses, weights), count
+    weights, count = _weigh_by_turn(loss_mask, loss_token_num, turn_num, dtype=_sum_dtype(losses))
+    return _sum_weighted(losses, weights), count
 
 
 def token_mean_loss(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of the token losses, and how many loss tokens that were (int64).
+    """Return the sum of the token losses, and the number of loss tokens (int64).
 
-    The usual mean of cross-entropy, `torch.nn.functional.cross_entropy(reduction="mean")` and the
-    frameworks' default; xtuner calls it `token`. losses: float (..., seq_len). loss_mask: as in
-    the shard, of the same shape.
+    This is the usual mean of cross-entropy: the frameworks' default and
+    `torch.nn.functional.cross_entropy(reduction="mean")`; xtuner calls it `token`.
+
+    losses: float (..., seq_len). loss_mask: as in the shard, of the same shape.
     """
-    weights, count = _token_mean(loss_mask, dtype=_sum_dtype(losses))
-    return _weighted_sum(losses, weights), count
+    weights, count = _weigh_by_token(loss_mask, dtype=_sum_dtype(losses))
+    return _sum_weighted(losses, weights), count
 
 
 def dialogue_mean_loss(
     losses: Tensor, loss_mask: Tensor, position_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the documents' mean losses, and how many documents that were (int64).
+    """Return the sum of the documents' mean losses, and the number of documents (int64).
 
-    xtuner calls it `sample`; LongAlign weighs packed dialogues so (arXiv 2401.18058). A dialogue
-    in several documents counts once for each; documents without a loss token do not count.
+    xtuner calls it `sample`; LongAlign uses these weights for packed dialogues (arXiv 2401.18058).
+    A dialogue in several documents counts once for each. Documents without a loss token do not
+    count.
 
     losses: float (..., seq_len). loss_mask: as in the shard, of the same shape. position_ids: of
-    the same shape, 0 where a document starts; every row starts one. The rows must be whole: a rank
-    that holds slices of sequences does not see how long its documents are.
+    the same shape, 0 at the first token of a document; every sequence starts a document. The
+    sequences must be whole: a slice of a sequence does not show the lengths of its documents.
     """
-    weights, count = _dialogue_mean(loss_mask, position_ids, dtype=_sum_dtype(losses))
-    return _weighted_sum(losses, weights), count
+    weights, count = _weigh_by_document(loss_mask, position_ids, dtype=_sum_dtype(losses))
+    return _sum_weighted(losses, weights), count
 
 
 def square_root_loss(
     losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the turns' mean losses times the roots of their lengths, and of the roots.
+    """Return the sum of sqrt(n) times the mean loss of each turn, and the sum of sqrt(n).
 
-    A turn of n loss tokens weighs sqrt(n): the square averaging of InternVL 2.5 (arXiv 2412.05271),
-    `square` in xtuner, of turns instead of samples. The count has the dtype of the sum.
+    n is the number of loss tokens of a turn, so the weight of a turn is sqrt(n). This is the square
+    averaging of InternVL 2.5 (arXiv 2412.05271), `square` in xtuner, for turns instead of samples.
+    The count has the dtype of the sum.
 
     losses: float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the same shape.
     """
-    weights, count = _square_root(loss_mask, loss_token_num, dtype=_sum_dtype(losses))
-    return _weighted_sum(losses, weights), count
+    weights, count = _weigh_by_square_root(loss_mask, loss_token_num, dtype=_sum_dtype(losses))
+    return _sum_weighted(losses, weights), count
 
 
 def linear_turn_mean_loss(
@@ -102,30 +107,30 @@ def linear_turn_mean_loss(
     kernel: Kernel = "auto",
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return sum and count of a normalization, from hidden states and the output matrix.
+    """Return the sum and the count of a normalization, from hidden states and the output matrix.
 
-    Logits and their gradients exist for loss tokens alone, some rows at a time. Memory does not
-    grow with the number of tokens: next to the gradients, at most 1.25 times the matrix in float32
-    for bfloat16 and 4,096 columns or more; twice that for float32, autocast or a softcap. The sum
-    can be differentiated once. It depends on hidden and weight even where nothing is trained, so no
-    rank waits for a gradient. Works with torch.compile(fullgraph=True) and torch.autocast.
+    Logits and their gradients are computed for loss tokens only, some rows at a time. So memory
+    does not grow with the tokens: in addition to the gradients, at most 1.25 times the matrix in
+    float32 for bfloat16 and 4,096 columns or more; twice that for float32, autocast or a softcap.
+    The sum can be differentiated once. It depends on hidden and weight even if nothing is trained,
+    so no rank waits for a gradient. Works with torch.compile(fullgraph=True) and torch.autocast.
 
-    hidden: (..., seq_len, hidden), what the output matrix is applied to. weight: (vocabulary,
-    hidden), whole, of the same dtype but under autocast: bfloat16 (sums in float32), float32,
-    float64; float16 too, but a loss scaler's factor comes after the gradients were rounded.
-    batch: columns as of `mtpack.torch_data.collate`, (..., seq_len): `labels`, `loss_mask`, and
-    what the normalization needs: `loss_token_num` and `turn_num`, or `position_ids`. A label of
-    -100 has no loss. label_alignment: of these columns; `aligned`: the state before a label
-    predicts it (the first of a row is not predicted); `shifted`: the state in its place. softcap:
-    logits become softcap * tanh(logits / softcap), as in Gemma 2. For a bias, add a column to
-    weight and ones to hidden. kernel: computes losses from logits: `torch`; `liger`, in one pass,
-    with logits and losses rounded to hidden's dtype; `auto`: the last of `available_kernels()`,
-    which the log `mtpack` names once. chunk_rows: rows of logits held at once; None: as above.
+    hidden: (..., seq_len, hidden), the input of the output matrix. weight: (vocabulary, hidden),
+    the whole matrix, of the same dtype except under autocast: bfloat16 (sums in float32), float32,
+    float64; float16 too, but a loss scaler's factor is applied after the gradients are rounded.
+    batch: columns as from `mtpack.torch_data.collate`, (..., seq_len): `labels`, `loss_mask`, and
+    those of the normalization: `loss_token_num` and `turn_num`, or `position_ids`. A label of -100
+    has no loss. label_alignment: of these columns; `aligned`: the state before a label predicts it
+    (the first label of a row is not predicted); `shifted`: the state at the same position does.
+    softcap: logits become softcap * tanh(logits / softcap), as in Gemma 2. For a bias, add a column
+    to weight and ones to hidden. kernel: computes losses from logits: `torch`; `liger`, in one
+    pass, with logits and losses rounded to hidden's dtype; `auto`: the last of
+    `available_kernels()`, logged once (`mtpack`). chunk_rows: rows of logits at a time; None: auto.
 
-    Raises ValueError for shapes, dtypes or names that do not fit.
+    Raises ValueError for wrong shapes, dtypes or names.
     """
     labels = batch["labels"]
-    _check(hidden, weight, labels, label_alignment, normalization, kernel, chunk_rows)
+    _check_arguments(hidden, weight, labels, label_alignment, normalization, kernel, chunk_rows)
     weigh, columns = _NORMALIZATIONS[normalization]
     token_weights, count = weigh(*(batch[column] for column in columns), dtype=_sum_dtype(hidden))
     if label_alignment == "aligned":
@@ -143,7 +148,7 @@ def linear_turn_mean_loss(
     return loss_sum, count
 
 
-def _check(
+def _check_arguments(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
@@ -158,18 +163,18 @@ def _check(
         ("kernel", kernel, ("auto", "torch", "liger")),
     ):
         if value not in known:
-            raise ValueError(f"{name}: {value!r}; it is one of {', '.join(known)}")
+            raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(known)}")
     if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"chunk_rows: {chunk_rows}; at least one row, or None")
+        raise ValueError(f"chunk_rows: {chunk_rows}; use at least 1, or None")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
-            f"weight: {tuple(weight.shape)} for hidden states of {hidden.shape[-1]}; it is "
-            "(vocabulary, hidden), gathered where it is sharded over ranks"
+            f"weight: {tuple(weight.shape)} for hidden states of size {hidden.shape[-1]}; expected "
+            "(vocabulary, hidden): gather a matrix that is sharded over ranks"
         )
     if labels.shape != hidden.shape[:-1]:
         raise ValueError(
             f"labels: {tuple(labels.shape)} for hidden states {tuple(hidden.shape)}; "
-            "each state has one label"
+            "expected one label for each state"
         )
     if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
         raise ValueError(
@@ -181,39 +186,39 @@ def _sum_dtype(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
-def _weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+def _sum_weighted(losses: Tensor, weights: Tensor) -> Tensor:
     return torch.where(weights != 0, losses.to(weights.dtype) * weights, 0).sum()
 
 
-# The weight of every token, 0 where it is not trained, and the count that divides the sum.
+# Each returns the weight of every token (0 if it is not trained) and the count for the division.
 
 
-def _turn_mean(
+def _weigh_by_turn(
     loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     weights = torch.where(loss_mask != 0, 1 / loss_token_num.to(dtype), 0)
     return weights, turn_num.sum(dtype=torch.int64)
 
 
-def _token_mean(loss_mask: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _weigh_by_token(loss_mask: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     trained = loss_mask != 0
     return trained.to(dtype), trained.sum(dtype=torch.int64)
 
 
-def _dialogue_mean(
+def _weigh_by_document(
     loss_mask: Tensor, position_ids: Tensor, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     trained = loss_mask != 0
     starts = position_ids == 0
     starts[..., 0] = True
     documents = starts.flatten().cumsum(0) - 1
-    # There are at most as many documents as tokens: a shape that no value decides.
+    # There are at most as many documents as tokens. So the shape does not depend on values.
     lengths = documents.new_zeros(documents.shape).index_add(0, documents, trained.flatten().long())
     own_length = lengths[documents].view_as(trained)
     return torch.where(trained, 1 / own_length.to(dtype), 0), (lengths > 0).sum(dtype=torch.int64)
 
 
-def _square_root(
+def _weigh_by_square_root(
     loss_mask: Tensor, loss_token_num: Tensor, *, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     weights = torch.where(loss_mask != 0, loss_token_num.to(dtype).rsqrt(), 0)
@@ -221,9 +226,9 @@ def _square_root(
 
 
 _NORMALIZATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[str, ...]]] = {
-    "turn_mean": (_turn_mean, ("loss_mask", "loss_token_num", "turn_num")),
-    "token_mean": (_token_mean, ("loss_mask",)),
-    "dialogue_mean": (_dialogue_mean, ("loss_mask", "position_ids")),
-    "square_root": (_square_root, ("loss_mask", "loss_token_num")),
+    "turn_mean": (_weigh_by_turn, ("loss_mask", "loss_token_num", "turn_num")),
+    "token_mean": (_weigh_by_token, ("loss_mask",)),
+    "dialogue_mean": (_weigh_by_document, ("loss_mask", "position_ids")),
+    "square_root": (_weigh_by_square_root, ("loss_mask", "loss_token_num")),
 }
-"""What weighs tokens, and which columns it takes, by the name of the normalization."""
+"""By the name of the normalization: the function that computes weights, and its columns."""

@@ -1,7 +1,12 @@
-"""Every choice of a run, declared once.
+"""Every option of a run, declared once.
 
-Command-line flags, defaults, help texts, the checks and the fingerprint derive from the fields of
-`PackOptions`. A field with `changes_output` decides what the shards hold.
+Command-line flags, environment variables, defaults, help texts and checks are derived from the
+fields of `PackOptions`. The metadata of a field:
+
+    help            the help text
+    changes_output  whether the option decides what the shards hold (it is then in the manifest)
+    aliases         other spellings of a value: {spelling: value}
+    minimum, maximum, size, short, metavar, show_default
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from mtpack.errors import SetupError
 
-# What a template that asks for the date is told. A constant, so that runs repeat.
+# The date that a template gets if it asks for today's. A constant, so that runs can be repeated.
 DEFAULT_DATE = "2026-01-01"
 
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -32,15 +37,15 @@ def _option(default: Any, help_text: str, *, changes_output: bool = True, **more
 class PackOptions:
     """The options of `mtpack pack`."""
 
-    seq_len: int = _option(4096, "Tokens in every sequence.", minimum=2, maximum=2**24)
+    seq_len: int = _option(4096, "Number of tokens in every sequence.", minimum=2, maximum=2**24)
     output: str = _option(
         "packed", "Folder for the shards.", changes_output=False, short="-o", metavar="DIR"
     )
     tokenizer: str | None = _option(
         None,
-        "A folder with tokenizer.json, that file, or a Hub id. Without it, the small tokenizer "
-        "that ships with mtpack.",
-        changes_output=False,  # the fingerprint has the contents' sha256 instead
+        "A folder with tokenizer.json, a tokenizer.json file, or a Hub id. Default: the small "
+        "tokenizer that comes with mtpack.",
+        changes_output=False,  # the manifest has the sha256 of its contents instead
         metavar="PATH_OR_ID",
     )
     chat_template: str | None = _option(
@@ -50,89 +55,102 @@ class PackOptions:
         metavar="FILE",
     )
     template_arg: tuple[str, ...] = _option(
-        (), "Set a variable of the template, as in enable_thinking=false.", metavar="KEY=VALUE"
+        (),
+        "Set a variable of the chat template, for example enable_thinking=false. Repeatable.",
+        metavar="KEY=VALUE",
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca"] = _option(
         "auto",
-        "How dialogues are written: told from the first row of each file that is one (auto), or "
-        "as named.",
+        "Row format. auto: detect it per file, from its first valid row.",
     )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
-        "Train all turns of a dialogue in one document: where that is exact (auto), always, or "
-        "never (every turn in a document of its own).",
+        "Whether to train all turns of a dialogue in one document. auto: where merging is exact. "
+        "never: every turn gets its own document.",
     )
     overlong: Literal["turns", "split", "truncate", "drop", "error"] = _option(
         "turns",
-        "A document longer than the sequence: keep the leading whole turns (turns), continue in "
-        "further documents (split), cut it (truncate), leave it out (drop), or call the row bad "
-        "(error).",
+        "What to do with a document longer than a sequence. turns: keep the leading turns that "
+        "fit whole. split: also give each other turn its own document with the messages that fit "
+        "before it. truncate: cut the document. drop: leave it out. error: treat the row as bad.",
     )
     control_tokens: Literal["keep", "literal", "error"] = _option(
         "keep",
-        "Control tokens that the text of users, systems and tools spells: keep them, encode them "
-        "as ordinary text (literal), or call the row bad (error).",
+        "What to do with control tokens spelled in the text of users, systems and tools. keep: "
+        "encode them as control tokens. literal: encode them as ordinary text. error: treat the "
+        "row as bad.",
     )
-    packing: Literal["optimal", "none"] = _option(
-        "optimal", "Fill sequences with several documents, or put one into each (none)."
+    packing: Literal["dense", "none"] = _option(
+        "dense",
+        "dense: fill each sequence with several documents. none: put one document into each.",
+        aliases={"optimal": "dense"},
     )
     label_alignment: Literal["aligned", "shifted"] = _option(
         "aligned",
-        "labels[i] is input_ids[i] (aligned, as Transformers expects) or input_ids[i+1] (shifted, "
-        "as Megatron-LM expects).",
+        "aligned: labels[i] is input_ids[i], as Transformers expects. shifted: labels[i] is "
+        "input_ids[i+1], as Megatron-LM expects.",
     )
     pad_documents_to: int = _option(
-        1, "Pad every document to a multiple of this (context parallelism wants 2*cp).", minimum=1
+        1,
+        "Pad every document to a multiple of this number. Context parallelism needs 2*cp.",
+        minimum=1,
     )
     on_error: Literal["fail", "skip"] = _option(
         "fail",
-        "A bad row: stop and name it, or put it into rejects.jsonl and go on.",
+        "What to do with a bad row. fail: stop and report it. skip: write it to rejects.jsonl and "
+        "continue.",
         changes_output=False,
     )
-    seed: int = _option(0, "Seed of the shuffles.", minimum=0)
+    seed: int = _option(0, "Seed for shuffling.", minimum=0)
     workers: int = _option(
         0,
-        "Worker processes; by default as many as there are cores.",
+        "Number of worker processes. Default: the number of CPU cores.",
         changes_output=False,
         minimum=0,
         show_default=False,
     )
     tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
         "auto",
-        "What makes the ids: fastokens where it is proven to give those of tokenizers (auto), or "
-        "as named. The ids are the same.",
+        "Library that computes the token ids. auto: fastokens where it is proven to give the same "
+        "ids as tokenizers. The ids do not depend on this option.",
         changes_output=False,
     )
     shard_size: str = _option(
-        "256MiB", "Size of a shard, at most; smaller outputs have smaller ones.", size="B"
+        "256MiB", "Maximum size of a shard. Small outputs get smaller shards.", size="B"
     )
     compression: Literal["none", "lz4", "zstd"] = _option(
-        "none", "Compress shards; only uncompressed ones can be mapped into memory."
+        "none", "Compression of the shards. Only uncompressed shards can be memory-mapped."
     )
     ipc_format: Literal["stream", "file"] = _option(
         "stream",
-        "Arrow IPC streaming format (what datasets reads) or random-access file format (what "
-        "polars, duckdb and pyarrow.dataset read).",
+        "Arrow IPC format. stream: the streaming format, which datasets reads. file: the "
+        "random-access file format, which polars, duckdb and pyarrow.dataset read.",
     )
-    window: str = _option("256Mi", "Tokens that are planned and shuffled together.", size="")
+    window: str = _option(
+        "256Mi", "Number of tokens that are planned and shuffled together.", size=""
+    )
     date: str = _option(
-        DEFAULT_DATE, "What a template that asks for the date is told.", metavar="YYYY-MM-DD"
+        DEFAULT_DATE,
+        "The date that a chat template gets if it asks for today's.",
+        metavar="YYYY-MM-DD",
     )
     token_store: str | None = _option(
         None,
-        "Keep tokenized splits here: the same data packs again at another --seq-len, --seed or "
-        "policy without tokenizing, into any number of outputs.",
+        "Folder that keeps tokenized data. Later runs on the same input reuse it, also with "
+        "another --seq-len, --seed or --overlong.",
         changes_output=False,
         metavar="DIR",
     )
     overwrite: bool = _option(
-        False, "Replace a complete output of another run.", changes_output=False
+        False, "Replace the complete output of another run.", changes_output=False
     )
 
     def __post_init__(self) -> None:
-        """Check every value, and that values go together; raise SetupError."""
+        """Replace aliases and check every value, and values together; raise SetupError."""
         for option in fields(self):
-            _check(option, getattr(self, option.name))
+            value = resolve_alias(option.name, getattr(self, option.name))
+            _check(option, value)
+            object.__setattr__(self, option.name, value)
         if self.seq_len % self.pad_documents_to:
             raise SetupError(
                 f"--seq-len {self.seq_len} is not a multiple of --pad-documents-to "
@@ -154,12 +172,12 @@ class PackOptions:
         """The number of worker processes."""
         if self.workers:
             return self.workers
-        if hasattr(os, "sched_getaffinity"):  # not on macOS; where it is, it knows of containers
+        if hasattr(os, "sched_getaffinity"):  # not on macOS; respects the limits of a container
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
 
     def output_options(self) -> dict[str, Any]:
-        """Return the options that decide what the shards hold, as plain JSON values."""
+        """Return the options that decide what the shards hold, as JSON values."""
         chosen = {
             option.name: getattr(self, option.name)
             for option in fields(self)
@@ -171,14 +189,30 @@ class PackOptions:
         return chosen
 
 
-def options_from(values: Mapping[str, Any]) -> PackOptions:
-    """Build options from what a Python caller naturally passes; raise SetupError.
+_ALIASES: dict[str, dict[str, Any]] = {
+    option.name: option.metadata["aliases"]
+    for option in fields(PackOptions)
+    if "aliases" in option.metadata
+}
 
-    Paths are taken for file names, whole numbers for sizes, and a mapping or one text for template
-    arguments.
+
+def resolve_alias(name: str, value: Any) -> Any:
+    """Return the value of option `name` that `value` is an alias of, else `value` itself.
+
+    >>> resolve_alias("packing", "optimal"), resolve_alias("packing", "none")
+    ('dense', 'none')
+    """
+    return _ALIASES.get(name, {}).get(value, value) if isinstance(value, str) else value
+
+
+def options_from(values: Mapping[str, Any]) -> PackOptions:
+    """Build options from the keyword arguments of a Python caller; raise SetupError.
+
+    In addition to the types of the fields, it accepts: a path object for a file or folder, an int
+    for a size, and a mapping or a single string for `template_arg`.
     """
     known = {option.name: option for option in fields(PackOptions)}
-    taken: dict[str, Any] = {}
+    accepted: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             raise SetupError(f"{name}: no such option; see mtpack pack --help")
@@ -187,12 +221,12 @@ def options_from(values: Mapping[str, Any]) -> PackOptions:
         elif "size" in known[name].metadata and type(value) is int:
             value = str(value)
         elif name == "template_arg":
-            value = _template_arguments(value)
-        taken[name] = value
-    return PackOptions(**taken)
+            value = _list_template_args(value)
+        accepted[name] = value
+    return PackOptions(**accepted)
 
 
-def _template_arguments(value: Any) -> tuple[str, ...]:
+def _list_template_args(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Mapping):
@@ -210,12 +244,12 @@ def flag(name: str) -> str:
 
 
 def choices(option: Field[Any]) -> tuple[str, ...]:
-    """Return the values that an option can take, or () where they are not a fixed set."""
+    """Return the values of an option, without aliases, or () if they are not a fixed set."""
     return get_args(get_type_hints(PackOptions)[option.name]) if _is_choice(option) else ()
 
 
 def parse_size(text: str, unit: str) -> int:
-    """Read a size such as 256MiB (unit `B`) or 256Mi (no unit); raise ValueError.
+    """Parse a size such as 256MiB (unit `B`) or 256Mi (no unit); raise ValueError.
 
     >>> parse_size("256MiB", "B"), parse_size("4Mi", ""), parse_size("1000", "B")
     (268435456, 4194304, 1000)
@@ -233,13 +267,13 @@ def _is_choice(option: Field[Any]) -> bool:
 def _check(option: Field[Any], value: Any) -> None:
     name = flag(option.name)
     if _is_choice(option) and value not in choices(option):
-        raise SetupError(f"{name} {value}: not one of {', '.join(choices(option))}")
+        raise SetupError(f"{name} {value}: must be one of {', '.join(choices(option))}")
     if "minimum" in option.metadata:
         minimum, maximum = option.metadata["minimum"], option.metadata.get("maximum", 2**63)
         if type(value) is not int or value < minimum:
-            raise SetupError(f"{name} {value}: must be a whole number, at least {minimum}")
+            raise SetupError(f"{name} {value}: must be an integer of at least {minimum}")
         if value > maximum:
-            raise SetupError(f"{name} {value}: must be {maximum:,} at most")
+            raise SetupError(f"{name} {value}: must be at most {maximum:,}")
     if "size" in option.metadata:
         unit = option.metadata["size"]
         try:

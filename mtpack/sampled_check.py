@@ -1,6 +1,6 @@
-"""Which of the results that a fast way gave are made the slow way as well, to be compared.
+"""Sampled checks: some results of a fast path are computed by the reference too, and compared.
 
-An audit detects by sample: it can find that a fast way is wrong, not show that it never is.
+The check works on a sample. It can find that a fast path is wrong; it can't prove that it is right.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Audit:
-    """A seeded sample of rows, as many as a share of this process's time allows."""
+    """Draws the rows to check, by a seed, within a share of this process's time."""
 
     seed: int
     one_in: int = 16
-    """Of how many rows one is drawn."""
+    """On average, one row in this many is drawn."""
     share: float = 0.02
-    """Of the time since it was first asked."""
+    """The checks may take this share of the time since the first call of `is_due`."""
     spent: float = 0.0
-    """Seconds."""
+    """Seconds that the checks took so far."""
     done: int = 0
-    """Audits so far."""
+    """The number of checks so far."""
     _started: float | None = None
+    """The time of the first call of `is_due`."""
 
     def is_due(self, row: int) -> bool:
-        """Return whether a row is to be audited."""
+        """Return whether a row must be checked."""
         if self._started is None:
             self._started = time.perf_counter()
         drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
@@ -37,9 +38,9 @@ class Audit:
         return self.spent <= self.share * (time.perf_counter() - self._started)
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time of an audit."""
-        begun = time.perf_counter()
+    def measure(self) -> Iterator[None]:
+        """Count a check and the time that it takes."""
+        start = time.perf_counter()
         yield
-        self.spent += time.perf_counter() - begun
+        self.spent += time.perf_counter() - start
         self.done += 1

@@ -1,8 +1,8 @@
-"""Tokens and turns as flat arrays: documents one behind the other, with offsets.
+"""Documents with their tokens and turns, as flat arrays with offsets.
 
-A `TokenBatch` is what flows between tokenizing and writing: three nested lists (documents hold
-turns, turns hold spans of loss tokens), each stored as one array and the offsets that cut it.
-Everything here is integers in, integers out.
+A `TokenBatch` is the data that flows from tokenizing to writing. Documents contain turns, and turns
+contain spans of loss tokens. Each level is stored as one array for all documents, with the offsets
+that divide it. All values are integers.
 """
 
 from __future__ import annotations
@@ -18,33 +18,31 @@ from numpy.typing import NDArray
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-
 UInt8 = NDArray[np.uint8]
 
 
 class TurnFlag(IntFlag):
-    """What is to be told about a turn; the report counts each (docs/turns.md)."""
+    """Facts about a turn that the report counts (docs/turns.md)."""
 
     OWN_DOCUMENT = 1
     """Merging is not exact, so the turn has a document of its own."""
     PROMPT_DIFFERS = 2
-    """What the model is prompted with is not what the turn's message starts with."""
+    """The rendered message does not start with the prompt that the model gets at inference."""
     NO_EOT = 4
     """The turn does not end in a control token."""
     UNPROVEN = 8
-    """The dialogue up to this turn can't be rendered alone, so merging can't be checked."""
+    """The dialogue up to this turn can't be rendered alone, so exact merging can't be checked."""
     BENT = 16
-    """Merged although that is not exact (`--merge always`)."""
+    """The turn is merged although that is not exact (`--merge always`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Documents as tokens, with their turns.
 
-    Document d holds `ids[document_offsets[d]:document_offsets[d+1]]` and the turns
-    `turn_offsets[d]:turn_offsets[d+1]`; turn t holds the spans `span_offsets[t]:span_offsets[t+1]`.
-    A span is half open and counted from the start of its document. Turns and spans ascend.
+    Document d has the ids `ids[document_offsets[d]:document_offsets[d+1]]` and the turns
+    `turn_offsets[d]:turn_offsets[d+1]`. Turn t has the spans `span_offsets[t]:span_offsets[t+1]`.
+    A span is a half-open range of positions in its document. Turns and spans ascend.
     """
 
     ids: Int32
@@ -52,7 +50,7 @@ class TokenBatch:
     document_offsets: Int64
     """(documents + 1,)"""
     document_rows: Int64
-    """(documents,): the index of the input row."""
+    """(documents,): the index of the document's input row."""
     turn_offsets: Int64
     """(documents + 1,)"""
     turn_messages: Int32
@@ -62,9 +60,9 @@ class TokenBatch:
     span_offsets: Int64
     """(turns + 1,)"""
     span_starts: Int32
-    """(spans,)"""
+    """(spans,): the first position of each span."""
     span_ends: Int32
-    """(spans,)"""
+    """(spans,): the position after the last one of each span."""
 
     @property
     def num_documents(self) -> int:
@@ -78,35 +76,35 @@ class TokenBatch:
 
     @property
     def document_lengths(self) -> Int64:
-        """Tokens of each document, (documents,)."""
+        """The number of tokens of each document, (documents,)."""
         return np.diff(self.document_offsets)
 
     @property
     def turn_documents(self) -> Int64:
-        """The document of each turn, (turns,)."""
+        """The index of the document of each turn, (turns,)."""
         return segment_ids(self.turn_offsets)
 
     @property
     def span_turns(self) -> Int64:
-        """The turn of each span, (spans,)."""
+        """The index of the turn of each span, (spans,)."""
         return segment_ids(self.span_offsets)
 
     @property
     def loss_token_num(self) -> Int64:
-        """Loss tokens of each turn, (turns,)."""
+        """The number of loss tokens of each turn, (turns,)."""
         covered = offsets_from_lengths(self.span_ends - self.span_starts)
         return np.diff(covered[self.span_offsets])
 
     @property
     def turn_ends(self) -> Int32:
-        """The position behind each turn's last loss token, in its document, (turns,).
+        """The position after each turn's last loss token, in its document, (turns,).
 
         Every turn must have a span.
         """
         return self.span_ends[self.span_offsets[1:] - 1]
 
     def take(self, documents: Int64) -> TokenBatch:
-        """Gather `documents`, in that order."""
+        """Return a batch of the documents with these indices, in that order."""
         turns = gather_ranges(self.turn_offsets, documents)
         spans = gather_ranges(self.span_offsets, turns)
         return TokenBatch(
@@ -123,7 +121,7 @@ class TokenBatch:
 
 
 def offsets_from_lengths(lengths: NDArray[np.integer]) -> Int64:
-    """Return where each of consecutive pieces starts, and where the last one ends.
+    """Return the offsets of consecutive segments: the start of each, and the end of the last.
 
     >>> offsets_from_lengths(np.array([3, 0, 2])).tolist()
     [0, 3, 3, 5]
@@ -134,7 +132,7 @@ def offsets_from_lengths(lengths: NDArray[np.integer]) -> Int64:
 
 
 def segment_ids(offsets: Int64) -> Int64:
-    """Return for every element which piece it lies in.
+    """Return the index of the segment of every element.
 
     >>> segment_ids(np.array([0, 3, 3, 5])).tolist()
     [0, 0, 0, 2, 2]
@@ -143,7 +141,7 @@ def segment_ids(offsets: Int64) -> Int64:
 
 
 def expand_ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> Int64:
-    """Return all the integers of the ranges `[start, start + length)`, one range after the other.
+    """Return the integers of all ranges `[start, start + length)`, one range after another.
 
     >>> expand_ranges(np.array([10, 4]), np.array([2, 3])).tolist()
     [10, 11, 4, 5, 6]
@@ -152,14 +150,14 @@ def expand_ranges(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> 
     return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
 
 
-def gather_ranges(offsets: Int64, pieces: Int64) -> Int64:
-    """Return the indices of all elements of `pieces`, in that order."""
-    starts = offsets[:-1][pieces]
-    return expand_ranges(starts, offsets[1:][pieces] - starts)
+def gather_ranges(offsets: Int64, segments: Int64) -> Int64:
+    """Return the indices of all elements of `segments`, in that order."""
+    starts = offsets[:-1][segments]
+    return expand_ranges(starts, offsets[1:][segments] - starts)
 
 
 def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """Put batches one behind the other."""
+    """Return the documents of all batches as one batch, in order."""
     joined: dict[str, Any] = {}
     for field in fields(TokenBatch):
         arrays = [getattr(batch, field.name) for batch in (_EMPTY, *batches)]
@@ -173,9 +171,9 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def keep_turns(batch: TokenBatch, kept: Bools) -> TokenBatch:
-    """Keep the turns that are marked; a document ends with its last turn, or goes with it.
+    """Return a batch of the turns that are marked in `kept`, bool (turns,).
 
-    kept: bool (turns,).
+    A document then ends with its last kept turn. A document without kept turns is dropped.
     """
     turns = np.flatnonzero(kept)
     spans = gather_ranges(batch.span_offsets, turns)
@@ -200,9 +198,10 @@ def keep_turns(batch: TokenBatch, kept: Bools) -> TokenBatch:
 
 
 def keep_loss_tokens_before(batch: TokenBatch, limit: int) -> TokenBatch:
-    """Cut every document's loss tokens at `limit`; turns left without any go, with their documents.
+    """Drop all loss tokens at or after position `limit` of their document.
 
-    Counts follow from the spans, so a cut turn's `loss_token_num` is of what is left of it.
+    Turns without loss tokens are dropped, and documents without turns. The `loss_token_num` of a
+    cut turn counts the tokens that are left, because it is computed from the spans.
     """
     starts = np.minimum(batch.span_starts, limit).astype(np.int32)
     ends = np.minimum(batch.span_ends, limit).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Shards as a dataset of torch, and rows of it as a batch of tensors.
+"""Shards as a torch dataset, and batches of its sequences as tensors.
 
 dataset = PackedDataset("packed")
 loader = DataLoader(dataset, batch_size=4, shuffle=True, num_workers=2, collate_fn=collate)
@@ -35,12 +35,12 @@ _DTYPES: dict[str, Any] = {
 class PackedDataset(Dataset[Row]):
     """The sequences of an output folder, or of one or more shards, with random access.
 
-    A row is a dict of read-only numpy arrays, `turn_num` an int (docs/format.md). They are views of
-    the mapped files, and nothing is copied before a batch is built, except where labels are
-    converted to the other alignment, and in compressed shards, which are decoded when opened.
+    A sequence is a dict of read-only numpy arrays; `turn_num` is an int (docs/format.md). The
+    arrays are views of the mapped files. Nothing is copied before a batch is built, except labels
+    that are converted to the other alignment, and compressed shards, which are decoded when opened.
 
-    Worker processes of a DataLoader may be forked or spawned: what is pickled is the path, and the
-    files are opened again.
+    Worker processes of a DataLoader may be forked or spawned: only the path is pickled, and a
+    worker opens the files again.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class PackedDataset(Dataset[Row]):
     ) -> None:
         """Open what `mtpack.open_shards` opens.
 
-        label_alignment: `aligned` (Hugging Face) or `shifted` (Megatron-LM): rows are given so,
-        converted where the shards have the other; None: as they are packed.
-        Raises SetupError for a path that is not there or an alignment that there is not, InputError
-        for shards that can't be used.
+        label_alignment: of the returned sequences: `aligned` (Hugging Face) or `shifted`
+        (Megatron-LM); shards with the other one are converted. None: the one of the shards.
+        Raises SetupError for a missing path or an unknown alignment, InputError for shards that
+        can't be used.
         """
         if label_alignment not in (None, *ALIGNMENTS):
             raise SetupError(
-                f"label_alignment: there is no {label_alignment!r}; name one of "
+                f"label_alignment: {label_alignment!r} is unknown; use one of "
                 f"{', '.join(ALIGNMENTS)}, or None for the one of the shards"
             )
         self._shards = open_shards(path)
@@ -66,11 +66,11 @@ class PackedDataset(Dataset[Row]):
         self._paths = [Path(shard).absolute() for shard in paths]
         packed = self._shards.metadata
         self.metadata = replace(packed, label_alignment=label_alignment or packed.label_alignment)
-        """What the shards say of themselves, with the alignment of the rows that are given."""
+        """The metadata of the shards, with the alignment of the returned sequences."""
 
     @property
     def label_alignment(self) -> str:
-        """Of the rows that are given: `aligned` or `shifted`."""
+        """The alignment of the returned sequences: `aligned` or `shifted`."""
         return self.metadata.label_alignment
 
     def __len__(self) -> int:
@@ -89,43 +89,47 @@ class PackedDataset(Dataset[Row]):
         return {**row, **converted}
 
     def __reduce__(self) -> tuple[Callable[..., PackedDataset], tuple[Any, ...]]:
-        return type(self)._reopened, (self._paths, self.label_alignment, self._contents)
+        return type(self)._reopen, (self._paths, self.label_alignment, self._contents)
 
     @classmethod
-    def _reopened(cls, paths: list[Path], label_alignment: str, contents: Any) -> PackedDataset:
-        """Open the same sequences; a worker that reads others would mix two outputs in silence."""
+    def _reopen(cls, paths: list[Path], label_alignment: str, contents: Any) -> PackedDataset:
+        """Open the same sequences again.
+
+        Raises InputError if they have changed: a worker would mix two outputs without notice.
+        """
         dataset = cls(paths, label_alignment=label_alignment)
         if dataset._contents != contents:
-            raise InputError(f"{paths[0]}: packed anew since it was opened; open it again")
+            raise InputError(f"{paths[0]}: packed again since it was opened; open it again")
         return dataset
 
     @property
     def _contents(self) -> Any:
-        """What tells these sequences from others, as far as can be told without reading them."""
+        """Values that identify these sequences, as far as possible without reading them."""
         shards = self._shards
         records = None if shards.manifest is None else shards.manifest.report.shards
         return shards.metadata, [shard.num_rows for shard in shards.opened], records
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Build a batch of rows, in one copy.
+    """Build a batch from sequences of `PackedDataset`, with one copy.
 
-    Returns `input_ids`, `labels`, `position_ids`: int64 (rows, seq_len), the latter from 0 in
+    Returns `input_ids`, `labels`, `position_ids`: int64 (rows, seq_len); positions start at 0 in
     every document, and padding is a document of its own. `loss_mask`: uint8, `loss_token_num`:
     int32, `turn_heads`: uint8, 1 on the first loss token of each turn, all (rows, seq_len).
-    `turn_num`: int64 (rows,). `cu_seqlens`: int32 (documents + 1,), where documents start in the
-    flattened batch, and its end; `max_seqlen`: int32 (), the longest document: both for variable
-    length flash attention, which takes the latter as a Python int, so leave it on the CPU.
+    `turn_num`: int64 (rows,). For variable length flash attention: `cu_seqlens`: int32
+    (documents + 1,), the start of each document in the flattened batch, and the end of the batch;
+    `max_seqlen`: int32 (), the length of the longest document. Flash attention takes it as a
+    Python int, so leave it on the CPU.
 
-    Raises InputError for no rows, for rows of different lengths, and for rows whose documents or
-    turns do not add up.
+    Raises InputError for no sequences, for different lengths, and for sequences whose documents or
+    turns do not match their other columns.
     """
     if not rows:
-        raise InputError("no rows to make a batch of")
+        raise InputError("no sequences to build a batch from")
     seq_lens = {len(row["input_ids"]) for row in rows}
     if len(seq_lens) > 1:
         raise InputError(
-            f"rows of {' and '.join(map(str, sorted(seq_lens)))} tokens in one batch; "
+            f"sequences of {' and '.join(map(str, sorted(seq_lens)))} tokens in one batch; "
             "pack all data with the same --seq-len"
         )
     (seq_len,) = seq_lens
@@ -135,11 +139,11 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     for name, values in batch.items():
         for number, row in enumerate(rows):
             values[number] = row[name]
-    batch |= _documents(rows, seq_len) | _turns(rows, seq_len)
+    batch |= _build_document_columns(rows, seq_len) | _build_turn_columns(rows, seq_len)
     return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
+def _build_document_columns(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
     lengths: Int64 = np.concatenate([row["seq_lengths"] for row in rows], dtype=np.int64)
     offsets = offsets_from_lengths(lengths)
     row_ends = np.cumsum([len(row["seq_lengths"]) for row in rows])
@@ -156,14 +160,16 @@ def _documents(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _turns(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
+def _build_turn_columns(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[Any]]:
     turn_num = np.array([row["turn_num"] for row in rows], dtype=np.int64)
     starts = np.concatenate([row["turn_starts"] for row in rows])
     num_starts = [len(row["turn_starts"]) for row in rows]
-    places = starts + np.repeat(np.arange(len(rows)) * seq_len, num_starts)
+    positions = starts + np.repeat(np.arange(len(rows)) * seq_len, num_starts)
     inside = (starts >= 0) & (starts < seq_len)
-    if not (np.array_equal(num_starts, turn_num) and inside.all() and (np.diff(places) > 0).all()):
+    if not (
+        np.array_equal(num_starts, turn_num) and inside.all() and (np.diff(positions) > 0).all()
+    ):
         raise InputError("damaged: turns that do not add up to turn_num; run mtpack verify")
     turn_heads = np.zeros(len(rows) * seq_len, dtype=np.uint8)
-    turn_heads[places] = 1
+    turn_heads[positions] = 1
     return {"turn_num": turn_num, "turn_heads": turn_heads.reshape(len(rows), seq_len)}

@@ -1,9 +1,9 @@
-"""Make the small tokenizer that ships with mtpack from the project's own sample data.
+"""Trains the small tokenizer that ships with mtpack on the project's sample data.
 
     python -m scripts.train_embedded_tokenizer sample_data
 
-A byte-level BPE of about 8,000 entries: any text can be encoded, and the text in `sample_data`
-well. It is there so that mtpack can be tried without a download; it is no model's tokenizer.
+A byte-level BPE of about 8,000 entries. It can encode any text, and the text in `sample_data` in
+few tokens. With it, mtpack can be tried without a download; it is not the tokenizer of a model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOCABULARY_SIZE = 8192
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAG_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tools>", "</tools>")
 # Contractions; words with the space or sign before them; single digits; runs of signs; line
-# breaks; other white space, its last character left for the word behind it.
+# breaks; other white space, without its last character if a word follows.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,12 +48,12 @@ def train(sample_data: Path) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(sample_data), trainer)
+    tokenizer.train_from_iterator(_render_texts(sample_data), trainer)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in TAG_TOKENS])
     return tokenizer
 
 
-def _texts(sample_data: Path) -> Iterator[str]:
+def _render_texts(sample_data: Path) -> Iterator[str]:
     source = (EMBEDDED_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     template = ChatTemplate({"default": source}, {}, "2026-01-01")
     for path in sorted(sample_data.glob("*.jsonl")):

@@ -154,6 +154,6 @@ def test_the_readme_shows_the_tree_and_the_architecture_page_every_room():
 def test_public_names_are_what_the_package_says():
     import mtpack
 
-    assert set(mtpack._HOMES) | {"__version__"} == set(mtpack.__all__)
+    assert set(mtpack._MODULES) | {"__version__"} == set(mtpack.__all__)
     for name in mtpack.__all__:
         assert getattr(mtpack, name) is not None

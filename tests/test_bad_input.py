@@ -1,4 +1,4 @@
-"""Bad input ends in one or two lines: what, where and what to do. Nothing is half written."""
+"""Bad input gives one or two lines: what is wrong, where, what to do. No partial output is left."""
 
 import gzip
 import json
@@ -23,23 +23,23 @@ GOOD_ROW = json.dumps(
         ]
     }
 )
-REMARKS = ("the small tokenizer that ships", ": read as ")
+WARNINGS = ("the small tokenizer that ships", ": read as ")
 BAD_FILES = sorted((SAMPLE_DATA / "bad").glob("*.jsonl"))
 
 
 def run(*arguments: str | Path) -> Result:
-    """Run the command in this process; whatever it raises that is not an exit is a bug."""
+    """Run the command in this process; an exception other than SystemExit is a bug."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
 def refuse(status: int, *arguments: str | Path) -> str:
-    """Run a command that must fail, and return what it says."""
+    """Run a command that must fail, and return its error text without warnings."""
     result = run(*arguments)
     assert result.exit_code == status, result.output
     lines = result.stderr.splitlines()
-    while lines and any(remark in lines[0] for remark in REMARKS):
+    while lines and any(warning in lines[0] for warning in WARNINGS):
         lines.pop(0)
     assert 1 <= len(lines) <= 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -94,7 +94,7 @@ def test_a_line_above_the_limit_is_skipped_and_named(tmp_path, monkeypatch):
     assert json.loads((output / "rejects.jsonl").read_text())["line"] == 2
 
 
-def test_the_first_bad_row_is_the_one_named_for_any_number_of_workers(tmp_path, monkeypatch):
+def test_the_first_bad_row_is_named_for_any_number_of_workers(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     filler = json.loads(GOOD_ROW)
     filler["messages"][0]["content"] = "words " * 20_000
@@ -119,18 +119,18 @@ def test_an_empty_file_has_nothing_to_pack(tmp_path):
     assert "no rows" in said
 
 
-def test_an_empty_file_among_others_is_remarked(good, tmp_path):
+def test_an_empty_file_among_others_gives_a_warning(good, tmp_path):
     (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
     result = run("pack", good, tmp_path / "empty.jsonl", "-o", tmp_path / "packed")
     assert result.exit_code == 0
     assert "empty.jsonl: holds no rows" in result.stderr
 
 
-def test_rows_without_a_trained_turn_alone_give_no_output(tmp_path):
+def test_an_input_without_a_trained_turn_gives_no_output(tmp_path):
     path = tmp_path / "users.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "Hello?"}]}\n')
     said = refuse(1, "pack", path, "-o", tmp_path / "packed")
-    assert "none of 1 rows has a turn left (no_turn 1)" in said
+    assert "none of 1 rows has a trained turn left (no_turn 1)" in said
     assert not (tmp_path / "packed").exists()
 
 
@@ -163,7 +163,7 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path):
         ("--chat-template", "nowhere.jinja", "can't be read"),
     ],
 )
-def test_a_wrong_option_value_is_refused_with_what_would_be_right(option, value, expected, good):
+def test_a_wrong_option_value_is_refused_with_the_valid_values(option, value, expected, good):
     assert expected in refuse(2, "pack", good, option, value)
 
 
@@ -175,7 +175,7 @@ def test_a_wrong_option_value_is_refused_with_what_would_be_right(option, value,
         (["unpack"], "No such command 'unpack'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments, expected):
+def test_a_wrong_command_line_gives_one_line(arguments, expected):
     assert expected in refuse(2, *arguments)
 
 
@@ -187,11 +187,11 @@ def test_the_output_of_another_run_is_refused_and_named(good, tmp_path):
     assert "its seq_len is 4096, not 512" in said
     assert "--overwrite" in said
     good.write_text(f"{GOOD_ROW}\n" * 4)
-    assert "the input is another one" in refuse(2, "pack", good, "-o", output)
+    assert "the input is different" in refuse(2, "pack", good, "-o", output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
-def test_an_overwrite_that_fails_leaves_the_old_output_whole(good, tmp_path):
+def test_an_overwrite_that_fails_leaves_the_old_output_unchanged(good, tmp_path):
     output = tmp_path / "packed"
     assert run("pack", good, "-o", output).exit_code == 0
     before = {path.name: path.read_bytes() for path in output.iterdir()}
@@ -200,7 +200,7 @@ def test_an_overwrite_that_fails_leaves_the_old_output_whole(good, tmp_path):
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
-def test_a_folder_of_foreign_files_is_refused_even_to_overwrite(good, tmp_path):
+def test_a_folder_of_foreign_files_is_refused_even_with_overwrite(good, tmp_path):
     output = tmp_path / "thesis"
     output.mkdir()
     (output / "chapter.tex").write_text("years of work")
@@ -219,7 +219,7 @@ def test_a_tokenizer_without_a_template_is_refused_with_the_remedy(good, tmp_pat
     assert "no chat template; name one with --chat-template" in said
 
 
-def test_a_template_that_raises_refuses_the_row_with_its_own_words(good, tmp_path):
+def test_an_error_raised_by_the_template_refuses_the_row_with_its_message(good, tmp_path):
     template = tmp_path / "strict.jinja"
     template.write_text(
         "{% for message in messages %}{% if message.role == 'assistant' %}"
@@ -230,11 +230,11 @@ def test_a_template_that_raises_refuses_the_row_with_its_own_words(good, tmp_pat
     assert "assistants must be silent" in said
 
 
-def test_a_template_whose_turns_cannot_be_found_is_never_a_silent_mask(good, tmp_path):
+def test_a_template_whose_turns_cannot_be_found_is_refused(good, tmp_path):
     template = tmp_path / "twice.jinja"
     template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}" * 2)
     said = refuse(2, "pack", good, "-o", tmp_path / "packed", "--chat-template", template)
-    assert "where the chat template writes an assistant message can't be found" in said
+    assert "can't find where the chat template writes an assistant message" in said
 
 
 def test_a_template_with_a_syntax_error_is_refused_with_its_line(good, tmp_path):
@@ -244,7 +244,7 @@ def test_a_template_with_a_syntax_error_is_refused_with_its_line(good, tmp_path)
     assert "broken.jinja line 2: the chat template is not valid" in said
 
 
-def test_a_dialogue_that_is_too_long_is_a_bad_row_where_that_is_asked_for(tmp_path):
+def test_with_overlong_error_a_dialogue_that_is_too_long_is_a_bad_row(tmp_path):
     long_row = json.loads(GOOD_ROW)
     long_row["messages"][1]["content"] = "word " * 200
     path = tmp_path / "long.jsonl"
@@ -257,16 +257,16 @@ def test_a_dialogue_that_is_too_long_is_a_bad_row_where_that_is_asked_for(tmp_pa
     assert (report["turns_read"], report["turns_packed"]) == (1, 1)
 
 
-def test_a_cut_off_archive_is_named(tmp_path):
+def test_a_truncated_archive_is_named(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(f"{GOOD_ROW}\n".encode() * 1000)[:-20])
     said = refuse(1, "pack", path, "-o", tmp_path / "packed")
-    assert f"{path}: damaged or cut off" in said
+    assert f"{path}: damaged or truncated" in said
     assert not (tmp_path / "packed").exists()
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_what_is_not_an_output_is_refused(command, tmp_path, good):
+def test_a_path_that_is_not_an_output_is_refused(command, tmp_path, good):
     assert "no such shard or output folder" in refuse(2, command, tmp_path / "nowhere")
     assert "no manifest.json" in refuse(2, command, tmp_path)
     assert "not a shard that can be read" in refuse(1, command, good)
@@ -286,16 +286,16 @@ def test_a_wrong_row_number_is_refused(good, tmp_path):
     assert "out of range" in refuse(2, "inspect", output, "--row", "7")
 
 
-def test_cuda_without_a_cuda_device_is_one_clear_line(good, tmp_path):
+def test_cuda_without_a_cuda_device_gives_one_clear_line(good, tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
-        pytest.skip("this machine has one")
+        pytest.skip("this machine has a CUDA device")
     output = tmp_path / "packed"
     assert run("pack", good, "-o", output).exit_code == 0
     assert "CUDA" in refuse(2, "verify", output, "--device", "cuda")
 
 
-def test_no_command_shows_a_traceback_in_a_process_of_its_own(tmp_path):
+def test_the_command_in_a_separate_process_shows_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mtpack", "pack", "nowhere.jsonl"],
         capture_output=True,

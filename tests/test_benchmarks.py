@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is for docs, never for a test."""
+"""The benchmarks run. Their figures are for docs; no test asserts them."""
 
 import json
 import subprocess
@@ -10,17 +10,17 @@ from hypothesis import given
 
 import mtpack
 from benchmarks.compare import main
-from benchmarks.memory import private_bytes, run_watched
-from benchmarks.planning import best_fit_decreasing
+from benchmarks.memory import measure_private_bytes, run_watched
+from benchmarks.planning import count_best_fit_decreasing
 from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
-from benchmarks.table import LINES, STAGES, Line, ratios
+from benchmarks.table import LINES, STAGES, Line, compute_ratios
 from tests.conftest import ROOT, SAMPLE_DATA
 from tests.support.strategies import cases
 
 
-def planning_benchmark(*arguments):
-    """The lines below the header, as lists of columns."""
+def run_planning_benchmark(*arguments):
+    """Return the lines below the header, as lists of columns."""
     command = [sys.executable, ROOT / "benchmarks" / "planning.py", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     header, *lines = done.stdout.splitlines()
@@ -32,12 +32,12 @@ EMBEDDED = ROOT / "mtpack" / "tokenizer" / "embedded"
 
 
 def test_the_planning_benchmark_runs_on_a_small_input():
-    (line,) = planning_benchmark(SAMPLE_DATA / "conversations_en.jsonl", "--seq-len", 1024)
+    (line,) = run_planning_benchmark(SAMPLE_DATA / "conversations_en.jsonl", "--seq-len", 1024)
     assert line[:2] == ["input", "1,024"]
 
 
-def test_the_planning_benchmark_draws_lengths_where_there_is_no_input():
-    lines = planning_benchmark(
+def test_the_planning_benchmark_draws_lengths_without_an_input():
+    lines = run_planning_benchmark(
         *("--kind", "short", "--kind", "equal", "--documents", 2000),
         *("--seq-len", 1024, "--seq-len", 65_536),
     )
@@ -50,7 +50,7 @@ def test_the_planning_benchmark_draws_lengths_where_there_is_no_input():
 
 
 @given(cases)
-def test_best_fit_decreasing_is_counted_as_if_documents_were_placed_one_by_one(case):
+def test_the_count_of_best_fit_decreasing_equals_that_of_placing_documents_one_by_one(case):
     lengths, seq_len = case
     rooms = []
     for length in sorted(lengths.tolist(), reverse=True):
@@ -58,7 +58,7 @@ def test_best_fit_decreasing_is_counted_as_if_documents_were_placed_one_by_one(c
         if room is not None:
             rooms.remove(room)
         rooms.append((seq_len if room is None else room) - length)
-    assert best_fit_decreasing(lengths, seq_len) == len(rooms)
+    assert count_best_fit_decreasing(lengths, seq_len) == len(rooms)
 
 
 def test_the_rendering_benchmark_runs_on_a_small_input():
@@ -69,8 +69,8 @@ def test_the_rendering_benchmark_runs_on_a_small_input():
     assert ways[:4] == ["f-string", "jinja2", "replay", "render"]
 
 
-def training_template() -> str:
-    """Mark what an assistant writes in the embedded template."""
+def build_training_template() -> str:
+    """Mark the assistant's text in the embedded template."""
     template = (EMBEDDED / "chat_template.jinja").read_text()
     first, last = "{%- if message.reasoning_content %}", "{{- '<|im_end|>\\n' }}\n    {%- else %}"
     assert template.count(first) == template.count(last) == 1
@@ -80,10 +80,10 @@ def training_template() -> str:
 
 
 def compare(tmp_path, *options: str) -> tuple[str, dict]:
-    """Run the comparison on some rows; return what it prints and what it keeps."""
+    """Run the comparison on some rows; return its output and its JSON file."""
     rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(rows[:30]))
-    (tmp_path / "training.jinja").write_text(training_template())
+    (tmp_path / "training.jinja").write_text(build_training_template())
     command = [sys.executable, "-m", "benchmarks.compare", tmp_path / "rows.jsonl"]
     command += ["--tokenizer", EMBEDDED, "--training-template", tmp_path / "training.jinja"]
     command += ["--seq-len", "1024", "--rounds", "1", "--json", tmp_path / "figures.json"]
@@ -95,31 +95,57 @@ def compare(tmp_path, *options: str) -> tuple[str, dict]:
 
 
 def test_one_command_measures_every_line_of_the_table(tmp_path):
-    printed, kept = compare(tmp_path, "--trl-rows", "20")
+    printed, saved = compare(tmp_path, "--trl-rows", "20")
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     for line in LINES:
         (row,) = [row for row in table if row[0:4:3] == [line.name, line.against_name]]
         assert "-" not in row[1:3] + row[4:6]
     assert all(f"| {stage} " in printed for stage in STAGES)
-    assert all(len(values) == 1 for values in kept["figures"].values())
-    assert kept["figures"]["tokenizers.tokens"] == kept["figures"]["fastokens.tokens"]
+    assert all(len(values) == 1 for values in saved["figures"].values())
+    assert saved["figures"]["tokenizers.tokens"] == saved["figures"]["fastokens.tokens"]
 
 
-def test_the_comparison_can_be_of_some_ways_alone(tmp_path):
-    _, kept = compare(tmp_path, "--only", "tokenizers,planning", "--rounds", "2", "--workers", "1")
-    assert {name.split(".")[0] for name in kept["figures"]} == {"tokenizers", "plan", "bfd"}
-    assert len(kept["figures"]["tokenizers"]) == 2
+def test_only_measures_the_named_ways(tmp_path):
+    _, saved = compare(tmp_path, "--only", "tokenizers,planning", "--rounds", "2", "--workers", "1")
+    assert {name.split(".")[0] for name in saved["figures"]} == {"tokenizers", "plan", "bfd"}
+    assert len(saved["figures"]["tokenizers"]) == 2
 
 
-def test_trls_way_asks_for_its_template_before_anything_runs():
+def test_old_compares_another_installed_version_with_this_one(tmp_path):
+    printed, saved = compare(tmp_path, "--old", sys.executable)
+    old, new = saved["versions"]["old"], saved["versions"]["new"]
+    assert old == new
+    assert old["package"] == str(ROOT / "mtpack")
+    assert saved["figures"].keys() == {"old.cpu", "old.wall", "new.cpu", "new.wall"}
+    assert all(len(values) == 1 and values[0] > 0 for values in saved["figures"].values())
+    for name, ratio in saved["ratios"].items():
+        expected = saved["medians"][f"new.{name}"] / saved["medians"][f"old.{name}"]
+        assert ratio == {"median": expected, "min": expected, "max": expected}
+    assert saved["ratios"].keys() == {"cpu", "wall"}
+    assert saved["same_shards"] is True
+    assert "shards: the same bytes" in printed
+    assert "CPU time, new" in printed
+
+
+def test_an_old_python_without_mtpack_is_a_usage_error(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    arguments = [str(SAMPLE_DATA / "conversations_en.jsonl"), "--old", str(python)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "cannot import mtpack" in " ".join(result.output.split())
+
+
+def test_the_way_of_trl_without_its_template_is_refused_before_anything_runs():
     arguments = [str(SAMPLE_DATA / "conversations_en.jsonl"), "--tokenizer", str(EMBEDDED)]
     result = CliRunner().invoke(main, [*arguments, "--only", "tokenizers,trl"])
     assert result.exit_code == 2
     assert "--training-template" in result.output
 
 
-def test_copies_are_as_many_rows_of_other_texts(tmp_path):
+def test_copies_have_the_same_number_of_rows_with_different_texts(tmp_path):
     dialogues = read_dialogues((str(SAMPLE_DATA / "conversations_en.jsonl"),))[:5]
     write_copies(dialogues, 10, tmp_path / "copies.jsonl")
     with open(tmp_path / "copies.jsonl", encoding="utf-8") as file:
@@ -128,17 +154,17 @@ def test_copies_are_as_many_rows_of_other_texts(tmp_path):
     assert len(openings) == len(set(openings)) == 50
 
 
-def test_a_ratio_is_of_two_figures_of_the_same_round():
+def test_a_ratio_divides_two_figures_of_the_same_round():
     rounds = {"fast": [4.0, 9.0], "slow": [2.0, 3.0]}
-    assert ratios(Line("", "fast", "", "slow"), rounds) == [2, 3]
-    assert ratios(Line("", "slow", "", "fast", inverted=True), rounds) == [2, 3]
-    assert ratios(Line("", "fast", "", "unknown"), rounds) == []
+    assert compute_ratios(Line("", "fast", "", "slow"), rounds) == [2, 3]
+    assert compute_ratios(Line("", "slow", "", "fast", inverted=True), rounds) == [2, 3]
+    assert compute_ratios(Line("", "fast", "", "unknown"), rounds) == []
 
 
 HOLD = "held = bytearray(40 * 2**20); print('held', flush=True); sys.stdin.read()"
 
 
-def test_memory_is_counted_over_all_processes_of_a_command():
+def test_memory_is_summed_over_all_processes_of_a_command():
     start_another = f"subprocess.Popen([sys.executable, '-c', {'import sys; ' + HOLD!r}])"
     code = f"import subprocess, sys; another = {start_another}; {HOLD}; another.wait()"
     with subprocess.Popen(
@@ -148,11 +174,11 @@ def test_memory_is_counted_over_all_processes_of_a_command():
         start_new_session=True,
     ) as process:
         assert [process.stdout.readline() for _ in range(2)] == [b"held\n"] * 2
-        assert 80 * 2**20 < private_bytes(process.pid) < 160 * 2**20
+        assert 80 * 2**20 < measure_private_bytes(process.pid) < 160 * 2**20
         process.stdin.close()
 
 
-def test_a_command_under_watch_gives_what_it_prints_or_fails():
+def test_a_watched_command_returns_its_output_or_raises():
     watched = run_watched([sys.executable, "-c", "print('done')"])
     assert watched.stdout == b"done\n"
     assert watched.peak_bytes > 0
@@ -161,7 +187,7 @@ def test_a_command_under_watch_gives_what_it_prints_or_fails():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_loss_benchmark_runs_small_on_the_cpu(tmp_path, packed):
+def test_the_loss_benchmark_runs_on_the_cpu_with_small_sizes(tmp_path, packed):
     pytest.importorskip("torch")
     from benchmarks.loss import main as compare_losses
 
@@ -182,11 +208,11 @@ def test_the_loss_benchmark_runs_small_on_the_cpu(tmp_path, packed):
     ]
 
 
-def test_made_up_turns_train_the_share_that_is_asked_for():
+def test_generated_turns_have_the_requested_share_of_loss_tokens():
     torch = pytest.importorskip("torch")
-    from benchmarks.loss import made_up_turns
+    from benchmarks.loss import generate_turns
 
-    batch = made_up_turns(100_000, 0.3)
+    batch = generate_turns(100_000, 0.3)
     assert float(batch["loss_mask"].double().mean()) == pytest.approx(0.3, abs=0.01)
     turns = (batch["loss_mask"] / batch["loss_token_num"].double()).sum()
     assert torch.isclose(turns, batch["turn_num"].double().sum())

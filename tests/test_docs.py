@@ -64,7 +64,7 @@ def test_an_option_can_be_set_by_environment(tmp_path):
 def test_the_trainer_logs_the_mean_over_the_turns_of_a_step(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from tests.support.one_sample_per_turn import mean_over_turns
+    from tests.support.one_sample_per_turn import compute_mean_over_turns
 
     rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(rows[:8]))
@@ -83,7 +83,7 @@ def test_the_trainer_logs_the_mean_over_the_turns_of_a_step(tmp_path, monkeypatc
     sequences = mtpack.open_shards("packed")
     assert 2 < len(sequences) <= 8  # several micro-batches, and no more than a step takes
     with torch.no_grad():
-        expected = mean_over_turns(model, list(sequences)).item()
+        expected = compute_mean_over_turns(model, list(sequences)).item()
     (training,) = [block for block in blocks("python") if "TurnMeanTrainer" in block]
     names = {"model": model}
     exec(training.replace('"trained", ', '"trained", use_cpu=True, '), names)

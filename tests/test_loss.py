@@ -1,4 +1,4 @@
-"""The losses do what their names say, from token losses and from hidden states."""
+"""Each loss equals its definition, from token losses and from hidden states."""
 
 import logging
 import os
@@ -40,8 +40,8 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-# A sequence is a list of documents, a document a list of turns, a turn (given tokens before it,
-# loss tokens); one given token more opens each document, since a first token has no predictor.
+# A sequence is a list of documents, a document a list of turns, a turn a pair (prompt tokens before
+# it, loss tokens). Each document starts with one more prompt token: a first token has no predictor.
 turn = st.tuples(st.integers(0, 4), st.integers(1, 6))
 document = st.lists(turn, max_size=3)
 sequences = st.lists(st.lists(document, min_size=1, max_size=3), min_size=1, max_size=4)
@@ -49,23 +49,23 @@ SOME = [[[(0, 1), (2, 6)], [(3, 2)]], [[]], [[(1, 3)], [], [(0, 4), (0, 4), (1, 
 NOTHING = [[[]], [[], []]]
 
 
-def places_of(sequence):
-    """For every document, its turns' places; where documents start; where the last one ends."""
-    documents, starts, place = [], [], 0
+def find_positions(sequence):
+    """Return the turns' positions for every document, the documents' starts, and the last end."""
+    documents, starts, position = [], [], 0
     for turns in sequence:
-        starts.append(place)
-        place += 1
+        starts.append(position)
+        position += 1
         documents.append([])
-        for given_tokens, length in turns:
-            place += given_tokens
-            documents[-1].append(list(range(place, place + length)))
-            place += length
-    return documents, starts, place
+        for prompt_tokens, length in turns:
+            position += prompt_tokens
+            documents[-1].append(list(range(position, position + length)))
+            position += length
+    return documents, starts, position
 
 
-def batch_of(sequences, label_alignment="aligned", seed=0):
-    """The columns of sequences, written down one place after the other."""
-    seq_len = 2 + max(places_of(sequence)[2] for sequence in sequences)
+def build_batch(sequences, label_alignment="aligned", seed=0):
+    """Build the columns of sequences, one position after another."""
+    seq_len = 2 + max(find_positions(sequence)[2] for sequence in sequences)
     shape = (len(sequences), seq_len)
     ids = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
     batch = {
@@ -77,25 +77,25 @@ def batch_of(sequences, label_alignment="aligned", seed=0):
     }
     shift = 1 if label_alignment == "shifted" else 0
     for row, sequence in enumerate(sequences):
-        documents, starts, end = places_of(sequence)
+        documents, starts, end = find_positions(sequence)
         for start, stop in zip([*starts, end], [*starts[1:], end, seq_len], strict=True):
             batch["position_ids"][row, start:stop] = torch.arange(stop - start)
         batch["turn_num"][row] = sum(map(len, documents))
-        for places in (places for turns in documents for places in turns):
-            for place in places:
-                batch["labels"][row, place - shift] = ids[row, place]
-                batch["loss_mask"][row, place - shift] = 1
-                batch["loss_token_num"][row, place - shift] = len(places)
+        for positions in (positions for turns in documents for positions in turns):
+            for position in positions:
+                batch["labels"][row, position - shift] = ids[row, position]
+                batch["loss_mask"][row, position - shift] = 1
+                batch["loss_token_num"][row, position - shift] = len(positions)
     return batch
 
 
-def by_definition(losses, sequences, normalization, label_alignment="aligned"):
-    """Sum and count, turn by turn; losses[row, place] where the label of place is."""
+def compute_by_definition(losses, sequences, normalization, label_alignment="aligned"):
+    """Return the sum and the count, turn by turn; losses are aligned with the labels."""
     shift = 1 if label_alignment == "shifted" else 0
     total, count = losses.new_zeros(()), 0
     for row, sequence in enumerate(sequences):
-        for turns in places_of(sequence)[0]:
-            own = [torch.stack([losses[row, place - shift] for place in turn]) for turn in turns]
+        for turns in find_positions(sequence)[0]:
+            own = [torch.stack([losses[row, at - shift] for at in turn]) for turn in turns]
             if normalization == "turn_mean":
                 total, count = total + sum(turn.mean() for turn in own), count + len(own)
             elif normalization == "token_mean":
@@ -109,8 +109,8 @@ def by_definition(losses, sequences, normalization, label_alignment="aligned"):
     return total, count
 
 
-def token_loss(normalization, losses, batch):
-    """Call the function of that name."""
+def call_loss(normalization, losses, batch):
+    """Call the loss function of a normalization."""
     mask, numbers = batch["loss_mask"], batch["loss_token_num"]
     return {
         "turn_mean": lambda: turn_mean_loss(losses, mask, numbers, batch["turn_num"]),
@@ -124,11 +124,13 @@ def token_loss(normalization, losses, batch):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @given(sequences=sequences)
 @settings(max_examples=12)
-def test_each_normalization_is_what_its_definition_says(normalization, label_alignment, sequences):
-    batch = batch_of(sequences, label_alignment)
+def test_each_normalization_equals_its_definition(normalization, label_alignment, sequences):
+    batch = build_batch(sequences, label_alignment)
     losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
-    found, count = token_loss(normalization, losses, batch)
-    expected, expected_count = by_definition(losses, sequences, normalization, label_alignment)
+    found, count = call_loss(normalization, losses, batch)
+    expected, expected_count = compute_by_definition(
+        losses, sequences, normalization, label_alignment
+    )
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
     assert count.item() == pytest.approx(expected_count, rel=1e-12)
     if normalization != "square_root":
@@ -136,21 +138,21 @@ def test_each_normalization_is_what_its_definition_says(normalization, label_ali
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_micro_batches_add_up_to_the_whole_batch(normalization):
-    batch = batch_of(SOME)
+def test_the_sums_of_micro_batches_add_up_to_those_of_the_whole_batch(normalization):
+    batch = build_batch(SOME)
     losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
-    whole = torch.stack(token_loss(normalization, losses, batch))
+    whole = torch.stack(call_loss(normalization, losses, batch))
     parts = [
         torch.stack(
-            token_loss(normalization, losses[[row]], {key: batch[key][[row]] for key in batch})
+            call_loss(normalization, losses[[row]], {key: batch[key][[row]] for key in batch})
         )
         for row in range(len(SOME))
     ]
     assert torch.allclose(sum(parts), whole, rtol=1e-14)
 
 
-def test_every_row_starts_a_document_even_where_its_first_place_was_cut_off():
-    batch = batch_of([[[(1, 4)]], [[(2, 2)], [(0, 1)]]])
+def test_every_row_starts_a_document_even_if_its_first_position_was_cut_off():
+    batch = build_batch([[[(1, 4)]], [[(2, 2)], [(0, 1)]]])
     losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
     cut = [values[:, 1:] for values in (losses, batch["loss_mask"], batch["position_ids"])]
     whole = dialogue_mean_loss(losses, batch["loss_mask"], batch["position_ids"])
@@ -158,28 +160,28 @@ def test_every_row_starts_a_document_even_where_its_first_place_was_cut_off():
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_what_is_not_trained_may_be_anything(normalization):
-    batch = batch_of(SOME)
+def test_losses_that_are_not_trained_are_ignored_even_nan(normalization):
+    batch = build_batch(SOME)
     losses = torch.rand(batch["labels"].shape)
-    expected, _ = token_loss(normalization, losses, batch)
+    expected, _ = call_loss(normalization, losses, batch)
     losses[batch["loss_mask"] == 0] = torch.nan
     losses.requires_grad_()
-    found, _ = token_loss(normalization, losses, batch)
+    found, _ = call_loss(normalization, losses, batch)
     found.backward()
     assert found == expected
     assert losses.grad[batch["loss_mask"] == 0].abs().sum() == 0
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_nothing_trained_is_a_loss_of_zero_and_a_count_of_zero(normalization):
-    batch = batch_of(NOTHING)
+def test_without_loss_tokens_the_loss_and_the_count_are_zero(normalization):
+    batch = build_batch(NOTHING)
     losses = torch.rand(batch["labels"].shape, requires_grad=True)
-    found, count = token_loss(normalization, losses, batch)
+    found, count = call_loss(normalization, losses, batch)
     found.backward()
     assert (found.item(), count.item(), losses.grad.abs().sum().item()) == (0, 0, 0)
 
 
-def test_losses_in_half_precision_are_weighed_and_summed_in_float32():
+def test_losses_in_half_precision_are_weighted_and_summed_in_float32():
     losses = torch.full((1, 3000), 1.0, dtype=torch.bfloat16)
     mask = torch.ones(1, 3000, dtype=torch.uint8)
     found, _ = turn_mean_loss(losses, mask, torch.full((1, 3000), 3000), torch.tensor([1]))
@@ -190,8 +192,8 @@ def test_losses_in_half_precision_are_weighed_and_summed_in_float32():
 # From hidden states.
 
 
-def states(batch, dtype=torch.float64, seed=0, vocabulary=VOCABULARY):
-    """Random hidden states and an output matrix, the same values in every dtype."""
+def draw_states(batch, dtype=torch.float64, seed=0, vocabulary=VOCABULARY):
+    """Draw hidden states and an output matrix, with the same values in every dtype."""
     random = torch.Generator().manual_seed(seed)
     hidden = torch.randn(*batch["labels"].shape, HIDDEN, dtype=torch.float64, generator=random)
     weight = torch.randn(vocabulary, HIDDEN, dtype=torch.float64, generator=random) / 2
@@ -201,8 +203,8 @@ def states(batch, dtype=torch.float64, seed=0, vocabulary=VOCABULARY):
     )
 
 
-def token_losses(hidden, weight, batch, label_alignment, softcap=None):
-    """What stands in the place of every label, from full logits."""
+def compute_token_losses(hidden, weight, batch, label_alignment, softcap=None):
+    """Return the loss of every label, from full logits."""
     logits = hidden @ weight.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -211,14 +213,14 @@ def token_losses(hidden, weight, batch, label_alignment, softcap=None):
     return functional.cross_entropy(logits.mT, batch["labels"], reduction="none")
 
 
-def with_gradients(loss_and_count, *inputs):
+def append_gradients(loss_and_count, *inputs):
     loss, count = loss_and_count
     counted = torch.as_tensor(count, dtype=torch.float64)
     return [loss.detach(), counted, *torch.autograd.grad(loss, inputs)]
 
 
-def relative_difference(found, expected):
-    """The largest over all tensors."""
+def compute_relative_difference(found, expected):
+    """Return the largest relative difference of all tensors."""
     return max(
         float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-300))
         for a, b in zip(found, expected, strict=True)
@@ -229,12 +231,12 @@ def relative_difference(found, expected):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @given(sequences=sequences, chunk_rows=st.sampled_from([None, 1, 3]))
 @settings(max_examples=8)
-def test_loss_and_gradients_are_those_of_full_logits_and_the_definition(
+def test_loss_and_gradients_from_hidden_states_equal_those_of_full_logits(
     normalization, label_alignment, sequences, chunk_rows
 ):
-    batch = batch_of(sequences, label_alignment)
-    inputs = states(batch)
-    found = with_gradients(
+    batch = build_batch(sequences, label_alignment)
+    inputs = draw_states(batch)
+    found = append_gradients(
         linear_turn_mean_loss(
             *inputs,
             batch,
@@ -244,32 +246,32 @@ def test_loss_and_gradients_are_those_of_full_logits_and_the_definition(
         ),
         *inputs,
     )
-    losses = token_losses(*inputs, batch, label_alignment)
-    loss, count = by_definition(losses, sequences, normalization, label_alignment)
-    expected = with_gradients((loss + 0 * losses.sum(), count), *inputs)
-    assert relative_difference(found, expected) <= 1e-10
+    losses = compute_token_losses(*inputs, batch, label_alignment)
+    loss, count = compute_by_definition(losses, sequences, normalization, label_alignment)
+    expected = append_gradients((loss + 0 * losses.sum(), count), *inputs)
+    assert compute_relative_difference(found, expected) <= 1e-10
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_the_gradient_is_that_of_the_loss(softcap):
-    batch = batch_of([[[(0, 2), (1, 3)]]])
+def test_the_gradient_passes_gradcheck(softcap):
+    batch = build_batch([[[(0, 2), (1, 3)]]])
 
     def mean(hidden, weight):
         loss, count = linear_turn_mean_loss(hidden, weight, batch, softcap=softcap, chunk_rows=2)
         return loss / count
 
-    torch.autograd.gradcheck(mean, states(batch))
+    torch.autograd.gradcheck(mean, draw_states(batch))
 
 
 @pytest.mark.parametrize("label_alignment", ALIGNMENTS)
-def test_capped_logits_are_those_of_the_formula(label_alignment):
-    batch = batch_of(SOME, label_alignment)
-    inputs = states(batch)
+def test_softcapped_logits_equal_their_formula(label_alignment):
+    batch = build_batch(SOME, label_alignment)
+    inputs = draw_states(batch)
     options = {"label_alignment": label_alignment, "softcap": 1.5}
-    found = with_gradients(linear_turn_mean_loss(*inputs, batch, **options), *inputs)
-    losses = token_losses(*inputs, batch, **options)
-    expected = with_gradients(token_loss("turn_mean", losses, batch), *inputs)
-    assert relative_difference(found, expected) <= 1e-10
+    found = append_gradients(linear_turn_mean_loss(*inputs, batch, **options), *inputs)
+    losses = compute_token_losses(*inputs, batch, **options)
+    expected = append_gradients(call_loss("turn_mean", losses, batch), *inputs)
+    assert compute_relative_difference(found, expected) <= 1e-10
 
 
 LONG = [[[(5, 40), (3, 9)], [(7, 60)]], [[(4, 400)]], [[(2, 1), (2, 1), (2, 1)]]]
@@ -277,70 +279,72 @@ LONG = [[[(5, 40), (3, 9)], [(7, 60)]], [[(4, 400)]], [[(2, 1), (2, 1), (2, 1)]]
 
 @pytest.mark.parametrize("chunk_rows", [None, 1, 7, 64])
 @pytest.mark.parametrize("one_direction", [False, True])
-def test_bfloat16_is_near_the_exact_gradient_however_rows_are_grouped(chunk_rows, one_direction):
-    batch = batch_of(LONG)
-    exact, half = states(batch), states(batch, torch.bfloat16)
-    if one_direction:  # gradients that grow with every row, so that a coarse sum gets stuck
+def test_the_bfloat16_gradient_is_close_to_the_exact_one_in_all_chunk_sizes(
+    chunk_rows, one_direction
+):
+    batch = build_batch(LONG)
+    exact, half = draw_states(batch), draw_states(batch, torch.bfloat16)
+    if one_direction:  # a sum that grows with every row, so that a bfloat16 sum would stagnate
         for hidden, _ in (exact, half):
             hidden.data.abs_()
-    expected = with_gradients(linear_turn_mean_loss(*exact, batch), *exact)
-    found = with_gradients(linear_turn_mean_loss(*half, batch, chunk_rows=chunk_rows), *half)
+    expected = append_gradients(linear_turn_mean_loss(*exact, batch), *exact)
+    found = append_gradients(linear_turn_mean_loss(*half, batch, chunk_rows=chunk_rows), *half)
     assert [value.dtype for value in found[2:]] == [torch.bfloat16] * 2
     assert found[0].dtype == torch.float32
-    # Rounding gradients once gives about 3e-3; a sum over rows in bfloat16 more than 1e-2.
-    assert relative_difference(found, expected) <= 8e-3
+    # Gradients rounded once differ by about 3e-3; a sum over rows in bfloat16 by more than 1e-2.
+    assert compute_relative_difference(found, expected) <= 8e-3
 
 
-def test_the_gradient_of_a_token_that_is_almost_certain_survives_bfloat16():
-    batch = batch_of([[[(0, 1)]]])
+def test_the_gradient_of_an_almost_certain_token_is_not_lost_in_bfloat16():
+    batch = build_batch([[[(0, 1)]]])
     hidden = torch.ones(*batch["labels"].shape, 1, dtype=torch.float64)
     weight = torch.zeros(VOCABULARY, 1, dtype=torch.float64)
     weight[batch["labels"][batch["loss_mask"] == 1]] = 16.0  # probability 1 - 7e-6
     exact = [value.clone().requires_grad_() for value in (hidden, weight)]
     half = [value.bfloat16().requires_grad_() for value in (hidden, weight)]
-    expected = with_gradients(linear_turn_mean_loss(*exact, batch), *exact)
-    found = with_gradients(linear_turn_mean_loss(*half, batch), *half)
-    assert relative_difference(found[2:], expected[2:]) <= 1e-2
+    expected = append_gradients(linear_turn_mean_loss(*exact, batch), *exact)
+    found = append_gradients(linear_turn_mean_loss(*half, batch), *half)
+    assert compute_relative_difference(found[2:], expected[2:]) <= 1e-2
 
 
 def test_huge_logits_give_finite_losses_and_gradients():
-    batch = batch_of(SOME)
-    hidden, weight = (value.detach() * 1e4 for value in states(batch, torch.float32))
+    batch = build_batch(SOME)
+    hidden, weight = (value.detach() * 1e4 for value in draw_states(batch, torch.float32))
     inputs = hidden.requires_grad_(), weight.requires_grad_()
-    found = with_gradients(linear_turn_mean_loss(*inputs, batch), *inputs)
+    found = append_gradients(linear_turn_mean_loss(*inputs, batch), *inputs)
     assert all(value.isfinite().all() for value in found)
 
 
-def test_states_that_predict_nothing_trained_may_be_anything():
-    batch = batch_of(SOME, "shifted")
-    inputs = states(batch)
-    expected = with_gradients(
+def test_states_that_predict_no_loss_token_are_ignored_even_nan():
+    batch = build_batch(SOME, "shifted")
+    inputs = draw_states(batch)
+    expected = append_gradients(
         linear_turn_mean_loss(*inputs, batch, label_alignment="shifted"), *inputs
     )
     with torch.no_grad():
         inputs[0][batch["loss_mask"] == 0] = torch.nan
-    found = with_gradients(
+    found = append_gradients(
         linear_turn_mean_loss(*inputs, batch, label_alignment="shifted"), *inputs
     )
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_a_label_of_minus_100_has_no_loss_whatever_its_mask_says():
-    batch = batch_of(SOME)
-    inputs = states(batch)
-    (place, *_) = batch["loss_mask"].nonzero()
-    batch["labels"][tuple(place)] = -100
-    found = with_gradients(linear_turn_mean_loss(*inputs, batch), *inputs)
-    losses = token_losses(*inputs, batch, "aligned")  # cross_entropy ignores it too
-    expected = with_gradients(token_loss("turn_mean", losses, batch), *inputs)
-    assert relative_difference(found, expected) <= 1e-10
+def test_a_label_of_minus_100_has_no_loss_even_if_its_mask_is_1():
+    batch = build_batch(SOME)
+    inputs = draw_states(batch)
+    (position, *_) = batch["loss_mask"].nonzero()
+    batch["labels"][tuple(position)] = -100
+    found = append_gradients(linear_turn_mean_loss(*inputs, batch), *inputs)
+    losses = compute_token_losses(*inputs, batch, "aligned")  # cross_entropy ignores it too
+    expected = append_gradients(call_loss("turn_mean", losses, batch), *inputs)
+    assert compute_relative_difference(found, expected) <= 1e-10
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_nothing_trained_still_reaches_hidden_states_and_matrix(normalization):
-    batch = batch_of(NOTHING)
-    inputs = states(batch)
-    loss, count, *gradients = with_gradients(
+def test_without_loss_tokens_hidden_states_and_matrix_get_zero_gradients(normalization):
+    batch = build_batch(NOTHING)
+    inputs = draw_states(batch)
+    loss, count, *gradients = append_gradients(
         linear_turn_mean_loss(*inputs, batch, normalization=normalization), *inputs
     )
     assert (loss.item(), count.item()) == (0, 0)
@@ -349,37 +353,37 @@ def test_nothing_trained_still_reaches_hidden_states_and_matrix(normalization):
 
 
 class Allocations(TorchDispatchMode):
-    """Notes what operations make, views left out: the largest tensor, the most bytes at a time."""
+    """Records new tensors, without views: the size of the largest, and the peak of bytes."""
 
     largest = 0
     bytes = 0
     peak_bytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = function(*args, **(kwargs or {}))
-        known = {place_in_memory(value) for value in tensors_of((args, kwargs))}
-        for value in tensors_of(given):
-            if place_in_memory(value) not in known:
+        result = function(*args, **(kwargs or {}))
+        known = {find_address(value) for value in find_tensors((args, kwargs))}
+        for value in find_tensors(result):
+            if find_address(value) not in known:
                 self.largest = max(self.largest, value.numel())
                 self.bytes += value.nbytes
                 self.peak_bytes = max(self.peak_bytes, self.bytes)
                 weakref.finalize(value, self.release, value.nbytes)
-        return given
+        return result
 
     def release(self, number):
         self.bytes -= number
 
 
-def tensors_of(values):
+def find_tensors(values):
     leaves = torch.utils._pytree.tree_leaves(values)
     return [value for value in leaves if isinstance(value, torch.Tensor)]
 
 
-def place_in_memory(tensor):
+def find_address(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-def allocations(
+def record_allocations(
     rows,
     trained,
     vocabulary,
@@ -389,53 +393,53 @@ def allocations(
     hidden_needs_grad=True,
     weight_needs_grad=True,
 ):
-    """Of what is computed for so many rows, every n-th of them trained; and what it gives."""
+    """Compute the loss of rows, every `trained`-th with loss; return allocations and results."""
     hidden = torch.randn(rows, hidden_size).to(dtype)
     weight = torch.randn(vocabulary, hidden_size).to(dtype)
     labels = torch.randint(vocabulary, (rows,))
     token_weights = (torch.arange(rows) % trained == 0).float()
-    with Allocations() as made:
-        given = linear_loss._loss_and_gradients(
+    with Allocations() as recorded:
+        results = linear_loss._loss_and_gradients(
             *(hidden, weight, labels, token_weights, None, "torch", chunk_rows, dtype),
             *(hidden_needs_grad, weight_needs_grad),
         )
-    return made, given
+    return recorded, results
 
 
-def largest_tensor(*arguments, **options):
-    return allocations(*arguments, **options)[0].largest
+def find_largest_tensor(*arguments, **options):
+    return record_allocations(*arguments, **options)[0].largest
 
 
 def test_no_tensor_is_larger_than_some_rows_of_logits_or_the_matrix():
     vocabulary = 500
-    assert largest_tensor(640, 1, vocabulary, chunk_rows=32) == 32 * vocabulary
-    assert largest_tensor(640, 40, vocabulary, chunk_rows=640) == 16 * vocabulary
+    assert find_largest_tensor(640, 1, vocabulary, chunk_rows=32) == 32 * vocabulary
+    assert find_largest_tensor(640, 40, vocabulary, chunk_rows=640) == 16 * vocabulary
     matrix = vocabulary * HIDDEN
-    assert largest_tensor(640, 1, vocabulary, chunk_rows=4) == max(matrix, 640 * HIDDEN)
+    assert find_largest_tensor(640, 1, vocabulary, chunk_rows=4) == max(matrix, 640 * HIDDEN)
 
 
-def test_what_needs_no_gradient_gets_none():
+def test_no_memory_is_used_for_gradients_that_are_not_needed():
     few = {"rows": 64, "trained": 1, "vocabulary": 500, "chunk_rows": 8}
-    quarter = 2 * 500  # the logits of a slice: all that evaluation takes
-    assert largest_tensor(**few, hidden_needs_grad=False, weight_needs_grad=False) == quarter
-    assert largest_tensor(**few, weight_needs_grad=False) == 8 * 500
-    assert largest_tensor(**few) == 500 * HIDDEN
+    quarter = 2 * 500  # the logits of a slice, which are enough for evaluation
+    assert find_largest_tensor(**few, hidden_needs_grad=False, weight_needs_grad=False) == quarter
+    assert find_largest_tensor(**few, weight_needs_grad=False) == 8 * 500
+    assert find_largest_tensor(**few) == 500 * HIDDEN
 
 
 @pytest.mark.parametrize("trained", [1, 3, 8])
-def test_memory_is_bounded_by_the_matrix_and_not_by_the_tokens(trained, monkeypatch):
+def test_memory_depends_on_the_matrix_and_not_on_the_number_of_tokens(trained, monkeypatch):
     monkeypatch.setattr(linear_loss, "_MIN_ROWS", 1)  # the sizes here are a tenth of real ones
     vocabulary, hidden_size = 6000, 128
-    made, (_, *gradients) = allocations(
+    recorded, (_, *gradients) = record_allocations(
         1000, trained, vocabulary, None, hidden_size, dtype=torch.bfloat16
     )
-    beside = made.peak_bytes - sum(value.nbytes for value in gradients)
-    assert beside <= 1.25 * vocabulary * hidden_size * 4
+    without_gradients = recorded.peak_bytes - sum(value.nbytes for value in gradients)
+    assert without_gradients <= 1.25 * vocabulary * hidden_size * 4
 
 
-def test_evaluation_gives_the_same_loss_and_no_graph():
-    batch = batch_of(SOME)
-    inputs = states(batch)
+def test_without_grad_the_loss_is_the_same_and_has_no_graph():
+    batch = build_batch(SOME)
+    inputs = draw_states(batch)
     expected, _ = linear_turn_mean_loss(*inputs, batch)
     with torch.no_grad():
         found, _ = linear_turn_mean_loss(*inputs, batch)
@@ -445,10 +449,10 @@ def test_evaluation_gives_the_same_loss_and_no_graph():
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_matrix_or_frozen_states_leave_the_other_gradient_as_it_is(frozen):
-    batch = batch_of(SOME)
-    inputs = states(batch)
-    _, _, *gradients = with_gradients(linear_turn_mean_loss(*inputs, batch), *inputs)
+def test_freezing_the_matrix_or_the_states_does_not_change_the_other_gradient(frozen):
+    batch = build_batch(SOME)
+    inputs = draw_states(batch)
+    _, _, *gradients = append_gradients(linear_turn_mean_loss(*inputs, batch), *inputs)
     inputs[frozen].requires_grad_(False)
     linear_turn_mean_loss(*inputs, batch)[0].backward()
     assert inputs[frozen].grad is None
@@ -456,56 +460,56 @@ def test_a_frozen_matrix_or_frozen_states_leave_the_other_gradient_as_it_is(froz
 
 
 def test_backward_scales_and_can_be_repeated():
-    batch = batch_of(SOME)
-    hidden, weight = states(batch)
+    batch = build_batch(SOME)
+    hidden, weight = draw_states(batch)
     loss, _ = linear_turn_mean_loss(hidden, weight, batch)
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
     again = torch.autograd.grad(loss / 8, (hidden, weight))
     assert all(torch.equal(a, 8 * b) for a, b in zip(first, again, strict=True))
 
 
-def test_a_second_derivative_is_refused_in_a_sentence():
-    batch = batch_of(SOME)
-    hidden, weight = states(batch)
+def test_a_second_derivative_is_refused_with_a_clear_message():
+    batch = build_batch(SOME)
+    hidden, weight = draw_states(batch)
     loss, _ = linear_turn_mean_loss(hidden, weight, batch)
-    with pytest.raises(RuntimeError, match="no second derivative: backward without create_graph"):
+    with pytest.raises(RuntimeError, match="no second derivative: call backward without create"):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_a_compiled_step_is_one_graph_and_gives_the_same(normalization):
+def test_a_compiled_step_is_one_graph_with_the_same_results(normalization):
     def step(hidden, weight, batch):
         return linear_turn_mean_loss(2 * hidden, weight, batch, normalization=normalization)
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    for sequences in (SOME, NOTHING):  # however many rows are trained
-        batch = batch_of(sequences)
-        inputs = states(batch)
-        expected = with_gradients(step(*inputs, batch), *inputs)
-        found = with_gradients(compiled(*inputs, batch), *inputs)
+    for sequences in (SOME, NOTHING):  # with some trained rows, and with none
+        batch = build_batch(sequences)
+        inputs = draw_states(batch)
+        expected = append_gradients(step(*inputs, batch), *inputs)
+        found = append_gradients(compiled(*inputs, batch), *inputs)
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_autocast_computes_in_its_dtype_and_gives_gradients_in_their_own(compiled):
-    batch = batch_of(LONG)
-    exact, inputs = states(batch), states(batch, torch.float32)
-    expected = with_gradients(linear_turn_mean_loss(*exact, batch), *exact)
+def test_under_autocast_products_are_bfloat16_and_gradients_keep_the_dtype_of_inputs(compiled):
+    batch = build_batch(LONG)
+    exact, inputs = draw_states(batch), draw_states(batch, torch.float32)
+    expected = append_gradients(linear_turn_mean_loss(*exact, batch), *exact)
     torch.compiler.reset()
     step = linear_turn_mean_loss
     if compiled:
         step = torch.compile(step, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
         loss_and_count = step(*inputs, batch)
-    found = with_gradients(loss_and_count, *inputs)
+    found = append_gradients(loss_and_count, *inputs)
     assert {value.dtype for value in (found[0], *found[2:])} == {torch.float32}
-    assert 1e-4 < relative_difference(found[2:], expected[2:]) <= 8e-3  # it was bfloat16
+    assert 1e-4 < compute_relative_difference(found[2:], expected[2:]) <= 8e-3  # bfloat16
 
 
-def test_the_operator_keeps_the_rules_of_torch():
-    batch = batch_of(SOME)
-    hidden, weight = states(batch, torch.float32)
+def test_the_operator_passes_opcheck_of_torch():
+    batch = build_batch(SOME)
+    hidden, weight = draw_states(batch, torch.float32)
     rows = hidden.detach().flatten(0, 1).requires_grad_()
     labels, weights = batch["labels"].flatten(), batch["loss_mask"].flatten().float()
     torch.library.opcheck(
@@ -517,59 +521,65 @@ def test_the_operator_keeps_the_rules_of_torch():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label_alignment": "left"}, "label_alignment: 'left'; it is one of aligned, shifted"),
-        ({"normalization": "mean"}, "normalization: 'mean'; it is one of turn_mean, token_mean"),
-        ({"kernel": "fast"}, "kernel: 'fast'; it is one of auto, torch, liger"),
-        ({"chunk_rows": 0}, "chunk_rows: 0; at least one row, or None"),
-        ({"weight": torch.empty(0)}, "gathered where it is sharded"),
-        ({"weight": torch.empty(5, HIDDEN + 1)}, f"hidden states of {HIDDEN}"),
+        (
+            {"label_alignment": "left"},
+            "label_alignment: 'left' is unknown; use one of aligned, ",
+        ),
+        (
+            {"normalization": "mean"},
+            "normalization: 'mean' is unknown; use one of turn_mean",
+        ),
+        ({"kernel": "fast"}, "kernel: 'fast' is unknown; use one of auto, torch, liger"),
+        ({"chunk_rows": 0}, "chunk_rows: 0; use at least 1, or None"),
+        ({"weight": torch.empty(0)}, "gather a matrix that is sharded"),
+        ({"weight": torch.empty(5, HIDDEN + 1)}, f"hidden states of size {HIDDEN}"),
         ({"weight": torch.empty(5, HIDDEN).half()}, "cast one, or use torch.autocast"),
-        ({"hidden": torch.empty(2, 3, HIDDEN)}, "each state has one label"),
+        ({"hidden": torch.empty(2, 3, HIDDEN)}, "one label for each state"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_line(changes, message):
-    batch = batch_of(SOME)
-    hidden, weight = states(batch)
+def test_wrong_arguments_are_refused_with_a_message_of_one_line(changes, message):
+    batch = build_batch(SOME)
+    hidden, weight = draw_states(batch)
     arguments = {"hidden": hidden, "weight": weight, "batch": batch, **changes}
     with pytest.raises(ValueError, match=message) as caught:
         linear_turn_mean_loss(**arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_the_kernel_in_use_is_named_once_in_the_log(caplog):
-    linear_loss._tell.cache_clear()
-    batch = batch_of(SOME)
+def test_the_kernel_in_use_is_logged_once(caplog):
+    linear_loss._log_kernel.cache_clear()
+    batch = build_batch(SOME)
     with caplog.at_level(logging.INFO, logger="mtpack"):
         for _ in range(2):
-            linear_turn_mean_loss(*states(batch), batch)
+            linear_turn_mean_loss(*draw_states(batch), batch)
     assert [record.getMessage() for record in caplog.records] == [
-        "losses from hidden states are made by the kernel 'torch'"
+        "losses from hidden states are computed by the kernel 'torch'"
     ]
 
 
 def test_a_kernel_that_needs_cuda_is_refused_on_the_cpu():
     assert available_kernels()[0] == "torch"
-    batch = batch_of(SOME)
-    with pytest.raises(RuntimeError, match="'liger' is not available here; torch is"):
-        linear_turn_mean_loss(*states(batch), batch, kernel="liger")
+    batch = build_batch(SOME)
+    with pytest.raises(RuntimeError, match="'liger' is not available here; available: torch"):
+        linear_turn_mean_loss(*draw_states(batch), batch, kernel="liger")
 
 
 LIGER = """
 import torch
 from mtpack import linear_loss
 inputs, matrix, labels = torch.randn(9, 12), torch.randn(61, 12), torch.randint(61, (9,))
-made = []
+results = []
 for kernel in linear_loss._KERNELS.values():
-    slopes = torch.empty(9, 61)
-    made.append((kernel(inputs, matrix, labels, None, slopes), slopes))
-    made[-1] += (kernel(inputs, matrix, labels, None, None),)
-for a, b in zip(*made):
+    grad_logits = torch.empty(9, 61)
+    results.append((kernel(inputs, matrix, labels, None, grad_logits), grad_logits))
+    results[-1] += (kernel(inputs, matrix, labels, None, None),)
+for a, b in zip(*results):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 """
 
 
-def test_liger_makes_the_same_losses_and_slopes():
-    """In Triton's interpreter, which needs no GPU."""
+def test_liger_computes_the_same_losses_and_gradients_of_logits():
+    """Runs in Triton's interpreter, which needs no GPU."""
     pytest.importorskip("liger_kernel", reason="needs liger-kernel and triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", LIGER], env=environment, check=True)

@@ -1,4 +1,4 @@
-"""Gathering, joining and cutting token batches do what nested lists would do."""
+"""Operations on token batches give the same result as simple loops over nested lists."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from tests.support.strategies import (
     as_batch,
     as_documents,
     assert_same_batch,
+    keep_only,
     token_batches,
-    up_to,
 )
 
 
@@ -23,7 +23,7 @@ def slow_keep_turns(documents: list[Document], kept: list[bool]) -> list[Documen
     marks = iter(kept)
     result = []
     for document in documents:
-        result += up_to(document, [turn for turn in document.turns if next(marks)])
+        result += keep_only(document, [turn for turn in document.turns if next(marks)])
     return result
 
 
@@ -35,17 +35,17 @@ def slow_keep_loss_tokens_before(documents: list[Document], limit: int) -> list[
             spans = [(start, min(end, limit)) for start, end in turn.spans if start < limit]
             if spans:
                 turns.append(replace(turn, spans=spans))
-        result += up_to(document, turns)
+        result += keep_only(document, turns)
     return result
 
 
 @given(token_batches())
-def test_a_batch_and_its_nested_lists_say_the_same(batch):
+def test_a_batch_equals_its_nested_lists(batch):
     assert_same_batch(batch, as_documents(batch))
 
 
 @given(token_batches())
-def test_what_a_batch_says_of_its_turns_is_what_the_lists_say(batch):
+def test_the_properties_of_a_batch_equal_those_of_the_lists(batch):
     documents = as_documents(batch)
     turns = [(number, turn) for number, one in enumerate(documents) for turn in one.turns]
     assert batch.num_documents == len(documents)
@@ -60,7 +60,7 @@ def test_what_a_batch_says_of_its_turns_is_what_the_lists_say(batch):
 
 
 @given(st.data(), token_batches())
-def test_take_gathers_documents_in_the_order_asked_for(data, batch):
+def test_take_returns_documents_in_the_requested_order(data, batch):
     documents = as_documents(batch)
     numbers = st.integers(0, max(len(documents) - 1, 0))
     order = data.draw(st.lists(numbers, max_size=8 if documents else 0))
@@ -69,27 +69,27 @@ def test_take_gathers_documents_in_the_order_asked_for(data, batch):
 
 
 @given(st.lists(token_batches(), max_size=3))
-def test_concatenate_puts_the_documents_of_all_batches_one_behind_the_other(batches):
+def test_concatenate_keeps_the_documents_of_all_batches_in_order(batches):
     expected = [document for batch in batches for document in as_documents(batch)]
     assert_same_batch(concatenate(batches), expected)
 
 
 @given(st.data(), token_batches())
-def test_keep_turns_keeps_the_marked_turns_and_ends_documents_with_the_last_of_them(data, batch):
+def test_keep_turns_keeps_marked_turns_and_ends_a_document_with_the_last_of_them(data, batch):
     kept = data.draw(st.lists(st.booleans(), min_size=batch.num_turns, max_size=batch.num_turns))
     found = keep_turns(batch, np.array(kept, dtype=np.bool_))
     assert_same_batch(found, slow_keep_turns(as_documents(batch), kept))
 
 
 @given(token_batches())
-def test_keeping_all_turns_changes_nothing_and_keeping_none_leaves_nothing(batch):
+def test_keep_turns_with_all_turns_changes_nothing_and_without_turns_leaves_nothing(batch):
     every = np.ones(batch.num_turns, dtype=np.bool_)
     assert_same_batch(keep_turns(batch, every), as_documents(batch))
     assert_same_batch(keep_turns(batch, ~every), [])
 
 
 @given(token_batches(), st.integers(0, 65))
-def test_keep_loss_tokens_before_cuts_spans_at_the_limit_and_drops_what_is_left_empty(batch, limit):
+def test_keep_loss_tokens_before_cuts_spans_at_the_limit_and_drops_empty_turns(batch, limit):
     found = keep_loss_tokens_before(batch, limit)
     assert_same_batch(found, slow_keep_loss_tokens_before(as_documents(batch), limit))
 
@@ -99,11 +99,11 @@ def test_keep_loss_tokens_before_cuts_spans_at_the_limit_and_drops_what_is_left_
     [
         (9, [(2, 4), (6, 9)], 5),
         (8, [(2, 4), (6, 8)], 4),
-        (6, [(2, 4)], 2),  # the second span starts at the limit: all of it goes
+        (6, [(2, 4)], 2),  # the second span starts at the limit, so it is dropped
         (3, [(2, 3)], 1),
     ],
 )
-def test_a_cut_turn_counts_the_loss_tokens_that_are_left(limit, spans, loss_token_num):
+def test_loss_token_num_of_a_cut_turn_counts_the_tokens_that_are_left(limit, spans, loss_token_num):
     document = Document(row=5, ids=list(range(9)), turns=[Turn(1, 0, [(2, 4), (6, 9)])])
     cut = keep_loss_tokens_before(as_batch([document]), limit)
     assert as_documents(cut) == [Document(5, list(range(spans[-1][1])), [Turn(1, 0, spans)])]
@@ -111,7 +111,7 @@ def test_a_cut_turn_counts_the_loss_tokens_that_are_left(limit, spans, loss_toke
 
 
 @given(token_batches(min_documents=1))
-def test_the_operations_leave_their_input_as_it_was(batch):
+def test_no_operation_changes_its_input(batch):
     before = as_documents(batch)
     batch.take(np.arange(batch.num_documents)[::-1])
     concatenate([batch, batch])

@@ -1,4 +1,4 @@
-"""Rows of shards as a dataset of torch, in either alignment, and batches of them as tensors."""
+"""Sequences of shards as a torch dataset, in both alignments, and batches of them as tensors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mtpack.packing.label_alignment import ALIGNMENTS, convert
 from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
 from mtpack.shards.dataset import Row, open_shards, row_of
 from mtpack.token_batch import offsets_from_lengths
-from mtpack.verify.batch import Batch
-from mtpack.verify.structure import first_breach
-from tests.packing.test_columns import Case, assembled, cases
+from mtpack.verify.batch import ColumnBatch
+from mtpack.verify.structure import find_first_breach
+from tests.packing.test_columns import Case, assemble_case, cases
 from tests.support.builders import (
     columns_of_sequences,
     hand_made_sequences,
@@ -60,13 +60,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def rows_in(case: Case, label_alignment: str) -> list[Row]:
-    """The sequences of a case, assembled in an alignment."""
-    columns = assembled(replace(case, layout=replace(case.layout, label_alignment=label_alignment)))
+def assemble_rows(case: Case, label_alignment: str) -> list[Row]:
+    """Return the sequences of a case, assembled in an alignment."""
+    columns = assemble_case(
+        replace(case, layout=replace(case.layout, label_alignment=label_alignment))
+    )
     return [row_of(columns, row) for row in range(len(columns.turn_num))]
 
 
-def columns_of_rows(rows: list[Row]) -> Columns:
+def build_columns(rows: list[Row]) -> Columns:
     return Columns(
         **{name: np.stack([row[name] for row in rows]) for name in TOKEN_COLUMNS},
         turn_num=np.array([row["turn_num"] for row in rows], np.int32),
@@ -79,8 +81,8 @@ def columns_of_rows(rows: list[Row]) -> Columns:
     )
 
 
-def shard_of(folder, label_alignment="aligned", pad_documents_to=1, change=None):
-    """Write the hand-made sequences as a shard; `change` is made to a copy of the columns."""
+def write_hand_made_shard(folder, label_alignment="aligned", pad_documents_to=1, change=None):
+    """Write the hand-made sequences as a shard, after `change` is applied to their columns."""
     metadata = metadata_of(label_alignment, pad_documents_to)
     columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
     columns = Columns(*(getattr(columns, field.name).copy() for field in fields(Columns)))
@@ -90,8 +92,8 @@ def shard_of(folder, label_alignment="aligned", pad_documents_to=1, change=None)
     return folder / "shard.arrow"
 
 
-def output_of(folder, seed: int = 0):
-    """Write an output of two shards, of three sequences each."""
+def write_two_shards(folder, seed: int = 0):
+    """Write an output folder of two shards with three sequences each."""
     metadata = metadata_of(seq_len=64)
     parts = [
         columns_of_sequences(
@@ -110,11 +112,11 @@ def assert_same_row(found: Row, expected: Row) -> None:
         assert np.asarray(found[name]).dtype == np.asarray(value).dtype, name
 
 
-# Rows
+# Sequences
 
 
-def test_rows_are_those_of_open_shards_wherever_they_lie(tmp_path):
-    folder = output_of(tmp_path / "packed")
+def test_rows_equal_those_of_open_shards_for_every_kind_of_path(tmp_path):
+    folder = write_two_shards(tmp_path / "packed")
     shards = sorted(folder.glob("*.arrow"))
     for path in (folder, str(folder), shards, shards[0]):
         dataset, expected = PackedDataset(path), open_shards(path)
@@ -130,7 +132,7 @@ def test_rows_are_those_of_open_shards_wherever_they_lie(tmp_path):
 
 
 def test_a_row_is_a_view_of_the_file_until_a_batch_is_built(tmp_path):
-    dataset = PackedDataset(shard_of(tmp_path))
+    dataset = PackedDataset(write_hand_made_shard(tmp_path))
     first, again = dataset[1], dataset[1]
     for name in first.keys() - {"turn_num"}:
         assert np.shares_memory(first[name], again[name]), name
@@ -139,8 +141,8 @@ def test_a_row_is_a_view_of_the_file_until_a_batch_is_built(tmp_path):
 
 
 @pytest.mark.parametrize("label_alignment", ALIGNMENTS)
-def test_nothing_that_is_done_to_rows_or_batches_reaches_the_file(tmp_path, label_alignment):
-    path = shard_of(tmp_path)
+def test_changes_of_rows_or_batches_never_reach_the_file(tmp_path, label_alignment):
+    path = write_hand_made_shard(tmp_path)
     written = path.read_bytes()
     dataset = PackedDataset(path, label_alignment=label_alignment)
     for name in dataset[0].keys() - {"turn_num"}:
@@ -156,50 +158,51 @@ def test_nothing_that_is_done_to_rows_or_batches_reaches_the_file(tmp_path, labe
 
 
 @given(cases(), st.sampled_from(ALIGNMENTS))
-def test_a_converted_row_is_what_packing_in_that_alignment_gives(case, label_alignment):
-    packed = rows_in(case, OTHER[label_alignment])
-    expected = rows_in(case, label_alignment)
+def test_a_converted_row_equals_packing_in_that_alignment(case, label_alignment):
+    packed = assemble_rows(case, OTHER[label_alignment])
+    expected = assemble_rows(case, label_alignment)
     for row, twin in zip(packed, expected, strict=True):
         assert_same_row({**row, **convert(row, label_alignment)}, twin)
 
 
 @given(cases())
 def test_shifted_labels_are_the_next_token_of_the_same_document(case):
-    for row in rows_in(case, "aligned"):
+    for row in assemble_rows(case, "aligned"):
         shifted = {**row, **convert(row, "shifted")}
         for start, end in pairwise(offsets_from_lengths(row["seq_lengths"]).tolist()):
-            for place in range(start, end):
-                trained = place + 1 < end and row["loss_mask"][place + 1]
-                assert shifted["loss_mask"][place] == trained
-                assert shifted["labels"][place] == (
-                    row["input_ids"][place + 1] if trained else -100
+            for position in range(start, end):
+                trained = position + 1 < end and row["loss_mask"][position + 1]
+                assert shifted["loss_mask"][position] == trained
+                assert shifted["labels"][position] == (
+                    row["input_ids"][position + 1] if trained else -100
                 )
-                assert shifted["loss_token_num"][place] == (
-                    row["loss_token_num"][place + 1] if trained else 1
+                assert shifted["loss_token_num"][position] == (
+                    row["loss_token_num"][position + 1] if trained else 1
                 )
 
 
 @given(cases(), st.sampled_from(ALIGNMENTS))
-def test_converting_twice_gives_the_row_again(case, label_alignment):
-    for row in rows_in(case, label_alignment):
+def test_converting_there_and_back_returns_the_same_row(case, label_alignment):
+    for row in assemble_rows(case, label_alignment):
         there = {**row, **convert(row, OTHER[label_alignment])}
         assert_same_row({**there, **convert(there, label_alignment)}, row)
 
 
 @given(cases(), st.sampled_from(ALIGNMENTS))
-def test_converted_rows_keep_every_law_of_a_shard(case, label_alignment):
+def test_converted_rows_satisfy_every_rule_of_a_shard(case, label_alignment):
     rows = [
-        {**row, **convert(row, label_alignment)} for row in rows_in(case, OTHER[label_alignment])
+        {**row, **convert(row, label_alignment)}
+        for row in assemble_rows(case, OTHER[label_alignment])
     ]
     assume(rows)
     layout = replace(case.layout, label_alignment=label_alignment)
-    assert first_breach(Batch(columns_of_rows(rows), layout)) is None
+    assert find_first_breach(ColumnBatch(build_columns(rows), layout)) is None
 
 
 @pytest.mark.parametrize("packed", ALIGNMENTS)
 @pytest.mark.parametrize("wanted", [None, *ALIGNMENTS])
-def test_a_dataset_gives_the_alignment_that_is_asked_for(tmp_path, packed, wanted):
-    dataset = PackedDataset(shard_of(tmp_path, packed, 8), label_alignment=wanted)
+def test_a_dataset_returns_the_requested_alignment(tmp_path, packed, wanted):
+    dataset = PackedDataset(write_hand_made_shard(tmp_path, packed, 8), label_alignment=wanted)
     expected = metadata_of(wanted or packed, 8)
     assert (dataset.metadata, dataset.label_alignment) == (expected, wanted or packed)
     columns = columns_of_sequences(hand_made_sequences(), expected.layout)
@@ -207,12 +210,12 @@ def test_a_dataset_gives_the_alignment_that_is_asked_for(tmp_path, packed, wante
         assert_same_row(dataset[number], row_of(columns, number))
 
 
-@pytest.mark.parametrize(("packed", "place"), [("aligned", 24), ("shifted", 31)])
-def test_loss_that_would_leave_its_document_is_refused(tmp_path, packed, place):
+@pytest.mark.parametrize(("packed", "position"), [("aligned", 24), ("shifted", 31)])
+def test_loss_that_conversion_would_move_out_of_its_document_is_refused(tmp_path, packed, position):
     def change(columns: Columns) -> None:
-        columns.loss_mask[1, place] = 1
+        columns.loss_mask[1, position] = 1
 
-    path = shard_of(tmp_path, packed, change=change)
+    path = write_hand_made_shard(tmp_path, packed, change=change)
     dataset = PackedDataset(path, label_alignment=OTHER[packed])
     assert dataset[0]["turn_num"] == 3
     with pytest.raises(InputError, match=r"shard\.arrow: row 1: damaged"):
@@ -222,8 +225,8 @@ def test_loss_that_would_leave_its_document_is_refused(tmp_path, packed, place):
 # Batches
 
 
-def batch_by_definition(rows: list[Row]) -> dict[str, Any]:
-    """The columns of a batch, one place after the other."""
+def collate_by_definition(rows: list[Row]) -> dict[str, Any]:
+    """Return the columns of a batch, computed one position after another."""
     batch: dict[str, Any] = {name: [] for name in DTYPES}
     for name in ("input_ids", "labels", "loss_mask", "loss_token_num"):
         batch[name] = [row[name].tolist() for row in rows]
@@ -236,23 +239,23 @@ def batch_by_definition(rows: list[Row]) -> dict[str, Any]:
             batch["cu_seqlens"].append(batch["cu_seqlens"][-1] + length)
         batch["position_ids"].append(positions)
         starts = set(row["turn_starts"].tolist())
-        batch["turn_heads"].append([int(place in starts) for place in range(len(positions))])
+        batch["turn_heads"].append([int(at in starts) for at in range(len(positions))])
     batch["max_seqlen"] = max(end - start for start, end in pairwise(batch["cu_seqlens"]))
     return batch
 
 
 @given(cases(), st.sampled_from(ALIGNMENTS))
-def test_a_batch_is_what_the_columns_say(case, label_alignment):
-    rows = rows_in(case, label_alignment)
+def test_a_batch_equals_its_definition(case, label_alignment):
+    rows = assemble_rows(case, label_alignment)
     assume(rows)
     batch = collate(rows)
-    assert {name: values.tolist() for name, values in batch.items()} == batch_by_definition(rows)
+    assert {name: values.tolist() for name, values in batch.items()} == collate_by_definition(rows)
     assert {name: values.dtype for name, values in batch.items()} == DTYPES
     assert all(values.is_contiguous() for values in batch.values())
 
 
 def test_padding_is_a_document_of_its_own(tmp_path):
-    row = PackedDataset(shard_of(tmp_path))[0]  # 10 and 4 tokens of 32
+    row = PackedDataset(write_hand_made_shard(tmp_path))[0]  # 10 and 4 tokens of 32
     batch = collate([row])
     assert batch["cu_seqlens"].tolist() == [0, 10, 14, 32]
     assert batch["position_ids"][0].tolist() == [*range(10), *range(4), *range(18)]
@@ -260,21 +263,24 @@ def test_padding_is_a_document_of_its_own(tmp_path):
 
 
 @given(cases(), st.sampled_from(ALIGNMENTS))
-def test_turn_heads_are_on_loss_and_count_the_turns(case, label_alignment):
-    rows = rows_in(case, label_alignment)
+def test_turn_heads_are_on_loss_tokens_and_their_sum_is_the_number_of_turns(case, label_alignment):
+    rows = assemble_rows(case, label_alignment)
     assume(rows)
     batch = collate(rows)
     assert batch["turn_heads"].sum(1).tolist() == batch["turn_num"].tolist()
     assert (batch["turn_heads"] <= batch["loss_mask"]).all()
 
 
-def test_no_rows_make_no_batch():
-    with pytest.raises(InputError, match="no rows"):
+def test_a_batch_of_no_rows_is_refused():
+    with pytest.raises(InputError, match="no sequences"):
         collate([])
 
 
 def test_rows_of_different_lengths_are_refused(tmp_path):
-    long, short = PackedDataset(output_of(tmp_path / "packed")), PackedDataset(shard_of(tmp_path))
+    long, short = (
+        PackedDataset(write_two_shards(tmp_path / "packed")),
+        PackedDataset(write_hand_made_shard(tmp_path)),
+    )
     with pytest.raises(InputError, match=r"32 and 64 tokens.*--seq-len"):
         collate([long[0], short[0]])
 
@@ -301,8 +307,8 @@ DAMAGES = {
 @pytest.mark.parametrize(
     ("what", "damage"), [(what, damage) for what, damages in DAMAGES.items() for damage in damages]
 )
-def test_what_attention_and_counts_rest_on_is_checked(tmp_path, what, damage):
-    dataset = PackedDataset(shard_of(tmp_path))
+def test_damaged_documents_and_turns_are_refused(tmp_path, what, damage):
+    dataset = PackedDataset(write_hand_made_shard(tmp_path))
     assert len(collate([dataset[0], dataset[1]])["cu_seqlens"]) == 6
     with pytest.raises(InputError, match=f"damaged: {what}"):
         collate([{**dataset[0], **DAMAGES[what][damage]}, dataset[1]])
@@ -310,7 +316,7 @@ def test_what_attention_and_counts_rest_on_is_checked(tmp_path, what, damage):
 
 @pytest.mark.parametrize("packed", ALIGNMENTS)
 def test_the_loss_is_the_mean_over_turns_in_both_alignments(tmp_path, packed):
-    path = shard_of(tmp_path, packed)
+    path = write_hand_made_shard(tmp_path, packed)
     logits = torch.randn(3, 32, 100, dtype=torch.float64, generator=torch.manual_seed(0))
 
     by_definition = []
@@ -340,10 +346,10 @@ def test_the_loss_is_the_mean_over_turns_in_both_alignments(tmp_path, packed):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_deliver_every_row_once_an_epoch(tmp_path, start):
+def test_workers_return_every_row_once_per_epoch(tmp_path, start):
     if start not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {start} here")
-    dataset = PackedDataset(output_of(tmp_path / "packed"), label_alignment="shifted")
+    dataset = PackedDataset(write_two_shards(tmp_path / "packed"), label_alignment="shifted")
     loader = DataLoader(
         dataset,
         batch_size=2,
@@ -361,8 +367,8 @@ def test_workers_deliver_every_row_once_an_epoch(tmp_path, start):
             assert sorted(found.tolist()) == sorted(expected[name].tolist()), name
 
 
-def test_a_pickled_dataset_is_a_path_that_is_opened_again(tmp_path, monkeypatch):
-    output_of(tmp_path / "packed")
+def test_a_pickled_dataset_holds_a_path_that_is_opened_again(tmp_path, monkeypatch):
+    write_two_shards(tmp_path / "packed")
     monkeypatch.chdir(tmp_path)
     dataset = PackedDataset("packed", label_alignment="shifted")
     pickled = pickle.dumps(dataset)
@@ -375,18 +381,18 @@ def test_a_pickled_dataset_is_a_path_that_is_opened_again(tmp_path, monkeypatch)
     assert pickle.loads(pickle.dumps(again)).label_alignment == "shifted"
 
 
-def test_a_worker_never_reads_another_output_than_its_parent(tmp_path):
-    pickled = pickle.dumps(PackedDataset(output_of(tmp_path / "packed")))
+def test_a_worker_refuses_an_output_that_was_packed_again(tmp_path):
+    pickled = pickle.dumps(PackedDataset(write_two_shards(tmp_path / "packed")))
     (tmp_path / "packed").rename(tmp_path / "before")
-    output_of(tmp_path / "packed", seed=5)
-    with pytest.raises(InputError, match=r"packed: packed anew since it was opened"):
+    write_two_shards(tmp_path / "packed", seed=5)
+    with pytest.raises(InputError, match=r"packed: packed again since it was opened"):
         pickle.loads(pickled)
 
 
-# What is refused
+# Errors
 
 
-def test_what_open_shards_refuses_is_refused_in_its_words(tmp_path):
+def test_errors_of_open_shards_are_passed_on(tmp_path):
     with pytest.raises(SetupError, match="no such shard or output folder"):
         PackedDataset(tmp_path / "nothing")
     (tmp_path / "text.arrow").write_text("text")
@@ -395,14 +401,14 @@ def test_what_open_shards_refuses_is_refused_in_its_words(tmp_path):
 
 
 def test_an_unknown_alignment_is_refused(tmp_path):
-    with pytest.raises(SetupError, match="'left'; name one of aligned, shifted"):
-        PackedDataset(shard_of(tmp_path), label_alignment="left")
+    with pytest.raises(SetupError, match="'left' is unknown; use one of aligned, shifted"):
+        PackedDataset(write_hand_made_shard(tmp_path), label_alignment="left")
 
 
-def test_compressed_shards_and_files_of_random_access_are_read_alike(tmp_path):
+def test_compressed_shards_and_random_access_files_have_the_same_rows(tmp_path):
     metadata = metadata_of()
     columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
-    plain = PackedDataset(shard_of(tmp_path))
+    plain = PackedDataset(write_hand_made_shard(tmp_path))
     for ipc_format, compression in (("stream", "zstd"), ("file", "lz4"), ("file", "none")):
         path = tmp_path / f"{compression}.{ipc_format}"
         write_shard(path, [columns], metadata, ipc_format=ipc_format, compression=compression)

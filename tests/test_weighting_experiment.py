@@ -1,4 +1,4 @@
-"""The experiment of docs/experiments.md: its arithmetic, and that it runs."""
+"""The experiment of docs/experiments.md runs, and its arithmetic is right."""
 
 import json
 
@@ -18,17 +18,17 @@ from benchmarks.weighting import main  # noqa: E402
 from benchmarks.weighting_runs import (  # noqa: E402
     Curve,
     Run,
-    bin_masks,
-    dialogues_of_turns,
-    group_means,
-    last_states,
-    length_bins,
+    compute_bin_masks,
+    compute_group_means,
+    compute_last_states,
+    compute_length_bins,
+    compute_turn_means,
+    find_dialogues_of_turns,
     read_sequences,
+    read_turn_lengths,
     split_sequences,
     take_step,
     train,
-    turn_lengths,
-    turn_means,
 )
 
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ some_lengths = st.lists(st.integers(1, 50), min_size=4, max_size=60).map(np.arra
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> str:
-    """Enough short sequences for turns of every length to be held out."""
+    """Return shards with enough short sequences to hold out turns of every length."""
     folder = tmp_path_factory.mktemp("weighting")
     rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
     (folder / "rows.jsonl").write_text("".join(rows[:60]))
@@ -47,25 +47,25 @@ def packed(tmp_path_factory) -> str:
 
 
 @given(some_lengths)
-def test_each_end_has_a_quarter_of_the_turns_at_least_and_no_turn_is_in_two_bins(lengths):
-    short, middle, long = bin_masks(lengths, length_bins(lengths)).values()
+def test_short_and_long_have_at_least_a_quarter_of_the_turns_and_bins_are_disjoint(lengths):
+    short, middle, long = compute_bin_masks(lengths, compute_length_bins(lengths)).values()
     assert (short.astype(int) + middle + long == 1).all()
     assert short.sum() >= len(lengths) // 4
-    if length_bins(lengths)[0] < length_bins(lengths)[1]:
+    if compute_length_bins(lengths)[0] < compute_length_bins(lengths)[1]:
         assert long.sum() >= len(lengths) // 4
         assert lengths[short].max() < lengths[long].min()
 
 
 @given(some_lengths)
-def test_a_turns_mean_is_over_its_own_tokens(lengths):
+def test_the_mean_of_a_turn_is_over_its_own_tokens(lengths):
     losses = np.random.default_rng(0).random(lengths.sum())
     expected = [part.mean() for part in np.split(losses, np.cumsum(lengths)[:-1])]
-    assert turn_means(losses, lengths) == pytest.approx(expected)
+    assert compute_turn_means(losses, lengths) == pytest.approx(expected)
 
 
-def test_turns_weigh_the_same_in_a_bin_and_tokens_in_the_mean_of_all_tokens():
+def test_a_bin_is_a_mean_over_turns_and_all_tokens_is_a_mean_over_tokens():
     means, lengths = np.array([1.0, 2.0, 4.0, 5.0, 9.0]), np.array([1, 2, 5, 10, 30])
-    assert group_means(means, lengths, (2, 10)) == {
+    assert compute_group_means(means, lengths, (2, 10)) == {
         "short": 1.5,
         "middle": 4.0,
         "long": 7.0,
@@ -74,17 +74,17 @@ def test_turns_weigh_the_same_in_a_bin_and_tokens_in_the_mean_of_all_tokens():
     }
 
 
-def test_a_turn_is_of_the_dialogue_whose_document_it_starts_in():
+def test_a_turn_belongs_to_the_dialogue_of_the_document_where_it_starts():
     row = {
         "seq_lengths": np.array([4, 6, 2]),
         "turn_starts": np.array([1, 3, 4, 9]),
         "dialogue_ids": np.array([7, 5, -1]),
     }
-    assert dialogues_of_turns(row).tolist() == [7, 7, 5, 5]
+    assert find_dialogues_of_turns(row).tolist() == [7, 7, 5, 5]
 
 
-def test_whole_sequences_are_held_out_and_turns_of_dialogues_on_both_sides_left_out():
-    # Ten sequences of two documents with a turn each; every second one is of dialogue 100.
+def test_whole_sequences_are_held_out_and_turns_of_trained_dialogues_are_not_evaluated():
+    # Ten sequences of two documents with a turn each; every second sequence has dialogue 100.
     rows = [
         {
             "seq_lengths": np.array([4, 4]),
@@ -102,7 +102,7 @@ def test_whole_sequences_are_held_out_and_turns_of_dialogues_on_both_sides_left_
     assert len(held_out) > 1
 
 
-def test_tokens_are_numbered_anew_and_each_occurs(packed):
+def test_tokens_get_new_ids_without_gaps(packed):
     sequences = read_sequences(packed)
     batches = sequences.batches
     ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
@@ -116,7 +116,7 @@ def test_tokens_are_numbered_anew_and_each_occurs(packed):
 
 
 @pytest.mark.parametrize("normalization", ["token_mean", "turn_mean"])
-def test_a_step_has_the_gradient_of_one_mean_over_all_its_micro_batches(packed, normalization):
+def test_a_step_has_the_gradient_of_the_mean_over_all_its_micro_batches(packed, normalization):
     sequences = read_sequences(packed)
     model = Transformer(sequences.vocabulary, seed=0)
     output = model.output.weight
@@ -126,18 +126,18 @@ def test_a_step_has_the_gradient_of_one_mean_over_all_its_micro_batches(packed, 
     output.grad = None
     means, lengths = [], []
     for row, batch in zip(sequences.rows[:3], sequences.batches, strict=False):
-        states = last_states(model, batch)[0]
-        places = batch["loss_mask"][0].nonzero()[:, 0]
-        logs = torch.log_softmax(states[places - 1] @ output.T, -1)
-        losses = -logs[range(len(places)), batch["input_ids"][0, places]]
-        means += [turn.mean() for turn in losses.split(turn_lengths(row).tolist())]
-        lengths += turn_lengths(row).tolist()
+        states = compute_last_states(model, batch)[0]
+        positions = batch["loss_mask"][0].nonzero()[:, 0]
+        logs = torch.log_softmax(states[positions - 1] @ output.T, -1)
+        losses = -logs[range(len(positions)), batch["input_ids"][0, positions]]
+        means += [turn.mean() for turn in losses.split(read_turn_lengths(row).tolist())]
+        lengths += read_turn_lengths(row).tolist()
     weights = torch.tensor(lengths if normalization == "token_mean" else [1] * len(lengths))
     ((torch.stack(means) * weights).sum() / weights.sum()).backward()
     assert torch.allclose(found, output.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_runs_of_a_seed_start_alike_and_then_part(packed):
+def test_runs_of_a_seed_start_with_the_same_weights_and_then_differ(packed):
     sequences = read_sequences(packed)
     token_mean, turn_mean, again, another = (
         train(sequences, Run(normalization, 0.01, seed), steps=1).losses["all_turns"]
@@ -150,21 +150,21 @@ def test_runs_of_a_seed_start_alike_and_then_part(packed):
     assert token_mean[1] != turn_mean[1] == again[1]
 
 
-def test_the_best_step_is_that_of_the_loss_that_is_trained():
+def test_the_best_step_has_the_lowest_loss_of_the_trained_kind():
     losses = {"all_tokens": [3.0, 1.0, 2.0], "all_turns": [3.0, 2.0, 1.0]}
     steps = [0, 5, 10]
-    assert Curve(Run("token_mean", 0.1, 0), steps, losses).best_step() == 1
-    assert Curve(Run("turn_mean", 0.1, 0), steps, losses).best_step() == 2
+    assert Curve(Run("token_mean", 0.1, 0), steps, losses).find_best_step() == 1
+    assert Curve(Run("turn_mean", 0.1, 0), steps, losses).find_best_step() == 2
 
 
-def weighting(packed: str, *options: str):
+def run_weighting(packed: str, *options: str):
     arguments = [packed, "--steps", "2", "--seeds", "1", "--workers", "1", *options]
     return CliRunner().invoke(main, arguments)
 
 
 def test_one_command_trains_both_means_and_shows_short_and_long_turns(packed, tmp_path):
     pytest.importorskip("matplotlib")
-    result = weighting(
+    result = run_weighting(
         packed, "--plot", str(tmp_path / "curves.svg"), "--json", str(tmp_path / "curves.json")
     )
     assert result.exit_code == 0, result.output
@@ -173,7 +173,7 @@ def test_one_command_trains_both_means_and_shows_short_and_long_turns(packed, tm
     assert header[3:6] == ["token mean", "turn mean", "difference"]
     groups = ["short", "middle", "long", "all turns", "all tokens"]
     assert [line[1:3] for line in lines] == [
-        [place, group] for place in ("the end", "its best step") for group in groups
+        [step, group] for step in ("the end", "its best step") for group in groups
     ]
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert [curve["run"]["normalization"] for curve in curves] == ["token_mean", "turn_mean"]
@@ -187,11 +187,11 @@ def test_one_command_trains_both_means_and_shows_short_and_long_turns(packed, tm
     assert (tmp_path / "curves.svg").read_text().count("<svg") == 1
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_is_trained(packed, tmp_path):
-    result = weighting(packed, "--plot", str(tmp_path / "curves.txt"))
+def test_unusable_options_and_data_are_refused_before_training(packed, tmp_path):
+    result = run_weighting(packed, "--plot", str(tmp_path / "curves.txt"))
     assert (result.exit_code, ".svg" in result.output) == (2, True)
     rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "row.jsonl").write_text(rows[0])
     mtpack.pack(tmp_path / "row.jsonl", output=str(tmp_path / "packed"), seq_len=1024, workers=1)
-    result = weighting(str(tmp_path / "packed"))
-    assert (result.exit_code, "too few sequences" in result.output) == (2, True)
+    result = run_weighting(str(tmp_path / "packed"))
+    assert (result.exit_code, "too few sequences" in " ".join(result.output.split())) == (2, True)

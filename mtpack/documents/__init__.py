@@ -1,9 +1,9 @@
-"""Dialogues to documents that fit into a sequence.
+"""Dialogues become documents that fit into a sequence.
 
-In: a `Dialogue`. Out: a `TokenBatch`: ids, and for each turn the tokens that carry loss.
+In: a `Dialogue`. Out: a `TokenBatch`: token ids, and the loss tokens of every turn.
 
-    control_tokens.py           a dialogue rendered, under the policy for control tokens in its text
+    control_tokens.py           renders a dialogue under a policy of `--control-tokens`
       control_tokens_in_text.py, literal_tokens.py
-    token_spans.py              spans of characters to spans of tokens
-    overlong.py                 the policy for documents longer than a sequence
+    token_spans.py              spans of characters become spans of tokens
+    overlong.py                 the policies for documents longer than a sequence
 """

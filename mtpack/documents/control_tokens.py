@@ -1,9 +1,13 @@
-"""A dialogue to its documents, and what becomes of control tokens that its given text spells.
+"""Render a dialogue under a policy for control tokens in its input text (`--control-tokens`).
 
-The three policies of `--control-tokens`. Under `literal`, a dialogue that spells one is rendered a
-second time with marks in these tokens (tokenizer/spelled_tokens.py). Where the template writes the
-same but for the marks, they tell which control tokens of the text are ordinary text, and it is
-encoded here. All other dialogues are rendered as if there were no policy.
+    keep     they are encoded as control tokens
+    literal  they are encoded as ordinary text
+    error    the row is rejected
+
+Under `literal`, a dialogue whose input text spells a control token is rendered a second time, with
+marks in these tokens (`control_tokens_in_text.py`). If the template writes the same text apart from
+the marks, the marks show which control tokens are ordinary text, and the text is encoded here.
+Otherwise the row is rejected. Dialogues that spell none are rendered as under `keep`.
 """
 
 from __future__ import annotations
@@ -14,10 +18,14 @@ from dataclasses import dataclass, replace
 from mtpack.documents.control_tokens_in_text import (
     SpelledToken,
     SpelledTokens,
-    place_without_marks,
-    without_marks,
+    remove_marks,
+    to_unmarked_position,
 )
-from mtpack.documents.literal_tokens import LiteralTokenizer, NotLiteralError, literal_tokenizer
+from mtpack.documents.literal_tokens import (
+    LiteralTokenizer,
+    NotLiteralError,
+    build_literal_tokenizer,
+)
 from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate
@@ -36,34 +44,35 @@ class Renderer:
     template: ChatTemplate
     added_tokens: AddedTokens
     replayer: Replayer | None
-    """What fills in dialogues that need not be rendered, if it may."""
+    """Replays the template for dialogues that need not be rendered; None if replay is disabled."""
     spelled: SpelledTokens
     policy: str
+    """`keep`, `literal` or `error`."""
     literal: LiteralTokenizer | None
-    """Under `literal`."""
+    """None except under the policy `literal`."""
 
-    def without_replay(self) -> Renderer:
-        """Return one that renders every dialogue."""
+    def disable_replay(self) -> Renderer:
+        """Return a copy that renders every dialogue."""
         return replace(self, replayer=None)
 
-    def replay_counts(self) -> Counter[str]:
-        """Return how many dialogues were replayed and audited so far, and how many differed."""
+    def count_replays(self) -> Counter[str]:
+        """Return how many dialogues were replayed, audited, and found to differ so far."""
         if self.replayer is None:
             return Counter()
         names = ("replayed", "audited", "audit_mismatches")
         return Counter({name: getattr(self.replayer, name) for name in names})
 
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        """Return what `render` does, if that runs no template and takes a few µs, else None."""
+        """Return what `render` returns if replay gives it in a few µs, without the template."""
         if self.replayer is None:
             return None
-        if self.policy != "keep" and self.spelled.first_in(dialogue) is not None:
+        if self.policy != "keep" and self.spelled.find_first(dialogue) is not None:
             return None
         return self.replayer.replay_texts(dialogue)
 
     def render(self, dialogue: Dialogue, merge: str) -> RenderedDialogue | Reject:
         """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
-        token = None if self.policy == "keep" else self.spelled.first_in(dialogue)
+        token = None if self.policy == "keep" else self.spelled.find_first(dialogue)
         if token is None and self.replayer is not None and merge == self.replayer.merge:
             return self.replayer.render_dialogue(dialogue)
         if token is None:
@@ -73,13 +82,13 @@ class Renderer:
         return _reject(
             dialogue,
             Reason.CONTROL_TOKEN,
-            f"{token.where}: the text spells the control token {token.content}; remove it, or let "
-            "--control-tokens literal make it ordinary text",
+            f"{token.where}: the text spells the control token {token.content}; remove it, or "
+            "encode it as ordinary text with --control-tokens literal",
         )
 
     @property
-    def counts_spelling_as(self) -> str | None:
-        """What dialogues whose given text spells control tokens are counted as, if any are left."""
+    def spelling_count_name(self) -> str | None:
+        """The count for dialogues whose input text spells a control token; None under `error`."""
         return {"keep": "control_tokens", "literal": "control_tokens_literal"}.get(self.policy)
 
     def _render_literally(
@@ -90,19 +99,19 @@ class Renderer:
             return plain
         marked = self.spelled.mark(dialogue)
         rendered = render_dialogue(self.template, self.added_tokens, marked, merge)
-        who = "the chat template"
+        culprit = "the chat template"
         if isinstance(rendered, RenderedDialogue):
             try:
-                found = _without_marks(literal, rendered)
+                unmarked = _remove_marks(literal, rendered)
             except NotLiteralError:
-                who = "the tokenizer"
+                culprit = "the tokenizer"
             else:
-                if _turns_of(found) == _turns_of(plain):
-                    return found
+                if _get_turns(unmarked) == _get_turns(plain):
+                    return unmarked
         return _reject(
             dialogue,
             Reason.NOT_LITERAL,
-            f"{token.where}: {who} does not let the control token {token.content} be ordinary "
+            f"{token.where}: {culprit} can't treat the control token {token.content} as ordinary "
             "text; remove it, or choose --control-tokens keep",
         )
 
@@ -110,7 +119,7 @@ class Renderer:
 def load_renderer(
     template: ChatTemplate, tokenizer: LoadedTokenizer, options: PackOptions
 ) -> Renderer:
-    """Make ready what the options of a run need; raise SetupError."""
+    """Make the renderer for the options of a run; raise SetupError."""
     policy = options.control_tokens
     replayer = Replayer(template, tokenizer.added_tokens, options.merge, options.seed)
     return Renderer(
@@ -119,7 +128,7 @@ def load_renderer(
         replayer=replayer,
         spelled=SpelledTokens(tokenizer.added_tokens.control.values()),
         policy=policy,
-        literal=literal_tokenizer(tokenizer) if policy == "literal" else None,
+        literal=build_literal_tokenizer(tokenizer) if policy == "literal" else None,
     )
 
 
@@ -127,43 +136,46 @@ def _reject(dialogue: Dialogue, reason: Reason, detail: str) -> Reject:
     return Reject(dialogue.row, dialogue.origin, reason, detail)
 
 
-def _turns_of(rendered: RenderedDialogue) -> list[tuple[str, list[tuple[int, tuple[Range, ...]]]]]:
-    """Return what the marks must not change: the texts, and where in them the turns are."""
+def _get_turns(
+    rendered: RenderedDialogue,
+) -> list[tuple[str, list[tuple[int, tuple[Range, ...]]]]]:
+    """Return what the marks must not change: all texts, and the spans of the turns in them."""
     return [
         (document.text, [(turn.message, turn.spans) for turn in document.turns])
         for document in (rendered.merged, *rendered.own)
     ]
 
 
-def _without_marks(literal: LiteralTokenizer, rendered: RenderedDialogue) -> RenderedDialogue:
-    """Take the marks out of a dialogue and encode it as they say; raise NotLiteralError."""
+def _remove_marks(literal: LiteralTokenizer, rendered: RenderedDialogue) -> RenderedDialogue:
+    """Remove the marks from a dialogue and encode its texts; raise NotLiteralError."""
     return rendered._replace(
-        merged=_document_without_marks(literal, rendered.merged),
-        own=tuple(_document_without_marks(literal, document) for document in rendered.own),
-        merged_end=place_without_marks(rendered.merged.text, rendered.merged_end),
+        merged=_remove_marks_from_document(literal, rendered.merged),
+        own=tuple(_remove_marks_from_document(literal, document) for document in rendered.own),
+        merged_end=to_unmarked_position(rendered.merged.text, rendered.merged_end),
     )
 
 
-def _document_without_marks(literal: LiteralTokenizer, document: DocumentText) -> DocumentText:
+def _remove_marks_from_document(literal: LiteralTokenizer, document: DocumentText) -> DocumentText:
     text, encoded = _encode(literal, document.text)
-    turns = tuple(_turn_without_marks(literal, document.text, turn) for turn in document.turns)
+    turns = tuple(_remove_marks_from_turn(literal, document.text, turn) for turn in document.turns)
     return DocumentText(text, turns, encoded)
 
 
-def _turn_without_marks(literal: LiteralTokenizer, text: str, turn: TurnText) -> TurnText:
+def _remove_marks_from_turn(literal: LiteralTokenizer, text: str, turn: TurnText) -> TurnText:
     own, own_encoded = (None, None) if turn.own_text is None else _encode(literal, turn.own_text)
     return turn._replace(
         spans=tuple(
-            (place_without_marks(text, start), place_without_marks(text, end))
+            (to_unmarked_position(text, start), to_unmarked_position(text, end))
             for start, end in turn.spans
         ),
-        start=place_without_marks(text, turn.start),
-        end=place_without_marks(text, turn.end),
+        start=to_unmarked_position(text, turn.start),
+        end=to_unmarked_position(text, turn.end),
         own_text=own,
         own_encoded=own_encoded,
     )
 
 
 def _encode(literal: LiteralTokenizer, marked: str) -> tuple[str, EncodedText]:
-    text, starts = without_marks(marked)
+    """Return the text without its marks, and its tokens; marked tokens are ordinary text."""
+    text, starts = remove_marks(marked)
     return text, literal.encode(text, starts)

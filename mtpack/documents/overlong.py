@@ -1,4 +1,4 @@
-"""What becomes of documents that are longer than a sequence: the five policies of `--overlong`."""
+"""Handle documents that are longer than a sequence: the five policies of `--overlong`."""
 
 from __future__ import annotations
 
@@ -24,38 +24,43 @@ from mtpack.tokenizer.encode import TextEncoder
 
 @dataclass(frozen=True, slots=True)
 class OverlongResult:
-    """Documents of at most `seq_len` tokens, what was left out, and rows that turned out bad."""
+    """The result of applying an `--overlong` policy to a batch."""
 
     batch: TokenBatch
+    """Documents of at most `seq_len` tokens."""
     counts: Counter[str]
+    """The number of dropped turns, as `turns_dropped.overlong`."""
     rejected_rows: set[int]
+    """Indices of the input rows that the policy `error` rejects."""
 
 
 SuffixRenderer = Callable[[int, int], TokenBatch | None]
-"""(row, message) -> a document that ends with that turn and fits, or None."""
+"""(row, message) -> a batch with one document that ends with that turn and fits, or None."""
 
 
 def apply_overlong_policy(
     batch: TokenBatch, seq_len: int, policy: str, render_suffix: SuffixRenderer
 ) -> OverlongResult:
-    """Apply an `--overlong` policy; every document that is left has at most `seq_len` tokens."""
+    """Apply an `--overlong` policy: return only documents of at most `seq_len` tokens."""
     too_long = batch.turn_ends > seq_len
     if not too_long.any():
         return OverlongResult(batch, Counter(), set())
     return _POLICIES[policy](batch, seq_len, too_long, render_suffix)
 
 
-def _leading_turns(
+def _keep_leading_turns(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
 ) -> OverlongResult:
-    return OverlongResult(keep_turns(batch, ~too_long), _dropped(np.count_nonzero(too_long)), set())
+    return OverlongResult(
+        keep_turns(batch, ~too_long), _count_dropped(np.count_nonzero(too_long)), set()
+    )
 
 
-def _truncate(
+def _truncate_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
 ) -> OverlongResult:
     cut = keep_loss_tokens_before(batch, seq_len)
-    return OverlongResult(cut, _dropped(batch.num_turns - cut.num_turns), set())
+    return OverlongResult(cut, _count_dropped(batch.num_turns - cut.num_turns), set())
 
 
 def _drop_documents(
@@ -63,7 +68,7 @@ def _drop_documents(
 ) -> OverlongResult:
     in_long_document = np.isin(batch.turn_documents, batch.turn_documents[too_long])
     kept = keep_turns(batch, ~in_long_document)
-    return OverlongResult(kept, _dropped(batch.num_turns - kept.num_turns), set())
+    return OverlongResult(kept, _count_dropped(batch.num_turns - kept.num_turns), set())
 
 
 def _reject_rows(
@@ -74,33 +79,33 @@ def _reject_rows(
     return OverlongResult(keep_turns(batch, ~np.isin(rows, bad)), Counter(), set(bad.tolist()))
 
 
-def _split(
+def _split_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
 ) -> OverlongResult:
     turns = np.flatnonzero(too_long)
     rows = batch.document_rows[batch.turn_documents[turns]]
-    made = [
+    rendered = [
         render_suffix(row, message)
         for row, message in zip(rows.tolist(), batch.turn_messages[turns].tolist(), strict=True)
     ]
-    pieces = [piece for piece in made if piece is not None]
+    suffixes = [suffix for suffix in rendered if suffix is not None]
     return OverlongResult(
-        concatenate([keep_turns(batch, ~too_long), *pieces]),
-        _dropped(len(made) - len(pieces)),
+        concatenate([keep_turns(batch, ~too_long), *suffixes]),
+        _count_dropped(len(rendered) - len(suffixes)),
         set(),
     )
 
 
 _POLICIES = {
-    "turns": _leading_turns,
-    "split": _split,
-    "truncate": _truncate,
+    "turns": _keep_leading_turns,
+    "split": _split_documents,
+    "truncate": _truncate_documents,
     "drop": _drop_documents,
     "error": _reject_rows,
 }
 
 
-def _dropped(num_turns: int | np.intp) -> Counter[str]:
+def _count_dropped(num_turns: int | np.intp) -> Counter[str]:
     return Counter({f"turns_dropped.{Reason.OVERLONG}": int(num_turns)})
 
 
@@ -110,10 +115,11 @@ def suffix_renderer(
     dialogue_of: Callable[[int], Dialogue],
     seq_len: int,
 ) -> SuffixRenderer:
-    """Return what makes the further documents of `--overlong split`.
+    """Return the function that renders the additional documents of `--overlong split`.
 
-    A piece is the system message and the longest run of messages that starts at a user message,
-    ends with the turn, and fits; it is rendered, and its turn found, as a dialogue of its own.
+    A suffix is the system message (if any) and the longest run of messages that starts at a user
+    message, ends with the turn, and fits. It is rendered like a dialogue, and only this turn of it
+    is trained.
     """
 
     def render_suffix(row: int, message: int) -> TokenBatch | None:
@@ -122,19 +128,20 @@ def suffix_renderer(
         users = [
             index for index in range(first, message) if dialogue.messages[index].role == "user"
         ]
-        # A run that starts later is shorter. Doubling steps from the latest on, then halving ones,
-        # meet no run much longer than a sequence, however long the dialogue is.
+        # A run that starts later is shorter. So search backwards from the latest start, with steps
+        # that double until a run is too long, and then halve. This renders no run much longer than
+        # a sequence, however long the dialogue is.
         best: TokenBatch | None = None
         fitting, step, growing = len(users), 1, True
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
-            piece = _render_one_suffix(
+            suffix = _render_one_suffix(
                 renderer, encoder, dialogue, first, users[candidate], message
             )
-            if piece is None:  # the template refuses this run; a longer one it may take
+            if suffix is None:  # the template refuses this run, but may accept a longer one
                 fitting = candidate
-            elif piece.document_lengths[0] <= seq_len:
-                best, fitting = piece, candidate
+            elif suffix.document_lengths[0] <= seq_len:
+                best, fitting = suffix, candidate
             else:
                 growing = False
             step = step * 2 if growing else step // 2
@@ -151,14 +158,19 @@ def _render_one_suffix(
     start: int,
     message: int,
 ) -> TokenBatch | None:
+    """Render one run of messages; return None if that fails or no loss token is left.
+
+    num_system: 1 if the dialogue opens with a system message, else 0. start, message: the first and
+    the last message of the run.
+    """
     kept = [*range(num_system), *range(start, message + 1)]
-    alone = Dialogue(
+    suffix = Dialogue(
         dialogue.row,
         dialogue.origin,
         tuple(dialogue.messages[index]._replace(trained=index == message) for index in kept),
         dialogue.tools,
     )
-    rendered = renderer.render(alone, "never")
+    rendered = renderer.render(suffix, "never")
     if isinstance(rendered, Reject):
         return None
     (document,) = rendered.own or (rendered.merged,)

@@ -1,7 +1,23 @@
-"""Rendered dialogues to a `TokenBatch`: the text as ids, the turns as ranges of tokens.
+"""Find the tokens of every turn: rendered dialogues become a `TokenBatch`.
 
-All texts are encoded first, and all turns are collected as columns; then the tokens of all turns
-are found at once.
+`template/turn_spans.py` finds the characters of a turn. This module encodes the texts and finds the
+turn's *loss tokens*, the tokens whose prediction is trained:
+
+- A token carries loss if all its characters lie inside a span of the turn. A token that crosses
+  the start or the end of a span carries no loss and is counted (`straddles`).
+- The first token of a document carries no loss, because no token before it predicts it.
+- Generation tags may mark characters before the start of the turn. Tokens that start there carry
+  loss as well, and are counted (`given_trained`).
+- A turn without a loss token is dropped and counted (`turns_dropped.no_loss_token`). A document
+  ends with the last loss token of its last turn; a document without turns is dropped.
+
+This module also decides the last case of merging. Two texts that are equal up to the end of a turn
+may still have other tokens there, because a token may continue into the text that follows. If the
+template left this open (`TurnText.own_text`), the ids of the merged text and of the turn's own text
+are compared. If they differ, merging is not exact for this turn.
+
+For speed, all texts are encoded at once, and the tokens of all turns are found with a few numpy
+calls.
 """
 
 from __future__ import annotations
@@ -13,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtpack.template.turn_columns import PlainTurns, placed
+from mtpack.template.turn_columns import SlottedTurns, place_turns
 from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.token_batch import Int64, TokenBatch, TurnFlag, gather_ranges, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
@@ -22,27 +38,27 @@ from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
 def encode_dialogues(
     encoder: TextEncoder, rendered: Sequence[RenderedDialogue], merge: str
 ) -> tuple[TokenBatch, Counter[str]]:
-    """Encode dialogues; return their documents and the counts that only the encoder can make.
+    """Encode dialogues; return their documents and the counts that need token ids.
 
-    A document ends with the last token of its last turn. Turns without a loss token are left out
-    and counted, and so are documents without a turn. Raises what `TextEncoder.encode` does.
+    merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
     """
     texts = _Texts()
-    numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
+    text_numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
     encoded = encoder.encode(texts.texts, texts.rows, texts.known)
     documents = _Documents()
-    for dialogue, (merged, owned, alone) in zip(rendered, numbers, strict=True):
+    for dialogue, numbers in zip(rendered, text_numbers, strict=True):
+        merged, own_texts, own_documents = numbers
         row, turns = dialogue.row, dialogue.merged.turns
         moved: list[tuple[int, TurnText]] = []
-        if owned:
-            turns, moved = _settle(encoded, merged, owned, turns, merge)
+        if own_texts:
+            turns, moved = _compare_ids(encoded, merged, own_texts, turns, merge)
         documents.add(row, merged, turns)
         for number, turn in moved:
             documents.add(row, number, [turn])
-        for number, document in zip(alone, dialogue.own, strict=True):
+        for number, document in zip(own_documents, dialogue.own, strict=True):
             documents.add(row, number, document.turns)
-    batch, counts = documents.as_batch(encoded)
-    merged_texts = np.array([merged for merged, _, _ in numbers], dtype=np.int64)
+    batch, counts = documents.build_batch(encoded)
+    merged_texts = np.array([merged for merged, _, _ in text_numbers], dtype=np.int64)
     merged_ends = np.array([dialogue.merged_end for dialogue in rendered], dtype=np.int64)
     ends = encoded.positions.at(merged_texts, merged_ends)
     tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
@@ -51,23 +67,24 @@ def encode_dialogues(
 
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
-    """Encode one document."""
+    """Encode one document; the batch is empty if no turn has a loss token."""
     texts, documents = _Texts(), _Documents()
     documents.add(row, texts.add(row, document.text, document.encoded), document.turns)
-    return documents.as_batch(encoder.encode(texts.texts, texts.rows, texts.known))[0]
+    return documents.build_batch(encoder.encode(texts.texts, texts.rows, texts.known))[0]
 
 
 @dataclass(slots=True)
 class _Texts:
-    """All texts that have to be encoded, by number."""
+    """Collects all texts that are encoded together. A text is referred to by its number."""
 
     texts: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    """Of each text, the row that it is of."""
+    """The input row of each text."""
     known: dict[int, EncodedText] = field(default_factory=dict)
+    """The tokens of texts that are encoded already, by number."""
 
     def add(self, row: int, text: str, encoded: EncodedText | None) -> int:
-        """Return the number of a text."""
+        """Add a text and return its number."""
         if encoded is not None:
             self.known[len(self.texts)] = encoded
         self.texts.append(text)
@@ -75,49 +92,50 @@ class _Texts:
         return len(self.texts) - 1
 
     def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, dict[int, int], list[int]]:
-        """Return the numbers of the merged text, of turns' own texts, and of own documents.
+        """Add the texts of a dialogue.
 
-        A turn's own text is numbered by the place of the turn; only few turns have one.
+        Return the number of the merged text, the numbers of turns' own texts by index of the turn
+        (only few turns have one), and the numbers of own documents.
         """
         row = dialogue.row
         merged = self.add(row, dialogue.merged.text, dialogue.merged.encoded)
-        owned = {}
-        if type(dialogue.merged.turns) is not PlainTurns:
-            owned = {
-                place: self.add(row, turn.own_text, turn.own_encoded)
-                for place, turn in enumerate(dialogue.merged.turns)
+        own_texts = {}
+        if type(dialogue.merged.turns) is not SlottedTurns:
+            own_texts = {
+                index: self.add(row, turn.own_text, turn.own_encoded)
+                for index, turn in enumerate(dialogue.merged.turns)
                 if turn.own_text is not None
             }
-        return merged, owned, [self.add(row, own.text, own.encoded) for own in dialogue.own]
+        return merged, own_texts, [self.add(row, own.text, own.encoded) for own in dialogue.own]
 
 
-def _settle(
+def _compare_ids(
     encoded: EncodedTexts,
     merged: int,
-    owned: dict[int, int],
+    own_texts: dict[int, int],
     turns: Sequence[TurnText],
     merge: str,
 ) -> tuple[list[TurnText], list[tuple[int, TurnText]]]:
-    """Compare turns' ids with those that they have alone.
+    """Compare the ids of turns in the merged text with the ids in their own texts.
 
-    Return the turns that are trained in the merged text, and those that are not, each with the
-    number of its own text.
+    Return the turns that are trained in the merged text, and the turns that get their own document,
+    each with the number of its own text.
     """
     kept: list[TurnText] = []
     moved: list[tuple[int, TurnText]] = []
-    for place, turn in enumerate(turns):
-        if place not in owned or _same_ids(encoded, merged, owned[place], turn.end):
+    for index, turn in enumerate(turns):
+        if index not in own_texts or _have_same_ids(encoded, merged, own_texts[index], turn.end):
             kept.append(turn)
         elif merge == "always":
             kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
         else:
             flags = turn.flags | TurnFlag.OWN_DOCUMENT
-            moved.append((owned[place], turn._replace(flags=flags)))
+            moved.append((own_texts[index], turn._replace(flags=flags)))
     return kept, moved
 
 
-def _same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
-    """Return whether two texts are encoded alike up to the character `end`."""
+def _have_same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
+    """Return whether two texts have the same tokens up to the character `end`."""
     both: Int64 = np.array([merged, own])
     ends = encoded.positions.at(both, np.array([end, end]))
     started = encoded.first_token_starting_at(both, ends)
@@ -131,74 +149,82 @@ def _same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
     )
 
 
-class _Turns(NamedTuple):
-    """The turns of all documents as columns, ascending; characters are counted within their text.
+class _DocumentTurns(NamedTuple):
+    """The turns of all documents as columns, in the order of the documents.
 
-    Turn t has `num_spans[t]` of the spans.
+    Turn t has the next `num_spans[t]` spans. Characters count from the start of the turn's text.
+    All columns have the shape (turns,), except those of spans.
     """
 
     documents: Int64
-    """(turns,), as all but the last two."""
+    """The document of each turn, ascending."""
     messages: Int64
+    """The index of the turn's message in its dialogue."""
     flags: Int64
+    """`TurnFlag` bits."""
     starts: Int64
+    """The start of the turn, in characters."""
     num_spans: Int64
     span_starts: Int64
-    """(spans,)"""
+    """(spans,), in characters."""
     span_ends: Int64
-    """(spans,)"""
+    """(spans,), in characters."""
 
 
 @dataclass(slots=True)
 class _Documents:
-    """Documents and their turns: as they are where they are plain, and as columns elsewhere."""
+    """Collects documents with their turns, as `SlottedTurns` or as columns."""
 
     rows: list[int] = field(default_factory=list)
+    """The input row of each document."""
     texts: list[int] = field(default_factory=list)
-    plain: dict[int, PlainTurns] = field(default_factory=dict)
-    """By document."""
+    """The number of each document's text."""
+    slotted: dict[int, SlottedTurns] = field(default_factory=dict)
+    """Turns that are still without positions, by document."""
     turns: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    """All others, as in the columns of `_Turns`."""
+    """All other turns: (document, message, flags, start, num_spans) as in `_DocumentTurns`."""
     span_starts: list[int] = field(default_factory=list)
+    """Of the spans of `turns`."""
     span_ends: list[int] = field(default_factory=list)
+    """Of the spans of `turns`."""
 
     def add(self, row: int, text: int, turns: Sequence[TurnText]) -> None:
-        """Add a document of a row: the turns that are trained in a text."""
+        """Add a document of an input row: the number of its text, and its trained turns."""
         document = len(self.rows)
         self.rows.append(row)
         self.texts.append(text)
-        if isinstance(turns, PlainTurns):
-            self.plain[document] = turns
+        if isinstance(turns, SlottedTurns):
+            self.slotted[document] = turns
             return
         for turn in turns:
             self.turns.append((document, turn.message, turn.flags, turn.start, len(turn.spans)))
             self.span_starts += [start for start, _ in turn.spans]
             self.span_ends += [end for _, end in turn.spans]
 
-    def all_turns(self) -> _Turns:
-        """Put the turns of all documents together."""
-        plain = placed(list(self.plain.values()))
-        documents: Int64 = np.repeat(_integers(list(self.plain)), plain.num_turns)
+    def join_turns(self) -> _DocumentTurns:
+        """Return the turns of all documents."""
+        slotted = place_turns(list(self.slotted.values()))
+        documents: Int64 = np.repeat(_to_int64(list(self.slotted)), slotted.num_turns)
         one = np.ones(len(documents), dtype=np.int64)
         columns = np.concatenate(
             [
-                np.stack([documents, plain.messages, plain.flags, plain.starts, one]),
-                _integers(self.turns).reshape(-1, 5).T,
+                np.stack([documents, slotted.messages, slotted.flags, slotted.starts, one]),
+                _to_int64(self.turns).reshape(-1, 5).T,
             ],
             axis=1,
         )
         order = np.argsort(columns[0], kind="stable")
         spans = gather_ranges(offsets_from_lengths(columns[-1]), order)
         documents, messages, flags, starts, num_spans = columns[:, order]
-        span_starts = np.concatenate([plain.starts, _integers(self.span_starts)])[spans]
-        span_ends = np.concatenate([plain.ends, _integers(self.span_ends)])[spans]
-        return _Turns(documents, messages, flags, starts, num_spans, span_starts, span_ends)
+        span_starts = np.concatenate([slotted.starts, _to_int64(self.span_starts)])[spans]
+        span_ends = np.concatenate([slotted.ends, _to_int64(self.span_ends)])[spans]
+        return _DocumentTurns(documents, messages, flags, starts, num_spans, span_starts, span_ends)
 
-    def as_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
-        """Find the tokens of all turns; leave out turns and documents without a loss token."""
-        texts = _integers(self.texts)
-        found = self.all_turns()
-        spans = _find_tokens(encoded, texts[found.documents], found)
+    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
+        """Find the tokens of all turns; drop turns and documents without a loss token."""
+        texts = _to_int64(self.texts)
+        found = self.join_turns()
+        spans = _find_loss_tokens(encoded, texts[found.documents], found)
         spans_per_turn = np.bincount(spans.turns, minlength=len(found.documents))
         turns = np.flatnonzero(spans_per_turn)
         turns_per_document = np.bincount(found.documents[turns], minlength=len(texts))
@@ -215,7 +241,7 @@ class _Documents:
         batch = TokenBatch(
             ids=np.concatenate([np.empty(0, np.int32), *ids]),
             document_offsets=offsets_from_lengths(lengths),
-            document_rows=_integers(self.rows)[documents],
+            document_rows=_to_int64(self.rows)[documents],
             turn_offsets=turn_offsets,
             turn_messages=found.messages[turns].astype(np.int32),
             turn_flags=found.flags[turns].astype(np.uint8),
@@ -229,21 +255,25 @@ class _Documents:
 
 @dataclass(frozen=True, slots=True)
 class _TokenSpans:
-    """Runs of loss tokens [starts, ends), counted from the start of their text."""
+    """Runs of loss tokens [starts, ends), in tokens from the start of their text."""
 
     turns: Int64
-    """(spans,): the turn of each, ascending."""
+    """(spans,): the turn of each run, ascending."""
     starts: Int64
     """(spans,)"""
     ends: Int64
     """(spans,)"""
     counts: Counter[str]
+    """`straddles` and `given_trained`, in tokens."""
 
 
-def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, found: _Turns) -> _TokenSpans:
+def _find_loss_tokens(
+    encoded: EncodedTexts, turn_texts: Int64, found: _DocumentTurns
+) -> _TokenSpans:
     """Find the tokens that lie wholly inside the spans of turns.
 
-    A token without characters of its own lies where the text goes on.
+    turn_texts: (turns,), the number of each turn's text. A token without characters belongs to the
+    text that follows it.
     """
     turns = np.repeat(np.arange(len(turn_texts)), found.num_spans)
     texts = turn_texts[turns]
@@ -253,25 +283,26 @@ def _find_tokens(encoded: EncodedTexts, turn_texts: Int64, found: _Turns) -> _To
     begun = encoded.first_token_starting_at(texts, end_positions)
     ended = encoded.first_token_ending_after(texts, end_positions)
     ends = np.minimum(ended, begun)
-    over_the_start = starts - encoded.first_token_ending_after(texts, start_positions)
-    straddles = np.maximum(over_the_start, 0).sum() + np.maximum(begun - ended, 0).sum()
+    across_start = starts - encoded.first_token_ending_after(texts, start_positions)
+    straddles = np.maximum(across_start, 0).sum() + np.maximum(begun - ended, 0).sum()
 
-    # Nothing predicts a document's first token.
+    # No token predicts the first token of a document.
     starts = np.maximum(starts, encoded.offsets[texts] + 1)
-    filled = starts < ends
-    turns, texts, starts, ends = turns[filled], texts[filled], starts[filled], ends[filled]
-    opens = np.ones(len(turns), dtype=np.bool_)  # a run; spans without a gap are one
-    opens[1:] = (turns[1:] != turns[:-1]) | (starts[1:] > ends[:-1])
-    closes = np.append(opens[1:], True)[: len(turns)]
-    turns, texts, starts, ends = turns[opens], texts[opens], starts[opens], ends[closes]
+    nonempty = starts < ends
+    turns, texts, starts, ends = turns[nonempty], texts[nonempty], starts[nonempty], ends[nonempty]
+    # Spans of a turn without a gap between them form one run: find the first and last span of each.
+    is_first = np.ones(len(turns), dtype=np.bool_)
+    is_first[1:] = (turns[1:] != turns[:-1]) | (starts[1:] > ends[:-1])
+    is_last = np.append(is_first[1:], True)[: len(turns)]
+    turns, texts, starts, ends = turns[is_first], texts[is_first], starts[is_first], ends[is_last]
 
-    taken_over = encoded.positions.at(turn_texts, found.starts)
-    given = encoded.first_token_starting_at(turn_texts, taken_over)[turns]
-    given_trained = np.maximum(np.minimum(given, ends) - starts, 0).sum()
+    turn_positions = encoded.positions.at(turn_texts, found.starts)
+    first_of_turn = encoded.first_token_starting_at(turn_texts, turn_positions)[turns]
+    given_trained = np.maximum(np.minimum(first_of_turn, ends) - starts, 0).sum()
     counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
     begins = encoded.offsets[texts]
     return _TokenSpans(turns, starts - begins, ends - begins, counts)
 
 
-def _integers(values: Sequence[int] | Sequence[tuple[int, ...]]) -> Int64:
+def _to_int64(values: Sequence[int] | Sequence[tuple[int, ...]]) -> Int64:
     return np.array(values, dtype=np.int64)

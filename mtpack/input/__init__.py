@@ -1,11 +1,11 @@
-"""Files to dialogues.
+"""Reads files into dialogues.
 
 In: the names of files, folders and patterns. Out: a `Dialogue` or a `Reject` for each row.
 
-    files.py        which files are read, and what kind each is
-    reading.py      files cut into splits, the units of work
-    splits.py       a split: some consecutive rows, or where they are in a file
-    rows.py         one row in the format of its file
+    files.py        which files are read, and the kind of each
+    reading.py      cuts files into splits, the units of work
+    splits.py       a split: consecutive rows, or their position in a file
+    rows.py         reads one row in the format of its file
       row_formats.py, messages.py, sharegpt.py, alpaca.py, message.py, tools.py, row_errors.py
     dialogue.py     the result: `Dialogue`, `Message`, `Reject`
 """

@@ -1,4 +1,4 @@
-"""The data model of the input: messages, dialogues, where they stand, why one is refused."""
+"""The data model of the input: messages, dialogues, their origin, and rejected rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Any, NamedTuple, overload
 
 
-# What is made once a message or a row is a named tuple: a frozen data class takes twice as long.
+# Types with one instance per message or row are named tuples: creating a frozen data class takes
+# twice as long.
 class Origin(NamedTuple):
-    """Where a row stands: a file as the user named it, and its line (or row), counted from 1."""
+    """The position of a row: the file as the user named it, and the line (or row) from 1."""
 
     file: str
     line: int
@@ -20,42 +21,42 @@ class Origin(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message as the chat template gets it, and whether its turn carries loss."""
+    """One message as it is passed to the chat template, and whether its turn carries loss."""
 
     role: str
     fields: dict[str, Any]
-    """What the template sees: `role`, `content`, `tool_calls` and whatever else the row gave."""
+    """What the template sees: `role`, `content`, `tool_calls` and all other keys of the row."""
     trained: bool
 
 
 class TextMessages(Sequence[Message]):
-    """Messages that are a role and a text each, as columns; those of assistants are trained.
+    """Messages that have a role and a text each, as columns; those of assistants are trained.
 
-    Most dialogues are like this, and to make a `Message` of each would take longer than to render
-    and encode them.
+    Most dialogues are like this. Creating a `Message` for each would take longer than rendering
+    and encoding them.
     """
 
-    __slots__ = ("_fields", "roles", "searched", "texts")
-    __hash__ = None  # type: ignore[assignment]  # equal to a tuple, whose hash it hasn't
+    __slots__ = ("_fields", "joined_texts", "roles", "texts")
+    __hash__ = None  # type: ignore[assignment]  # it equals a tuple but has no such hash
 
     def __init__(
         self, roles: tuple[str, ...], texts: tuple[str, ...], fields: Sequence[dict[str, Any]]
     ) -> None:
-        """Take the columns, one element a message; fields: the same as the template sees it.
+        """Store the columns, one element per message; fields: what the template sees of each.
 
-        Raises TypeError where not all texts are texts.
+        Raises TypeError if an element of `texts` is not a string.
         """
         self.roles = roles
         self.texts = texts
-        self.searched = "\0".join(texts)
-        """All texts with a NUL between two: to look at once for what any of them may hold."""
+        self.joined_texts = "\0".join(texts)
+        """All texts, separated by NUL: one search covers them all."""
         self._fields = fields
 
     @classmethod
     def of(cls, roles: tuple[str, ...], texts: tuple[str, ...]) -> TextMessages:
-        """Return what was never read from a row."""
-        said = zip(roles, texts, strict=True)
-        return cls(roles, texts, [{"role": role, "content": text} for role, text in said])
+        """Create messages that do not come from a row."""
+        pairs = zip(roles, texts, strict=True)
+        return cls(roles, texts, [{"role": role, "content": text} for role, text in pairs])
 
     def __len__(self) -> int:
         return len(self.roles)
@@ -84,8 +85,8 @@ class Dialogue(NamedTuple):
     tools: list[Any] | None
 
     @property
-    def texts_alone(self) -> TextMessages | None:
-        """The messages, if they are nothing but texts and there are no tools; else None."""
+    def text_messages(self) -> TextMessages | None:
+        """The messages, if each is a role and a text and there are no tools; else None."""
         if type(self.messages) is TextMessages and self.tools is None:
             return self.messages
         return None
@@ -96,7 +97,7 @@ class Dialogue(NamedTuple):
 
 
 class Reason(StrEnum):
-    """Why a row is refused; the values stand in `rejects.jsonl` and in the counts."""
+    """Why a row is refused; the values are written to `rejects.jsonl` and to the counts."""
 
     INVALID_JSON = "invalid_json"
     NOT_UTF8 = "not_utf8"
@@ -123,7 +124,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A refused row: which one, why, and what to do. It holds none of the row's content."""
+    """A refused row: which one, why, and what to do. It contains none of the row's content."""
 
     row: int
     origin: Origin
@@ -134,7 +135,7 @@ class Reject:
         return f"{self.origin}: {self.reason}: {self.detail}"
 
     def as_record(self) -> dict[str, str | int]:
-        """Return the object that stands in `rejects.jsonl`."""
+        """Return the object to write to `rejects.jsonl`."""
         return {
             "row": self.row,
             "file": self.origin.file,

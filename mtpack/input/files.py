@@ -1,4 +1,4 @@
-"""The inputs of a run: which files they are, and what they hold, as size and digest."""
+"""The input files of a run: their names, sizes and digests."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ _LONGEST_FIRST = tuple(sorted(SUFFIXES, key=len, reverse=True))
 
 
 class InputFile(NamedTuple):
-    """An input as the user named it, and what it holds. There may be very many of them."""
+    """An input file as the user named it, with size and digest. There may be very many of them."""
 
     name: str
     path: str
     num_bytes: int
     sha256: str
     modified_ns: int
-    """When it was last changed, so that no one reads anything else than what `sha256` is of."""
+    """Time of the last change, to detect content that is not the content of `sha256`."""
 
 
 def find_inputs(inputs: Iterable[str], output: Path | None = None) -> list[str]:
     """Expand folders and globs into file names, sorted within each; raise SetupError.
 
-    `-` (standard input) stays as it is. What a folder or a glob has below `output` is no input.
+    `-` (standard input) stays as it is. Files below `output` that a folder or a glob matches are
+    left out.
     """
     names = [file for name in inputs for file in _expand(name, output)]
     for name in names:
-        if name != STANDARD_INPUT and not suffix_of(name):
+        if name != STANDARD_INPUT and not find_suffix(name):
             raise SetupError(
                 f"{name}: unknown kind of file; mtpack reads {', '.join(SUFFIXES)} "
                 "and - (JSONL from standard input)"
             )
     if names.count(STANDARD_INPUT) > 1:
-        raise SetupError("-: standard input can be read only once; name it once")
+        raise SetupError("-: standard input can be read only once; give it once")
     return names
 
 
@@ -56,10 +57,10 @@ def _expand(name: str, output: Path | None) -> list[str]:
         return output is not None and Path(folder).resolve().is_relative_to(output.resolve())
 
     def is_input(found: str) -> bool:
-        if suffix_of(found) is None or not os.path.isfile(found):
+        if find_suffix(found) is None or not os.path.isfile(found):
             return False
-        place = os.path.realpath(found) if os.path.islink(found) else found
-        return not is_below_output(os.path.dirname(place))
+        target = os.path.realpath(found) if os.path.islink(found) else found
+        return not is_below_output(os.path.dirname(target))
 
     if name == STANDARD_INPUT or os.path.isfile(name):
         return [name]
@@ -75,35 +76,35 @@ def _expand(name: str, output: Path | None) -> list[str]:
     return matching
 
 
-def suffix_of(name: str) -> str | None:
-    """Return what tells the kind of a file, the longest of `SUFFIXES` that its name ends in."""
+def find_suffix(name: str) -> str | None:
+    """Return the longest of `SUFFIXES` that a name ends in, None if it ends in none."""
     return next(filter(name.lower().endswith, _LONGEST_FIRST), None)
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
-    """Return size and sha256 of the file at `path`; raise InputError."""
-    with read_errors(name), open(path, "rb", buffering=0) as file:
+    """Return the size and sha256 of the file at `path`; raise InputError."""
+    with wrap_read_errors(name), open(path, "rb", buffering=0) as file:
         modified = os.fstat(file.fileno()).st_mtime_ns
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return InputFile(name, os.fspath(path), file.tell(), digest, modified)
 
 
 def check_unchanged(name: str, path: str, modified_ns: int) -> None:
-    """Raise InputError where what was just read is not what was described."""
-    with read_errors(name):
+    """Raise InputError if the file changed after `describe_input` described it."""
+    with wrap_read_errors(name):
         modified = os.stat(path).st_mtime_ns
     if modified != modified_ns:
-        raise InputError(f"{name}: changed while the run went on; run again when it is finished")
+        raise InputError(f"{name}: changed during the run; run again when the file is complete")
 
 
 @contextmanager
-def read_errors(name: str) -> Iterator[None]:
-    """Turn what can go wrong in a file into one line with its name."""
+def wrap_read_errors(name: str) -> Iterator[None]:
+    """Convert errors of reading a file into an InputError of one line with its name."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
-            f"{name}: damaged or cut off ({error}); restore the file and run again"
+            f"{name}: damaged or truncated ({error}); restore the file and run again"
         ) from error
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         detail = getattr(error, "strerror", None) or str(error).split("\n")[0]

@@ -1,8 +1,8 @@
-"""Files to splits: every non-blank line, list element or table row, with its file and line.
+"""Cuts files into splits: every non-blank line, list element or table row, with file and line.
 
-What a row means is decided in `formats`; here, only the first rows of a file are parsed, to tell
-which format the file is in. Text files are read as streams, block by block and never line by line,
-so memory does not grow with their size (`.json` lists are the exception: JSON has no rows).
+Rows are parsed in `rows.py`; here, only the first rows of a file are parsed, to detect the format
+of the file. Text files are read as streams, block by block and never line by line, so memory does
+not grow with their size (`.json` lists are the exception: a JSON file has no rows).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from mtpack.errors import InputError
-from mtpack.input.files import InputFile, check_unchanged, read_errors, suffix_of
-from mtpack.input.row_formats import ROW_KEYS, format_of
-from mtpack.input.splits import LinesHeld, LinesInFile, Piece, RowsHeld, Split
+from mtpack.input.files import InputFile, check_unchanged, find_suffix, wrap_read_errors
+from mtpack.input.row_formats import ROW_KEYS, detect_format
+from mtpack.input.splits import LinesInFile, LinesInMemory, Piece, RowsInMemory, Split
 
 AUTO = "auto"
 LINE_LIMIT = 64 * 2**20
-# What one split holds: small enough that many workers share a small input, large enough that
-# handing it over costs nothing beside tokenizing it.
+# The size of a split: small enough that many workers share a small input, large enough that sending
+# it costs nothing compared with tokenizing it.
 SPLIT_BYTES = 2**19
 _BLOCK_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -40,19 +40,19 @@ _Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class _Lines:
+class _LineRows:
     """Rows that are lines of one block of a text file."""
 
     file: InputFile
     block: bytes
     offset: int
-    """Of the block in the text of the file."""
+    """The offset of the block in the text of the file."""
     numbers: _Int64
-    """(rows,): the line of each row, from 1."""
+    """(rows,): the line number of each row, from 1."""
     starts: _Int64
-    """(rows,): where it starts in `block`."""
+    """(rows,): the start of each row in `block`."""
     ends: _Int64
-    """(rows,): where it ends, the newline excluded."""
+    """(rows,): the end of each row in `block`, without the newline."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -63,28 +63,28 @@ class _Lines:
     def text(self, row: int) -> bytes:
         return self.block[self.starts[row] : self.ends[row]]
 
-    def part(self, start: int, end: int) -> _Lines:
+    def cut(self, start: int, end: int) -> _LineRows:
         if end - start == len(self):
             return self
-        return self.only(slice(start, end))
+        return self.select(slice(start, end))
 
-    def only(self, rows: slice | NDArray[np.bool_]) -> _Lines:
-        places = self.numbers[rows], self.starts[rows], self.ends[rows]
-        return _Lines(self.file, self.block, self.offset, *places)
+    def select(self, rows: slice | NDArray[np.bool_]) -> _LineRows:
+        positions = self.numbers[rows], self.starts[rows], self.ends[rows]
+        return _LineRows(self.file, self.block, self.offset, *positions)
 
-    def piece(self, row_format: str | None) -> Piece:
-        """Return all rows, and what blank lines are between them, as a piece of a split."""
+    def to_piece(self, row_format: str | None) -> Piece:
+        """Return all rows, and the blank lines between them, as a piece of a split."""
         file, first_line = self.file, int(self.numbers[0])
         start, end = int(self.starts[0]), int(self.ends[-1])
-        if suffix_of(file.name) in _PACKED:
-            return LinesHeld(file.name, row_format, first_line, self.block[start:end])
-        place = self.offset + start, end - start
-        return LinesInFile(file.name, row_format, first_line, file.path, *place, file.modified_ns)
+        if find_suffix(file.name) in _COMPRESSED:
+            return LinesInMemory(file.name, row_format, first_line, self.block[start:end])
+        span = self.offset + start, end - start
+        return LinesInFile(file.name, row_format, first_line, file.path, *span, file.modified_ns)
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """Rows that are no lines of a text file, or none that may be read."""
+class _TextRows:
+    """Rows that are not lines of a text file, or lines that are longer than the limit."""
 
     file: InputFile
     lines: list[int]
@@ -99,14 +99,14 @@ class _Texts:
     def text(self, row: int) -> bytes | None:
         return self.texts[row]
 
-    def part(self, start: int, end: int) -> _Texts:
-        return _Texts(self.file, self.lines[start:end], self.texts[start:end])
+    def cut(self, start: int, end: int) -> _TextRows:
+        return _TextRows(self.file, self.lines[start:end], self.texts[start:end])
 
-    def piece(self, row_format: str | None) -> Piece:
-        return RowsHeld(self.file.name, row_format, self.lines, self.texts)
+    def to_piece(self, row_format: str | None) -> Piece:
+        return RowsInMemory(self.file.name, row_format, self.lines, self.texts)
 
 
-_Rows = _Lines | _Texts
+_RowBatch = _LineRows | _TextRows
 
 
 def read_splits(
@@ -114,19 +114,19 @@ def read_splits(
 ) -> Iterator[Split]:
     """Cut the rows of all files, in order, into splits of about `SPLIT_BYTES`.
 
-    The last row of a split is the one that fills it, so the cuts depend on the lengths of the rows
-    alone. row_format: the format of all rows; `auto` tells it for each file from its first rows.
+    A split ends with the row that brings it to that size, so the cuts depend on the lengths of the
+    rows alone. row_format: the format of all rows; `auto`: detect it per file, from its first rows.
     Raises InputError.
     """
     pieces: list[Piece] = []
     number = first_row = num_rows = num_bytes = 0
-    for rows, told in _with_format(files, line_limit, row_format):
-        ends = rows.sizes().cumsum()  # of each row, counted from the first of `rows`
+    for rows, detected in _detect_formats(files, line_limit, row_format):
+        ends = rows.sizes().cumsum()  # of each row, in bytes from the first of `rows`
         start = counted = 0
         while start < len(ends):
             wanted = counted + SPLIT_BYTES - num_bytes
             end = min(int(ends.searchsorted(wanted)) + 1, len(ends))
-            pieces.append(rows.part(start, end).piece(told))
+            pieces.append(rows.cut(start, end).to_piece(detected))
             num_rows += end - start
             num_bytes += int(ends[end - 1]) - counted
             start, counted = end, int(ends[end - 1])
@@ -138,48 +138,49 @@ def read_splits(
         yield Split(number, first_row, num_rows, tuple(pieces))
 
 
-def _with_format(
+def _detect_formats(
     files: Iterable[InputFile], line_limit: int, row_format: str
-) -> Iterator[tuple[_Rows, str | None]]:
-    """Give the rows of a file their format: that of the first row that fits one, under `auto`.
+) -> Iterator[tuple[_RowBatch, str | None]]:
+    """Yield rows with the format of their file: under `auto`, that of its first row that fits one.
 
-    It is told here, before rows are cut into splits, so it does not depend on where the cuts are.
+    It is detected before rows are cut into splits, so it does not depend on the cuts. Rows before
+    that first row have no format.
     """
     for file in files:
-        told = None if row_format == AUTO else row_format
-        for rows in _READERS[suffix_of(file.name) or ".jsonl"](file, line_limit):
+        detected = None if row_format == AUTO else row_format
+        for rows in _READERS[find_suffix(file.name) or ".jsonl"](file, line_limit):
             first = 0
-            while told is None and first < len(rows):
-                told = format_of(rows.text(first))
-                first += told is None
+            while detected is None and first < len(rows):
+                detected = detect_format(rows.text(first))
+                first += detected is None
             if first:
-                yield rows.part(0, first), None
+                yield rows.cut(0, first), None
             if first < len(rows):
-                yield rows.part(first, len(rows)), told
+                yield rows.cut(first, len(rows)), detected
         check_unchanged(file.name, file.path, file.modified_ns)
 
 
 # Text files
 
-_PACKED = (".jsonl.gz", ".jsonl.zst")
+_COMPRESSED = (".jsonl.gz", ".jsonl.zst")
 
 
-def _read_jsonl(file: InputFile, line_limit: int) -> Iterator[_Rows]:
+def _read_jsonl(file: InputFile, line_limit: int) -> Iterator[_RowBatch]:
     num_lines = 0
     try:
         with _open_text(file) as stream:
-            for block, offset in _blocks(stream, line_limit):
-                lines = _lines_of(file, block, offset, num_lines + 1)
+            for block, offset in _read_blocks(stream, line_limit):
+                lines = _find_lines(file, block, offset, num_lines + 1)
                 num_lines += len(lines)
-                yield from _rows_among(lines, line_limit)
+                yield from _select_rows(lines, line_limit)
     except InputError as error:
-        raise InputError(f"{error} (behind line {num_lines})") from error
+        raise InputError(f"{error} (after line {num_lines})") from error
 
 
 @contextmanager
 def _open_text(file: InputFile) -> Iterator[BinaryIO]:
-    with read_errors(file.name):
-        suffix = suffix_of(file.name)
+    with wrap_read_errors(file.name):
+        suffix = find_suffix(file.name)
         if suffix == ".jsonl.gz":
             with gzip.open(file.path) as unzipped:
                 yield cast(BinaryIO, unzipped)
@@ -191,13 +192,13 @@ def _open_text(file: InputFile) -> Iterator[BinaryIO]:
                 yield plain
 
 
-def _blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
-    """Yield blocks of whole lines, and where in the stream they are; all end in a newline but one.
+def _read_blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
+    """Yield blocks of whole lines and their offsets; all blocks but the last end in a newline.
 
-    Of a line above `limit`, which comes first in its block, a part is left out, so that memory
-    stays about `limit`; the place is then that of what is behind it.
+    To bound memory by about `limit`, a part of a longer line may be left out. Such a line is the
+    first of its block, and the offset of the block is then right for the lines after it.
     """
-    unfinished: list[bytes] = []  # of the line that goes on
+    unfinished: list[bytes] = []  # of the line that continues in the next block
     length = left_out = offset = 0
     while block := stream.read(_BLOCK_BYTES):
         if not (offset or length) and block.startswith(_BYTE_ORDER_MARK):
@@ -217,53 +218,53 @@ def _blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
         yield b"".join(unfinished), offset + left_out
 
 
-def _lines_of(file: InputFile, block: bytes, offset: int, first_line: int) -> _Lines:
-    """Find the lines of a block without a step for each, 1 GB in 0.2 seconds."""
+def _find_lines(file: InputFile, block: bytes, offset: int, first_line: int) -> _LineRows:
+    """Find the lines of a block, without a loop over lines: 1 GB in 0.2 seconds."""
     (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block))
     starts = np.empty(len(ends), dtype=np.int64)
     starts[0], starts[1:] = 0, ends[:-1] + 1
     numbers = np.arange(first_line, first_line + len(ends))
-    return _Lines(file, block, offset, numbers, starts, ends)
+    return _LineRows(file, block, offset, numbers, starts, ends)
 
 
-def _rows_among(lines: _Lines, limit: int) -> Iterator[_Rows]:
-    """Leave out the blank lines, and the texts of those above the limit."""
+def _select_rows(lines: _LineRows, limit: int) -> Iterator[_RowBatch]:
+    """Yield the lines without blank ones, and without the texts of those above the limit."""
     too_long = lines.sizes() > limit
     first_characters = np.frombuffer(lines.block, np.uint8)[lines.starts]
-    perhaps_blank = (first_characters <= _SPACE) & ~too_long
-    if perhaps_blank.any():
-        is_row = ~perhaps_blank
-        for line in (perhaps_blank & (lines.sizes() > 0)).nonzero()[0].tolist():
+    may_be_blank = (first_characters <= _SPACE) & ~too_long
+    if may_be_blank.any():
+        is_row = ~may_be_blank
+        for line in (may_be_blank & (lines.sizes() > 0)).nonzero()[0].tolist():
             is_row[line] = not lines.text(line).isspace()
-        lines, too_long = lines.only(is_row), too_long[is_row]
+        lines, too_long = lines.select(is_row), too_long[is_row]
     first = 0
     for line in too_long.nonzero()[0].tolist():
         if first < line:
-            yield lines.part(first, line)
-        yield _Texts(lines.file, [int(lines.numbers[line])], [None])
+            yield lines.cut(first, line)
+        yield _TextRows(lines.file, [int(lines.numbers[line])], [None])
         first = line + 1
     if first < len(lines):
-        yield lines.part(first, len(lines))
+        yield lines.cut(first, len(lines))
 
 
 # Lists and tables
 
 
-def _read_list(file: InputFile, line_limit: int) -> Iterator[_Rows]:
-    return _batches(file, _list_rows(file), line_limit)
+def _read_list(file: InputFile, line_limit: int) -> Iterator[_RowBatch]:
+    return _batch_rows(file, _read_list_rows(file), line_limit)
 
 
-def _read_parquet(file: InputFile, line_limit: int) -> Iterator[_Rows]:
-    return _batches(file, _table_rows(file), line_limit)
+def _read_parquet(file: InputFile, line_limit: int) -> Iterator[_RowBatch]:
+    return _batch_rows(file, _read_table_rows(file), line_limit)
 
 
-def _batches(
+def _batch_rows(
     file: InputFile, rows: Iterable[tuple[int, bytes]], line_limit: int
-) -> Iterator[_Texts]:
-    """Yield rows, given as line and text, a block at a time, and all that come before an error."""
-    batch, num_bytes = _Texts(file, [], []), 0
+) -> Iterator[_TextRows]:
+    """Yield rows, each a line number and a text, in batches; also the rows before an error."""
+    batch, num_bytes = _TextRows(file, [], []), 0
     try:
         for line, text in rows:
             batch.lines.append(line)
@@ -271,28 +272,28 @@ def _batches(
             num_bytes += len(text)
             if num_bytes >= _BLOCK_BYTES:
                 yield batch
-                batch, num_bytes = _Texts(file, [], []), 0
+                batch, num_bytes = _TextRows(file, [], []), 0
     except InputError:
         yield batch
         raise
     yield batch
 
 
-def _list_rows(file: InputFile) -> Iterator[tuple[int, bytes]]:
-    """Yield the elements of a JSON list as the text they are written in."""
-    with read_errors(file.name):
+def _read_list_rows(file: InputFile) -> Iterator[tuple[int, bytes]]:
+    """Yield the elements of a JSON list, each as line number and unchanged text."""
+    with wrap_read_errors(file.name):
         content = Path(file.path).read_bytes().removeprefix(_BYTE_ORDER_MARK)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{file.name} line {line}: not UTF-8; convert the file") from error
-    for start, end, line in _list_elements(file.name, text):
+    for start, end, line in _find_list_elements(file.name, text):
         yield line, text[start:end].encode()
 
 
-def _list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
-    """Yield start, end and line of each element of the list that `text` holds."""
+def _find_list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
+    """Yield start, end and line number of each element of a JSON list."""
     decoder = json.JSONDecoder()
     position = _skip_space(text, 0)
     line, counted = 1, 0
@@ -306,7 +307,7 @@ def _list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
         return InputError(f"{name} line {line_at(min(position, len(text)))}: {reason}")
 
     if not text.startswith("[", position):
-        raise error("not a JSON list; one dialogue a line belongs into a .jsonl file")
+        raise error("not a JSON list; a file with one dialogue per line must be named .jsonl")
     position = _skip_space(text, position + 1)
     more = not text.startswith("]", position)
     while more:
@@ -325,7 +326,7 @@ def _list_elements(name: str, text: str) -> Iterator[tuple[int, int, int]]:
             position = _skip_space(text, position + 1)
     position = _skip_space(text, position + 1)
     if position < len(text):
-        raise error("text behind the end of the list")
+        raise error("there is text after the end of the list")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -334,34 +335,34 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _table_rows(file: InputFile) -> Iterator[tuple[int, bytes]]:
-    """Yield table rows as JSON text.
+def _read_table_rows(file: InputFile) -> Iterator[tuple[int, bytes]]:
+    """Yield table rows, each as row number and JSON text.
 
-    Arrow gives every struct of a column the same fields, so it can't tell a missing field from a
-    null one: null fields are taken as missing, as in TRL.
+    In Arrow, all structs of a column have the same fields, so a missing field is stored as null:
+    null fields are read as missing, as in TRL.
     """
-    with read_errors(file.name), pa.parquet.ParquetFile(file.path) as table:
+    with wrap_read_errors(file.name), pa.parquet.ParquetFile(file.path) as table:
         columns = [name for name in table.schema_arrow.names if name in ROW_KEYS]
         if len(set(columns)) < len(columns):
-            raise InputError(f"{file.name}: has two columns of the same name; remove one")
+            raise InputError(f"{file.name}: two columns have the same name; remove one")
         line = 0
         for batch in table.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
                 line += 1
                 try:
-                    text = orjson.dumps(_without_nulls(row))
+                    text = orjson.dumps(_drop_nulls(row))
                 except TypeError as error:
                     raise InputError(f"{file.name} row {line}: {error}") from error
                 yield line, text
 
 
-def _without_nulls(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [_drop_nulls(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError("NaN or an infinity, which JSON does not have")
+        raise TypeError("NaN or an infinity; JSON has neither")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Why a row is refused, and how to speak of what it holds without telling its content."""
+"""Errors of rows, and how to describe a value in a message without showing its content."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from mtpack.input.dialogue import Reason
 
 
 class RowError(Exception):
-    """The row is refused; `reason` says why by name."""
+    """The row is refused; `reason` is the category, the message says what is wrong."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-def kind(value: Any) -> str:
-    """Say what kind of JSON value it is."""
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    return "null" if value is None else kinds.get(type(value), "a number")
+def describe_type(value: Any) -> str:
+    """Return the JSON type of a value, in words."""
+    types = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else types.get(type(value), "a number")
 
 
-def quoted(value: Any) -> str:
-    """Show a short name from a row; anything longer might be content."""
+def quote_name(value: Any) -> str:
+    """Return a short name from a row in quotes; cut a longer one, since it may be content."""
     if not isinstance(value, str):
-        return kind(value)
+        return describe_type(value)
     text = json.dumps(value, ensure_ascii=not value.isprintable())
     return text if len(text) <= 32 else f"{text[:29]}..."

@@ -1,4 +1,4 @@
-"""What a row looks like: the format of a row that no one has named."""
+"""Detects the format of a row from its keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtpack.input.strict_json import StrictJsonError, parse
 
 
 class Shape(NamedTuple):
-    """A way to write rows of a format, known by keys that have a value."""
+    """One form of the rows of a format: the keys that must have a value."""
 
     format: str
     keys: tuple[str, ...]
@@ -20,8 +20,8 @@ class Shape(NamedTuple):
 
 
 _BARE_LIST = Shape("messages", ())
-# In the order in which a row that fits several is taken: datasets of messages often keep the
-# prompt in a column of its own.
+# In order of priority for a row that fits several: datasets of messages often have the prompt in a
+# column of its own.
 _SHAPES = (
     Shape("messages", ("messages",)),
     Shape("sharegpt", ("conversations",)),
@@ -30,17 +30,18 @@ _SHAPES = (
     Shape("alpaca", ("instruction",)),
     Shape("alpaca", ("output",)),
 )
-# All keys of a row that mean something in one of the formats: the columns of a table to read.
+# All keys of a row that have a meaning in one of the formats: the columns of a table to read.
 ROW_KEYS = (
     *dict.fromkeys(key for shape in _SHAPES for key in shape.keys),
     *("input", "system", "history", "tools"),
 )
 
 
-def shapes_of(row: Any) -> Iterator[Shape]:
-    """Yield the shapes that a row fits, the one to prefer first.
+def find_shapes(row: Any) -> Iterator[Shape]:
+    """Yield the shapes that a row fits, in order of priority.
 
-    >>> [shape.format for shape in shapes_of({"prompt": "1 + 1", "completion": "2", "output": "2"})]
+    >>> row = {"prompt": "1 + 1", "completion": "2", "output": "2"}
+    >>> [shape.format for shape in find_shapes(row)]
     ['messages', 'alpaca']
     """
     if isinstance(row, list):
@@ -52,12 +53,12 @@ def shapes_of(row: Any) -> Iterator[Shape]:
                 yield shape
 
 
-def format_of(text: bytes | None) -> str | None:
-    """Return the format that a row looks like, None where it fits none or can't be read."""
+def detect_format(text: bytes | None) -> str | None:
+    """Return the format of a row; None if it fits none or can't be parsed."""
     if text is None:
         return None
     try:
-        shape = next(shapes_of(parse(text)), None)
+        shape = next(find_shapes(parse(text)), None)
     except StrictJsonError:
         return None
     return shape.format if shape else None

@@ -1,19 +1,19 @@
-"""A raw row becomes a `Dialogue` or a `Reject`."""
+"""Reads a raw row into a `Dialogue` or a `Reject`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mtpack.input.alpaca import from_alpaca
+from mtpack.input.alpaca import parse_alpaca
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
-from mtpack.input.message import settled
-from mtpack.input.messages import from_messages, read_texts_alone
-from mtpack.input.row_errors import RowError, kind
-from mtpack.input.row_formats import shapes_of
-from mtpack.input.sharegpt import from_sharegpt
-from mtpack.input.strict_json import StrictJsonError, loads, proven
+from mtpack.input.message import compact_messages
+from mtpack.input.messages import parse_messages, read_text_messages_row
+from mtpack.input.row_errors import RowError, describe_type
+from mtpack.input.row_formats import find_shapes
+from mtpack.input.sharegpt import parse_sharegpt
+from mtpack.input.strict_json import StrictJsonError, loads, validate
 
-_READERS = {"messages": from_messages, "sharegpt": from_sharegpt, "alpaca": from_alpaca}
+_READERS = {"messages": parse_messages, "sharegpt": parse_sharegpt, "alpaca": parse_alpaca}
 _OF_MESSAGES = ("messages", None)
 _NEEDED = {
     "messages": '"messages" (or "prompt" and "completion")',
@@ -25,10 +25,10 @@ _NEEDED = {
 def read_dialogue(
     row: int, origin: Origin, text: bytes | None, line_limit: int, row_format: str | None = None
 ) -> Dialogue | Reject:
-    """Read one row; `text` is None where it is longer than `line_limit` bytes.
+    """Read one row; `text` is None if it is longer than `line_limit` bytes.
 
-    row_format: the format of the row's file; None where nothing in it told so far, and then the
-    row is read as what it looks like.
+    row_format: the format of the row's file; None if no row of it so far fits a format. Then the
+    format is detected from this row alone.
     """
     try:
         if text is None:
@@ -37,35 +37,37 @@ def read_dialogue(
             )
         value = loads(text)
         if row_format in _OF_MESSAGES:
-            messages = read_texts_alone(value, text)
+            messages = read_text_messages_row(value, text)
             if messages is not None:
                 return Dialogue(row, origin, messages, None)
-        value = proven(text, value)
-        said = _READERS[_choose(value, row_format)](value)
-        return Dialogue(row, origin, settled(said.messages), said.tools)
+        value = validate(text, value)
+        parsed = _READERS[_choose_format(value, row_format)](value)
+        return Dialogue(row, origin, compact_messages(parsed.messages), parsed.tools)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
 
 
-def _choose(value: Any, row_format: str | None) -> str:
-    """Return the format to read a row by: that of its file, if it fits; raise RowError."""
+def _choose_format(value: Any, row_format: str | None) -> str:
+    """Return the format to read a row in: that of its file, if the row fits; raise RowError."""
     if row_format:
-        for shape in shapes_of(value):
+        for shape in find_shapes(value):
             if shape.format == row_format:
                 return row_format
-    looks_like = next(shapes_of(value), None)
+    looks_like = next(find_shapes(value), None)
     if looks_like and row_format is None:
         return looks_like.format
     if looks_like:
         raise RowError(
             Reason.OTHER_FORMAT,
             f"the file is read as {row_format}, but this row looks like {looks_like}; "
-            "put such rows into a file of their own, or choose another --format",
+            "put such rows into a separate file, or choose another --format",
         )
     if not isinstance(value, dict):
-        raise RowError(Reason.INVALID_ROW, f"expected an object, found {kind(value)}")
+        raise RowError(
+            Reason.INVALID_ROW, f"the row must be an object, found {describe_type(value)}"
+        )
     if row_format is None:
-        found = f"none of {', '.join(_NEEDED.values())}"
+        found = f"the row has none of {', '.join(_NEEDED.values())}"
     else:
-        found = f"no {_NEEDED[row_format]}; the file is read as {row_format}"
+        found = f"the row has no {_NEEDED[row_format]}; the file is read as {row_format}"
     raise RowError(Reason.INVALID_ROW, found)

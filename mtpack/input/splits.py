@@ -1,6 +1,7 @@
-"""A split of the input, as it goes to a worker: where its rows are, or the rows themselves.
+"""A split of the input, as it is sent to a worker: the position of its rows, or the rows.
 
-Whoever cuts the input does nothing row by row for text files; a worker makes rows of the lines.
+For text files, the process that cuts the input does nothing per row; a worker finds the rows in the
+lines.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from typing import NamedTuple
 import orjson
 
 from mtpack.errors import InputError
-from mtpack.input.files import check_unchanged, read_errors
+from mtpack.input.files import check_unchanged, wrap_read_errors
 
 
 class RawRow(NamedTuple):
-    """One row as it stands in its file."""
+    """One row, not parsed yet."""
 
     file: str
     line: int
-    """Line of a text file, row of a table; from 1."""
+    """The line of a text file or the row of a table, from 1."""
     text: bytes | None
-    """JSON text, or None for a line above the limit."""
+    """JSON text; None for a line that is longer than the limit."""
     format: str | None = None
-    """The format of its file, or None where neither this row nor one before it fits any."""
+    """The format of the file; None if neither this row nor an earlier one fits a format."""
 
 
-class RowsHeld(NamedTuple):
-    """Rows with their lines in the file; what is no line of text comes this way."""
+class RowsInMemory(NamedTuple):
+    """Rows with their line numbers: for all that is not consecutive lines of a text file."""
 
     file: str
     format: str | None
@@ -43,17 +44,17 @@ class RowsHeld(NamedTuple):
         for line, text in zip(self.lines, self.texts, strict=True):
             yield RawRow(self.file, line, text, self.format)
 
-    def held(self) -> RowsHeld:
+    def load(self) -> RowsInMemory:
         """Return itself."""
         return self
 
-    def rows_as_texts(self) -> Sequence[bytes | None]:
+    def row_texts(self) -> Sequence[bytes | None]:
         """Return the texts of all rows."""
         return self.texts
 
 
-class LinesHeld(NamedTuple):
-    """Consecutive lines of a file, none of them above the limit; blank ones are no rows."""
+class LinesInMemory(NamedTuple):
+    """Consecutive lines of a file, none longer than the limit; blank lines are not rows."""
 
     file: str
     format: str | None
@@ -63,24 +64,24 @@ class LinesHeld(NamedTuple):
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows."""
         line, start = self.first_line, 0
-        while start < len(self.text):  # line by line: all at once would be twice the memory
+        while start < len(self.text):  # line by line: splitting all at once doubles the memory
             end = self.text.find(b"\n", start)
             text = self.text[start : end if end >= 0 else None]
             if text and not text.isspace():
                 yield RawRow(self.file, line, text, self.format)
             line, start = line + 1, start + len(text) + 1
 
-    def held(self) -> LinesHeld:
+    def load(self) -> LinesInMemory:
         """Return itself."""
         return self
 
-    def rows_as_texts(self) -> Sequence[bytes | None]:
-        """Return the texts of all rows, in a twentieth of the time."""
+    def row_texts(self) -> Sequence[bytes | None]:
+        """Return the texts of all rows, 20 times as fast as `rows`."""
         return [text for text in self.text.split(b"\n") if text and not text.isspace()]
 
 
 class LinesInFile(NamedTuple):
-    """The same where they stand in a file that is plain text."""
+    """Consecutive lines of a plain text file, by their position in it."""
 
     file: str
     format: str | None
@@ -91,54 +92,54 @@ class LinesInFile(NamedTuple):
     modified_ns: int
 
     def rows(self) -> Iterator[RawRow]:
-        """Read and yield the rows; raise InputError, also where the file was changed."""
-        return self.held().rows()
+        """Read and yield the rows; raise InputError, also if the file has changed."""
+        return self.load().rows()
 
-    def held(self) -> LinesHeld:
-        """Read the lines; raise InputError likewise."""
-        with read_errors(self.file), open(self.path, "rb", buffering=0) as file:
+    def load(self) -> LinesInMemory:
+        """Read the lines; raise InputError, also if the file has changed."""
+        with wrap_read_errors(self.file), open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             text = file.read(self.num_bytes)
         check_unchanged(self.file, self.path, self.modified_ns)
         if len(text) < self.num_bytes:
             raise InputError(f"{self.file}: can't be read (it ends early); run again")
-        return LinesHeld(self.file, self.format, self.first_line, text)
+        return LinesInMemory(self.file, self.format, self.first_line, text)
 
 
-Piece = RowsHeld | LinesHeld | LinesInFile
+Piece = RowsInMemory | LinesInMemory | LinesInFile
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Consecutive rows: the piece of the input that one worker reads."""
+    """Consecutive rows: the part of the input that one worker reads."""
 
     number: int
     first_row: int
     num_rows: int
     pieces: tuple[Piece, ...]
-    """Each of one file, in order."""
+    """The parts of the split in order, each of one file."""
 
     def rows(self) -> Iterator[RawRow]:
-        """Yield the rows; raise InputError where a file can't be read or was changed."""
+        """Yield the rows; raise InputError if a file can't be read or has changed."""
         for piece in self.pieces:
             yield from piece.rows()
 
     def content_sha256(self) -> str:
-        """Return the digest of what the rows say: their texts, in order, and their formats.
+        """Return the digest of the rows: their texts, in order, and their formats.
 
-        It is the same wherever the rows stand and however their files are packed. Lines of a file
-        are hashed as they stand if none is blank, in half the time of their rows.
+        It does not depend on the position of the rows or the compression of their files. Lines of a
+        file are hashed as they are if none is blank, which takes half the time.
         """
-        held = [piece.held() for piece in self.pieces]
-        texts = [piece.text for piece in held if isinstance(piece, LinesHeld)]
+        loaded = [piece.load() for piece in self.pieces]
+        texts = [piece.text for piece in loaded if isinstance(piece, LinesInMemory)]
         numbers = list(map(_num_lines, texts))
-        if len(texts) < len(held) or sum(numbers) != self.num_rows:
-            texts = [_as_lines(piece.rows_as_texts()) for piece in held]
+        if len(texts) < len(loaded) or sum(numbers) != self.num_rows:
+            texts = [_join_as_lines(piece.row_texts()) for piece in loaded]
             numbers = list(map(_num_lines, texts))
-        told = zip((piece.format for piece in held), numbers, strict=True)
+        with_numbers = zip((piece.format for piece in loaded), numbers, strict=True)
         formats = [
             (row_format, sum([number for _, number in pieces]))
-            for row_format, pieces in groupby(told, key=itemgetter(0))
+            for row_format, pieces in groupby(with_numbers, key=itemgetter(0))
         ]
         return hashlib.sha256(b"\n".join([orjson.dumps(formats), *texts])).hexdigest()
 
@@ -147,9 +148,9 @@ def _num_lines(text: bytes) -> int:
     return text.count(b"\n") + 1
 
 
-def _as_lines(texts: Iterable[bytes | None]) -> bytes:
-    """Return rows as lines without blank ones in between, but for those above the limit.
+def _join_as_lines(texts: Iterable[bytes | None]) -> bytes:
+    """Return rows as lines without blank lines; a row that is longer than the limit is blank.
 
-    A newline inside JSON is white space, and any other means the same.
+    A newline inside JSON is white space, so a space in place of it means the same.
     """
     return b"\n".join([(text or b"").replace(b"\n", b" ") for text in texts])

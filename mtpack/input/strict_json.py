@@ -1,8 +1,8 @@
-"""JSON as a standard would have it: what other parsers let pass in silence is an error here.
+"""A strict JSON parser: what other parsers accept without a warning is an error here.
 
-Duplicate keys (parsers keep the last), NaN and infinities, lone surrogates, bytes that are not
-UTF-8 and nesting bombs are refused by name. Integers keep all their digits; one that no double can
-come near (309 digits and more) is refused as infinite.
+Each of these has its own reason: duplicate keys (other parsers keep the last), NaN and infinities,
+lone surrogates, bytes that are not UTF-8, and nesting bombs. Integers keep all their digits; one
+that is too large for a double (309 digits and more) is refused as infinite.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import orjson
 from mtpack.input.dialogue import Reason
 
 MAX_DEPTH = 100
-# Integers of 19 digits and more may leave the 64 bits up to which orjson keeps them exact.
+# orjson keeps integers exact up to 64 bits. Those of 19 digits and more may be larger.
 _ALL_DIGITS_0 = bytes.maketrans(b"123456789", b"000000000")
 _LONG_INTEGER = b"0" * 19
 
 
 class StrictJsonError(ValueError):
-    """The text is refused; `reason` says why by name."""
+    """The text is refused; `reason` is the category, the message says what is wrong."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -29,44 +29,44 @@ class StrictJsonError(ValueError):
 
 
 def parse(text: bytes) -> Any:
-    """Return what `text` holds; raise StrictJsonError.
+    """Return the value of JSON text; raise StrictJsonError.
 
     >>> parse(b'{"role": "user"}')
     {'role': 'user'}
     """
-    return proven(text, loads(text))
+    return validate(text, loads(text))
 
 
 def loads(text: bytes) -> Any:
-    """Return what `text` holds, still to be proven; raise StrictJsonError."""
+    """Return the value of JSON text, still to be validated; raise StrictJsonError."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise _explain(text, error) from None
 
 
-def proven(text: bytes, value: Any) -> Any:
-    """Return `value`, read from `text`, with all digits; raise StrictJsonError."""
+def validate(text: bytes, value: Any) -> Any:
+    """Return the value that `loads` read from `text`, integers exact; raise StrictJsonError."""
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH:
         _check_depth(value)
-    # What the value is written as holds no key twice and no integer that was rounded. Where the
-    # text is that already, as most files are written, the proof takes 1 µs a row and not 25.
+    # The value, written again, has no duplicate key and no integer that was rounded. If it equals
+    # the text, as in most files, this takes 1 µs per row, not 25.
     written = orjson.dumps(value)
     if written == text:
         return value
     if _num_quotes(text) != _num_quotes(written):
         raise StrictJsonError(
-            Reason.DUPLICATE_KEY, "an object has the same key twice; keep the one that is meant"
+            Reason.DUPLICATE_KEY, "an object has the same key twice; remove one of them"
         )
     if _LONG_INTEGER in text.translate(_ALL_DIGITS_0):
         return json.loads(text)  # orjson rounds them to floats
     return value
 
 
-def surely_holds_strings(text: bytes, number: int) -> bool:
-    """Return whether valid JSON has just so many keys and strings, and no quote in any.
+def has_num_strings(text: bytes, number: int) -> bool:
+    """Return whether valid JSON has exactly `number` keys and strings, and no quote inside any.
 
-    If that is how many the value has that was read from it, then no key came twice.
+    If the value that was read from it has as many, then no key appears twice.
     """
     return text.count(b'"') == 2 * number
 
@@ -87,10 +87,10 @@ def _check_depth(value: Any) -> None:
 def _num_quotes(text: bytes) -> int:
     """Count the quotes around the keys and strings of valid JSON.
 
-    A key that comes twice is read once, so its quotes are missing in what the value is written as.
+    A duplicate key is read once, so its quotes are missing when the value is written again.
     """
     if b"\\" in text:
-        text = text.replace(rb"\\", b"")  # behind which a quote is not escaped
+        text = text.replace(rb"\\", b"")  # after an escaped backslash, a quote is not escaped
     return text.count(b'"') - text.count(rb"\"")
 
 
@@ -105,13 +105,14 @@ def _explain(text: bytes, error: orjson.JSONDecodeError) -> StrictJsonError:
     if "surrogate" in problem_text:
         return StrictJsonError(
             Reason.LONE_SURROGATE,
-            f"column {error.colno} has half of a surrogate pair (\\ud800 to \\udfff); repair it",
+            f"column {error.colno} has half of a surrogate pair (\\ud800 to \\udfff); complete it",
         )
     if "depth" in problem_text or "recursion" in problem_text:
         return StrictJsonError(Reason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
     if "infinity" in problem_text or error.doc.startswith(("NaN", "Infinity"), error.pos):
         return StrictJsonError(
-            Reason.NOT_A_NUMBER, "NaN, infinite or too large a number, which JSON does not have"
+            Reason.NOT_A_NUMBER,
+            "NaN, an infinity or a number that is too large; JSON has none of these",
         )
     return StrictJsonError(
         Reason.INVALID_JSON, f"column {error.colno}: {problem_text.split(':')[0]}"

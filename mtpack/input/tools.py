@@ -5,38 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.row_errors import RowError, kind
+from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.strict_json import StrictJsonError, parse
 
 
 def read_tools(tools: Any) -> list[Any] | None:
-    """Return a row's tools; text is taken as JSON. Raise RowError."""
-    if isinstance(tools, str):  # as datasets with one column type for all tools hold them
+    """Return a row's tools; a string is parsed as JSON. Raises RowError."""
+    if isinstance(tools, str):  # as in datasets that have one column type for all tools
         try:
             tools = parse(tools.encode())
         except StrictJsonError as error:
-            raise RowError(Reason.INVALID_TOOLS, f'"tools" is text but not JSON: {error}') from None
+            raise RowError(
+                Reason.INVALID_TOOLS, f'"tools" is a string but not JSON: {error}'
+            ) from None
     if tools is None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError(
-            Reason.INVALID_TOOLS, f'"tools" must be a list of objects, found {kind(tools)}'
+            Reason.INVALID_TOOLS, f'"tools" must be a list of objects, found {describe_type(tools)}'
         )
     return tools
 
 
 def check_tool_calls(where: str, calls: Any) -> None:
-    """Raise RowError where a message's `tool_calls` are not calls."""
+    """Raise RowError if a message's `tool_calls` are not a list of calls."""
     if not isinstance(calls, list):
         raise RowError(
-            Reason.INVALID_TOOL_CALLS, f'{where}: "tool_calls" must be a list, found {kind(calls)}'
+            Reason.INVALID_TOOL_CALLS,
+            f'{where}: "tool_calls" must be a list, found {describe_type(calls)}',
         )
     for number, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError(
                 Reason.INVALID_TOOL_CALLS,
-                f'{where}: tool call {number} needs {{"function": {{"name", "arguments"}}}}',
+                f'{where}: tool call {number} must be {{"function": {{"name", "arguments"}}}}',
             )
         if not isinstance(function.get("arguments", {}), dict | str):
             raise RowError(
@@ -45,22 +48,22 @@ def check_tool_calls(where: str, calls: Any) -> None:
             )
 
 
-def calls_in_text(where: str, text: Any) -> list[dict[str, Any]]:
-    """Return the tool calls that the text of a `function_call` message writes; raise RowError.
+def parse_function_calls(where: str, value: Any) -> list[dict[str, Any]]:
+    """Return the tool calls in the value of a `function_call` message; raise RowError.
 
-    >>> calls_in_text("message 1", '{"name": "add", "arguments": {"a": 1}}')
+    >>> parse_function_calls("message 1", '{"name": "add", "arguments": {"a": 1}}')
     [{'type': 'function', 'function': {'name': 'add', 'arguments': {'a': 1}}}]
     """
-    if isinstance(text, str):
+    if isinstance(value, str):
         try:
-            text = parse(text.encode())
+            value = parse(value.encode())
         except StrictJsonError as error:
             raise RowError(
-                Reason.INVALID_TOOL_CALLS, f"{where}: the call is text but not JSON: {error}"
+                Reason.INVALID_TOOL_CALLS, f"{where}: the call is a string but not JSON: {error}"
             ) from None
-    calls = text if isinstance(text, list) else [text]
+    calls = value if isinstance(value, list) else [value]
     if not calls:
-        raise RowError(Reason.INVALID_TOOL_CALLS, f"{where}: an empty list of calls")
+        raise RowError(Reason.INVALID_TOOL_CALLS, f"{where}: the list of calls is empty")
     for number, call in enumerate(calls):
         if not isinstance(call, dict) or not call.keys() >= {"name", "arguments"}:
             raise RowError(

@@ -1,1 +1,1 @@
-"""The loss in which every turn weighs the same, inside the trainers that people use."""
+"""The mean over turns as the loss of Megatron-LM, Transformers and TRL."""

@@ -1,10 +1,10 @@
-"""Megatron-LM: a dataset, a forward step and a loss in which every turn weighs the same.
+"""Megatron-LM: a dataset, a forward step and a loss that is the mean over turns.
 
 Under `--calculate-per-token-loss` Megatron sums losses and gradients over micro-batches and over
-data- and context-parallel ranks, and divides the gradients once by the sum of an integer that the
+data- and context-parallel ranks. It divides the gradients once, by the sum of an integer that the
 loss function returns (megatron/core/distributed/finalize_model_grads.py). Here that integer is the
-number of turns. Written against megatron-core alone, without Megatron-LM's scripts;
-docs/training.md shows the three lines that its pretrain_gpt.py needs.
+number of turns. This module needs megatron-core only, not the scripts of Megatron-LM;
+docs/training.md shows the three lines to change in its pretrain_gpt.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor, distributed
 
-from mtpack.context_parallel import places_on_rank
+from mtpack.context_parallel import find_positions_on_rank
 from mtpack.errors import SetupError
 from mtpack.loss import turn_mean_loss
 from mtpack.torch_data import PackedDataset, collate
@@ -30,13 +30,13 @@ _COLUMNS = ("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "
 
 
 class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has no types
-    """Packed sequences as Megatron's dataset builders make them, from a path as `--data-path` has.
+    """Packed sequences for Megatron's dataset builders, from a path of `--data-path`.
 
-    An item has what Megatron-LM's own SFTDataset gives: `tokens`, `labels` (shifted),
+    An item has the columns of Megatron-LM's own SFTDataset: `tokens`, `labels` (shifted),
     `position_ids`: int64 (seq_len,); `loss_mask`: float32 (seq_len,); `cu_seqlens`: int32
     (seq_len + 1,), filled up with seq_len so that items can be stacked; `max_seqlen`: int32 ().
-    And what the loss needs: `loss_token_num`: int32, `turn_heads`: uint8, both (seq_len,), the
-    latter 1 on the first loss token of each turn.
+    It also has the columns of the loss: `loss_token_num`: int32 (seq_len,); `turn_heads`: uint8
+    (seq_len,), 1 on the first loss token of each turn.
     """
 
     @staticmethod
@@ -48,7 +48,7 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
     def build_low_level_dataset(dataset_path: str, config: Any) -> PackedDataset:
         """Open an output folder or a shard, of either alignment.
 
-        Raises SetupError where it was packed for another sequence length, or with documents that
+        Raises SetupError if it was packed for another sequence length, or with documents that
         can't be divided over the context-parallel ranks of `config` (a GPTDatasetConfig).
         """
         shards = PackedDataset(dataset_path, label_alignment="shifted")
@@ -56,13 +56,13 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
         if packed.seq_len != config.sequence_length:
             raise SetupError(
                 f"{dataset_path}: packed with --seq-len {packed.seq_len}, "
-                f"trained with --seq-length {config.sequence_length}"
+                f"but --seq-length is {config.sequence_length}; use the same for both"
             )
-        multiple = _document_multiple(config)
+        multiple = _find_document_multiple(config)
         if packed.pad_documents_to % multiple:
             raise SetupError(
                 f"{dataset_path}: documents are padded to multiples of {packed.pad_documents_to}; "
-                f"context-parallel ranks need mtpack pack --pad-documents-to {multiple}"
+                f"for these context-parallel ranks, pack with --pad-documents-to {multiple}"
             )
         return shards
 
@@ -87,10 +87,10 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
         }
 
 
-def _document_multiple(config: Any) -> int:
-    """Return what the length of every document has to be a multiple of."""
+def _find_document_multiple(config: Any) -> int:
+    """Return the number that must divide the length of every document."""
     ranks: int = config.context_parallel_size or 1
-    if config.hybrid_context_parallel:  # a document may have all ranks, and is cut by itself
+    if config.hybrid_context_parallel:  # one document may be divided over all ranks
         ranks *= config.data_parallel_size * max(1, config.sequence_parallel_size)
     return 2 * ranks if ranks > 1 else 1
 
@@ -98,11 +98,11 @@ def _document_multiple(config: Any) -> int:
 def build_datasets(
     train_val_test_num_samples: Sequence[int | None], config: Any
 ) -> list[TurnDataset | None]:
-    """Build the training, validation and test sets, as a datasets provider for `pretrain` returns.
+    """Build the training, validation and test sets: the result of a provider for `pretrain`.
 
-    On the first tensor-parallel rank of every pipeline stage, None on the others. config: a
-    GPTDatasetConfig, with output folders of `mtpack pack` in its blend. Raises SetupError where
-    they do not fit it.
+    They are built on the first tensor-parallel rank of every pipeline stage, and are None on the
+    others. config: a GPTDatasetConfig with output folders of `mtpack pack` in its blend. Raises
+    SetupError if the folders do not match it.
     """
     datasets: list[TurnDataset | None] = BlendedMegatronDatasetBuilder(
         TurnDataset,
@@ -120,10 +120,10 @@ class ContextParallel:
     size: int = 1
     rank: int = 0
     group: distributed.ProcessGroup | None = None
-    """None where there is but one."""
+    """None for a single rank."""
     report_weight: int = 1
-    """What a report is multiplied by. Megatron's log sums what all ranks report, and each rank of
-    a group reports the whole group: where groups differ in size, this makes up for it."""
+    """The factor of a report. Megatron's log sums the reports of all ranks, and each rank of a
+    group reports the sums of the whole group: the factor balances groups of different sizes."""
 
     @classmethod
     def static(cls) -> ContextParallel:
@@ -145,8 +145,8 @@ class ContextParallel:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What one rank computes of a micro-batch; its rows lie one behind the other."""
+class MegatronBatch:
+    """The slice of a micro-batch that one rank computes, with its sequences concatenated."""
 
     tokens: Tensor
     """int64 (1, length), and so are `labels` and `position_ids`."""
@@ -156,7 +156,7 @@ class Batch:
     """int32 (1, length), and so is `loss_token_num`."""
     loss_token_num: Tensor
     turn_num: Tensor
-    """int32 (): the turns whose first loss token is here, so that ranks count each turn once."""
+    """int32 (): the turns whose first loss token is in this slice; so each turn counts once."""
     packed_seq_params: PackedSeqParams
     context: ContextParallel
 
@@ -170,26 +170,26 @@ def loss_func(
     context: ContextParallel | None = None,
     tokens_per_turn: int = 1,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return the sum of the turns' mean losses, how many turns, and what goes into the log.
+    """Return the sum of the turns' mean losses, the number of turns, and a report for the log.
 
     This is the contract of `--calculate-per-token-loss` (megatron/core/pipeline_parallel/
-    schedules.py, forward_step_calc_loss): sums of this rank, which Megatron divides once, and an
-    integer count. The log's pair is summed over the context-parallel ranks, float32 (2,), so that
-    it is a mean over turns on each rank, even on one where no turn starts.
+    schedules.py, forward_step_calc_loss): the sum of this rank, which Megatron divides once, and an
+    integer count. The report is a sum and a count, float32 (2,), each summed over the
+    context-parallel ranks. So their ratio is a mean over turns on every rank, even on a rank where
+    no turn starts.
 
-    output_tensor: token losses, float. loss_mask, loss_token_num: the same number of elements,
-    in any shape. turn_num: integer, the turns whose first loss token is in this rank's slice, as
-    the sum of `turn_heads` counts them. context: the ranks that share the micro-batch; None:
-    those of --context-parallel-size. tokens_per_turn: loss and count are both multiplied by it,
-    which changes no gradient of the loss, but sets the scale of losses that the model adds by
-    itself (docs/training.md).
+    output_tensor: token losses, float. loss_mask, loss_token_num: the same number of elements, in
+    any shape. turn_num: integer, the turns whose first loss token is in this rank's slice (the sum
+    of `turn_heads`). context: the ranks that share the micro-batch; None: those of
+    --context-parallel-size. tokens_per_turn: a factor of loss and count; it changes no gradient of
+    the loss, but sets the scale of losses that the model itself adds (docs/training.md).
 
-    Raises ValueError for a turn_num or tokens_per_turn that is no integer: Megatron counts in
-    integers, and a share of a turn, once rounded on each rank, is lost.
+    Raises ValueError for a turn_num or tokens_per_turn that is not an integer: Megatron counts in
+    integers, and a fraction of a turn would be lost when each rank rounds it.
     """
     for name, number in (("turn_num", turn_num), ("tokens_per_turn", tokens_per_turn)):
         if torch.as_tensor(number).is_floating_point():
-            raise ValueError(f"{name}: {number}; Megatron counts in integers")
+            raise ValueError(f"{name}: {number}; Megatron needs an integer")
     context = context or ContextParallel.static()
     losses = output_tensor.flatten().float()
     loss_sum, turns = turn_mean_loss(
@@ -213,13 +213,14 @@ def forward_step(
     *,
     tokens_per_turn: int = 1,
 ) -> tuple[Any, partial[tuple[Tensor, Tensor, dict[str, Tensor]]]]:
-    """Run the model on the next micro-batch; what `pretrain` takes as its forward step.
+    """Run the model on the next micro-batch: the forward step for `pretrain`.
 
-    data_iterator: of batches of `TurnDataset`, on the first tensor-parallel rank of every pipeline
-    stage. model: a GPTModel, perhaps wrapped. return_schedule_plan: as Megatron asks for it under
-    --overlap-moe-expert-parallel-comm. tokens_per_turn: as in `loss_func`.
+    data_iterator: batches of `TurnDataset`, on the first tensor-parallel rank of every pipeline
+    stage. model: a GPTModel, perhaps wrapped. return_schedule_plan: return a schedule plan instead
+    of token losses (Megatron sets it under --overlap-moe-expert-parallel-comm). tokens_per_turn:
+    as in `loss_func`.
 
-    Returns what the model gives, and `loss_func` with all but that.
+    Returns the output of the model, and `loss_func` with all arguments but that output.
     """
     batch = next_batch(data_iterator, next(model.parameters()).device)
     run = model.build_schedule_plan if return_schedule_plan else model
@@ -228,7 +229,7 @@ def forward_step(
         batch.position_ids,
         None,
         labels=batch.labels,
-        # What the model computes of it, multi-token prediction, goes into the same division.
+        # The model uses it for multi-token prediction, whose loss has the same divisor.
         loss_mask=batch.loss_mask / batch.loss_token_num * tokens_per_turn,
         packed_seq_params=batch.packed_seq_params,
     )
@@ -242,22 +243,25 @@ def forward_step(
     )
 
 
-def next_batch(data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.device) -> Batch:
-    """Read the next micro-batch, hand it to all tensor-parallel ranks, and take this rank's slice.
+def next_batch(
+    data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.device
+) -> MegatronBatch:
+    """Read the next micro-batch and return this rank's slice.
 
-    Every pipeline stage reads all columns: those in the middle need `position_ids`, to know where
-    documents end, and the batch is small. The iterator is read on the first tensor-parallel rank.
+    The first tensor-parallel rank reads the iterator and sends all columns to the others. Every
+    pipeline stage reads all columns: stages in the middle need `position_ids` to find the
+    documents, and the batch is small.
 
-    Raises InputError where documents can't be divided over the context-parallel ranks.
+    Raises InputError if documents can't be divided over the context-parallel ranks.
     """
-    columns, local_cp_size = _on_all_tensor_ranks(data_iterator, device)
+    columns, local_cp_size = _broadcast_columns(data_iterator, device)
     context = ContextParallel.hybrid(local_cp_size) if local_cp_size else ContextParallel.static()
-    cu_seqlens = document_bounds(columns["position_ids"])
+    cu_seqlens = find_document_bounds(columns["position_ids"])
     if context.size > 1:
-        places = places_on_rank(cu_seqlens, context.size, context.rank)
-        columns = {name: column[:, places] for name, column in columns.items()}
+        positions = find_positions_on_rank(cu_seqlens, context.size, context.rank)
+        columns = {name: column[:, positions] for name, column in columns.items()}
     longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
-    return Batch(
+    return MegatronBatch(
         tokens=columns["tokens"].long(),
         labels=columns["labels"].long(),
         position_ids=columns["position_ids"].long(),
@@ -265,8 +269,8 @@ def next_batch(data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.
         loss_token_num=columns["loss_token_num"],
         turn_num=columns["turn_heads"].sum(dtype=torch.int),
         packed_seq_params=PackedSeqParams(
-            # A hybrid micro-batch is one document. Megatron turns its heads by the ranks of that
-            # micro-batch in this layout alone (megatron/core/utils.py,
+            # A hybrid micro-batch is one document. Megatron applies rotary embeddings by the ranks
+            # of that micro-batch in this layout only (megatron/core/utils.py,
             # get_batch_on_this_hybrid_cp_rank).
             qkv_format="sbhd" if local_cp_size else "thd",
             cu_seqlens_q=cu_seqlens,
@@ -280,12 +284,13 @@ def next_batch(data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.
     )
 
 
-def _on_all_tensor_ranks(
+def _broadcast_columns(
     data_iterator: Iterator[dict[str, Tensor]] | None, device: torch.device
 ) -> tuple[dict[str, Tensor], int]:
-    """Return the columns, int32 (1, rows x seq_len), and the hybrid micro-batch's ranks, or 0.
+    """Return the columns of the next micro-batch, on every tensor-parallel rank.
 
-    One tensor travels, 4 bytes an entry, and its shape before it.
+    Returns the columns, int32 (1, sequences x seq_len), and the number of ranks of a hybrid
+    micro-batch, or 0. One tensor is sent, with 4 bytes an entry, and its shape before it.
     """
     group = parallel_state.get_tensor_model_parallel_group()
     source = parallel_state.get_tensor_model_parallel_src_rank()
@@ -293,12 +298,12 @@ def _on_all_tensor_ranks(
         if data_iterator is None:
             raise SetupError(
                 "no data on the first tensor-parallel rank of a pipeline stage; "
-                "have the provider return what build_datasets returns"
+                "let the datasets provider return the result of build_datasets"
             )
         item = next(data_iterator)
         stages = parallel_state.get_pipeline_model_parallel_world_size()
         if stages > 1 and item["tokens"].dim() == 2 and len(item["tokens"]) > 1:
-            # Rows are laid one behind the other; stages hand on (seq_len, rows, hidden).
+            # Sequences are concatenated here, but stages exchange (seq_len, rows, hidden).
             raise SetupError("several pipeline stages need --micro-batch-size 1")
         columns = torch.stack(
             [item[name].to(device, torch.int32, non_blocking=True).flatten() for name in _COLUMNS]
@@ -316,12 +321,12 @@ def _on_all_tensor_ranks(
     return dict(zip(_COLUMNS, columns[:, None], strict=True)), sizes[1]
 
 
-def document_bounds(position_ids: Tensor) -> Tensor:
-    """Return where documents start, and the end of the last: int32 (documents + 1,).
+def find_document_bounds(position_ids: Tensor) -> Tensor:
+    """Return the start of each document, and the end of the last: int32 (documents + 1,).
 
-    position_ids: from 0 in every document, padding is a document.
+    position_ids: from 0 in every document; padding is a document.
 
-    >>> document_bounds(torch.tensor([0, 1, 2, 0, 1, 0]))
+    >>> find_document_bounds(torch.tensor([0, 1, 2, 0, 1, 0]))
     tensor([0, 3, 5, 6], dtype=torch.int32)
     """
     starts = (position_ids.flatten() == 0).nonzero()[:, 0]

@@ -1,10 +1,11 @@
-"""Packed rows as one flat row, as the models of transformers take them, and what it rests on.
+"""Padding-free batches for the models of transformers, and a check that documents stay separate.
 
-A batch is one row in which positions restart with every document. Whether a model then keeps the
-documents apart is its own affair: flash attention goes by `cu_seq_lens_q`, the masks of eager, sdpa
-and flex attention by `position_ids` (transformers: masking_utils.find_packed_sequence_indices),
-linear attention by `cu_seq_lens_q` and `seq_idx`, where its kernels are installed; a custom
-attention perhaps by nothing. None of them says so when it does not. So it is measured.
+A batch is one flat row in which positions restart with every document. It depends on the model
+whether its documents stay separate: flash attention uses `cu_seq_lens_q`; the masks of eager, sdpa
+and flex attention use `position_ids` (transformers: masking_utils.find_packed_sequence_indices);
+linear attention uses `cu_seq_lens_q` and `seq_idx`, if its kernels are installed; a custom
+attention may use none of them. A model that ignores them reports nothing. So `documents_leak`
+measures it.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ MODEL_INPUTS = (
     "seq_idx",
 )
 
-_LEAK = 0.1  # of what a document changes when it is seen; rounding in bfloat16 stays below 0.03
+_LEAK = 0.1  # of the effect of a visible document; rounding in bfloat16 stays below 0.03
 
 
 def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
-    """Build one flat row of rows of `PackedDataset`, whose labels are `aligned`.
+    """Concatenate sequences of `PackedDataset`, with `aligned` labels, into one flat row.
 
-    Returns what a model takes, by the names of transformers' DataCollatorWithFlattening:
+    Returns the inputs of a model, with the names of transformers' DataCollatorWithFlattening:
     `input_ids`, `position_ids`: int64 (1, tokens); `cu_seq_lens_q`, `cu_seq_lens_k`: int32
     (documents + 1,); `max_length_q`, `max_length_k`: int; `seq_idx`: int32 (1, tokens), the number
-    of a token's document. And what the loss takes: `labels`: int64, `loss_mask`: uint8,
-    `loss_token_num`: int32, all (1, tokens); `loss_positions`: int64 (loss tokens,), where
-    `loss_mask` is 1; `turn_num`: int64 (rows,). And `row_numbers`: int64 (rows,), for rows that
-    have a `row_number`.
+    of a token's document. Also the inputs of the loss: `labels`: int64, `loss_mask`: uint8,
+    `loss_token_num`: int32, all (1, tokens); `loss_positions`: int64 (loss tokens,), the positions
+    where `loss_mask` is 1; `turn_num`: int64 (rows,). If they have a `row_number`, also
+    `row_numbers`: int64 (rows,).
 
-    Raises InputError for labels that are not aligned, and for what `collate` refuses.
+    Raises InputError for labels that are not aligned, and for sequences that `collate` refuses.
     """
     batch = collate(rows)
     flat = {
@@ -71,11 +72,11 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _require_aligned(flat: dict[str, Tensor]) -> None:
-    """Refuse labels that a model would shift a second time; rows of `datasets` don't say."""
+    """Refuse labels that a model would shift again; `datasets` does not know the alignment."""
     trained = flat["loss_mask"].bool()
     if (flat["labels"] != flat["input_ids"])[trained].any():
         raise InputError(
-            "labels that are not aligned with input_ids; transformers shifts them itself: "
+            "labels are not aligned with input_ids, but transformers shifts labels itself; "
             'use PackedDataset(path, label_alignment="aligned")'
         )
     if (flat["position_ids"] == 0)[trained].any():
@@ -83,29 +84,32 @@ def _require_aligned(flat: dict[str, Tensor]) -> None:
 
 
 def documents_leak(logits_of: Callable[[dict[str, Any]], Tensor], vocabulary: int) -> bool:
-    """Say whether a document sees the one before it in a padding-free batch.
+    """Return whether a document sees the one before it in a padding-free batch.
 
-    Another first document must not change the logits of the second. How much it would change them
-    if it were seen is measured too, on one document of the same tokens: so rounding, which differs
-    between models and types, is not taken for a leak, nor a leak for rounding.
+    The batch has two documents. A change of the first must not change the logits of the second. The
+    same change is also measured with both as one document, where the model does see it. A leak is
+    judged relative to that effect, because rounding differs between models and dtypes.
 
-    logits_of: from a batch of `padding_free_batch` to logits, (1, tokens, any), without gradients.
+    logits_of: computes logits (1, tokens, any) of a batch of `padding_free_batch`, without
+    gradients.
     """
 
-    def effect_of_the_first_half(seq_lengths: list[int]) -> float:
+    def measure_effect(seq_lengths: list[int]) -> float:
         logits = [
-            logits_of(padding_free_batch([_row(first + second, seq_lengths)]))[0, len(first) :]
+            logits_of(padding_free_batch([_build_row(first + second, seq_lengths)]))[
+                0, len(first) :
+            ]
             for first in first_halves
         ]
         return float((logits[0] - logits[1]).float().norm())
 
     ids = [number % vocabulary for number in range(24)]
     first_halves, second = (ids[8:16], ids[16:]), ids[:8]
-    return effect_of_the_first_half([8, 8]) > _LEAK * effect_of_the_first_half([16])
+    return measure_effect([8, 8]) > _LEAK * measure_effect([16])
 
 
-def _row(input_ids: list[int], seq_lengths: list[int]) -> Row:
-    """A row in which nothing is trained."""
+def _build_row(input_ids: list[int], seq_lengths: list[int]) -> Row:
+    """Build a sequence without loss tokens."""
     return {
         "input_ids": np.array(input_ids),
         "labels": np.full(len(input_ids), -100),

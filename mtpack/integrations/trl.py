@@ -17,11 +17,11 @@ from mtpack.shards.dataset import Row
 
 
 class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # untyped base
-    """An SFTTrainer whose loss is the mean over the turns of a step, for rows of `PackedDataset`.
+    """An SFTTrainer for sequences of `PackedDataset`; its loss is the mean over a step's turns.
 
-    What TRL does to a model (PEFT adapters, its output layer in chunks, activation offloading) and
-    what it logs besides the loss is as it was; what it would do to rows (templates, tokenizing,
-    packing) is done already. Raises what `TurnMeanTrainer` raises.
+    TRL's changes to a model (PEFT adapters, the output layer in chunks, activation offloading) and
+    its other metrics stay the same. Its preparation of data (templates, tokenizing, packing) is
+    skipped, since the data is packed already. Raises the errors of `TurnMeanTrainer`.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # 
         eval_dataset: Dataset[Row] | dict[str, Dataset[Row]] | None = None,
         **options: Any,
     ) -> None:
-        """Take the arguments of an SFTTrainer; all but the first two by name."""
+        """Set up an SFTTrainer with its own arguments; all but the first two by name."""
         args = SFTConfig() if args is None else copy.copy(args)
         refuse_first(
             {
-                "packing and padding_free: the rows are packed; leave both False": (
+                "packing and padding_free: the data is packed already; set both to False": (
                     args.packing or args.padding_free
                 ),
-                "loss_type: the mean over turns is of the plain token losses; leave it 'nll'": (
+                "loss_type: the loss is the mean of plain token losses; set it to 'nll'": (
                     args.loss_type != "nll"
                 ),
             }
@@ -50,12 +50,14 @@ class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # 
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options
         )
 
-    def _shown_at_construction(self, train_dataset: Dataset[Row] | None) -> Any:
-        """Return a Dataset of `datasets`: TRL insists on one, and looks at its first row."""
+    def _choose_init_dataset(self, train_dataset: Dataset[Row] | None) -> Any:
+        """Return a Dataset of `datasets`: TRL requires one, and reads its first row."""
         return TableDataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
 
-    def _token_losses(self, model: torch.nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
-        """Take them from TRL's own pass over the batch, which also keeps its metrics."""
+    def _compute_token_losses(
+        self, model: torch.nn.Module, batch: dict[str, Any]
+    ) -> tuple[Tensor, Any]:
+        """Return the losses of TRL's own pass over the batch, which also updates its metrics."""
         outputs: Any = None
 
         def forward(**inputs: Any) -> Any:
@@ -63,6 +65,6 @@ class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # 
             outputs = model(**inputs)
             return outputs
 
-        inputs = {**self._model_inputs(batch), "labels": batch["labels"]}
+        inputs = {**self._select_model_inputs(batch), "labels": batch["labels"]}
         SFTTrainer.compute_loss(self, forward, inputs)
         return pad(-outputs.log_probs, (1, 0)), outputs  # the first token has no prediction

@@ -1,10 +1,10 @@
-"""Document lengths to sequences, and sequences to columns. Integers and numpy arrays alone.
+"""Lengths of documents become sequences, and sequences become columns. Only integers and numpy.
 
-In: the lengths of the documents, then a `TokenBatch`. Out: a `Plan`, which says which document goes
-where, then `Columns`, the arrays of a shard.
+In: the lengths of the documents, then a `TokenBatch`. Out: a `Plan`, which says which sequence
+holds each document, then `Columns`, the arrays of a shard.
 
-    plan.py             a place for every document
+    plan.py             the sequence of every document
       cutting_stock.py, lower_bounds.py
     columns.py          `input_ids`, `labels`, `loss_mask`, `loss_token_num`, `turn_num`, ...
-    label_alignment.py  labels at their own tokens, or at the tokens before
+    label_alignment.py  labels at their own tokens, or one token earlier
 """

@@ -1,4 +1,4 @@
-"""What people see: the report of a run, figures of an output, single sequences, proofs.
+"""The output of the commands: reports of runs, figures of shards, single sequences, checks.
 
 In: a `PackReport`, `Shards` or a `VerifyReport`. Out: text in a terminal, or values for `--json`.
 """

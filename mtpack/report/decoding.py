@@ -1,4 +1,4 @@
-"""Token ids back to text, with the tokenizer that the shards were packed with and no other."""
+"""Decode token ids to text, only with the tokenizer that the shards were packed with."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from mtpack.shards.dataset import Shards
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 
 Decoder = Callable[[Sequence[int]], str]
-_CUT_CHARACTER = "\ufffd"  # what decoding puts in the place of an incomplete character
+_CUT_CHARACTER = "\ufffd"  # what a decoder writes for an incomplete character
 
 
 def find_decoder(shards: Shards, tokenizer_option: str | None) -> tuple[Decoder | None, str | None]:
-    """Return the decoder for shards, or None and a line that says how to get one.
+    """Return the decoder for shards and None, or None and a line that says how to get one.
 
-    It is found on this machine or not at all. Raises SetupError where the option does not fit.
+    Only this machine is searched, never the network. Raises SetupError if `tokenizer_option` names
+    no tokenizer, or not the one of the shards.
     """
     expected = shards.metadata.tokenizer_sha256
     if tokenizer_option is not None:
-        return _decoder_of(_named_tokenizer(tokenizer_option, expected)), None
+        return _make_decoder(_load_named_tokenizer(tokenizer_option, expected)), None
     packed_with = shards.manifest.report.about.tokenizer if shards.manifest else None
     sources: list[str | None] = [None]
     if packed_with is not None and os.path.exists(packed_with):
@@ -31,12 +32,15 @@ def find_decoder(shards: Shards, tokenizer_option: str | None) -> tuple[Decoder 
         except SetupError:
             continue
         if tokenizer.sha256 == expected:
-            return _decoder_of(tokenizer), None
+            return _make_decoder(tokenizer), None
     name = "their tokenizer" if packed_with is None else f"the tokenizer {packed_with!r}"
-    return None, f"{name} was not found here, so ids are shown; for text, pass --tokenizer"
+    return (
+        None,
+        f"{name} was not found on this machine, so ids are shown; to see text, pass --tokenizer",
+    )
 
 
-def _named_tokenizer(source: str, expected_sha256: str) -> LoadedTokenizer:
+def _load_named_tokenizer(source: str, expected_sha256: str) -> LoadedTokenizer:
     if not os.path.exists(source):
         raise SetupError(
             f"{source}: no such tokenizer on this machine; "
@@ -44,13 +48,11 @@ def _named_tokenizer(source: str, expected_sha256: str) -> LoadedTokenizer:
         )
     tokenizer = load_tokenizer(source)
     if tokenizer.sha256 != expected_sha256:
-        raise SetupError(
-            f"{source}: the shards were packed with another tokenizer; name the one used then"
-        )
+        raise SetupError(f"{source}: the shards were packed with another tokenizer; name that one")
     return tokenizer
 
 
-def _decoder_of(tokenizer: LoadedTokenizer) -> Decoder:
+def _make_decoder(tokenizer: LoadedTokenizer) -> Decoder:
     backend = tokenizer.backend
 
     def decode(ids: Sequence[int]) -> str:
@@ -59,11 +61,11 @@ def _decoder_of(tokenizer: LoadedTokenizer) -> Decoder:
     return decode
 
 
-def decode_run(decode: Decoder, ids: Sequence[int], before: Sequence[int]) -> str:
-    """Decode some of a document's ids; `before` is the id before them, or empty.
+def decode_part(decode: Decoder, ids: Sequence[int], before: Sequence[int]) -> str:
+    """Decode a part of a document's ids; `before` holds the one id before the part, or nothing.
 
-    Decoders of SentencePiece and WordPiece vocabularies drop the space that a text starts with,
-    also in the middle of a document; with the token before, it is not where the text starts.
+    Decoders of SentencePiece and WordPiece vocabularies drop the first space of a text, also in
+    the middle of a document. So the part is decoded together with the token before it.
     """
     if not before:
         return decode(ids)

@@ -1,4 +1,4 @@
-"""Count what is in shards: one pass over the record batches, whole arrays at a time."""
+"""Figures of shards, counted in one pass over their record batches."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ TALLY_FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The lengths from one power of two up to the next."""
+    """The documents or turns with lengths from one power of two up to the next."""
 
     low: int
     high: int
     """Inclusive."""
     count: int
-    """How many documents or turns are this long."""
+    """The number of documents or turns of these lengths."""
     tokens: int
-    """How many tokens they have together."""
+    """The number of their tokens."""
     count_share: float
+    """Of all documents or turns."""
     token_share: float
+    """Of the tokens of all documents or turns."""
 
     @property
     def label(self) -> str:
@@ -55,7 +57,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How long documents or turns are; no bucket between shortest and longest is left out."""
+    """The lengths of documents or turns; the buckets have no gap from shortest to longest."""
 
     min: int
     median: float
@@ -66,51 +68,51 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What is in shards."""
+    """The figures of shards."""
 
     rows: int
-    """Sequences."""
+    """The number of sequences."""
     seq_len: int
     label_alignment: str
     pad_documents_to: int
     shards: int
     documents: int
     dialogues: int
-    """Distinct ones: a dialogue can have several documents."""
+    """The number of different dialogues: a dialogue can have several documents."""
     turns: int
     tokens: int
-    """Of documents, without padding."""
+    """Tokens of documents, without padding."""
     loss_tokens: int
     document_lengths: Histogram
     turn_lengths: Histogram
-    """In loss tokens. A turn's share of the loss under the token mean is its share of the tokens,
-    under the turn mean its share of the turns."""
+    """In loss tokens. The share of the loss that a bucket has is its `token_share` under the token
+    mean, and its `count_share` under the turn mean."""
     tally: Tally | None
-    """Of the run that packed them, where there is a manifest."""
+    """The counts of the run that packed the shards; None without a manifest."""
 
     @property
     def padding(self) -> int:
-        """Places that hold no token of a document."""
+        """The number of positions that hold no token of a document."""
         return self.rows * self.seq_len - self.tokens
 
     @property
     def fill(self) -> float:
-        """The share of all places that hold a document's token."""
+        """The share of all positions that hold a token of a document."""
         return self.tokens / (self.rows * self.seq_len)
 
     @property
     def loss_share(self) -> float:
-        """The share of the documents' tokens that carry loss."""
+        """The share of the documents' tokens that are loss tokens."""
         return self.loss_tokens / self.tokens
 
     @property
     def documents_per_sequence(self) -> float:
-        """How many documents a sequence has, on average."""
+        """The mean number of documents in a sequence."""
         return self.documents / self.rows
 
     @property
     def turns_per_document(self) -> float:
-        """How many turns a document has, on average."""
+        """The mean number of turns in a document."""
         return self.turns / self.documents
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,11 +161,10 @@ def _lengths_as_dict(lengths: Histogram, count_share: str, token_share: str) -> 
     }
 
 
-def figures_of(shards: Shards) -> Figures:
-    """Count what is in shards; raise InputError where they contradict themselves.
+def count_figures(shards: Shards) -> Figures:
+    """Return the figures of shards; raise InputError if their columns contradict each other.
 
-    Lengths are at most seq_len, so they are counted in one array each, whatever the shards' size;
-    of the dialogues, one id for each is kept.
+    Memory: an array of seq_len + 1 counts for documents, one for turns, and one id per dialogue.
     """
     metadata = shards.metadata
     document_counts = np.zeros(metadata.seq_len + 1, np.int64)
@@ -172,15 +173,17 @@ def figures_of(shards: Shards) -> Figures:
     for shard in shards.opened:
         for batch in shard.batches:
             try:
-                turn_counts += _counts_of(_turn_lengths(batch), metadata.seq_len)
+                turn_counts += _count_lengths(_read_turn_lengths(batch), metadata.seq_len)
                 is_document = batch.dialogue_ids >= 0
                 lengths = batch.document_lengths[is_document]
-                document_counts += _counts_of(lengths, metadata.seq_len)
+                document_counts += _count_lengths(lengths, metadata.seq_len)
             except InputError as error:
                 raise InputError(f"{shard.path}: damaged: {error}; pack the data again") from error
             dialogues.append(np.unique(batch.dialogue_ids[is_document]))
     if not (document_counts.any() and turn_counts.any()):
-        raise InputError(f"{shards.opened[0].path}: no trained turn, so nothing to show")
+        raise InputError(
+            f"{shards.opened[0].path}: it holds no trained turn, so there is nothing to show"
+        )
     lengths_counted = np.arange(metadata.seq_len + 1)
     return Figures(
         rows=len(shards),
@@ -193,14 +196,14 @@ def figures_of(shards: Shards) -> Figures:
         turns=int(turn_counts.sum()),
         tokens=int(document_counts @ lengths_counted),
         loss_tokens=int(turn_counts @ lengths_counted),
-        document_lengths=histogram_of(document_counts),
-        turn_lengths=histogram_of(turn_counts),
+        document_lengths=make_histogram(document_counts),
+        turn_lengths=make_histogram(turn_counts),
         tally=shards.manifest.report.tally if shards.manifest else None,
     )
 
 
-def _turn_lengths(batch: Columns) -> Int32:
-    """Return how many loss tokens each turn has: what stands at its head."""
+def _read_turn_lengths(batch: Columns) -> Int32:
+    """Return the number of loss tokens of each turn: the loss_token_num at its start."""
     if not np.array_equal(batch.turn_num, np.diff(batch.turn_offsets)):
         raise InputError("turn_num and turn_starts do not agree")
     starts = batch.turn_starts
@@ -212,18 +215,18 @@ def _turn_lengths(batch: Columns) -> Int32:
     return lengths
 
 
-def _counts_of(lengths: Int32, seq_len: int) -> Int64:
+def _count_lengths(lengths: Int32, seq_len: int) -> Int64:
     if lengths.size and not 1 <= lengths.min() <= lengths.max() <= seq_len:
         raise InputError("a document or turn has an impossible length")
     return np.bincount(lengths, minlength=seq_len + 1)
 
 
-def histogram_of(counts: Int64) -> Histogram:
-    """Sort lengths into buckets.
+def make_histogram(counts: Int64) -> Histogram:
+    """Return the histogram of lengths, with a bucket for each power of two.
 
-    counts: int64, at place n how many have the length n; at least one, and none at 0.
+    counts: int64; counts[n] is the number of items of length n. counts[0] is 0, the sum is not.
 
-    >>> [bucket.label for bucket in histogram_of(np.array([0, 2, 0, 0, 1, 1])).buckets]
+    >>> [bucket.label for bucket in make_histogram(np.array([0, 2, 0, 0, 1, 1])).buckets]
     ['1', '2-3', '4-7']
     """
     tokens = counts * np.arange(len(counts))

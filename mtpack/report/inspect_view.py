@@ -1,7 +1,7 @@
-"""Figures and sequences for the terminal: readable without colour, in 80 columns.
+"""The output of `inspect` for the terminal: readable without colour, in 80 columns.
 
-What stands in shards is untrusted text: it is shown as `rich.text.Text`, which reads no markup, and
-characters that command a terminal are written out.
+The text in shards is untrusted. It is shown as `rich.text.Text`, which ignores markup, and
+characters that control a terminal are shown as escapes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.report.decoding import Decoder, decode_run
+from mtpack.report.decoding import Decoder, decode_part
 from mtpack.report.figures import Bucket, Figures, Histogram
-from mtpack.report.findings import Notice, turn_summary
+from mtpack.report.notices import Notice, turn_summary
 from mtpack.report.row_view import DocumentView, RowView, TurnView
 from mtpack.shards.manifest import Tally
 from mtpack.token_batch import Int64
@@ -32,86 +32,89 @@ _LOSS_BAR = 14
 _TURN_COLOURS = ("green", "magenta", "cyan")  # readable on dark and on light
 _OPEN, _CLOSE, _LINE_BREAK, _TAB, _SPACE = "⟦⟧⏎⇥␣"
 _JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them as they are
-_COMMANDING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates, separators
+_CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates, separators
 
 
 def show_figures(figures: Figures, console: Console) -> None:
-    """Print what is in shards."""
+    """Print the figures of shards."""
     console.print(Text("Contents", style="bold"))
-    console.print(_indented(_contents_table(figures)))
+    console.print(_indent(_build_contents_table(figures)))
     _print_heading("Document lengths, in tokens", console)
-    console.print(_spread(figures.document_lengths))
-    console.print(_indented(_document_table(figures.document_lengths)))
+    console.print(_format_spread(figures.document_lengths))
+    console.print(_indent(_build_document_table(figures.document_lengths)))
     _print_heading("Turn lengths, in loss tokens, and their share of the loss", console)
-    console.print(_spread(figures.turn_lengths))
-    console.print(_indented(_turn_table(figures.turn_lengths)))
-    console.print(Text(f"{_INDENT}token mean: every token weighs the same; turn mean: every turn"))
+    console.print(_format_spread(figures.turn_lengths))
+    console.print(_indent(_build_turn_table(figures.turn_lengths)))
+    console.print(
+        Text(f"{_INDENT}token mean: every token has the same weight; turn mean: every turn")
+    )
     if figures.tally is not None:
-        _print_heading("The run that packed them", console)
-        console.print(_indented(_tally_table(figures, figures.tally)))
-        _print_heading("Turns, as the chat template writes them", console)
-        console.print(_indented(notices_table(turn_summary(figures.tally))))
+        _print_heading("The run that packed these shards", console)
+        console.print(_indent(_build_tally_table(figures, figures.tally)))
+        _print_heading("What to know about the turns", console)
+        console.print(_indent(build_notices_table(turn_summary(figures.tally))))
 
 
 def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
-    """Print one sequence, its trained tokens in brackets; ids where there is no decoder."""
+    """Print one sequence with its trained tokens in brackets; as ids if there is no decoder."""
     loss_tokens = sum(turn.loss_token_num for turn in view.turns)
     counts = (
-        _counted(len(view.documents), "document"),
-        _counted(len(view.turns), "turn"),
-        _counted(loss_tokens, "loss token"),
+        _format_count(len(view.documents), "document"),
+        _format_count(len(view.turns), "turn"),
+        _format_count(loss_tokens, "loss token"),
     )
-    title = f"Row {view.number:,} (of {view.rows:,}, counted from 0): {', '.join(counts)}"
+    title = f"Sequence {view.number:,} (of {view.rows:,}, counted from 0): {', '.join(counts)}"
     console.print(Text(title, style="bold"))
-    console.print(Text(f"{_OPEN}…{_CLOSE} is trained, {_LINE_BREAK} is a trained line break"))
+    legend = f"{_OPEN}…{_CLOSE} is trained, {_LINE_BREAK} is a trained line break, "
+    console.print(Text(f"{legend}× 1/n is the weight of each token"))
     token_turns = view.token_turns
     turns_in = Counter(turn.document for turn in view.turns)
     for number, document in enumerate(view.documents):
         heading = (
             f"document {number + 1:,} of {len(view.documents):,}: dialogue {document.dialogue:,}, "
-            f"{_counted(document.length, 'token')}, {_counted(turns_in[number], 'turn')}"
+            f"{_format_count(document.length, 'token')}, {_format_count(turns_in[number], 'turn')}"
         )
         console.print()
         console.print(Text(heading, style="bold underline"))
         text = Text()
-        for piece in _document_pieces(view, document, token_turns, decode):
+        for piece in _render_document(view, document, token_turns, decode):
             text.append_text(piece)
         console.print(text)
     if view.padding:
         console.print()
-        console.print(_padding_line(view))
+        console.print(_format_padding(view))
 
 
-def escaped(text: str) -> str:
-    r"""Write out the characters that command a terminal, and those that this view gives a meaning.
+def escape(text: str) -> str:
+    r"""Escape the characters that control a terminal, and those that this view uses as symbols.
 
-    >>> print(escaped("a\x1b[2Jb"))
+    >>> print(escape("a\x1b[2Jb"))
     a\x1b[2Jb
     """
-    return "".join(map(_escaped_character, text))
+    return "".join(map(_escape_character, text))
 
 
-def _escaped_character(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character in "\n\t" or character in _JOINERS:
         return character
     if character in (_OPEN, _CLOSE, _LINE_BREAK, _TAB, _SPACE):
-        return _written_out(character)
-    if not character.isprintable() and unicodedata.category(character) in _COMMANDING:
-        return _written_out(character)
+        return _escape_code(character)
+    if not character.isprintable() and unicodedata.category(character) in _CONTROL_CATEGORIES:
+        return _escape_code(character)
     return character
 
 
-def _written_out(character: str) -> str:
+def _escape_code(character: str) -> str:
     code = ord(character)
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _document_pieces(
+def _render_document(
     view: RowView, document: DocumentView, token_turns: Int64, decode: Decoder | None
 ) -> Iterator[Text]:
-    """Yield the text of a document, cut where the loss starts, ends or goes to another turn."""
+    """Yield the text of a document, cut where the loss starts, ends or changes to another turn."""
     end = document.start + document.length
     changes = np.flatnonzero(np.diff(token_turns[document.start : end])) + 1 + document.start
     edges = [document.start, *changes.tolist(), end]
@@ -121,34 +124,34 @@ def _document_pieces(
             text = " ".join(map(str, ids))
         else:
             before = view.token_ids[max(document.start, start - 1) : start].tolist()
-            text = escaped(decode_run(decode, ids, before))
+            text = escape(decode_part(decode, ids, before))
         number = int(token_turns[start])
         if number >= 0:
-            yield from _trained(text, number, view.turns[number], stop)
+            yield from _render_trained(text, number, view.turns[number], stop)
         else:
             yield Text(text)
         if decode is None and stop < end:
             yield Text(" ")
 
 
-def _trained(text: str, number: int, turn: TurnView, stop: int) -> Iterator[Text]:
-    """Yield a stretch of trained text and, behind the last one of a turn, what it weighs."""
+def _render_trained(text: str, number: int, turn: TurnView, stop: int) -> Iterator[Text]:
+    """Yield a part of a turn's trained text and, after the last part, the weight of the turn."""
     visible = text.replace("\n", f"{_LINE_BREAK}\n").replace("\t", f"{_TAB}\t")
     if not text.strip(" "):
         visible = _SPACE * len(text)
     colour = _TURN_COLOURS[number % len(_TURN_COLOURS)]
     yield Text(f"{_OPEN}{visible}{_CLOSE}", style=colour)
     if turn.positions[-1] == stop - 1:
-        size = _counted(turn.loss_token_num, "token")
+        size = _format_count(turn.loss_token_num, "token")
         note = f"[message {turn.message}: {size} × 1/{turn.loss_token_num:,}]"
         yield Text(f" {note}", style="dim")
 
 
-def _padding_line(view: RowView) -> Text:
+def _format_padding(view: RowView) -> Text:
     inside = sum(document.padded_length - document.length for document in view.documents)
-    line = f"padding: {_counted(view.padding, 'place')}"
+    line = f"padding: {_format_count(view.padding, 'position')}"
     if inside:
-        line += f", {inside:,} of them behind documents to round their lengths up"
+        line += f", {inside:,} of them after documents to round up their lengths"
     return Text(line)
 
 
@@ -157,82 +160,85 @@ def _print_heading(heading: str, console: Console) -> None:
     console.print(Text(heading, style="bold"))
 
 
-def _contents_table(figures: Figures) -> Table:
+def _build_contents_table(figures: Figures) -> Table:
     rounding = figures.pad_documents_to
     pairs = (
         ("sequences", f"{figures.rows:,}", "tokens", f"{figures.tokens:,}"),
         ("sequence length", f"{figures.seq_len:,}", "padding", f"{figures.padding:,}"),
-        ("shards", f"{figures.shards:,}", "fill", _percent(figures.fill)),
+        ("shards", f"{figures.shards:,}", "fill", _format_percent(figures.fill)),
         ("documents", f"{figures.documents:,}", "loss tokens", f"{figures.loss_tokens:,}"),
-        ("dialogues", f"{figures.dialogues:,}", "loss share", _percent(figures.loss_share)),
-        ("turns", f"{figures.turns:,}", "labels", figures.label_alignment),
+        ("dialogues", f"{figures.dialogues:,}", "loss share", _format_percent(figures.loss_share)),
+        ("turns", f"{figures.turns:,}", "label alignment", figures.label_alignment),
         (
             "documents per sequence",
             f"{figures.documents_per_sequence:,.1f}",
-            "documents padded to",
-            "no multiple" if rounding == 1 else f"multiples of {rounding:,}",
+            "document padding",
+            "none" if rounding == 1 else f"to multiples of {rounding:,}",
         ),
         ("turns per document", f"{figures.turns_per_document:,.1f}", "", ""),
     )
-    table = _table("left", "right", "left", "right")
+    table = _make_table("left", "right", "left", "right")
     for pair in pairs:
         table.add_row(*map(Text, pair))
     return table
 
 
-def _document_table(lengths: Histogram) -> Table:
-    table = _table("right", "right", "right", "left")
-    table.add_row(*_column_heads("tokens", "documents", "share", ""))
+def _build_document_table(lengths: Histogram) -> Table:
+    table = _make_table("right", "right", "right", "left")
+    table.add_row(*_make_heads("tokens", "documents", "share", ""))
     most = max(bucket.count_share for bucket in lengths.buckets)
     for bucket in lengths.buckets:
-        bar = _bar(bucket.count_share, most, _DOCUMENT_BAR)
+        bar = _draw_bar(bucket.count_share, most, _DOCUMENT_BAR)
         table.add_row(
-            _range(bucket), Text(f"{bucket.count:,}"), Text(_percent(bucket.count_share)), Text(bar)
+            _format_lengths(bucket),
+            Text(f"{bucket.count:,}"),
+            Text(_format_percent(bucket.count_share)),
+            Text(bar),
         )
     return table
 
 
-def _turn_table(lengths: Histogram) -> Table:
-    """Build the table that shows what equal weight per turn changes."""
-    table = _table("right", "right", "right", "left", "right", "left")
-    table.add_row(*_column_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
+def _build_turn_table(lengths: Histogram) -> Table:
+    """Build the table of turn lengths, with their share of the loss under two means."""
+    table = _make_table("right", "right", "right", "left", "right", "left")
+    table.add_row(*_make_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
     most = max(max(bucket.count_share, bucket.token_share) for bucket in lengths.buckets)
     for bucket in lengths.buckets:
-        cells = [_range(bucket), Text(f"{bucket.count:,}")]
+        cells = [_format_lengths(bucket), Text(f"{bucket.count:,}")]
         for share in (bucket.token_share, bucket.count_share):
-            cells += [Text(_percent(share)), Text(_bar(share, most, _LOSS_BAR))]
+            cells += [Text(_format_percent(share)), Text(_draw_bar(share, most, _LOSS_BAR))]
         table.add_row(*cells)
     return table
 
 
-def _tally_table(figures: Figures, tally: Tally) -> Table:
+def _build_tally_table(figures: Figures, tally: Tally) -> Table:
     lines: tuple[tuple[str, int, str], ...] = (
         ("rows read", tally.rows_read, ""),
-        ("rows dropped", sum(tally.rows_dropped.values()), _reasons(tally.rows_dropped)),
-        ("rows rejected", sum(tally.rows_rejected.values()), _reasons(tally.rows_rejected)),
-        ("turns dropped", sum(tally.turns_dropped.values()), _reasons(tally.turns_dropped)),
+        ("rows dropped", sum(tally.rows_dropped.values()), _format_reasons(tally.rows_dropped)),
+        ("rows rejected", sum(tally.rows_rejected.values()), _format_reasons(tally.rows_rejected)),
+        ("turns dropped", sum(tally.turns_dropped.values()), _format_reasons(tally.turns_dropped)),
         ("sequences, lower bound", tally.sequences_lower_bound, f"packed: {figures.rows:,}"),
     )
-    table = _table("left", "right", "left")
+    table = _make_table("left", "right", "left")
     for name, count, remark in lines:
         table.add_row(Text(name), Text(f"{count:,}"), Text(remark if count else ""))
     return table
 
 
-def notices_table(findings: list[Notice]) -> Table:
-    """Build the table that tells what a user should know of the turns."""
-    table = _table("left", "right", "left")
-    for finding in findings:
-        cells = (finding.name, f"{finding.count:,}", escaped(finding.text))
+def build_notices_table(notices: list[Notice]) -> Table:
+    """Build the table of notices: name, count and explanation."""
+    table = _make_table("left", "right", "left")
+    for notice in notices:
+        cells = (notice.name, f"{notice.count:,}", escape(notice.text))
         table.add_row(*map(Text, cells))
     return table
 
 
-def _reasons(counts: dict[str, int]) -> str:
-    return ", ".join(f"{escaped(reason)} {count:,}" for reason, count in counts.items())
+def _format_reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{escape(reason)} {count:,}" for reason, count in counts.items())
 
 
-def _spread(lengths: Histogram) -> Text:
+def _format_spread(lengths: Histogram) -> Text:
     median = f"{lengths.median:,.1f}".removesuffix(".0")
     return Text(
         f"{_INDENT}min {lengths.min:,}, median {median}, "
@@ -240,37 +246,37 @@ def _spread(lengths: Histogram) -> Text:
     )
 
 
-def _table(*alignments: Literal["left", "right"]) -> Table:
+def _make_table(*alignments: Literal["left", "right"]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for alignment in alignments:
         table.add_column(justify=alignment)
     return table
 
 
-def _column_heads(*heads: str) -> list[Text]:
+def _make_heads(*heads: str) -> list[Text]:
     return [Text(head, style="dim") for head in heads]
 
 
-def _range(bucket: Bucket) -> Text:
+def _format_lengths(bucket: Bucket) -> Text:
     low, high = f"{bucket.low:,}", f"{bucket.high:,}"
     return Text(low if low == high else f"{low}-{high}")
 
 
-def _bar(share: float, most: float, width: int) -> str:
-    """Draw a bar in eighths of a column; what is not nothing shows."""
+def _draw_bar(share: float, most: float, width: int) -> str:
+    """Draw a bar in eighths of a column; a share above 0 is always visible."""
     eighths = round(share / most * width * 8)
     if share and not eighths:
         eighths = 1
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
 
 
-def _counted(count: int, noun: str) -> str:
+def _format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def _indented(table: Table) -> Padding:
+def _indent(table: Table) -> Padding:
     return Padding(table, (0, 0, 0, len(_INDENT)), expand=False)

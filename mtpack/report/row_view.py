@@ -1,4 +1,4 @@
-"""One sequence as documents, turns and trained tokens, whatever the label alignment."""
+"""One sequence as documents, turns and trained tokens, the same for both label alignments."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class DocumentView:
     dialogue: int
     """The index of its input row."""
     start: int
-    """Where it starts in the sequence."""
+    """The position of its first token in the sequence."""
     length: int
     padded_length: int
-    """With the padding that `--pad-documents-to` gave it."""
+    """Its length with the padding that `--pad-documents-to` adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ class TurnView:
     """One turn of a sequence."""
 
     document: int
-    """Which of the sequence's documents it is in, from 0."""
+    """The index of its document in the sequence, from 0."""
     message: int
     """The index of its message in its dialogue."""
     positions: Int64
-    """Where its trained tokens are in the sequence: the tokens, not their predictors."""
+    """The positions of its trained tokens in the sequence (not of the tokens that predict them)."""
     loss_token_num: int
 
     @property
     def weight(self) -> float:
-        """The weight of each of its tokens' losses; over a turn they add up to 1."""
+        """The weight of the loss of each token; the weights of a turn add up to 1."""
         return 1 / self.loss_token_num
 
 
@@ -51,7 +51,7 @@ class RowView:
     number: int
     """Its index over all shards, from 0."""
     rows: int
-    """How many sequences there are."""
+    """The number of all sequences."""
     documents: tuple[DocumentView, ...]
     turns: tuple[TurnView, ...]
     token_ids: Int32
@@ -59,12 +59,12 @@ class RowView:
 
     @property
     def padding(self) -> int:
-        """Places that hold no token of a document."""
+        """The number of positions that hold no token of a document."""
         return len(self.token_ids) - sum(document.length for document in self.documents)
 
     @property
     def token_turns(self) -> Int64:
-        """Which of the sequence's turns trains each token, -1 for none, (seq_len,)."""
+        """The index of the turn that trains each token, -1 for none: int64 (seq_len,)."""
         token_turns = np.full(len(self.token_ids), -1, dtype=np.int64)
         for number, turn in enumerate(self.turns):
             token_turns[turn.positions] = number
@@ -85,55 +85,58 @@ class RowView:
         }
 
 
-def row_view(shards: Shards, number: int) -> RowView:
-    """Return the view of one sequence; raise SetupError where there is no such one."""
+def view_row(shards: Shards, number: int) -> RowView:
+    """Return the view of one sequence.
+
+    Raises SetupError if there is no such sequence, and InputError if its columns are damaged.
+    """
     if not 0 <= number < len(shards):
         raise SetupError(
-            f"row {number}: out of range; there are {len(shards):,} rows, counted from 0"
+            f"--row {number}: out of range; there are {len(shards):,} sequences, counted from 0"
         )
     row = shards[number]
-    # Where labels are shifted, a token's loss is counted at the place before it.
+    # With shifted labels, the loss of a token is at the position before it.
     shift = 1 if shards.metadata.label_alignment == "shifted" else 0
     try:
-        documents = _documents_of(row)
-        turns = _turns_of(row, documents, shift)
+        documents = _read_documents(row)
+        turns = _read_turns(row, documents, shift)
     except InputError as error:
-        raise InputError(f"row {number}: damaged: {error}; pack the data again") from error
+        raise InputError(f"sequence {number}: damaged: {error}; pack the data again") from error
     return RowView(number, len(shards), documents, turns, row["input_ids"])
 
 
-def _documents_of(row: Row) -> tuple[DocumentView, ...]:
+def _read_documents(row: Row) -> tuple[DocumentView, ...]:
     offsets = offsets_from_lengths(row["seq_lengths"])
     lengths, padded = row["document_lengths"], row["seq_lengths"]
     is_document = row["dialogue_ids"] >= 0
-    fit = (lengths >= is_document) & (lengths <= padded)  # a document has a token, at least
+    fit = (lengths >= is_document) & (lengths <= padded)  # a document has at least one token
     if offsets[-1] != len(row["input_ids"]) or not fit.all():
-        raise InputError("its documents do not fit into it")
+        raise InputError("the lengths of its documents do not fit its own")
     if row["input_ids"].min() < 0:
         raise InputError("it has a negative token id")
     entries = zip(row["dialogue_ids"], offsets, lengths, padded, strict=False)
     return tuple(DocumentView(*map(int, entry)) for entry in entries if entry[0] >= 0)
 
 
-def _turns_of(row: Row, documents: tuple[DocumentView, ...], shift: int) -> tuple[TurnView, ...]:
-    """Return the turns: a turn's loss places reach from its head to the next turn's head."""
-    places, heads = np.flatnonzero(row["loss_mask"]), row["turn_starts"]
-    turn_of_place = np.searchsorted(heads, places, side="right") - 1
-    ascending = (np.diff(heads) > 0).all() and (turn_of_place >= 0).all()
-    if not len(heads) or len(heads) != row["turn_num"] or not ascending:
-        raise InputError("its turn_num and turn_starts do not fit its loss_mask")
-    sizes = np.bincount(turn_of_place, minlength=len(heads))
-    if not sizes.all() or (row["loss_token_num"][places] != sizes[turn_of_place]).any():
-        raise InputError("its loss_token_num does not fit its loss_mask")
-    by_turn = np.split(places + shift, offsets_from_lengths(sizes)[1:-1])
+def _read_turns(row: Row, documents: tuple[DocumentView, ...], shift: int) -> tuple[TurnView, ...]:
+    """Return the turns: each has the loss positions from its start to the start of the next one."""
+    positions, starts = np.flatnonzero(row["loss_mask"]), row["turn_starts"]
+    turn_of_position = np.searchsorted(starts, positions, side="right") - 1
+    ascending = (np.diff(starts) > 0).all() and (turn_of_position >= 0).all()
+    if not len(starts) or len(starts) != row["turn_num"] or not ascending:
+        raise InputError("its turn_num and turn_starts do not agree with its loss_mask")
+    sizes = np.bincount(turn_of_position, minlength=len(starts))
+    if not sizes.all() or (row["loss_token_num"][positions] != sizes[turn_of_position]).any():
+        raise InputError("its loss_token_num does not agree with its loss_mask")
+    by_turn = np.split(positions + shift, offsets_from_lengths(sizes)[1:-1])
     return tuple(
-        TurnView(_document_around(positions, documents), int(message), positions, len(positions))
-        for message, positions in zip(row["turn_messages"], by_turn, strict=True)
+        TurnView(_find_document(own, documents), int(message), own, len(own))
+        for message, own in zip(row["turn_messages"], by_turn, strict=True)
     )
 
 
-def _document_around(positions: Int64, documents: tuple[DocumentView, ...]) -> int:
+def _find_document(positions: Int64, documents: tuple[DocumentView, ...]) -> int:
     number = bisect_right(documents, positions[0], key=lambda document: document.start) - 1
     if number < 0 or positions[-1] >= documents[number].start + documents[number].length:
-        raise InputError("a turn lies in no document")
+        raise InputError("a turn is in no document")
     return number

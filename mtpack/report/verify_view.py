@@ -1,4 +1,4 @@
-"""What `verify` found, for the terminal: readable without colour, in 80 columns."""
+"""The report of `verify` for the terminal: readable without colour, in 80 columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.report.findings import notices_of
-from mtpack.report.inspect_view import escaped, notices_table
+from mtpack.report.inspect_view import build_notices_table, escape
+from mtpack.report.notices import notices_of
 from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check
 from mtpack.verify.structure import Violation
@@ -24,97 +24,99 @@ if TYPE_CHECKING:
     from mtpack.verify.speed import SpeedReport
 
 _INDENT = "  "
+# What each check and part compares: at most 32 characters, to fit into 80 columns.
 _CHECKED = {
     "structure": "every law, in every sequence",
     "equivalence": "packed = one sample per turn",
-    "token_losses": "turn_mean_loss",
-    "hidden_states": "linear_turn_mean_loss",
-    "invariance": "however a global batch is divided",
-    "micro_batches": "in other sizes and orders",
-    "context_parallel": "zigzag slices, documents padded",
+    "token_losses": "by turn_mean_loss",
+    "hidden_states": "by linear_turn_mean_loss",
+    "invariance": "any division of a global batch",
+    "micro_batches": "other sizes and orders",
+    "context_parallel": "zigzag slices, padded documents",
     "data_parallel": "processes that all-reduce",
-    "isolation": "what is no part of a document",
-    "documents": "other tokens in a neighbour",
-    "padding_added": "more padding",
-    "padding_tokens": "other tokens in the padding",
+    "isolation": "documents see only themselves",
+    "documents": "another document is changed",
+    "padding_added": "padding is added",
+    "padding_tokens": "tokens of padding are changed",
 }
-_WEIGHED = {
-    "turn_mean": "every turn weighs the same: what mtpack gives",
-    "token_mean": "every token does: the usual mean; long turns rule",
-    "dialogue_mean": "every document does: its turns share its weight",
+_MEAN_TEXTS = {
+    "turn_mean": "each turn has the same weight: the mean of mtpack",
+    "token_mean": "each token has the same weight: long turns dominate",
+    "dialogue_mean": "each document has the same weight; turns share it",
 }
 
 
 def show(report: VerifyReport, console: Console) -> None:
-    """Print what was checked, what it came to, and what it does not prove."""
+    """Print the results of the checks, what they covered, and what they do not prove."""
     numeric = report.numeric
     how = f", in {numeric.dtype}" if numeric else ""
     console.print(Text(f"Checks, on {report.device}{how}", style="bold"))
-    console.print(_indented(_check_table(report.checks)))
+    console.print(_indent(_build_check_table(report.checks)))
     if report.violation is not None:
         _print_violation(report.violation, console)
     if numeric is not None:
-        _print_mixing(numeric, console)
-        _print_heading("The sample's loss, by what weighs the same", console)
-        console.print(_indented(_loss_table(asdict(numeric.losses))))
+        _print_leak(numeric, console)
+        _print_heading("The loss of the sample, under three means", console)
+        console.print(_indent(_build_loss_table(asdict(numeric.losses))))
     if report.weights:
-        _print_heading("The share of the loss that turns decide, by their length", console)
-        console.print(_indented(_weight_table(report.weights)))
-        note = "token : turn, how much a turn counts under the token mean against the turn mean"
-        console.print(_indented(Text(note, style="dim")))
+        _print_heading("Share of the loss, by the length of turns", console)
+        console.print(_indent(_build_weight_table(report.weights)))
+        note = "token : turn is the weight under the token mean / under the turn mean"
+        console.print(_indent(Text(note, style="dim")))
     if report.speed is not None:
-        _print_heading("The loss on this device, for information", console)
+        _print_heading("Speed of the loss on this device (information, not a check)", console)
         _print_speed(report.speed, console)
-    _print_heading("Covered", console)
-    for line in _scope(report):
-        console.print(_indented(Text(line)))
+    _print_heading("What the checks covered", console)
+    table = _make_table("left", "left")
+    for name, covered in _describe_coverage(report):
+        table.add_row(Text(name), Text(covered))
+    console.print(_indent(table))
     if report.tally is not None:
         _print_template(report.tally, console)
 
 
-def _check_table(checks: dict[str, Check]) -> Table:
-    table = _table("left", "left", "right", "right", "left")
-    table.add_row(*(Text(head, style="dim") for head in ("", "", "found", "at most", "")))
+def _build_check_table(checks: dict[str, Check]) -> Table:
+    table = _make_table("left", "left", "right", "right", "left")
+    table.add_row(*(Text(head, style="dim") for head in ("", "", "found", "allowed", "")))
     for name, check in checks.items():
-        table.add_row(*_check_cells(name, check, ""))
+        table.add_row(*_make_check_cells(name, check, ""))
         for part_name, part in check.parts.items():
-            table.add_row(*_check_cells(part_name, part, _INDENT))
+            table.add_row(*_make_check_cells(part_name, part, _INDENT))
     return table
 
 
-def _check_cells(name: str, check: Check, indent: str) -> Iterator[Text]:
+def _make_check_cells(name: str, check: Check, indent: str) -> Iterator[Text]:
     yield Text(indent + name.replace("_", " "))
     yield Text("ok") if check.ok else Text("FAILED", style="bold red")
-    yield Text(_small(check.value))
-    yield Text(_small(check.tolerance))
+    yield Text(_format_check_value(check.value))
+    yield Text(_format_check_value(check.tolerance))
     yield Text(_CHECKED[name], style="dim")
 
 
-def _print_mixing(numeric: NumericReport, console: Console) -> None:
-    """Say in words what a failed isolation means for whoever wants to train that model."""
+def _print_leak(numeric: NumericReport, console: Console) -> None:
+    """Explain what a failed isolation check means for the training of the model."""
     documents = numeric.checks["isolation"].parts.get("documents")
     if documents is None or documents.ok:
         return
-    lines = (
-        f"{numeric.model}: documents of a sequence see each other.",
-        f"It was to keep them apart by {numeric.keeps_apart_by}, and does not: don't train it",
-        "on packed sequences this way; try another attention implementation or --packing none.",
+    warning = (
+        f"{numeric.model}: documents of a sequence see each other, although "
+        f"{numeric.separates_documents_by} should separate them. Do not train this model on packed "
+        "sequences in this way: try another attention implementation, or pack with --packing none."
     )
-    for line in lines:
-        console.print(_indented(Text(escaped(line), style="red")))
+    console.print(_indent(Text(escape(warning), style="red")))
 
 
-def _loss_table(losses: dict[str, float]) -> Table:
-    table = _table("left", "right", "left")
+def _build_loss_table(losses: dict[str, float]) -> Table:
+    table = _make_table("left", "right", "left")
     for name, loss in losses.items():
         table.add_row(
-            Text(name.replace("_", " ")), Text(f"{loss:.6f}"), Text(_WEIGHED[name], style="dim")
+            Text(name.replace("_", " ")), Text(f"{loss:.6f}"), Text(_MEAN_TEXTS[name], style="dim")
         )
     return table
 
 
-def _weight_table(bins: list[WeightBin]) -> Table:
-    table = _table("right", "right", "right", "right", "right", "right", "right")
+def _build_weight_table(bins: list[WeightBin]) -> Table:
+    table = _make_table("right", "right", "right", "right", "right", "right", "right")
     heads = (
         "loss tokens",
         "turns",
@@ -131,10 +133,10 @@ def _weight_table(bins: list[WeightBin]) -> Table:
         table.add_row(
             Text(one.label),
             Text(f"{one.turns:,}"),
-            Text(_percent(weights["turn_mean"])),
-            Text(_percent(weights["token_mean"])),
-            Text(_percent(weights["dialogue_mean"])),
-            Text(_percent(weights["square_root"])),
+            Text(_format_percent(weights["turn_mean"])),
+            Text(_format_percent(weights["token_mean"])),
+            Text(_format_percent(weights["dialogue_mean"])),
+            Text(_format_percent(weights["square_root"])),
             Text("" if ratio is None else f"{ratio:.2f}"),
         )
     return table
@@ -143,11 +145,11 @@ def _weight_table(bins: list[WeightBin]) -> Table:
 def _print_speed(speed: SpeedReport, console: Console) -> None:
     sizes = speed.sizes
     line = (
-        f"{sizes.tokens:,} tokens, {_percent(speed.loss_share)} of them trained, hidden "
+        f"{sizes.tokens:,} tokens, {_format_percent(speed.loss_share)} of them trained; hidden "
         f"{sizes.hidden:,}, vocabulary {sizes.vocabulary:,}, {sizes.dtype}"
     )
-    console.print(_indented(Text(line)))
-    table = _table("left", "right", "right", "right", "right")
+    console.print(_indent(Text(line)))
+    table = _make_table("left", "right", "right", "right", "right")
     table.add_row(
         *(Text(head, style="dim") for head in ("", "forward and backward", "", "peak memory", ""))
     )
@@ -156,21 +158,21 @@ def _print_speed(speed: SpeedReport, console: Console) -> None:
         table.add_row(
             Text(way.name),
             Text("out of memory" if way.seconds is None else f"{way.seconds * 1e3:,.1f} ms"),
-            Text(_against(way.seconds, first.seconds), style="dim"),
+            Text(_format_ratio(way.seconds, first.seconds), style="dim"),
             Text("" if way.peak_bytes is None else f"{way.peak_bytes / 2**20:,.0f} MiB"),
-            Text(_against(way.peak_bytes, first.peak_bytes), style="dim"),
+            Text(_format_ratio(way.peak_bytes, first.peak_bytes), style="dim"),
         )
-    console.print(_indented(table))
+    console.print(_indent(table))
 
 
-def _against(value: float | None, first: float | None) -> str:
+def _format_ratio(value: float | None, first: float | None) -> str:
     return f"{value / first:.2f} x" if value is not None and first else ""
 
 
 def _print_violation(violation: Violation, console: Console) -> None:
-    where = escaped(violation.shard)
+    where = escape(violation.shard)
     if violation.row is not None:
-        where += f", row {violation.row:,}"
+        where += f", sequence {violation.row:,}"
     if violation.position is not None:
         where += f", position {violation.position:,}"
     console.print(Text(f"{_INDENT}{where}:", style="red"), soft_wrap=True)
@@ -182,37 +184,40 @@ def _print_heading(heading: str, console: Console) -> None:
     console.print(Text(heading, style="bold"))
 
 
-def _scope(report: VerifyReport) -> Iterator[str]:
-    """Say what was checked of how much."""
-    yield f"structure: {report.rows:,} of {_counted(report.rows_of, 'sequence')}"
+def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
+    """Yield what was checked, and how much of it."""
+    yield "structure", f"{report.rows:,} of {_format_count(report.rows_of, 'sequence')}"
     if report.tally is None:
-        yield "a shard without its manifest: hashes were not checked"
+        yield "", "hashes were not checked: there is no manifest"
     if report.weights:
         turns = sum(one.turns for one in report.weights)
-        yield f"the share of the loss: all {_counted(turns, 'turn')}"
+        yield "share of the loss", f"all {_format_count(turns, 'turn')}"
     if numeric := report.numeric:
-        yield f"model: {escaped(numeric.model)}, documents kept apart by {numeric.keeps_apart_by}"
-        yield f"equivalence: {_sampled(numeric.covered['equivalence'])}"
+        separated = f"documents separated by {numeric.separates_documents_by}"
+        yield "model", f"{escape(numeric.model)}; {separated}"
+        yield "equivalence", _format_sample(numeric.covered["equivalence"])
         divided = numeric.covered["invariance"]
-        yield f"invariance: {_sampled(divided)}"
-        divisions = [f"micro-batches of {_listed(divided['micro_batch_sizes'])} sequences"]
+        yield "invariance", _format_sample(divided)
+        sizes = _format_list(divided["micro_batch_sizes"])
+        yield "  micro batches", f"of {sizes} sequences"
         if "data_parallel_ranks" in divided:
-            divisions.append(
-                f"{divided['data_parallel_ranks']} processes over {divided['backend']}"
-                + ("" if numeric.model == "built in" else ", with the built-in model")
-            )
-        divisions.append(f"slices of {_listed(divided['context_parallel_ranks'])} ranks")
-        yield f"invariance, by: {'; '.join(divisions)}"
+            used = "" if numeric.model == "built in" else ", with the built-in model"
+            ranks = f"{divided['data_parallel_ranks']} processes over {divided['backend']}"
+            yield "  data parallel", ranks + used
+        ranks = _format_list(divided["context_parallel_ranks"])
+        yield "  context parallel", f"slices of {ranks} ranks"
         isolated = numeric.covered["isolation"]
         yield (
-            f"isolation: {_counted(isolated['documents'], 'document')} changed in "
-            f"{_counted(isolated['sequences'], 'sequence')}, and their padding; "
-            f"{_counted(isolated['losses'], 'loss', 'losses')} had to stay; 0 is to the bit"
+            "isolation",
+            f"{_format_count(isolated['documents'], 'document')} changed in "
+            f"{_format_count(isolated['sequences'], 'sequence')}, and their padding; "
+            f"{_format_count(isolated['losses'], 'loss', 'losses')} compared (0: equal bit by bit)",
         )
-        yield from numeric.remarks
+        for remark in numeric.remarks:
+            yield "not checked", remark
 
 
-def _sampled(covered: dict[str, Any]) -> str:
+def _format_sample(covered: dict[str, Any]) -> str:
     parts = [
         f"{covered[part]:,} of {covered[f'{part}_of']:,} {part}"
         for part in ("sequences", "turns", "tokens")
@@ -220,38 +225,37 @@ def _sampled(covered: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _listed(numbers: list[int]) -> str:
+def _format_list(numbers: list[int]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _print_template(tally: Tally, console: Console) -> None:
-    """Print what the numeric checks can't prove: they are of packing and loss alone."""
-    findings = notices_of(tally)
-    if not findings:
+    """Print the notices of the run: the checks prove packing and loss, not the chat template."""
+    notices = notices_of(tally)
+    if not notices:
         return
-    console.print()
-    console.print(Text("From the run that packed them, not proved by these checks", style="bold"))
-    console.print(_indented(notices_table(findings)))
+    _print_heading("Reported by the run that packed these shards, not proved here", console)
+    console.print(_indent(build_notices_table(notices)))
 
 
-def _small(value: float) -> str:
+def _format_check_value(value: float) -> str:
     return str(int(value)) if value in (0, 1) else f"{value:.1e}"
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def _counted(count: int, noun: str, plural: str | None = None) -> str:
+def _format_count(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def _table(*alignments: Literal["left", "right"]) -> Table:
+def _make_table(*alignments: Literal["left", "right"]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for alignment in alignments:
         table.add_column(justify=alignment)
     return table
 
 
-def _indented(shown: Table | Text) -> Padding:
+def _indent(shown: Table | Text) -> Padding:
     return Padding(shown, (0, 0, 0, len(_INDENT)), expand=False)

@@ -1,4 +1,4 @@
-"""Who does what, when.
+"""Run the tasks of a pack, in this process or in worker processes.
 
 In: the options and the input files. Out: a complete output folder and a `PackReport`.
 
@@ -16,6 +16,6 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     | records, syncs, publishes    | <----------- +------------------------------------+
     +------------------------------+
 
-Each task is a function of (pipeline, task) and may run in any process, and again after a crash.
-`pack.py` is one run from start to end; `runner.py` runs the tasks here or in a pool of workers.
+A task is run by a function of (pipeline, task), in any process, and again after a crash.
+`pack.py` is one run from start to end; `runner.py` runs tasks in this process or in a pool.
 """

@@ -1,14 +1,15 @@
-"""Tokenized splits on disk, laid out so that any document is two slices of its split's file.
+"""Files of tokenized splits, in which each document is two slices.
 
-Documents are shuffled, so a shard takes few of them from each of many files: what counts is the
-time to open a file (15 µs; as an Arrow file of nine columns it was 350) and to take a document out
-of it (0.5 µs). A file holds, for n documents:
+Documents are shuffled, so a shard reads few documents from each of many files. The times that
+matter are those to open a file (15 µs; an Arrow file of nine columns took 350) and to read a
+document from it (0.5 µs). A file holds, for n documents:
 
     int64   n
     int64   offsets of the documents in `words`, n + 1
     int64   offsets of the documents in `ids`, n + 1
-    int32   words: of each document its row in the split, its number of turns and of spans; for each
-            turn its message, its flags, its number of spans; then all span starts, all span ends
+    int32   words: for each document, its row in the split, its numbers of turns and of spans; the
+            message of each turn, the flags of each, the number of spans of each; then all span
+            starts, all span ends
     int32   ids
 """
 
@@ -25,13 +26,14 @@ import pyarrow as pa
 from mtpack.shards.atomic_file import atomic_file
 from mtpack.token_batch import Int32, Int64, TokenBatch, expand_ranges, offsets_from_lengths
 
-_HEAD = 3  # words of a document before its turns
+_HEAD = 3  # number of words of a document before those of its turns
 
 
 def save_batch(path: Path, batch: TokenBatch, first_row: int) -> None:
-    """Write the documents of a split; first_row: the index of the split's first row.
+    """Write the documents of a split to a file.
 
-    Rows are stored relative to it, so the file says nothing of what stood before the split.
+    first_row: the index of the first row of the split. Rows are stored relative to it, so the file
+    does not depend on the rows before the split.
     """
     num_turns = np.diff(batch.turn_offsets)
     num_spans = np.diff(batch.span_offsets[batch.turn_offsets])
@@ -41,12 +43,12 @@ def save_batch(path: Path, batch: TokenBatch, first_row: int) -> None:
     words[head] = batch.document_rows - first_row
     words[head + 1] = num_turns
     words[head + 2] = num_spans
-    at = _WordPlaces.of(head, num_turns, num_spans)
-    words[at.turn_messages] = batch.turn_messages
-    words[at.turn_flags] = batch.turn_flags
-    words[at.spans_per_turn] = np.diff(batch.span_offsets)
-    words[at.span_starts] = batch.span_starts
-    words[at.span_ends] = batch.span_ends
+    positions = _WordPositions.of(head, num_turns, num_spans)
+    words[positions.turn_messages] = batch.turn_messages
+    words[positions.turn_flags] = batch.turn_flags
+    words[positions.spans_per_turn] = np.diff(batch.span_offsets)
+    words[positions.span_starts] = batch.span_starts
+    words[positions.span_ends] = batch.span_ends
     with atomic_file(path) as file:
         file.write(np.int64(batch.num_documents).tobytes())
         for array in (word_offsets, batch.document_offsets, words, batch.ids):
@@ -54,7 +56,7 @@ def save_batch(path: Path, batch: TokenBatch, first_row: int) -> None:
 
 
 class StoredDocuments(NamedTuple):
-    """The documents of one split, mapped into memory; the slices of `words` and `ids` are views."""
+    """The documents of one split, mapped into memory. Slices of `words` and `ids` are views."""
 
     word_offsets: memoryview
     id_offsets: memoryview
@@ -63,7 +65,7 @@ class StoredDocuments(NamedTuple):
 
 
 def open_documents(path: str) -> StoredDocuments:
-    """Map a file that `save_batch` has written."""
+    """Map a file that `save_batch` wrote into memory."""
     with pa.memory_map(path) as file:  # unlike Python's mmap, it keeps no file open
         view = memoryview(file.read_buffer())
     (num_documents,) = view[:8].cast("q")
@@ -84,7 +86,7 @@ def read_all(path: Path, first_row: int) -> TokenBatch:
     stored = open_documents(str(path))
     word_offsets: Int64 = np.frombuffer(stored.word_offsets, dtype=np.int64)
     id_offsets: Int64 = np.frombuffer(stored.id_offsets, dtype=np.int64)
-    batch = _batch_of(
+    batch = _build_batch(
         words=np.frombuffer(stored.words, dtype=np.int32),
         num_words=np.diff(word_offsets),
         ids=np.frombuffer(stored.ids, dtype=np.int32),
@@ -94,16 +96,16 @@ def read_all(path: Path, first_row: int) -> TokenBatch:
 
 
 def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBatch:
-    """Gather documents, each by its file and its number there, in the order given.
+    """Return the documents named by (file, number in the file), in that order.
 
-    `document_rows` are relative to the documents' splits.
+    `document_rows` are relative to the first row of each document's split.
     """
     word_views, id_views = [], []
     for stored, number in documents:
         word_offsets, id_offsets, words, ids = stored
         word_views.append(words[word_offsets[number] : word_offsets[number + 1]])
         id_views.append(ids[id_offsets[number] : id_offsets[number + 1]])
-    return _batch_of(
+    return _build_batch(
         words=np.frombuffer(b"".join(word_views), dtype=np.int32),
         num_words=np.fromiter(map(len, word_views), np.int64, len(word_views)),
         ids=np.frombuffer(b"".join(id_views), dtype=np.int32),
@@ -111,25 +113,25 @@ def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBat
     )
 
 
-def _batch_of(words: Int32, num_words: Int64, ids: Int32, num_ids: Int64) -> TokenBatch:
+def _build_batch(words: Int32, num_words: Int64, ids: Int32, num_ids: Int64) -> TokenBatch:
     head = offsets_from_lengths(num_words)[:-1]
     num_turns, num_spans = words[head + 1], words[head + 2]
-    at = _WordPlaces.of(head, num_turns, num_spans)
+    positions = _WordPositions.of(head, num_turns, num_spans)
     return TokenBatch(
         ids=ids,
         document_offsets=offsets_from_lengths(num_ids),
         document_rows=words[head].astype(np.int64),
         turn_offsets=offsets_from_lengths(num_turns),
-        turn_messages=words[at.turn_messages],
-        turn_flags=words[at.turn_flags].astype(np.uint8),
-        span_offsets=offsets_from_lengths(words[at.spans_per_turn]),
-        span_starts=words[at.span_starts],
-        span_ends=words[at.span_ends],
+        turn_messages=words[positions.turn_messages],
+        turn_flags=words[positions.turn_flags].astype(np.uint8),
+        span_offsets=offsets_from_lengths(words[positions.spans_per_turn]),
+        span_starts=words[positions.span_starts],
+        span_ends=words[positions.span_ends],
     )
 
 
-class _WordPlaces(NamedTuple):
-    """Where in `words` the values of turns and spans stand, one place a turn or a span."""
+class _WordPositions(NamedTuple):
+    """The positions in `words` of the values of turns and spans: one for each turn or span."""
 
     turn_messages: Int64
     turn_flags: Int64
@@ -138,8 +140,12 @@ class _WordPlaces(NamedTuple):
     span_ends: Int64
 
     @classmethod
-    def of(cls, head: Int64, num_turns: Int32 | Int64, num_spans: Int32 | Int64) -> _WordPlaces:
-        """Compute them from where documents start and how many turns and spans they have."""
+    def of(cls, head: Int64, num_turns: Int32 | Int64, num_spans: Int32 | Int64) -> _WordPositions:
+        """Compute the positions.
+
+        head: (documents,), where each document starts in `words`. num_turns, num_spans:
+        (documents,).
+        """
         turns = expand_ranges(head + _HEAD, num_turns)
         spans = expand_ranges(head + _HEAD + 3 * num_turns, num_spans)
         turn_step: Int64 = np.repeat(num_turns, num_turns)

@@ -1,4 +1,4 @@
-"""How worker processes start: forked where that is safe, with nothing left half started."""
+"""Start worker processes: forked where that is safe, and never left half started."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from pathlib import Path
 
 from mtpack.errors import MtpackError
 
-# It belongs to Arrow's allocator, which stops it before a fork and lets it go in the child.
+# A thread of Arrow's allocator, which stops it before a fork and forgets it in the child.
 _HARMLESS_THREAD = "jemalloc_bg_thd"
 
 
 def may_fork() -> bool:
-    """Return whether a copy of this process, with the thread alone that makes it, would be sound.
+    """Return whether this process can be forked safely: no other thread may hold a lock.
 
-    A lock that another thread holds at that moment would never be released in the copy. To be
-    asked before the work begins: the threads that Arrow starts for it know of forks. On macOS
-    system libraries have threads of their own.
+    A fork copies only the thread that calls it, so a lock that another thread holds would never be
+    released in the copy. Call this before the work begins: the threads that Arrow starts for the
+    work are safe in a fork. Always False on macOS, where system libraries have their own threads.
     """
     if sys.platform != "linux":
         return False
     try:
         threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    except OSError:  # one has just ended
+    except OSError:  # a thread has just ended
         return False
     return sum(name != _HARMLESS_THREAD for name in threads) == 1
 
 
-def give_back_freed_memory() -> None:
-    """Return to the system what loading has used and freed, so that no fork has to map it.
+def release_freed_memory() -> None:
+    """Return the memory that loading has freed to the system, so that a fork need not map it.
 
-    With the tokenizer of Qwen3 that is half of 250 MB, and a fork takes 4 ms where it took 10.
+    With the tokenizer of Qwen3 this is half of 250 MB, and a fork takes 4 ms instead of 10.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # in the GNU C library only
     if trim is not None:
         trim(0)
 
 
 def start(process: BaseProcess) -> None:
-    """Start a worker process; raise MtpackError where the system has no room for it."""
+    """Start a worker process; raise MtpackError if the system can't."""
     try:
         with warnings.catch_warnings():
-            # Python 3.12 and later warn of any other thread; may_fork knows which there are.
+            # Python 3.12 and later warn of any other thread; `may_fork` has checked them.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
     except OSError as error:
@@ -58,14 +58,14 @@ def start(process: BaseProcess) -> None:
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Put off interrupts while a worker is starting: it would be left behind half started."""
-    if threading.current_thread() is not threading.main_thread():  # none arrive elsewhere
+def defer_interrupts() -> Iterator[None]:
+    """Defer interrupts to the end of the block, so that no process is left half started."""
+    if threading.current_thread() is not threading.main_thread():  # no signal arrives here
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     handlers = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
+        number: signal.signal(number, lambda number, frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     # The new process inherits this mask, so Ctrl-C does not reach it before it is set up either.
@@ -76,5 +76,5 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
+        for deferred in received:
+            signal.raise_signal(deferred)

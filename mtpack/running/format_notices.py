@@ -1,4 +1,4 @@
-"""What a user is told of formats that were not named but looked up in the files."""
+"""Notify the user of row formats that were detected in the files, not chosen."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from mtpack.input.splits import Split
 
 @dataclass(slots=True)
 class FormatNotices:
-    """Says which format files were told to be in: the first file of each format, then how many."""
+    """Reports the detected formats: the first file of each format, then how many files have it."""
 
     chosen: str
     warn: Callable[[str], None]
     files: set[str] = field(default_factory=set)
-    """Whose format is known."""
+    """The names of the files whose format is known."""
     num_files: Counter[str] = field(default_factory=Counter)
-    """By format."""
+    """The number of files by format."""
 
-    def note(self, split: Split) -> None:
-        """Look at the rows that are about to be packed."""
-        for file, told in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
-            if told is None or file in self.files:
+    def add(self, split: Split) -> None:
+        """Report the formats of the files of a split, if they are new."""
+        for file, row_format in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
+            if row_format is None or file in self.files:
                 continue
-            if self._is_worth_saying(told) and not self.num_files[told]:
-                self.warn(f"{file}: read as {told} (choose otherwise with --format)")
+            if self._is_reported(row_format) and not self.num_files[row_format]:
+                self.warn(f"{file}: read as {row_format} (choose another format with --format)")
             self.files.add(file)
-            self.num_files[told] += 1
+            self.num_files[row_format] += 1
 
-    def sum_up(self) -> None:
-        """Count the files that were told to be in a format after the first of them was named."""
+    def report_totals(self) -> None:
+        """Report how many files have each detected format, where it is more than one."""
         for row_format, count in self.num_files.items():
-            if self._is_worth_saying(row_format) and count > 1:
+            if self._is_reported(row_format) and count > 1:
                 self.warn(f"{count:,} files read as {row_format}")
 
-    def _is_worth_saying(self, row_format: str) -> bool:
+    def _is_reported(self, row_format: str) -> bool:
         return self.chosen == AUTO and row_format != "messages"

@@ -1,7 +1,7 @@
-"""What a process is at, written where another process can read it.
+"""The current step of a process, in memory that another process can read.
 
-The reader needs nothing from the writer but the memory, so it can tell what a process was at that
-hangs in foreign code or has died.
+The reader needs nothing but this memory. So it can name the step of a process that hangs in foreign
+code, or that has died.
 """
 
 from __future__ import annotations
@@ -11,50 +11,51 @@ from dataclasses import dataclass
 
 SLOT_BYTES = 1024
 
-_HEADER = struct.Struct("qqdq")  # process id, how many times it changed, effort, bytes of the text
+_HEADER = struct.Struct("qqdq")  # process id, number of changes, effort, bytes of the text
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a process was at when it was looked at."""
+    """The step that a process was at when its heartbeat was read."""
 
     process: int
+    """Its process id."""
     changes: int
-    """Grows whenever the process goes on to something else."""
+    """The number of changes so far: it grows with each begin and end of a step."""
     what: str
-    """What it is at, as a sentence begins; empty where it is at nothing that could hang."""
+    """The step, as the start of a sentence; empty between steps."""
     effort: float
-    """How many times as long as a usual row it may take."""
+    """The time that the step may take, relative to that of a typical row."""
 
 
 class Heartbeat:
-    """A slot of `SLOT_BYTES` with what its process is at; to write it takes about 1 µs."""
+    """A slot of `SLOT_BYTES` that holds the current step of a process. A write takes about 1 µs."""
 
     def __init__(self, slot: memoryview | bytearray | None = None) -> None:
-        """Use memory that another process sees, or memory of this process alone."""
+        """Use `slot`, memory shared with another process, or by default memory of this process."""
         self._slot = bytearray(SLOT_BYTES) if slot is None else slot
         self._process = 0
         self._changes = 0
 
-    def belongs_to(self, process: int) -> None:
-        """Say which process writes here."""
+    def set_process(self, process: int) -> None:
+        """Set the id of the process that writes here, and end its step."""
         self._process = process
         self.end()
 
     def begin(self, what: str, effort: float = 1.0) -> None:
-        """Say what the process is at from now on."""
+        """Begin a step; see `Snapshot` for `what` and `effort`."""
         text = what.encode("utf-8", "backslashreplace")[: SLOT_BYTES - _HEADER.size]
         self._slot[_HEADER.size : _HEADER.size + len(text)] = text
         self._changes += 1
         _HEADER.pack_into(self._slot, 0, self._process, self._changes, effort, len(text))
 
     def end(self) -> None:
-        """Say that the process is at nothing that could hang."""
+        """End the step: what follows can't hang."""
         self._changes += 1
         _HEADER.pack_into(self._slot, 0, self._process, self._changes, 0.0, 0)
 
     def read(self) -> Snapshot:
-        """Return what the slot says."""
+        """Return the current content of the slot."""
         process, changes, effort, length = _HEADER.unpack_from(self._slot)
         text = bytes(self._slot[_HEADER.size : _HEADER.size + length])
         return Snapshot(process, changes, text.decode("utf-8", "replace"), effort)

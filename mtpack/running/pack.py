@@ -1,4 +1,4 @@
-"""One run of `pack`, from the inputs to a complete output folder."""
+"""Run `pack`, from the inputs to a complete output folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mtpack.input.files import (
     InputFile,
     describe_input,
     find_inputs,
-    suffix_of,
+    find_suffix,
 )
 from mtpack.input.reading import SPLIT_BYTES, read_splits
 from mtpack.options import PackOptions, options_from
 from mtpack.running.format_notices import FormatNotices
-from mtpack.running.pipeline import Pipeline, load_pipeline, with_engine
+from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, write_one_shard
-from mtpack.running.split_cache import folder_of_run, size_of
+from mtpack.running.split_cache import find_run_folder, measure_store
 from mtpack.running.split_task import (
     FastPathMismatch,
     SplitRecord,
@@ -38,13 +38,13 @@ from mtpack.running.split_task import (
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.tokenize_split import REPLAY
 from mtpack.running.windows import Windows
-from mtpack.shards.fsync import syncing
+from mtpack.shards.fsync import sync_in_background
 from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, ShardRecord, Tally
 from mtpack.shards.output_folder import (
     REJECTS,
-    find_complete,
+    find_complete_output,
     publish,
-    refuse_foreign,
+    refuse_foreign_files,
     was_interrupted,
     work_area,
     write_datasets_files,
@@ -57,12 +57,12 @@ from mtpack.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What a run tells while it goes on."""
+    """Functions that a run calls to report its progress and its warnings."""
 
     progress: Callable[[str, int], None] = lambda stage, amount: None
-    """(stage, how much more of it is done): rows of `tokenize`, sequences of `write`."""
+    """(stage, amount): rows done in `tokenize`, sequences in `write`; negative for work undone."""
     warn: Callable[[str], None] = lambda text: None
-    """One line that the user should see."""
+    """(one line that the user should see)"""
 
 
 def pack(
@@ -74,11 +74,11 @@ def pack(
     """Pack dialogues into shards and return the report.
 
     inputs: files (`.jsonl`, `.json`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`), folders, patterns, or
-    `-`. options: those of `PackOptions`, by name. Raises SetupError where the run can't start,
-    InputError for a bad row (unless `on_error="skip"`) and where nothing is left to pack.
+    `-`. options: those of `PackOptions`, by name. Raises SetupError if the run can't start,
+    InputError for a bad row (unless `on_error="skip"`) and if nothing is left to pack.
 
-    Where workers can't be forked (on macOS, in programs that have threads) they are spawned, so a
-    script must call it under `if __name__ == "__main__":` unless `workers=1`.
+    If workers can't be forked (on macOS, in programs that have threads) they are spawned, so a
+    script must call this under `if __name__ == "__main__":` unless `workers=1`.
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
@@ -87,55 +87,55 @@ def pack(
 
 
 class _FastPathMismatchError(Exception):
-    """A short cut gave a wrong result."""
+    """A fast path gave a wrong result; `progress`: what was reported so far, by stage."""
 
-    def __init__(self, failed: FastPathMismatch, done: Counter[str]) -> None:
+    def __init__(self, failed: FastPathMismatch, progress: Counter[str]) -> None:
         super().__init__(failed.reason)
         self.failed = failed
-        self.done = done
+        self.progress = progress
 
 
-# What becomes of the run when a short cut fails, in words that follow the reason.
+# What a run does after a fast path gave a wrong result; the text follows the reason.
 _REMEDIES = {
-    REPLAY: "so all are rendered instead; please report this chat template to mtpack",
+    REPLAY: "so all dialogues are rendered instead; please report this chat template to mtpack",
     FASTOKENS: "so tokenizers makes all ids instead; please report this tokenizer to mtpack",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """What there is to do, and what it is done with."""
+class _RunSetup:
+    """The inputs of a run, and the objects and folders that it uses."""
 
     files: list[InputFile]
     area: Path
     """The work area."""
     pipeline: Pipeline
     store: Path | None
-    """Where splits that are tokenized as in this run are kept, if anywhere."""
+    """The folder where splits that are tokenized as in this run are stored, if any."""
 
     @property
     def input_bytes(self) -> int:
-        """About how many bytes of text the input holds."""
-        return sum(map(_bytes_of_text, self.files))
+        """The estimated number of bytes of text in the input."""
+        return sum(map(_estimate_text_bytes, self.files))
 
 
 @dataclass(slots=True)
-class _Done:
-    """What has become of the input so far; it grows with the number of shards alone."""
+class _RunState:
+    """What a run has produced so far. Its size depends on the number of shards only."""
 
     tokenizer_engine: str
-    """What made the ids."""
+    """The engine that made the ids."""
     counts: Counter[str] = field(default_factory=Counter)
     shards: list[ShardRecord] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
     first_reject: Reject | None = None
     progress: Counter[str] = field(default_factory=Counter)
-    """What the callbacks has been told, by stage."""
+    """The progress reported to `Callbacks.progress`, by stage."""
 
 
 @dataclass(slots=True)
 class _PackRun:
-    """What the steps of a run share."""
+    """One run of `pack`: its options, callbacks and stopwatch, and a method for each step."""
 
     options: PackOptions
     callbacks: Callbacks
@@ -147,17 +147,17 @@ class _PackRun:
         if pipeline.tokenizer.source == EMBEDDED:
             self.callbacks.warn(
                 "using the small tokenizer that ships with mtpack; "
-                "name your model's with --tokenizer"
+                "choose your model's with --tokenizer"
             )
         output = Path(self.options.output)
-        refuse_foreign(output)
+        refuse_foreign_files(output)
         with ExitStack() as stack:
             area = None
-            if STANDARD_INPUT in names:  # it can be read only once, so it is kept for the run
+            if STANDARD_INPUT in names:  # it can be read only once, so it is copied to a file
                 area = stack.enter_context(self._work_area(output))
-            files = [describe_input(name, _spooled(name, area)) for name in names]
+            files = [describe_input(name, _spool(name, area)) for name in names]
             described = _describe_run(self.options, files, pipeline)
-            complete = find_complete(
+            complete = find_complete_output(
                 output,
                 described,
                 overwrite=self.options.overwrite,
@@ -169,23 +169,25 @@ class _PackRun:
             if area is None:
                 area = stack.enter_context(self._work_area(output))
             self.watch.lap("read")
-            job = self._with_engine(_Job(files, area, pipeline, self._store(pipeline)))
+            setup = self._choose_engine(
+                _RunSetup(files, area, pipeline, self._find_store(pipeline))
+            )
             self.watch.lap("start")
-            return self._write_output(output, job, described)
+            return self._write_output(output, setup, described)
 
-    def _store(self, pipeline: Pipeline) -> Path | None:
+    def _find_store(self, pipeline: Pipeline) -> Path | None:
         if self.options.token_store is None:
             return None
-        return folder_of_run(Path(self.options.token_store), pipeline)
+        return find_run_folder(Path(self.options.token_store), pipeline)
 
-    def _with_engine(self, job: _Job) -> _Job:
-        # Where splits are stored already, they most likely are those of this run.
-        is_stored = job.store is not None and job.store.exists()
-        own_texts = None if is_stored else _first_rows(job.files)
-        pipeline, refused = with_engine(job.pipeline, job.input_bytes, own_texts)
+    def _choose_engine(self, setup: _RunSetup) -> _RunSetup:
+        # Splits in the store are most likely those of this run, so no engine is needed for them.
+        is_stored = setup.store is not None and setup.store.exists()
+        own_texts = None if is_stored else _read_first_rows(setup.files)
+        pipeline, refused = choose_engine(setup.pipeline, setup.input_bytes, own_texts)
         if refused is not None:
             self.callbacks.warn(refused)
-        return replace(job, pipeline=pipeline)
+        return replace(setup, pipeline=pipeline)
 
     @contextmanager
     def _work_area(self, output: Path) -> Iterator[Path]:
@@ -194,136 +196,138 @@ class _PackRun:
         with work_area(output) as area:
             yield area
 
-    def _write_output(self, output: Path, job: _Job, run: RunIdentity) -> PackReport:
-        done = self._pack_all(job)
-        if not done.counts["documents"]:
-            raise InputError(_nothing_to_pack(job.files, done.first_reject, Tally.of(done.counts)))
-        report = self._report(job, done)
+    def _write_output(self, output: Path, setup: _RunSetup, run: RunIdentity) -> PackReport:
+        state = self._pack_all(setup)
+        if not state.counts["documents"]:
+            raise InputError(
+                _explain_empty_run(setup.files, state.first_reject, Tally.of(state.counts))
+            )
+        report = self._report(setup, state)
         if self.options.ipc_format == "stream":
-            write_datasets_files(job.area, report.shards, job.pipeline.shard_metadata)
-        publish(output, job.area, Manifest(run, report))
+            write_datasets_files(setup.area, report.shards, setup.pipeline.shard_metadata)
+        publish(output, setup.area, Manifest(run, report))
         return report
 
-    def _pack_all(self, job: _Job) -> _Done:
+    def _pack_all(self, setup: _RunSetup) -> _RunState:
         """Turn the whole input into shards.
 
-        Should a short cut turn out to be wrong, nothing that it did is kept, and its workers end,
-        so that none of them writes another shard.
+        If a fast path gives a wrong result, the workers end, so that none of them writes another
+        shard, and all splits are made again without that fast path.
         """
         formats = FormatNotices(self.options.format, self.callbacks.warn)
-        disabled: dict[str, Counter[str]] = {}  # and what their audits counted
+        disabled: dict[str, Counter[str]] = {}  # fast path: the counts of its audit
         while True:
             try:
                 with (
-                    syncing(self.options.num_workers) as sync,
-                    local_runner(job.pipeline) as runner,
+                    sync_in_background(self.options.num_workers) as sync,
+                    local_runner(setup.pipeline) as runner,
                 ):
-                    if job.input_bytes > SPLIT_BYTES * self.options.num_workers:
+                    if setup.input_bytes > SPLIT_BYTES * self.options.num_workers:
                         runner.start()
                         self.watch.lap("start")
-                    done = self._pack_splits(job, runner, sync, formats, frozenset(disabled))
+                    state = self._pack_splits(setup, runner, sync, formats, frozenset(disabled))
                 break
             except _FastPathMismatchError as error:
                 failed = error.failed
                 self.callbacks.warn(f"warning: {failed.reason}, {_REMEDIES[failed.fast_path]}")
-                for stage, amount in error.done.items():
+                for stage, amount in error.progress.items():
                     self.callbacks.progress(stage, -amount)
                 disabled[failed.fast_path] = failed.counts
         if FASTOKENS in disabled:
-            done.tokenizer_engine = TOKENIZERS
+            state.tokenizer_engine = TOKENIZERS
         for counts in disabled.values():
             for name in ("audited", "audit_mismatches"):
-                done.counts[name] += counts[name]
-        formats.sum_up()
-        return done
+                state.counts[name] += counts[name]
+        formats.report_totals()
+        return state
 
     def _pack_splits(
         self,
-        job: _Job,
+        setup: _RunSetup,
         runner: LocalRunner,
         sync: Callable[[Path], None],
         formats: FormatNotices,
         disabled: frozenset[str],
-    ) -> _Done:
-        """Tokenize split by split, and write the shards of every window as soon as it is full."""
+    ) -> _RunState:
+        """Tokenize all splits, and write the shards of each window as soon as it is full."""
         files_with_rows: set[str] = set()
-        done = _Done(job.pipeline.options.tokenizer_engine)
-        windows = Windows(self.options, job.area, self.watch)
+        state = _RunState(setup.pipeline.options.tokenizer_engine)
+        windows = Windows(self.options, setup.area, self.watch)
         ready: deque[ShardTask] = deque()
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in read_splits(job.files, row_format=self.options.format):
+            for split in read_splits(setup.files, row_format=self.options.format):
                 files_with_rows.update(piece.file for piece in split.pieces)
-                formats.note(split)
+                formats.add(split)
                 while ready:
                     yield ready.popleft()
-                file = job.area / f"{kind}-{split.number:07d}"
-                yield SplitTask(split, file, disabled, job.store)
+                file = setup.area / f"{kind}-{split.number:07d}"
+                yield SplitTask(split, file, disabled, setup.store)
 
-        def take_shard(written: WrittenShard) -> None:
-            sync(job.area / written.record.path)
-            done.shards.append(written.record)
-            windows.forget(written.number)
+        def add_shard(written: WrittenShard) -> None:
+            sync(setup.area / written.record.path)
+            state.shards.append(written.record)
+            windows.remove_unneeded_files(written.number)
             self.watch.add(written.seconds)
-            self._report_progress(done, "write", written.record.rows)
+            self._report_progress(state, "write", written.record.rows)
 
-        with open(job.area / REJECTS, "w", encoding="utf-8") as rejects:
-            for result in runner.run(run_unit, tasks()):
+        with open(setup.area / REJECTS, "w", encoding="utf-8") as rejects:
+            for result in runner.run(run_task, tasks()):
                 if isinstance(result, WrittenShard):
-                    take_shard(result)
+                    add_shard(result)
                     continue
-                record = self._take_split(result, done)
+                record = self._add_split(result, state)
                 write_rejects(rejects, record.rejects)
                 ready += windows.add(record)
         ready += windows.close()
         for written in runner.run(write_one_shard, ready):
-            take_shard(written)
-        done.counts.update(windows.counts)
-        for file in job.files:
+            add_shard(written)
+        state.counts.update(windows.counts)
+        for file in setup.files:
             if file.name not in files_with_rows:
                 self.callbacks.warn(f"{file.name}: holds no rows")
-        return done
+        return state
 
-    def _take_split(self, result: SplitRecord | FastPathMismatch, done: _Done) -> SplitRecord:
-        """Count what became of a split; stop at the first bad row if told so."""
+    def _add_split(self, result: SplitRecord | FastPathMismatch, state: _RunState) -> SplitRecord:
+        """Add the result of a split to `state`; raise InputError for a bad row, unless `skip`."""
         if isinstance(result, FastPathMismatch):
-            raise _FastPathMismatchError(result, done.progress)
+            raise _FastPathMismatchError(result, state.progress)
         if result.rejects and self.options.on_error == "fail":
             raise InputError(
                 f"{result.rejects[0]}\n"
-                "repair or remove the row, or go on without such rows: --on-error skip"
+                "repair or remove the row, or skip such rows with --on-error skip"
             )
-        done.counts.update(result.counts)
-        done.warnings |= result.warnings
-        done.first_reject = done.first_reject or next(iter(result.rejects), None)
+        state.counts.update(result.counts)
+        state.warnings |= result.warnings
+        state.first_reject = state.first_reject or next(iter(result.rejects), None)
         self.watch.add(result.seconds)
-        self._report_progress(done, "tokenize", result.counts["rows_read"])
+        self._report_progress(state, "tokenize", result.counts["rows_read"])
         return result
 
-    def _report_progress(self, done: _Done, stage: str, amount: int) -> None:
-        done.progress[stage] += amount
+    def _report_progress(self, state: _RunState, stage: str, amount: int) -> None:
+        state.progress[stage] += amount
         self.callbacks.progress(stage, amount)
 
-    def _report(self, job: _Job, done: _Done) -> PackReport:
-        counts = done.counts
+    def _report(self, setup: _RunSetup, state: _RunState) -> PackReport:
+        counts = state.counts
         tally = Tally.of(counts)
         tally.check()
-        warnings = sorted(done.warnings)
+        warnings = sorted(state.warnings)
         for warning in warnings:
             self.callbacks.warn(f"warning: {warning}")
         seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
         about = RunInfo(
             mtpack_version=__version__,
-            tokenizer=job.pipeline.tokenizer.source,
-            inputs=[file.name for file in job.files],
+            tokenizer=setup.pipeline.tokenizer.source,
+            inputs=[file.name for file in setup.files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
-            tokenizer_engine=done.tokenizer_engine,
+            tokenizer_engine=state.tokenizer_engine,
             rendered=counts["rendered"],
             replayed=counts["replayed"],
             reused=counts["reused"],
-            token_store_bytes=size_of(self.options.token_store),
+            token_store_bytes=measure_store(self.options.token_store),
             audited=counts["audited"],
             audit_mismatches=counts["audit_mismatches"],
         )
@@ -331,27 +335,29 @@ class _PackRun:
             output=self.options.output,
             seq_len=self.options.seq_len,
             tally=tally,
-            shards=done.shards,
+            shards=state.shards,
             about=about,
         )
 
 
-def _bytes_of_text(file: InputFile) -> int:
-    """Return about how many bytes of text a file holds."""
+def _estimate_text_bytes(file: InputFile) -> int:
+    """Estimate the number of bytes of text in a file."""
     is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
     return file.num_bytes * (4 if is_packed else 1)
 
 
-def _first_rows(files: list[InputFile]) -> Iterator[str]:
-    """Yield the first rows of the first file of lines, as they stand there."""
-    of_lines = (file for file in files if (suffix_of(file.name) or ".jsonl").startswith(".jsonl"))
-    for split in islice(read_splits(islice(of_lines, 1)), 1):
+def _read_first_rows(files: list[InputFile]) -> Iterator[str]:
+    """Yield the text of the first rows of the first file of JSON lines."""
+    line_files = (
+        file for file in files if (find_suffix(file.name) or ".jsonl").startswith(".jsonl")
+    )
+    for split in islice(read_splits(islice(line_files, 1)), 1):
         for row in split.rows():
             yield (row.text or b"").decode(errors="replace")
 
 
-def _spooled(name: str, area: Path | None) -> str | Path:
-    """Return where an input can be read; what comes from standard input is put into a file."""
+def _spool(name: str, area: Path | None) -> str | Path:
+    """Return a path to read an input from; standard input is copied to a file in the work area."""
     if name != STANDARD_INPUT or area is None:
         return name
     path = area / "standard-input.jsonl"
@@ -361,6 +367,7 @@ def _spooled(name: str, area: Path | None) -> str | Path:
 
 
 def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeline) -> RunIdentity:
+    """Return all that the contents of the output depend on."""
     return RunIdentity(
         options=options.output_options(),
         inputs=[{"bytes": file.num_bytes, "sha256": file.sha256} for file in files],
@@ -369,21 +376,21 @@ def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeli
     )
 
 
-def run_unit(
+def run_task(
     pipeline: Pipeline, task: SplitTask | ShardTask
 ) -> SplitRecord | FastPathMismatch | WrittenShard:
-    """Run one unit of work of either kind."""
+    """Run one task of either kind and return its result."""
     if isinstance(task, ShardTask):
         return write_one_shard(pipeline, task)
     return tokenize_split(pipeline, task)
 
 
-def _nothing_to_pack(files: list[InputFile], first_reject: Reject | None, tally: Tally) -> str:
+def _explain_empty_run(files: list[InputFile], first_reject: Reject | None, tally: Tally) -> str:
     names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if not tally.rows_read:
         return f"{names}: no rows, so nothing to pack"
     reasons = {**tally.rows_rejected, **tally.rows_dropped}
-    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
     first = f"\n{first_reject}" if first_reject else ""
-    none = f"none of {tally.rows_read:,} rows has a turn left"
-    return f"{names}: nothing to pack; {none} ({told}){first}"
+    none = f"none of {tally.rows_read:,} rows has a trained turn left"
+    return f"{names}: nothing to pack; {none} ({listed}){first}"

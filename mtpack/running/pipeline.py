@@ -1,4 +1,4 @@
-"""What turns rows into shards: everything that a process loads before its first unit of work."""
+"""The pipeline: everything that a process loads before its first task."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS, EngineFailedError
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 
-# What `tokenizers` takes for a byte of text, and fastokens to load a token of the vocabulary.
-_SECONDS_A_BYTE = 4e-7
-_SECONDS_A_TOKEN = 8e-6
-# Seconds that encoding takes, from which on those of a rehearsal (0.2 to 1) are worth it.
-_WORTH_WARMING_UP = 1.0
+# Time of `tokenizers` to encode a byte of text, and of fastokens to load a token of the vocabulary.
+_SECONDS_PER_BYTE = 4e-7
+_SECONDS_PER_TOKEN = 8e-6
+# The least encoding time for which a warm-up (0.2 to 1 s) is worthwhile.
+_MIN_SECONDS_FOR_WARM_UP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What turns rows into documents, and documents into shards."""
+    """The loaded objects that turn rows into documents, and documents into shards."""
 
     options: PackOptions
     tokenizer: LoadedTokenizer
@@ -33,16 +33,16 @@ class Pipeline:
     renderer: Renderer
     encoders: Encoders
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    """Where the process says which row it is at."""
+    """Where the process reports the row that it is working on."""
 
     @property
     def template_source(self) -> str:
-        """Where the chat template comes from."""
+        """The file or model that the chat template comes from."""
         return self.options.chat_template or self.tokenizer.source
 
     @property
     def shard_metadata(self) -> ShardMetadata:
-        """What the shards of this run say of themselves."""
+        """The metadata of the shards of this run."""
         return ShardMetadata(
             seq_len=self.options.seq_len,
             label_alignment=self.options.label_alignment,
@@ -54,32 +54,33 @@ class Pipeline:
 
 
 def load_pipeline(options: PackOptions) -> Pipeline:
-    """Load tokenizer and template; raise SetupError."""
+    """Load tokenizer and template; raise SetupError if they can't be used."""
     tokenizer = load_tokenizer(options.tokenizer)
     template = load_chat_template(
         tokenizer, options.chat_template, options.template_arg, options.date
     )
     if not finds_turns(template, tokenizer.added_tokens):
         raise SetupError(
-            f"{options.chat_template or tokenizer.source}: where the chat template writes an "
-            "assistant message can't be found; use one that writes messages one by one in a loop"
+            f"{options.chat_template or tokenizer.source}: can't find where the chat template "
+            "writes an assistant message; use one that writes messages one by one in a loop"
         )
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
 
 
-def with_engine(
+def choose_engine(
     pipeline: Pipeline, input_bytes: int, own_texts: Iterable[str] | None
 ) -> tuple[Pipeline, str | None]:
-    """Settle which engine a run takes; return why it is not the one to be expected, if so.
+    """Choose the tokenizer engine of a run.
 
-    Under `auto`, it is fastokens where the input is worth the time to load it; the ids are the
-    same. It is loaded and proven on `own_texts` here, and the template rehearsed for such an input,
-    so that forked workers share it all; where these are None, workers do that when they need it.
-    Raises SetupError where an engine that was asked for can't serve.
+    Returns the pipeline with that engine as its option, and why fastokens was refused, if it was.
+    Under `auto`, fastokens is chosen where the input is large enough to be worth the time to load
+    it; the ids are the same. Here it is loaded and proven on `own_texts`, and for a large input the
+    template is warmed up, so that forked workers share all of this. If `own_texts` is None, workers
+    do so when they need it. Raises SetupError if the engine that the user chose can't be used.
     """
-    gain = input_bytes * _SECONDS_A_BYTE / pipeline.options.num_workers
-    load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_A_TOKEN
+    gain = input_bytes * _SECONDS_PER_BYTE / pipeline.options.num_workers
+    load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_PER_TOKEN
     wanted = chosen = pipeline.options.tokenizer_engine
     if wanted == "auto":
         chosen = FASTOKENS if gain > load else TOKENIZERS
@@ -88,14 +89,14 @@ def with_engine(
         _ = pipeline.encoders.reference
         try:
             if chosen == FASTOKENS:
-                pipeline.encoders.proven(own_texts)
+                pipeline.encoders.prove_fast(own_texts)
         except EngineFailedError as error:
             if wanted == FASTOKENS:
                 remedy = "choose --tokenizer-engine auto or tokenizers"
                 raise SetupError(f"{error}; {remedy}") from error
-            refused = f"{error}; going on with tokenizers, which takes many times as long"
+            refused = f"{error}; continuing with tokenizers, which is many times slower"
             chosen = TOKENIZERS
-        if gain > _WORTH_WARMING_UP and pipeline.renderer.replayer is not None:
+        if gain > _MIN_SECONDS_FOR_WARM_UP and pipeline.renderer.replayer is not None:
             pipeline.renderer.replayer.warm_up()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused

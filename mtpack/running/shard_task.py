@@ -1,4 +1,4 @@
-"""The unit of work from the token batches on: assemble and write one shard, in any process."""
+"""The task that makes shards from token batches: assemble and write one shard, in any process."""
 
 from __future__ import annotations
 
@@ -11,50 +11,53 @@ from mtpack.packing.columns import Columns, Layout, assemble
 from mtpack.running.document_file import open_documents, read_documents
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.shards.arrow import rows_per_batch, write_shard
+from mtpack.shards.arrow import sequences_per_batch, write_shard
 from mtpack.shards.manifest import ShardRecord
 from mtpack.token_batch import Int32, Int64, TokenBatch
 
-# More splits than a window of the default size has. Each is a mapping; Linux grants 65,530.
-_MOST_FILES_OPEN = 4096
+# More splits than a window of the default size has. Each is a memory map; Linux allows 65,530.
+_MAX_OPEN_FILES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """Assemble and write one shard."""
+    """The task of assembling and writing one shard."""
 
     number: int
+    """The index of the shard in the output."""
     folder: Path
+    """Where the shard is written: the work area."""
     files: list[str]
-    """Of splits, of which each may give documents."""
+    """The document files of the splits whose documents the shard may hold."""
     first_rows: Int64
-    """(files,): the index of each split's first row."""
+    """(files,): the index of the first row of each split."""
     document_files: Int32
-    """(documents,): the file of each document, in the order in which they are placed."""
+    """(documents,): the index of the file of each document, in the order of the shard."""
     documents: Int32
-    """(documents,): the number of each document in its file."""
+    """(documents,): the index of each document in its file."""
     sequence_offsets: Int64
-    """(sequences + 1,)"""
+    """(sequences + 1,): where the documents of each sequence start, and the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """A shard in the work area, and the seconds that it took."""
+    """The result of a `ShardTask`: a shard in the work area."""
 
     number: int
     record: ShardRecord
     seconds: Mapping[str, float]
+    """The time it took, by stage."""
 
 
 def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
-    """Run one `ShardTask`."""
+    """Run one `ShardTask` and return its result."""
     watch = Stopwatch()
     options, metadata = pipeline.options, pipeline.shard_metadata
-    batch_rows = rows_per_batch(options.seq_len, options.shard_bytes, options.compression)
+    batch_sequences = sequences_per_batch(options.seq_len, options.shard_bytes, options.compression)
     name = f"shard-{task.number:05d}.arrow"
     size, sha256 = write_shard(
         task.folder / name,
-        _assembled(task, metadata.layout, batch_rows, watch),
+        _assemble_batches(task, metadata.layout, batch_sequences, watch),
         metadata,
         ipc_format=options.ipc_format,
         compression=options.compression,
@@ -64,15 +67,15 @@ def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
     return WrittenShard(task.number, record, watch.seconds)
 
 
-def _assembled(
-    task: ShardTask, layout: Layout, batch_rows: int, watch: Stopwatch
+def _assemble_batches(
+    task: ShardTask, layout: Layout, batch_sequences: int, watch: Stopwatch
 ) -> Iterator[Columns]:
-    """Yield the columns of one record batch after the other.
+    """Yield the columns of the shard, one record batch at a time.
 
-    So little at a time stays in the processor's cache and in memory that is in use already: for a
-    shard of 73 MB, a seventh of the time of all at once in a process that has just started.
+    A record batch fits in the processor's cache and in memory that is already in use. In a process
+    that has just started, a shard of 73 MB takes a seventh of the time that all at once takes.
     """
-    open_file = lru_cache(_MOST_FILES_OPEN)(open_documents)
+    open_file = lru_cache(_MAX_OPEN_FILES)(open_documents)
 
     def read(chosen: slice) -> TokenBatch:
         of_file, numbers = task.document_files[chosen], task.documents[chosen]
@@ -80,9 +83,9 @@ def _assembled(
         batch = read_documents(zip(map(open_file, files), numbers.tolist(), strict=True))
         return replace(batch, document_rows=batch.document_rows + task.first_rows[of_file])
 
-    for first in range(0, len(task.sequence_offsets) - 1, batch_rows):
+    for first in range(0, len(task.sequence_offsets) - 1, batch_sequences):
         watch.lap("write")
-        offsets = task.sequence_offsets[first : first + batch_rows + 1]
+        offsets = task.sequence_offsets[first : first + batch_sequences + 1]
         columns = assemble(read(slice(offsets[0], offsets[-1])), offsets - offsets[0], layout)
         watch.lap("assemble")
         yield columns

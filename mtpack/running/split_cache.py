@@ -1,10 +1,10 @@
-"""Tokenized splits kept for other runs (`--token-store`).
+"""The store of tokenized splits for other runs (`--token-store`).
 
-A split is stored as it is before its documents are made to fit, so another sequence length, another
-packing or another seed finds it again. What it depends on is in its name: the contents of its rows,
-tokenizer, template, the options that matter, and the version of mtpack. An entry is two files:
-documents, and beside them a record, which comes last and holds the sha256 of the documents. An
-entry that is not whole, or was changed, is as good as none.
+A split is stored before the overlong policy is applied, so a run with another sequence length,
+packing or seed can reuse it. Its path depends on all that the split depends on: the contents of its
+rows, the tokenizer, the template, the options that matter, and the version of mtpack. An entry is
+two files: the documents, and next to them a record, which is written last and holds the sha256 of
+the documents. An entry that is incomplete or changed is ignored and replaced.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from mtpack.shards.atomic_file import atomic_file
 from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
 
-# Options beside tokenizer and template on which a split depends before its documents are made to
-# fit; how its rows are read is among what is hashed of them.
+# Options, in addition to tokenizer and template, that a split depends on before the overlong
+# policy. The row format is part of the hash of the rows.
 _OPTIONS_THAT_MATTER = ("template_arg", "merge", "control_tokens", "date")
 
-# Counts of a run, not of a split.
+# Counts that belong to a run, not to a split.
 _COUNTS_OF_A_RUN = ("rendered", "replayed", "audited", "audit_mismatches")
 
 
 class StoredSplit(NamedTuple):
-    """A split, and the file that holds its documents."""
+    """A tokenized split, and the file that holds its documents."""
 
     tokenized: TokenizedSplit
     file: Path
 
 
-def folder_of_run(store: Path, pipeline: Pipeline) -> Path:
-    """Return the folder for splits that are tokenized as in this run."""
+def find_run_folder(store: Path, pipeline: Pipeline) -> Path:
+    """Return the folder of the store for splits that are tokenized as in this run."""
     options = pipeline.options.output_options()
     described = {name: options[name] for name in _OPTIONS_THAT_MATTER}
     described["mtpack"] = __version__
@@ -54,24 +54,24 @@ def folder_of_run(store: Path, pipeline: Pipeline) -> Path:
 
 
 def find_split(file: Path, split: Split, disabled: Collection[str]) -> StoredSplit | None:
-    """Return a split as it is stored, unless a disabled short cut had a part in it.
+    """Return the stored split; None if there is no intact one, or a disabled fast path made it.
 
-    file: in the folder of the run, named by the split's `content_sha256`, as for `keep_split`.
+    file: in the folder of the run, named by the split's `content_sha256`, as for `store_split`.
     """
     try:
-        record = json.loads(_record_of(file).read_bytes())
+        record = json.loads(_record_path(file).read_bytes())
         if _sha256(file) != record["sha256"] or set(record["fast_paths"]) & set(disabled):
             return None
         batch = read_all(file, split.first_row)
-        return StoredSplit(_tokenized(record, batch, split), file)
+        return StoredSplit(_parse_tokenized_split(record, batch, split), file)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
 
 
-def keep_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
-    """Store a split, in the place of one that could not be used."""
+def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
+    """Store a tokenized split; replace an entry that could not be used."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    _record_of(file).unlink(missing_ok=True)
+    _record_path(file).unlink(missing_ok=True)
     save_batch(file, tokenized.batch, split.first_row)
     counts = {
         name: number for name, number in tokenized.counts.items() if name not in _COUNTS_OF_A_RUN
@@ -87,18 +87,18 @@ def keep_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
             for reject in tokenized.rejects
         ],
     }
-    with atomic_file(_record_of(file)) as beside:
-        beside.write(json.dumps(record, sort_keys=True).encode())
+    with atomic_file(_record_path(file)) as record_file:
+        record_file.write(json.dumps(record, sort_keys=True).encode())
 
 
-def size_of(store: str | None) -> int:
-    """Return the bytes of all files in a store, 0 where there is none."""
+def measure_store(store: str | None) -> int:
+    """Return the size of all files in a store in bytes; 0 if `store` is None."""
     if store is None:
         return 0
     return sum(file.stat().st_size for file in Path(store).rglob("*") if file.is_file())
 
 
-def _record_of(file: Path) -> Path:
+def _record_path(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
@@ -107,21 +107,23 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _tokenized(record: dict[str, Any], batch: TokenBatch, split: Split) -> TokenizedSplit:
+def _parse_tokenized_split(
+    record: dict[str, Any], batch: TokenBatch, split: Split
+) -> TokenizedSplit:
     row_turns = np.array(record["row_turns"], dtype=np.int32)
     if len(row_turns) != split.num_rows:
-        raise ValueError("another number of rows")
+        raise ValueError("the number of rows differs")
     return TokenizedSplit(
         batch=batch,
         row_turns=row_turns,
-        rejects=_rejects(record["rejects"], split),
+        rejects=_parse_rejects(record["rejects"], split),
         counts=Counter(record["counts"]),
         warnings=frozenset(record["warnings"]),
         fast_paths=frozenset(record["fast_paths"]),
     )
 
 
-def _rejects(stored: list[list[Any]], split: Split) -> list[Reject]:
+def _parse_rejects(stored: list[list[Any]], split: Split) -> list[Reject]:
     if not stored:
         return []
     origins = [Origin(row.file, row.line) for row in split.rows()]

@@ -1,6 +1,6 @@
-"""The unit of work up to the token batch: tokenize one split. It runs in any process.
+"""The task that makes token batches from rows: tokenize one split, in any process.
 
-What it needs beside its task is loaded once a process (`pipeline.py`).
+What it needs in addition to the task is loaded once per process (`pipeline.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
 from mtpack.running.pipeline import Pipeline
-from mtpack.running.split_cache import find_split, keep_split
+from mtpack.running.split_cache import find_split, store_split
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.tokenize_split import (
     REPLAY,
@@ -40,50 +40,54 @@ _FLAG_COUNTS = {
 
 @dataclass(frozen=True, slots=True)
 class SplitTask:
-    """Read, render and tokenize one split, and keep its documents in a file."""
+    """The task of reading, rendering and tokenizing one split."""
 
     split: Split
     file: Path
+    """Where its documents are written."""
     disabled: frozenset[str] = frozenset()
-    """Short cuts (`REPLAY`, `FASTOKENS`) that may not be taken."""
+    """Fast paths (`REPLAY`, `FASTOKENS`) that may not be used."""
     store: Path | None = None
-    """Where tokenized splits are looked up and kept, if anywhere."""
+    """The folder where tokenized splits are looked up and stored, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRecord:
-    """What became of a split."""
+    """The result of tokenizing a split."""
 
     file: Path
-    """Holds its documents; below `SplitTask.store` it belongs to other runs as well."""
+    """Holds its documents. A file in `SplitTask.store` is shared with other runs."""
     first_row: int
+    """The index of its first row in the input."""
     counts: Counter[str]
     rejects: list[Reject]
     document_lengths: Int32
     """(documents,): tokens, without padding."""
     seconds: Mapping[str, float]
+    """The time it took, by stage."""
     warnings: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True, slots=True)
 class FastPathMismatch:
-    """Instead of a `SplitRecord`: a short cut gave a wrong result, so none of it is trusted."""
+    """Returned instead of a `SplitRecord`: a fast path gave a wrong result, so it is discarded."""
 
     fast_path: str
+    """`REPLAY` or `FASTOKENS`."""
     reason: str
-    """One line."""
+    """One line for the user."""
     counts: Counter[str]
-    """Of its audit."""
+    """What its audit counted: `audited` and `audit_mismatches`, at least."""
 
 
 def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPathMismatch:
-    """Run one `SplitTask`."""
+    """Run one `SplitTask` and return its result."""
     watch = Stopwatch()
     split = task.split
     try:
-        tokenized, stored_file = _stored_or_tokenized(pipeline, task, watch)
-        fitted = _fit(pipeline, split, tokenized.batch)
-        if fitted.rejected_rows:  # they leave no trace in any count
+        tokenized, stored_file = _load_or_tokenize(pipeline, task, watch)
+        fitted = _apply_overlong(pipeline, split, tokenized.batch)
+        if fitted.rejected_rows:  # no count may include them
             stored_file = None
             tokenized = tokenize(
                 pipeline,
@@ -92,11 +96,11 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPat
                 disabled=task.disabled,
                 overlong=fitted.rejected_rows,
             )
-            fitted = _fit(pipeline, split, tokenized.batch)
+            fitted = _apply_overlong(pipeline, split, tokenized.batch)
     except EngineFailedError as error:
         return FastPathMismatch(FASTOKENS, str(error), Counter(audited=1, audit_mismatches=1))
     if tokenized.counts["audit_mismatches"]:
-        reason = "a dialogue filled in by replay differs from its render"
+        reason = "a replayed dialogue differs from its render"
         return FastPathMismatch(REPLAY, reason, tokenized.counts)
     file = stored_file
     if file is None or fitted.batch is not tokenized.batch:
@@ -115,10 +119,10 @@ def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPat
     )
 
 
-def _stored_or_tokenized(
+def _load_or_tokenize(
     pipeline: Pipeline, task: SplitTask, watch: Stopwatch
 ) -> tuple[TokenizedSplit, Path | None]:
-    """Return a split before its documents are made to fit, and the file that holds it, if any."""
+    """Return the split before the overlong policy, and the stored file that holds it, if any."""
     file = None
     if task.store is not None:
         file = task.store / task.split.content_sha256()
@@ -130,24 +134,24 @@ def _stored_or_tokenized(
     tokenized = tokenize(pipeline, task.split, watch, disabled=task.disabled)
     if file is None or tokenized.counts["audit_mismatches"]:
         return tokenized, None
-    keep_split(file, task.split, tokenized)
+    store_split(file, task.split, tokenized)
     return tokenized, file
 
 
-def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> OverlongResult:
-    """Apply the policy of `--overlong`, which may render parts of dialogues anew."""
+def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> OverlongResult:
+    """Apply the policy of `--overlong`, which may render parts of dialogues again."""
     options = pipeline.options
     dialogues: dict[int, Dialogue] = {}
 
     def dialogue_of(row: int) -> Dialogue:
-        if not dialogues:  # most splits need none
+        if not dialogues:  # read on demand: most splits need none
             read = [row for row in read_rows(split) if isinstance(row, Dialogue)]
             dialogues.update((dialogue.row, dialogue) for dialogue in read)
         set_activity(pipeline, dialogues[row])
         return dialogues[row]
 
     def render_suffix(row: int, message: int) -> TokenBatch | None:
-        encoder = pipeline.encoders.reference  # which a run from stored splits hardly ever needs
+        encoder = pipeline.encoders.reference  # loaded on demand: stored splits rarely need it
         make = suffix_renderer(pipeline.renderer, encoder, dialogue_of, options.seq_len)
         return make(row, message)
 
@@ -157,7 +161,7 @@ def _fit(pipeline: Pipeline, split: Split, batch: TokenBatch) -> OverlongResult:
 
 
 def _count(tokenized: TokenizedSplit, fitted: OverlongResult, document_rows: Int64) -> Counter[str]:
-    """Account for every row and turn of a split; document_rows: within the split."""
+    """Count every row and turn of a split; document_rows: (documents,), within the split."""
     batch, row_turns = fitted.batch, tokenized.row_turns
     is_packed = np.zeros(len(row_turns), dtype=np.bool_)
     is_packed[document_rows] = True

@@ -1,4 +1,4 @@
-"""Seconds by stage."""
+"""Measure seconds by stage."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Mapping
 
 
 class Stopwatch:
-    """Counts the seconds between laps for the stage that each lap names."""
+    """Sums the seconds between laps, by the stage that each lap names."""
 
     def __init__(self) -> None:
-        """Start."""
+        """Start the first lap."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.started = self._last = time.perf_counter()
 
     def restart(self) -> None:
-        """Leave out the time since the last lap."""
+        """Discard the time since the last lap."""
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Count the time since the last lap, or restart, for `stage`."""
+        """Add the time since the last lap or restart to `stage`."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._last
         self._last = now
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Count what another watch has measured."""
+        """Add the seconds by stage of another stopwatch."""
         for stage, amount in seconds.items():
             self.seconds[stage] += amount
 

@@ -1,4 +1,4 @@
-"""One split from rows to documents, as they are before any of them is made to fit a sequence."""
+"""Turn the rows of a split into documents of any length: read, render and tokenize."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ from mtpack.token_batch import Int32, TokenBatch, concatenate
 from mtpack.tokenizer.engines import FASTOKENS
 
 REPLAY = "replay"
+"""The name of the fast path that renders dialogues by replay."""
 
-# Texts that are rendered before they are encoded: documents of their own repeat what came before,
-# so a small split can make many.
-_CHARS_AT_A_TIME = 4 * 2**20
+# Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
+# small split can make a lot of text.
+_CHARS_PER_BATCH = 4 * 2**20
 
-_ROWS_AT_A_TIME = 32
-_MESSAGES_OF_A_USUAL_ROW = 60
+_ROWS_PER_CHUNK = 32
+_MESSAGES_IN_TYPICAL_ROW = 60
 _TWICE_QUOTED = (
-    "the chat template encodes tool-call arguments as JSON, and in some rows they are JSON "
-    "text already, so they come out quoted twice; give them as objects"
+    "the chat template encodes tool-call arguments as JSON, but in some rows they are JSON "
+    "text already, so they are quoted twice; write them as objects"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedSplit:
-    """The rows of a split as documents of any length."""
+    """The rows of a split as documents of any length, before the overlong policy."""
 
     batch: TokenBatch
     row_turns: Int32
-    """(rows,): how many assistant messages are trained in each; -1 for a refused row."""
+    """(rows,): the number of trained assistant messages of each; -1 for a refused row."""
     rejects: list[Reject]
-    """Ascending by row."""
+    """In ascending order of rows."""
     counts: Counter[str]
-    """What is counted before documents are made to fit."""
+    """The counts of the report, as far as they are known before the overlong policy."""
     warnings: frozenset[str]
     fast_paths: frozenset[str]
-    """Those that had a part in it."""
+    """The fast paths that produced some of it: `REPLAY`, `FASTOKENS`."""
 
     @property
     def num_accepted(self) -> int:
-        """The rows that were not refused."""
+        """The number of rows that were not refused."""
         return int(np.count_nonzero(self.row_turns >= 0))
 
 
@@ -66,24 +67,24 @@ def tokenize(
 ) -> TokenizedSplit:
     """Read, render and tokenize the rows of a split.
 
-    disabled: short cuts (`REPLAY`, `FASTOKENS`) that may not be taken. overlong: rows to refuse,
-    because they turned out to be too long. Raises EngineFailedError where `FASTOKENS` fails.
+    disabled: fast paths (`REPLAY`, `FASTOKENS`) that may not be used. overlong: the indices of rows
+    to refuse, because they are too long. Raises EngineFailedError if `FASTOKENS` fails.
     """
     if REPLAY in disabled:
-        pipeline = replace(pipeline, renderer=pipeline.renderer.without_replay())
+        pipeline = replace(pipeline, renderer=pipeline.renderer.disable_replay())
     encoder = pipeline.encoders.reference
     may_be_fast = pipeline.options.tokenizer_engine == FASTOKENS and FASTOKENS not in disabled
-    replays_before = pipeline.renderer.replay_counts()
+    replays_before = pipeline.renderer.count_replays()
     audited_before = pipeline.encoders.audited
     batches: list[TokenBatch] = []
-    rows = _Rows(pipeline, overlong)
-    for where, rendered in rows.rendered(split, watch):
+    rows = _RowRenderer(pipeline, overlong)
+    for where, rendered in rows.render(split, watch):
         pipeline.heartbeat.begin(
             f"{where}: tokenizing with {pipeline.tokenizer.source}",
-            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_AT_A_TIME,
+            effort=1 + sum(map(_num_chars, rendered)) / _CHARS_PER_BATCH,
         )
         if may_be_fast:
-            encoder = pipeline.encoders.proven(dialogue.merged.text for dialogue in rendered)
+            encoder = pipeline.encoders.prove_fast(dialogue.merged.text for dialogue in rendered)
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
         rows.counts += found
@@ -92,7 +93,7 @@ def tokenize(
     counts = rows.counts
     for part, number in rows.kinds.count_dropped(pipeline.template).items():
         counts[f"content_dropped.{part}"] = number
-    counts += pipeline.renderer.replay_counts() - replays_before
+    counts += pipeline.renderer.count_replays() - replays_before
     counts["audited"] += pipeline.encoders.audited - audited_before
     counts["rendered"] = len(rows.accepted) - counts["replayed"]
     is_fast = encoder is not pipeline.encoders.reference
@@ -108,37 +109,38 @@ def tokenize(
     )
 
 
-class _Rows:
-    """Reads and renders the rows of a split, and keeps what is counted of them.
+class _RowRenderer:
+    """Reads, renders and counts the rows of a split.
 
-    Some rows at a time, so that all that Python makes of them is still in the processor's cache
-    when it is used and freed: rows of a whole split take half as long again.
+    It handles a few rows at a time, so that their Python objects are still in the processor's cache
+    when they are used and freed. All rows of a split at once take 1.5 times as long.
     """
 
     def __init__(self, pipeline: Pipeline, overlong: Collection[int]) -> None:
-        """Begin with none; overlong: rows to refuse."""
+        """Start with no rows; overlong: the indices of rows to refuse."""
         self._pipeline = pipeline
         self._overlong = overlong
         self.rejects: list[Reject] = []
         self.accepted: list[int] = []
+        """The indices of accepted rows."""
         self.num_turns: list[int] = []
-        """Of each accepted row."""
+        """The number of trained turns of each accepted row."""
         self.kinds = MessageKinds()
         self.counts: Counter[str] = Counter()
         self.are_arguments_quoted_twice = False
-        self._counts_spelling_as = pipeline.renderer.counts_spelling_as
+        self._counts_spelling_as = pipeline.renderer.spelling_count_name
 
-    def rendered(
+    def render(
         self, split: Split, watch: Stopwatch
     ) -> Iterator[tuple[str, list[RenderedDialogue]]]:
-        """Yield dialogues, some megabytes of text at a time, and where these rows stand."""
+        """Yield (lines of the rows, rendered dialogues), some megabytes of text at a time."""
         first = last = None
         rendered: list[RenderedDialogue] = []
         num_chars = 0
         results = read_rows(split)
-        while some := list(islice(results, _ROWS_AT_A_TIME)):
+        while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
-            for dialogue in self._not_refused(some):
+            for dialogue in self._skip_rejects(chunk):
                 result = self._render(dialogue)
                 if isinstance(result, Reject):
                     self.rejects.append(result)
@@ -149,11 +151,11 @@ class _Rows:
                 last = dialogue.origin
                 first = first or last
             watch.lap("render")
-            if num_chars >= _CHARS_AT_A_TIME:
-                yield _range(first, last), rendered
+            if num_chars >= _CHARS_PER_BATCH:
+                yield _format_range(first, last), rendered
                 first, rendered, num_chars = None, [], 0
         if rendered:
-            yield _range(first, last), rendered
+            yield _format_range(first, last), rendered
 
     def row_turns(self, split: Split) -> Int32:
         """Return `TokenizedSplit.row_turns`."""
@@ -161,7 +163,8 @@ class _Rows:
         row_turns[np.array(self.accepted, np.int64) - split.first_row] = self.num_turns
         return row_turns
 
-    def _not_refused(self, results: list[Dialogue | Reject]) -> Iterator[Dialogue]:
+    def _skip_rejects(self, results: list[Dialogue | Reject]) -> Iterator[Dialogue]:
+        """Yield the dialogues and collect the rejects."""
         for result in results:
             if isinstance(result, Reject):
                 self.rejects.append(result)
@@ -170,7 +173,7 @@ class _Rows:
 
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         if dialogue.row in self._overlong:
-            return _overlong(self._pipeline, dialogue)
+            return _reject_overlong(self._pipeline, dialogue)
         replayed = self._pipeline.renderer.replay_texts(dialogue)
         if replayed is not None:
             return replayed
@@ -182,21 +185,21 @@ class _Rows:
         self.num_turns.append(len(rendered.merged.turns) + len(rendered.own))
         self.kinds.add(dialogue)
         spelling = self._counts_spelling_as
-        if spelling and self._pipeline.renderer.spelled.first_in(dialogue):
+        if spelling and self._pipeline.renderer.spelled.find_first(dialogue):
             self.counts[spelling] += 1
         if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
             self.are_arguments_quoted_twice = True
 
 
 def set_activity(pipeline: Pipeline, dialogue: Dialogue) -> None:
-    """Say that a dialogue is about to be rendered."""
+    """Report in the heartbeat that this dialogue is being rendered."""
     pipeline.heartbeat.begin(
         f"{dialogue.origin}: rendering with the chat template of {pipeline.template_source}",
-        effort=1 + len(dialogue.messages) / _MESSAGES_OF_A_USUAL_ROW,
+        effort=1 + len(dialogue.messages) / _MESSAGES_IN_TYPICAL_ROW,
     )
 
 
-def _range(first: Origin | None, last: Origin | None) -> str:
+def _format_range(first: Origin | None, last: Origin | None) -> str:
     return str(first) if first == last else f"{first} to {last}"
 
 
@@ -205,12 +208,12 @@ def _num_chars(rendered: RenderedDialogue) -> int:
 
 
 def read_rows(split: Split) -> Iterator[Dialogue | Reject]:
-    """Read the rows of a split, one by one; raise InputError where a file can't be read."""
+    """Read the rows of a split, one at a time; raise InputError if a file can't be read."""
     for row, raw in enumerate(split.rows(), split.first_row):
         yield read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
 
 
-def _overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
+def _reject_overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
     return Reject(
         dialogue.row,
         dialogue.origin,

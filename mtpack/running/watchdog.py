@@ -1,7 +1,7 @@
-"""Watch over processes that run foreign code: none may hang, none may eat the machine's memory.
+"""Watch processes that run foreign code: none may hang, and none may use up the memory.
 
-What is too much here depends on the machine, so it never decides about a row: it stops the run,
-with one line that says what the process was at.
+These limits depend on the machine, so they never refuse a row. A process that exceeds one stops the
+run, with one line that names its step.
 """
 
 from __future__ import annotations
@@ -19,107 +19,105 @@ from pathlib import Path
 from mtpack.errors import MtpackError
 from mtpack.running.heartbeat import Heartbeat, Snapshot
 
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_CHECKS = 0.1
 _SECONDS_TO_REACT = 2.0
 _SHARE_OF_MEMORY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """What a process may take."""
+    """The time and the memory that a process may use."""
 
     seconds: float = 60.0
-    """For a usual row, which takes a few milliseconds; longer rows have longer."""
+    """For a typical row, which takes a few milliseconds. Longer rows may take longer."""
     memory: int | None = None
-    """Resident bytes, without mapped files; None where they can't be told."""
+    """Resident bytes, without mapped files; None if they can't be measured."""
 
 
-def process_limits(num_processes: int) -> ProcessLimits:
-    """Return the limits for processes that share what memory is free now."""
-    free = _free_memory()
+def compute_process_limits(num_processes: int) -> ProcessLimits:
+    """Return the limits of each of `num_processes` that share the memory that is free now."""
+    free = _read_free_memory()
     memory = None if free is None else int(free * _SHARE_OF_MEMORY / num_processes)
     return ProcessLimits(memory=memory)
 
 
-class Watch:
-    """Looks at what processes are at, and tells when one takes too much."""
+class Watchdog:
+    """Reads the heartbeats of processes and reports one that exceeds its limits."""
 
-    def __init__(self, activities: Sequence[Heartbeat], limits: ProcessLimits) -> None:
-        """Watch over the processes that write these activities."""
-        self._activities = activities
+    def __init__(self, heartbeats: Sequence[Heartbeat], limits: ProcessLimits) -> None:
+        """Watch the processes that write these heartbeats."""
+        self._heartbeats = heartbeats
         self._limits = limits
-        self._seen: dict[
-            Heartbeat, tuple[Snapshot, float]
-        ] = {}  # a change, and when it was first seen
-        self._looked = time.monotonic()
+        # The last snapshot, and when its step was first seen.
+        self._seen: dict[Heartbeat, tuple[Snapshot, float]] = {}
+        self._last_check = time.monotonic()
 
     def check(self) -> str | None:
-        """Return one line that says why a process has to be stopped, or None.
+        """Return one line that says why a process must be stopped, or None.
 
-        It is for calling often: it looks ten times a second.
+        Call it often: it checks at most ten times a second.
         """
         now = time.monotonic()
-        if now - self._looked < SECONDS_BETWEEN_LOOKS:
+        if now - self._last_check < SECONDS_BETWEEN_CHECKS:
             return None
-        self._looked = now
-        for heartbeat in self._activities:
-            moment = heartbeat.read()
-            before, begun = self._seen.get(heartbeat, (moment, now))
-            if (before.process, before.changes) != (moment.process, moment.changes):
+        self._last_check = now
+        for heartbeat in self._heartbeats:
+            snapshot = heartbeat.read()
+            before, begun = self._seen.get(heartbeat, (snapshot, now))
+            if (before.process, before.changes) != (snapshot.process, snapshot.changes):
                 begun = now
-            self._seen[heartbeat] = (moment, begun)
-            verdict = self._judge(moment, now - begun)
+            self._seen[heartbeat] = (snapshot, begun)
+            verdict = self._judge(snapshot, now - begun)
             if verdict is not None:
                 return verdict
         return None
 
-    def _judge(self, moment: Snapshot, seconds: float) -> str | None:
-        if not moment.what:
+    def _judge(self, snapshot: Snapshot, seconds: float) -> str | None:
+        if not snapshot.what:
             return None
-        allowed = self._limits.seconds * moment.effort
+        allowed = self._limits.seconds * snapshot.effort
         if seconds > allowed:
             return (
-                f"{moment.what} takes longer than {allowed:,.3g} s; "
+                f"{snapshot.what} takes longer than {allowed:,.3g} s; "
                 "remove the row, or use another chat template or tokenizer"
             )
         memory = self._limits.memory
-        if memory is not None and resident_memory(moment.process) > memory:
-            return out_of_memory(moment.what, f"more than {memory / 2**30:,.1f} GiB of memory")
+        if memory is not None and read_resident_memory(snapshot.process) > memory:
+            limit = f"more than {memory / 2**30:,.1f} GiB of memory"
+            return describe_out_of_memory(snapshot.what, limit)
         return None
 
 
 @contextmanager
-def watched_here(heartbeat: Heartbeat, limits: ProcessLimits) -> Iterator[None]:
-    """Watch over what the main thread of this process does; raise MtpackError to stop it.
+def watch_main_thread(heartbeat: Heartbeat, limits: ProcessLimits) -> Iterator[None]:
+    """Watch the main thread of this process during the block; raise MtpackError to stop it.
 
-    Foreign code that can't be interrupted ends with the process. Foreign code that also keeps
-    other threads from running keeps the watch from running as well: only in a worker process can
-    that be ended.
+    If foreign code can't be interrupted, the process exits. If it also blocks other threads, it
+    blocks the watchdog too: only in a worker process can it be ended then.
     """
-
     verdict: str | None = None
-    over = threading.Event()
+    finished = threading.Event()
 
-    def watch_over() -> None:
+    def watch() -> None:
         nonlocal verdict
-        watch = Watch([heartbeat], limits)
-        while not over.wait(SECONDS_BETWEEN_LOOKS):
-            verdict = watch.check()
+        watchdog = Watchdog([heartbeat], limits)
+        while not finished.wait(SECONDS_BETWEEN_CHECKS):
+            verdict = watchdog.check()
             if verdict is not None:
-                _interrupt(verdict, over)
+                _interrupt(verdict, finished)
                 return
 
     def stop(number: int, frame: object) -> None:
         raise _StoppedError
 
-    thread = threading.Thread(target=watch_over, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     before = signal.signal(signal.SIGALRM, stop)
     try:
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            finished.set()
             thread.join()
     except _StoppedError:
         raise MtpackError(verdict) from None
@@ -128,36 +126,37 @@ def watched_here(heartbeat: Heartbeat, limits: ProcessLimits) -> Iterator[None]:
 
 
 class _StoppedError(BaseException):
-    """Not an Exception, since foreign code may make us catch those."""
+    """Stops the main thread. Not an Exception, since foreign code may catch those."""
 
 
-def _interrupt(verdict: str, over: threading.Event) -> None:
+def _interrupt(verdict: str, finished: threading.Event) -> None:
+    """Interrupt the main thread; exit the process if that does not end the block."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-    if not over.wait(_SECONDS_TO_REACT):
+    if not finished.wait(_SECONDS_TO_REACT):
         sys.stderr.write(f"mtpack: {verdict}\n")
         sys.stderr.flush()
         os._exit(1)
 
 
-def out_of_memory(what: str, how_much: str) -> str:
-    """Return the line that says what needed too much memory."""
+def describe_out_of_memory(what: str, how_much: str) -> str:
+    """Return the line for the user that says which step needs too much memory."""
     return (
         f"{what} needs {how_much}; remove the row, use another chat template, "
         "or run with fewer --workers"
     )
 
 
-def resident_memory(process: int) -> int:
-    """Return the bytes of its own that a process has in memory; 0 where that can't be told."""
+def read_resident_memory(process: int) -> int:
+    """Return the resident bytes of a process without mapped files; 0 if they can't be measured."""
     try:
         pages = Path(f"/proc/{process}/statm").read_text().split()
-    except OSError:  # it has ended, or the system has no /proc
+    except OSError:  # the process has ended, or the system has no /proc
         return 0
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _free_memory() -> int | None:
-    """Return the bytes that this machine, or this container, has for us."""
+def _read_free_memory() -> int | None:
+    """Return the free bytes of this machine or container; None if they can't be measured."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -166,6 +165,6 @@ def _free_memory() -> int | None:
     for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups, version 2 and 1
         try:
             free.append(int((Path("/sys/fs/cgroup") / file).read_text()))
-        except (OSError, ValueError):  # there is none, or it sets no limit
+        except (OSError, ValueError):  # no such file, or no limit in it
             continue
     return min(free, default=None)

@@ -1,7 +1,7 @@
 """Windows: consecutive splits that are planned and shuffled together, and cut into shards.
 
-A window is planned as soon as its splits are tokenized, and its documents are forgotten then. So
-what is kept does not grow with the input, nor do the files of its splits.
+A window is planned as soon as its splits are tokenized, and then its lengths are released. So
+neither memory nor the document files in the work area grow with the input.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from pathlib import Path
 import numpy as np
 
 from mtpack.options import PackOptions
-from mtpack.packing.columns import padded_lengths
+from mtpack.packing.columns import pad_lengths
 from mtpack.packing.plan import Plan, plan_sequences
 from mtpack.running.shard_task import ShardTask
 from mtpack.running.split_task import SplitRecord
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.shards.arrow import rows_of_shards, rows_per_batch
+from mtpack.shards.arrow import sequences_per_batch, sequences_per_shard
 from mtpack.token_batch import Int32, offsets_from_lengths, segment_ids
 
 
 class Windows:
-    """Takes the splits of a run in their order and makes tasks of them, a window at a time."""
+    """Turns the splits of a run, in their order, into shard tasks, one window at a time."""
 
     def __init__(self, options: PackOptions, folder: Path, watch: Stopwatch) -> None:
-        """Take the work area, where shards are to be written, and what counts the seconds."""
+        """Begin without a window; folder: the work area, where shards are written."""
         self.counts: Counter[str] = Counter()
-        """Sequences planned so far, and the lower bound of their number."""
+        """`sequences`: the number planned so far; `sequences_lower_bound`: its lower bound."""
         self._options = options
         self._folder = folder
         self._watch = watch
         self._number = 0
         self._num_shards = 0
         self._splits: list[SplitRecord] = []
-        self._tokens = 0
-        self._files_until: dict[int, list[Path]] = {}  # by the last shard that needs them
+        self._tokens = 0  # of the splits in the open window
+        self._files_by_last_shard: dict[int, list[Path]] = {}  # the last shard that needs them
 
     def add(self, split: SplitRecord) -> list[ShardTask]:
-        """Return the shards of the window that this split does not fit in; none where it does."""
+        """Add a split; if it does not fit in the open window, close that and return its tasks."""
         if not len(split.document_lengths):
             self._remove(split.file)
             return []
@@ -50,29 +50,29 @@ class Windows:
         return tasks
 
     def close(self) -> list[ShardTask]:
-        """Return the shards of the window that is open, perhaps none."""
+        """Close the open window and return its shard tasks; none if it is empty."""
         options, splits = self._options, self._splits
         if not splits:
             return []
         self._watch.restart()
         lengths = np.concatenate([split.document_lengths for split in splits])
-        padded = padded_lengths(lengths, options.pad_documents_to)
+        padded = pad_lengths(lengths, options.pad_documents_to)
         seed = (options.seed, self._number)
         plan = plan_sequences(padded, options.seq_len, options.packing, seed)
         self.counts["sequences"] += plan.num_sequences
         self.counts["sequences_lower_bound"] += plan.lower_bound
-        tasks = self._cut(plan)
+        tasks = self._cut_into_shards(plan)
         self._number += 1
         self._num_shards += len(tasks)
-        self._files_until[self._num_shards - 1] = [split.file for split in splits]
+        self._files_by_last_shard[self._num_shards - 1] = [split.file for split in splits]
         self._splits, self._tokens = [], 0
         self._watch.lap("plan")
         return tasks
 
-    def _cut(self, plan: Plan) -> list[ShardTask]:
+    def _cut_into_shards(self, plan: Plan) -> list[ShardTask]:
         seq_len, shard_bytes = self._options.seq_len, self._options.shard_bytes
-        batch_rows = rows_per_batch(seq_len, shard_bytes, self._options.compression)
-        step = rows_of_shards(self.counts["sequences"], seq_len, shard_bytes, batch_rows)
+        batch_sequences = sequences_per_batch(seq_len, shard_bytes, self._options.compression)
+        step = sequences_per_shard(self.counts["sequences"], seq_len, shard_bytes, batch_sequences)
         file_offsets = offsets_from_lengths(
             np.array([len(s.document_lengths) for s in self._splits])
         )
@@ -98,10 +98,10 @@ class Windows:
         return tasks
 
     def _remove(self, file: Path) -> None:
-        if file.parent == self._folder:  # or else it is kept for other runs
+        if file.parent == self._folder:  # otherwise it belongs to the store, for other runs
             file.unlink()
 
-    def forget(self, shard: int) -> None:
-        """Remove the files of the window that ends with this shard; all before it are written."""
-        for file in self._files_until.pop(shard, ()):
+    def remove_unneeded_files(self, shard: int) -> None:
+        """Remove the files of the window that ends with this shard; earlier shards are written."""
+        for file in self._files_by_last_shard.pop(shard, ()):
             self._remove(file)

@@ -1,4 +1,4 @@
-"""A worker process: does one unit of work after the other, until it is told to end."""
+"""A worker process: it runs one task after the other, until the parent sends `STOP`."""
 
 from __future__ import annotations
 
@@ -25,35 +25,40 @@ from mtpack.errors import MtpackError
 from mtpack.running.channel import receive, send
 from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline
-from mtpack.running.thread_limits import ONE_THREAD
-from mtpack.running.watchdog import out_of_memory
+from mtpack.running.thread_limits import SINGLE_THREAD_ENV
+from mtpack.running.watchdog import describe_out_of_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Unit = Callable[[Pipeline, Task], Result]
+"""A unit of work: a function that runs a task."""
 
 STOP = b""
+"""The message that ends a worker."""
 
-# A collection after every 700 new objects, the default, takes a tenth of the time in which a split
-# is read and rendered (0.63 s of CPU time against 0.57), and finds next to nothing.
+# By default, the garbage collector runs after every 700 new objects. That takes a tenth of the time
+# to read and render a split (0.63 s of CPU time instead of 0.57), and it finds almost nothing.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
-_LARGEST_BLOCK_BYTES = 31 * 2**20  # glibc learns from blocks of less than 32 MiB
+_LARGEST_BLOCK_BYTES = 31 * 2**20  # glibc adapts to freed blocks of less than 32 MiB
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What came of a unit of work: a result, or an error that is to be raised in its place."""
+    """The result of a task, or the error that it raised."""
 
     result: Any = None
     error: Exception | None = None
 
 
 def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int) -> None:
-    """Take pickled (unit, task) from the parent and give it pickled outcomes, one for one."""
-    _settle_in()
-    heartbeat = heartbeat_in(slots, number)
-    heartbeat.belongs_to(os.getpid())
+    """Receive pickled (unit, task) from the parent and send a pickled `TaskResult` for each.
+
+    slots, number: the heartbeats of all workers, and the index of this worker.
+    """
+    _set_up_process()
+    heartbeat = open_heartbeat(slots, number)
+    heartbeat.set_process(os.getpid())
 
     @cache
     def pipeline() -> Pipeline:
@@ -63,33 +68,33 @@ def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], n
 
     with suppress(ConnectionError, EOFError):  # the parent has ended
         while (message := receive(channel)) != STOP:
-            send(channel, _do(pipeline, message))
+            send(channel, _run_message(pipeline, message))
 
 
-def heartbeat_in(slots: Array[c_ubyte], number: int) -> Heartbeat:
-    """Return the heartbeat of a worker, in memory that all processes see."""
+def open_heartbeat(slots: Array[c_ubyte], number: int) -> Heartbeat:
+    """Return the heartbeat of a worker, in memory that all processes share."""
     return Heartbeat(memoryview(slots).cast("B")[number * SLOT_BYTES :][:SLOT_BYTES])
 
 
-def _settle_in() -> None:
-    """Become a worker, whatever the process was before it was forked."""
+def _set_up_process() -> None:
+    """Set signal handlers, environment and memory for a worker; a fork inherits the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _end_with_parent()
-    os.environ.update(ONE_THREAD)
+    os.environ.update(SINGLE_THREAD_ENV)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     keep_freed_memory()
 
 
 def _end_with_parent() -> None:
-    """See to it that this process ends with its parent, which may be killed without warning."""
+    """Make this process end when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    if sys.platform == "linux":  # even where foreign code holds the interpreter
+    if sys.platform == "linux":  # works even while foreign code holds the interpreter
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != parent.pid:  # it has ended before
+        if os.getppid() != parent.pid:  # the parent ended before that call
             os._exit(1)
         return
 
@@ -100,42 +105,45 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait_for_its_end, daemon=True).start()
 
 
-def _do(pipeline: Callable[[], Pipeline], message: bytes) -> bytes:
+def _run_message(pipeline: Callable[[], Pipeline], message: bytes) -> bytes:
+    """Run a pickled (unit, task) and return the pickled `TaskResult`."""
     try:
         unit, task = pickle.loads(message)
-        outcome = TaskResult(run_unit(pipeline(), unit, task))
-    except Exception as error:  # raised in the parent when its turn comes
-        outcome = TaskResult(error=_that_can_be_sent(error))
-    return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+        task_result = TaskResult(run_unit(pipeline(), unit, task))
+    except Exception as error:  # the parent raises it, after the results of earlier tasks
+        task_result = TaskResult(error=_make_picklable(error))
+    return pickle.dumps(task_result, pickle.HIGHEST_PROTOCOL)
 
 
-def _that_can_be_sent(error: Exception) -> Exception:
+def _make_picklable(error: Exception) -> Exception:
+    """Return an error that can be pickled, with the traceback as a note."""
     if isinstance(error, MtpackError):
         return error
-    where = "in a worker process:\n" + traceback.format_exc()
+    note = "in a worker process:\n" + traceback.format_exc()
     try:
         error = pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}, which can't be pickled")
-    error.add_note(where)
+    error.add_note(note)
     return error
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, so that units are done in the same memory.
+    """Make the C library keep freed memory, so that all tasks use the same memory.
 
     glibc keeps at most twice the largest block that was freed so far. Without this, each record
-    batch gets fresh pages: 24,000 page faults for a shard of 73 MB, not 2,700; 0.21 s, not 0.17.
+    batch gets new pages: a shard of 73 MB causes 24,000 page faults instead of 2,700 and takes
+    0.21 s instead of 0.17.
     """
-    np.empty(_LARGEST_BLOCK_BYTES, dtype=np.uint8)  # freed at once, and never touched
+    np.empty(_LARGEST_BLOCK_BYTES, dtype=np.uint8)  # freed at once, and never written to
 
 
 def run_unit(pipeline: Pipeline, unit: Unit[Task, Result], task: Task) -> Result:
-    """Run one unit; raise MtpackError where there is no memory for it."""
+    """Run a unit of work on a task; raise MtpackError if memory runs out."""
     try:
         return unit(pipeline, task)
     except MemoryError as error:
-        what = pipeline.heartbeat.read().what or "a unit of work"
-        raise MtpackError(out_of_memory(what, "more memory than there is")) from error
+        what = pipeline.heartbeat.read().what or "a task"
+        raise MtpackError(describe_out_of_memory(what, "more memory than is available")) from error
     finally:
         pipeline.heartbeat.end()

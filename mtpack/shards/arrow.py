@@ -1,7 +1,8 @@
-"""One shard: columns to Arrow and back.
+"""Write the columns of one shard to an Arrow file, and read them again.
 
-The format is docs/format.md: Arrow IPC, fixed-size lists, columns not nullable, the contract in
-the schema's metadata. Shards come from anywhere, so a reader believes nothing before it is checked.
+The format is docs/format.md: Arrow IPC, fixed-size lists, no nullable columns, and the options that
+a reader needs in the schema's metadata. A shard may come from anywhere, so a reader checks all that
+it relies on.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ _LIST_TYPES = {
     for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
 }
 _BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
-_BATCH_BYTES = 4 * 2**20  # of an uncompressed record batch: few batches to walk, small to decode
+_BATCH_BYTES = (
+    4 * 2**20
+)  # of a record batch without compression: few batches, each small enough to decode
 _SMALL_SHARD_BYTES = 8 * 2**20
 _SHARDS_TO_SHARE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ShardMetadata:
-    """What a shard says of itself."""
+    """The metadata of a shard: how its sequences are laid out, and what they were made with."""
 
     seq_len: int
     label_alignment: str
@@ -51,13 +54,13 @@ class ShardMetadata:
     template_sha256: str
 
     def as_json(self) -> str:
-        """Write the metadata; the same values give the same bytes."""
+        """Return the metadata as canonical JSON: the same values give the same text."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps({"format_version": FORMAT_VERSION, **fields}, sort_keys=True)
 
     @property
     def layout(self) -> Layout:
-        """How the sequences are laid out."""
+        """The layout of the sequences."""
         return Layout(self.seq_len, self.label_alignment, self.pad_documents_to, self.pad_id)
 
 
@@ -75,30 +78,32 @@ def shard_schema(metadata: ShardMetadata) -> pa.Schema:
     )
 
 
-def rows_per_shard(seq_len: int, shard_bytes: int) -> int:
-    """Return how many sequences make a shard of at most `shard_bytes`, one at least."""
+def max_sequences_per_shard(seq_len: int, shard_bytes: int) -> int:
+    """Return how many sequences fit in a shard of `shard_bytes`; at least one."""
     return max(1, shard_bytes // (seq_len * _BYTES_PER_TOKEN))
 
 
-def rows_per_batch(seq_len: int, shard_bytes: int, compression: str) -> int:
-    """Return the rows of a record batch, 1 to 256.
+def sequences_per_batch(seq_len: int, shard_bytes: int, compression: str) -> int:
+    """Return how many sequences make a record batch: 1 to 256.
 
-    A compressed batch is decoded whole for any row of it, so it holds few.
+    A compressed batch holds at most 4, since reading one sequence decodes the whole batch.
     """
     most = 256 if compression == "none" else 4
     fitting = _BATCH_BYTES // (seq_len * _BYTES_PER_TOKEN)
-    return max(1, min(most, fitting, rows_per_shard(seq_len, shard_bytes)))
+    return max(1, min(most, fitting, max_sequences_per_shard(seq_len, shard_bytes)))
 
 
-def rows_of_shards(num_sequences: int, seq_len: int, shard_bytes: int, batch_rows: int) -> int:
-    """Return how many sequences make a shard: whole record batches, one at least.
+def sequences_per_shard(
+    num_sequences: int, seq_len: int, shard_bytes: int, batch_sequences: int
+) -> int:
+    """Return how many sequences make a shard: whole record batches, at least one.
 
-    num_sequences: that the run has so far. A shard holds a 64th of them, so that many cores have
-    work early on, but 8 MiB at least, so that files stay few, and at most `shard_bytes`.
+    num_sequences: the number planned in the run so far. A shard holds a 64th of them, so that many
+    cores soon have work; at least 8 MiB, so that there are few files; and at most `shard_bytes`.
     """
     share = num_sequences * seq_len * _BYTES_PER_TOKEN // _SHARDS_TO_SHARE
-    rows = rows_per_shard(seq_len, min(max(share, _SMALL_SHARD_BYTES), shard_bytes))
-    return max(1, rows // batch_rows) * batch_rows
+    sequences = max_sequences_per_shard(seq_len, min(max(share, _SMALL_SHARD_BYTES), shard_bytes))
+    return max(1, sequences // batch_sequences) * batch_sequences
 
 
 def write_shard(
@@ -109,25 +114,25 @@ def write_shard(
     ipc_format: str,
     compression: str,
 ) -> tuple[int, str]:
-    """Write one shard with a record batch for each of `batches`.
+    """Write one shard, with a record batch for each of `batches`.
 
-    It appears under its name when it is whole. Returns its size in bytes and its sha256.
+    Returns its size in bytes and its sha256. The file gets its name when it is complete.
     """
     schema = shard_schema(metadata)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
     new_writer = pa.ipc.new_stream if ipc_format == "stream" else pa.ipc.new_file
     with atomic_file(path) as file:
         hashing = _HashingFile(file)
-        # Arrow hands over its buffers without a copy; hashing them takes most of the time.
+        # Arrow passes its buffers without a copy; hashing takes most of the time.
         with new_writer(pa.PythonFile(hashing, "w"), schema, options=options) as writer:
             for columns in batches:
-                writer.write_batch(_as_record_batch(columns, schema))
+                writer.write_batch(_make_record_batch(columns, schema))
         size = file.tell()
     return size, hashing.digest.hexdigest()
 
 
 class _HashingFile:
-    """Passes bytes on to a file and hashes them on the way."""
+    """A file-like object that writes to a file and hashes what it writes."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -145,10 +150,10 @@ class _HashingFile:
         return int(self._file.tell())
 
     def close(self) -> None:
-        """Leave the file open: whoever opened it syncs it first."""
+        """Leave the file open: the function that opened it closes it."""
 
 
-def _as_record_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
+def _make_record_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
     seq_len = columns.input_ids.shape[1]
     arrays: list[pa.Array] = []
     for name in schema.names:
@@ -166,15 +171,15 @@ def _as_record_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _as_array(values: NDArray[Any]) -> pa.Array:
-    """Wrap an array; `pa.array` would import pandas where it is installed, which takes 0.2 s."""
+    """Wrap an array without a copy. `pa.array` would import pandas, if installed, in 0.2 s."""
     kind = pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:
-    """Map one shard into memory and check it as far as reading it safely needs.
+    """Map one shard into memory, and check it enough to be read safely.
 
-    Takes both IPC formats and all compressions. Raises InputError.
+    Reads both IPC formats and all compressions. Raises InputError for a damaged shard.
     """
     try:
         with pa.memory_map(str(path)) as source:
@@ -187,12 +192,15 @@ def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:
         metadata = _read_metadata(path, table.schema)
         expected = shard_schema(metadata)
         if not table.schema.equals(expected):
-            raise InputError(f"{path}: its columns are not those of an mtpack shard")
+            raise InputError(f"{path}: does not have the columns of an mtpack shard")
         table.validate()
-        for name in ("turn_num", *_LIST_TYPES):  # offsets out of bounds would crash a reader
+        for name in (
+            "turn_num",
+            *_LIST_TYPES,
+        ):  # offsets that are out of bounds would crash a reader
             table.column(name).validate(full=True)
         if any(_num_nulls(chunk) for column in table.columns for chunk in column.chunks):
-            raise InputError(f"{path}: damaged: it has nulls")
+            raise InputError(f"{path}: damaged: it contains nulls")
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         detail = str(error).split("\n")[0]
         raise InputError(f"{path}: not a shard that can be read ({detail})") from error
@@ -218,7 +226,7 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
         raise InputError(
             f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
         )
-    whole = all(
+    is_valid = all(
         type(value) is int and low <= value < 2**31
         for value, low in (
             (metadata.seq_len, 2),
@@ -226,13 +234,16 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
             (metadata.pad_id, 0),
         )
     )
-    if not whole or metadata.label_alignment not in ALIGNMENTS:
+    if not is_valid or metadata.label_alignment not in ALIGNMENTS:
         raise InputError(f"{path}: its mtpack metadata is damaged")
     return metadata
 
 
-def columns_of(table: pa.Table) -> Iterator[Columns]:
-    """Yield the columns of a shard, batch by batch, as views of its memory where it is mapped."""
+def read_columns(table: pa.Table) -> Iterator[Columns]:
+    """Yield the columns of each record batch of a shard: views of its memory where it is mapped.
+
+    Raises InputError if lists that belong together have different lengths.
+    """
     for batch in table.to_batches():
         lists: dict[str, Any] = {name: _list_of(batch.column(name)) for name in _LIST_TYPES}
         turn_offsets = lists["turn_starts"][1]
@@ -252,7 +263,7 @@ def columns_of(table: pa.Table) -> Iterator[Columns]:
 
 
 def _matrix_of(column: pa.FixedSizeListArray) -> Any:
-    # flatten() knows of a slice's offset, which .values does not
+    # `flatten` respects the offset of a slice; `values` does not
     return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
 

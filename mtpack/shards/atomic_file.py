@@ -1,4 +1,4 @@
-"""Files that appear under their names when they are whole."""
+"""Write files that get their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from uuid import uuid4
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that takes its name, and the place of an older one, at the end of the block.
+    """Provide a file that gets the name `path` at the end of the block; it replaces an older file.
 
-    Whoever is killed on the way leaves a file of another name behind, so whoever does the work
-    again needs to know nothing of it; and of two that do the same work, the later one wins.
+    A process that is killed during the block leaves a file of another name, so another process can
+    simply do the work again. If two processes write the same file, the later one wins.
     """
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}")
     try:

@@ -1,4 +1,4 @@
-"""`open_shards`: the sequences of an output, or of single shards, row by row without a copy."""
+"""`open_shards`: read the sequences of an output, or of single shards, without a copy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mtpack.shards.arrow import (
     TOKEN_COLUMNS,
     TURN_COLUMNS,
     ShardMetadata,
-    columns_of,
     open_shard,
+    read_columns,
 )
 from mtpack.shards.manifest import MANIFEST, Manifest, read_manifest
 
 Row = dict[str, Any]
-"""One sequence: every column by name, as a read-only numpy array; `turn_num` as an int."""
+"""One sequence: its columns by name, as read-only numpy arrays; `turn_num` as an int."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +34,25 @@ class OpenShard:
 
     path: Path
     num_rows: int
+    """The number of its sequences."""
     batches: list[Columns]
+    """Its record batches."""
 
 
 class Shards(Sequence[Row]):
     """The sequences of one or more shards.
 
-    Rows are read-only views of the mapped files; take copies of what is to be changed.
+    The arrays are read-only views of the mapped files: copy what you want to change.
     """
 
     def __init__(
         self, opened: list[OpenShard], metadata: ShardMetadata, manifest: Manifest | None
     ) -> None:
-        """Take opened shards; `open_shards` opens them."""
+        """Use opened shards; `open_shards` opens them."""
         self.opened = opened
         self.metadata = metadata
         self.manifest = manifest
-        """Of the output folder; None for single shards."""
+        """The manifest of the output folder; None for single shards."""
         self._batches = [batch for shard in opened for batch in shard.batches]
         self._batch_ends = list(accumulate(len(batch.turn_num) for batch in self._batches))
 
@@ -78,7 +80,7 @@ class Shards(Sequence[Row]):
 
 
 def row_of(batch: Columns, row: int) -> Row:
-    """Return one sequence of a batch."""
+    """Return one sequence of a record batch."""
     turns = slice(batch.turn_offsets[row], batch.turn_offsets[row + 1])
     entries = slice(batch.entry_offsets[row], batch.entry_offsets[row + 1])
     return {
@@ -92,9 +94,9 @@ def row_of(batch: Columns, row: int) -> Row:
 def open_shards(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
     """Open an output folder, or one or more shards.
 
-    In a folder, every shard must be there with the size and the rows that the manifest records,
-    since a stream that is cut off may read short without an error. Raises SetupError for a path
-    that is not there, InputError for shards that can't be used.
+    In a folder, each shard must have the size and the number of sequences that the manifest
+    records, since a truncated stream may read as fewer sequences without an error. Raises
+    SetupError for a path that does not exist, InputError for shards that can't be used.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if len(paths) == 1 and Path(paths[0]).is_dir():
@@ -122,7 +124,8 @@ def _open_folder(folder: Path) -> Shards:
     for shard, record in zip(opened, records, strict=True):
         if shard.num_rows != record.rows:
             raise InputError(
-                f"{shard.path}: holds {shard.num_rows:,} rows; the manifest records {record.rows:,}"
+                f"{shard.path}: holds {shard.num_rows:,} sequences; "
+                f"the manifest records {record.rows:,}"
             )
     return Shards(opened, metadata, manifest)
 
@@ -147,6 +150,6 @@ def _open_all(paths: list[Path]) -> tuple[list[OpenShard], ShardMetadata]:
 
 def _columns(path: Path, table: pa.Table) -> list[Columns]:
     try:
-        return list(columns_of(table))
+        return list(read_columns(table))
     except InputError as error:
         raise InputError(f"{path}: damaged: {error}") from error

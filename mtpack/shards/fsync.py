@@ -1,4 +1,4 @@
-"""Files synced to disk beside other work: a disk takes as long for a shard as a core does."""
+"""Sync files to disk during other work: a disk takes as long for a shard as a core does."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def syncing(at_once: int) -> Iterator[Callable[[Path], None]]:
-    """Provide what has a file synced, `at_once` of them at most; all are at the end of the block.
+def sync_in_background(at_once: int) -> Iterator[Callable[[Path], None]]:
+    """Provide a function that starts syncing a file; at the end of the block, all are synced.
 
-    Raises OSError there. The threads wait for the disk and hold no lock of this process meanwhile,
-    so it can be forked.
+    At most `at_once` files are synced at the same time. Raises OSError at the end of the block. The
+    threads wait for the disk and hold no lock of this process meanwhile, so it can be forked.
     """
-    begun: list[Future[None]] = []
+    futures: list[Future[None]] = []
     with ThreadPoolExecutor(at_once, thread_name_prefix="sync") as threads:
-        yield lambda path: begun.append(threads.submit(sync, path))
-        for one in begun:
-            one.result()
+        yield lambda path: futures.append(threads.submit(sync, path))
+        for future in futures:
+            future.result()

@@ -1,7 +1,7 @@
-"""What a complete output says of itself: the report of a run, and `manifest.json`.
+"""The report of a run, and `manifest.json`, which holds it in a complete output.
 
-The hashed part of the manifest is the same for the same input, options and seed; what differs
-between runs (seconds, the engine, where the tokenizer was) stands beside it.
+The hashed part of the manifest is the same for the same input, options and seed. What differs
+between runs (seconds, the engine, the path of the tokenizer) is next to it, under `about`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mtpack.errors import InputError
+from mtpack.options import resolve_alias
 from mtpack.shards.arrow import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
@@ -27,19 +28,24 @@ class ShardRecord:
     """One shard of an output."""
 
     path: str
-    """File name in the output folder."""
+    """The name of its file in the output folder."""
     rows: int
+    """The number of its sequences."""
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What became of every row, turn and token. `rows_read` and `turns_read` always add up."""
+    """The counts of all rows, turns and tokens of a run, by what happened to them.
+
+    Packed, dropped and rejected rows add up to `rows_read`; packed and dropped turns to
+    `turns_read`. docs/format.md explains every count.
+    """
 
     rows_read: int
     rows_packed: int
-    """Rows of which at least one turn is in a sequence."""
+    """Rows with at least one turn in a sequence."""
     rows_dropped: dict[str, int]
     rows_rejected: dict[str, int]
     documents: int
@@ -48,33 +54,34 @@ class Tally:
     turns_packed: int
     turns_dropped: dict[str, int]
     turns_own_document: int
-    """Packed turns for which merging is not exact, each in a document of its own."""
+    """Packed turns for which merging is not exact; each has its own document."""
     prompt_differs: int
     no_eot: int
     unproven: int
     bent: int
     given_trained: int
-    """Loss tokens that start before the model takes over, because the template marks them."""
+    """Loss tokens before the start of their turn, which the template marks as trained."""
     straddles: int
-    """Tokens left out of the loss because they reach over a turn's edge."""
+    """Tokens that carry no loss because they reach over an edge of a turn."""
     content_dropped: dict[str, int]
-    """What the template leaves out (`assistant.tool_calls`, say): how many messages, before the
-    overlong policy; of `tools`, how many accepted rows."""
+    """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,
+    before the overlong policy; for `tools`, the number of accepted rows."""
     tokens: int
-    """Of all documents, without padding."""
+    """The tokens of all documents, without padding."""
     tokens_if_merged: int
-    """Of all accepted rows, had every turn been merged, before the overlong policy."""
+    """The tokens of all accepted rows if every turn were merged, before the overlong policy."""
     loss_tokens: int
     control_tokens: int
-    """Accepted rows whose given text spells a control token, which is kept as one."""
+    """Accepted rows whose input text spells a control token, which is encoded as that token."""
     control_tokens_literal: int
-    """Accepted rows whose given text spells a control token, which is encoded as text."""
+    """Accepted rows whose input text spells a control token, which is encoded as plain text."""
     sequences: int
     sequences_lower_bound: int
+    """A lower bound of the number of sequences that any plan needs."""
 
     @classmethod
     def of(cls, counts: Counter[str]) -> Tally:
-        """Build a tally from flat counts, in which a reason stands behind a dot."""
+        """Build a tally from flat counts, with keys such as `rows_dropped.no_turn`."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.type == "int":
@@ -89,7 +96,7 @@ class Tally:
         return cls(**values)
 
     def check(self) -> None:
-        """Make sure that nothing has disappeared; a failure is a bug in mtpack."""
+        """Raise AssertionError if a row or a turn is in no count: that is a bug in mtpack."""
         rows = self.rows_packed + sum(self.rows_dropped.values()) + sum(self.rows_rejected.values())
         turns = self.turns_packed + sum(self.turns_dropped.values())
         if rows != self.rows_read or turns != self.turns_read:
@@ -98,29 +105,30 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What a run used and how long it took; it has no part in what the shards hold."""
+    """What a run used and how long it took. The shards do not depend on it."""
 
     mtpack_version: str
     tokenizer: str
+    """The path or name of the tokenizer."""
     inputs: list[str]
-    """The files, as the user named them."""
+    """The names of the input files, as the user gave them."""
     seconds: dict[str, float]
-    """By stage, summed over workers. `total` is wall time without `start`, in which tokenizer,
-    template and engine are loaded and proven, and workers started."""
+    """By stage, summed over workers. `start`: to load tokenizer, template and engine, to prove the
+    engine, and to start workers. `total`: wall time without `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
     rendered: int = 0
     """Dialogues rendered by the template."""
     replayed: int = 0
-    """Dialogues filled in without that (mtpack/template/tracing/README.md)."""
+    """Dialogues replayed from a trace instead (mtpack/template/tracing/README.md)."""
     reused: int = 0
-    """Dialogues that were taken as tokens from `--token-store`."""
+    """Dialogues whose tokens came from `--token-store`."""
     token_store_bytes: int = 0
-    """What `--token-store` holds now, for all runs."""
+    """The size of `--token-store` after this run, for all runs."""
     audited: int = 0
-    """Replayed dialogues that were rendered as well, and texts that both engines encoded."""
+    """Replayed dialogues that were also rendered, plus texts that both engines encoded."""
     audit_mismatches: int = 0
-    """Those that differed; all was done again without the short cut then."""
+    """Those of them that differed. Then all splits were made again without the fast path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +136,7 @@ class PackReport:
     """The result of `pack`."""
 
     output: str
+    """The output folder."""
     seq_len: int
     tally: Tally
     shards: list[ShardRecord]
@@ -135,7 +144,7 @@ class PackReport:
 
     @property
     def fill(self) -> float:
-        """The share of all places in the sequences that hold a document's token."""
+        """The share of all positions in the sequences that hold a token of a document."""
         return self.tally.tokens / (self.tally.sequences * self.seq_len)
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +160,7 @@ class PackReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunIdentity:
-    """What decides the contents of an output: equal runs give equal shards."""
+    """All that the contents of an output depend on: equal runs give equal shards."""
 
     options: dict[str, Any]
     inputs: list[dict[str, Any]]
@@ -160,42 +169,42 @@ class RunIdentity:
     template_sha256: str
 
     def difference(self, other: RunIdentity) -> str | None:
-        """Name what sets another run apart from this one, or return None."""
+        """Return how this run differs from `other`, as text for the user; None if it does not."""
         for name in sorted(self.options.keys() | other.options.keys()):
-            value, wanted = self.options.get(name), other.options.get(name)
+            value, wanted = (resolve_alias(name, run.options.get(name)) for run in (self, other))
             if value != wanted:
-                return f"its {name} is {_shown(value)}, not {_shown(wanted)}"
+                return f"its {name} is {_format_value(value)}, not {_format_value(wanted)}"
         if self.tokenizer_sha256 != other.tokenizer_sha256:
-            return "the tokenizer is another one"
+            return "the tokenizer is different"
         if self.template_sha256 != other.template_sha256:
-            return "the chat template is another one"
+            return "the chat template is different"
         if [file["sha256"] for file in self.inputs] != [file["sha256"] for file in other.inputs]:
-            return "the input is another one"
+            return "the input is different"
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`manifest.json`: its presence means that the output is complete."""
+    """The contents of `manifest.json`, whose presence means that the output is complete."""
 
     run: RunIdentity
     report: PackReport
 
     def write(self, path: Path) -> None:
-        """Write canonical JSON."""
+        """Write the manifest as canonical JSON, with the sha256 of its hashed part."""
         hashed = {
             "format_version": FORMAT_VERSION,
             "run": asdict(self.run),
             "tally": asdict(self.report.tally),
             "shards": [asdict(shard) for shard in self.report.shards],
         }
-        sha256 = hashlib.sha256(_canonical(hashed).encode()).hexdigest()
+        sha256 = hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
         whole = {**hashed, "sha256": sha256, "about": asdict(self.report.about)}
         path.write_text(json.dumps(whole, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an output folder; raise InputError."""
+    """Read the manifest of an output folder; raise InputError if it is missing or damaged."""
     path = folder / MANIFEST
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
@@ -205,17 +214,17 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path}: format version {whole['format_version']}; "
                 f"this mtpack reads version {FORMAT_VERSION}"
             )
-        if hashlib.sha256(_canonical(whole).encode()).hexdigest() != sha256:
+        if hashlib.sha256(_canonical_json(whole).encode()).hexdigest() != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
-        run = _checked(RunIdentity, whole["run"])
+        run = _build_checked(RunIdentity, whole["run"])
         return Manifest(
             run,
             PackReport(
                 output=str(folder),
                 seq_len=run.options["seq_len"],
-                tally=_checked(Tally, whole["tally"]),
-                shards=[_checked(ShardRecord, shard) for shard in whole["shards"]],
-                about=_checked(RunInfo, about),
+                tally=_build_checked(Tally, whole["tally"]),
+                shards=[_build_checked(ShardRecord, shard) for shard in whole["shards"]],
+                about=_build_checked(RunInfo, about),
             ),
         )
     except OSError as error:
@@ -225,7 +234,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def is_manifest(path: Path) -> bool:
-    """Return whether a file looks like a manifest that mtpack wrote, whole or damaged."""
+    """Return whether a file looks like a manifest of mtpack, intact or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -236,8 +245,8 @@ def is_manifest(path: Path) -> bool:
 _TYPES = {"int": int, "str": str, "dict": dict, "list": list}
 
 
-def _checked(kind: type[_Record], values: dict[str, Any]) -> _Record:
-    """Build a data class from JSON; raise TypeError where a value is of another type."""
+def _build_checked(kind: type[_Record], values: dict[str, Any]) -> _Record:
+    """Build a data class from JSON; raise TypeError for a value of the wrong type."""
     record = kind(**values)
     for field in fields(record):
         expected = _TYPES[str(field.type).split("[")[0]]
@@ -246,9 +255,9 @@ def _checked(kind: type[_Record], values: dict[str, Any]) -> _Record:
     return record
 
 
-def _canonical(value: Mapping[str, Any]) -> str:
+def _canonical_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "unset" if value in (None, []) else str(value)

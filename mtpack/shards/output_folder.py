@@ -1,8 +1,8 @@
-"""The output folder: what is in it, the work area, and how a complete output takes its place.
+"""The output folder: check it, provide its work area, and publish a complete output.
 
 Everything is written into the work area (`.mtpack/` in the output folder) first. When the run is
-complete, an older manifest goes, the new files are renamed into place, and the new manifest comes
-last: its presence means that the output is complete.
+complete, an older manifest is removed, the new files are moved to the output folder, and the new
+manifest is moved last: its presence means that the output is complete.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from mtpack.shards.manifest import (
 REJECTS = "rejects.jsonl"
 _WORK_AREA = ".mtpack"
 _LOCK = "lock"
-_PUBLISHING = "placing"  # in a work area: its files are the only ones of the output that are whole
+_PUBLISHING = "placing"  # marks a work area that has the only complete copy of the output's files
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
 _DATASETS_FILES = ("state.json", "dataset_info.json")
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise SetupError where `folder` holds anything that is not an output of mtpack."""
+def refuse_foreign_files(folder: Path) -> None:
+    """Raise SetupError if `folder` is not a folder, or holds files but no output of mtpack."""
     if folder.exists() and not folder.is_dir():
         raise SetupError(f"{folder}: not a folder; choose another -o")
     if not folder.is_dir() or was_interrupted(folder) or is_manifest(folder / MANIFEST):
@@ -56,13 +56,13 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def find_complete(
+def find_complete_output(
     folder: Path, run: RunIdentity, *, overwrite: bool, on_error: str
 ) -> PackReport | None:
-    """Return the report of a complete output of the same run, or None if there is work to do.
+    """Return the report of a complete output of the same run; None if there is work to do.
 
-    Raises SetupError where the folder holds the output of another run, unless `overwrite`, and
-    InputError where it left out bad rows, which `on_error` now says must not be.
+    Raises SetupError if the folder holds the output of another run, unless `overwrite`; InputError
+    if that output skipped bad rows, and `on_error` is `fail` now.
     """
     if not (folder / MANIFEST).is_file():
         return None
@@ -76,7 +76,7 @@ def find_complete(
             reject = json.loads((folder / REJECTS).read_text(encoding="utf-8").split("\n")[0])
             raise InputError(
                 "{file} line {line}: {reason}: {detail}\n".format(**reject)
-                + "repair or remove the row, or go on without such rows: --on-error skip"
+                + "repair or remove the row, or skip such rows with --on-error skip"
             )
         if difference is None:
             return found.report
@@ -89,25 +89,25 @@ def find_complete(
 
 
 def was_interrupted(folder: Path) -> bool:
-    """Return whether a run left its work area behind."""
+    """Return whether an earlier run left its work area in the folder."""
     return (folder / _WORK_AREA).is_dir()
 
 
 @contextmanager
 def work_area(folder: Path) -> Iterator[Path]:
-    """Provide an empty work area, of this run alone.
+    """Provide an empty work area, which is locked for this run.
 
-    It leaves neither the area nor an empty output folder behind, except where a failure hit the
-    moment at which the files in it took the place of an older output.
+    At the end of the block, the work area is removed, and an empty new output folder too. Only a
+    failure while the output is published leaves the work area.
     """
     area = folder / _WORK_AREA
     is_new = not folder.exists()
     try:
         area.mkdir(parents=True, exist_ok=True)
-        lock = _locked(area / _LOCK)
-        for left in area.iterdir():
-            if left.name != _LOCK:
-                left.unlink()
+        lock = _open_locked(area / _LOCK)
+        for old in area.iterdir():
+            if old.name != _LOCK:
+                old.unlink()
     except OSError as error:
         raise SetupError(f"{folder}: can't be written to ({error.strerror})") from error
     with lock:
@@ -120,8 +120,8 @@ def work_area(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """Open and lock a file; the lock ends with the process, however that ends."""
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open and lock a file. The lock ends when the process ends, even if that is killed."""
     while True:
         file = open(path, "wb")  # noqa: SIM115 (the caller closes it)
         try:
@@ -134,20 +134,20 @@ def _locked(path: Path) -> IO[bytes]:
                 f"{path.parent.parent}: another run is writing to it; wait for it or choose "
                 "another -o"
             ) from None
-        except FileNotFoundError:  # the run that held it has just removed its work area
+        except FileNotFoundError:  # another run has just removed its work area
             path.parent.mkdir(exist_ok=True)
         file.close()
 
 
 def write_rejects(file: TextIO, rejects: Iterable[Reject]) -> None:
-    """Write rejected rows to `REJECTS`, one object a row."""
+    """Write rejected rows to `REJECTS`, one JSON object per line."""
     file.writelines(json.dumps(reject.as_record()) + "\n" for reject in rejects)
 
 
 def write_datasets_files(area: Path, shards: list[ShardRecord], metadata: ShardMetadata) -> None:
-    """Write what lets `datasets.load_from_disk` map the folder into memory.
+    """Write the files that `datasets.load_from_disk` needs to map the folder into memory.
 
-    `Sequence` is the name of list features that datasets 3, 4 and 5 all read.
+    `Sequence` is the name of a list feature that datasets 3, 4 and 5 can all read.
     """
     digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode())
     state: dict[str, Any] = {
@@ -174,7 +174,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def publish(folder: Path, area: Path, manifest: Manifest) -> None:
-    """Move a complete output, whose shards are synced, out of its work area."""
+    """Move a complete output, whose shards are already synced, from its work area to `folder`."""
     manifest.write(area / MANIFEST)
     shard_names = [shard.path for shard in manifest.report.shards]
     others = [name for name in (REJECTS, *_DATASETS_FILES) if (area / name).exists()]

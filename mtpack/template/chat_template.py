@@ -1,4 +1,4 @@
-"""A model's chat template: compiled, with its variables, and what has to be known of its habits."""
+"""A model's chat template: compiled, with its variables and the properties that mtpack detects."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"
 _LIMITS = Limits()
-_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class TemplateRaisedError(Exception):
-    """The template refused to render; the text is its own reason."""
+    """The template refused to render; the text is the template's reason."""
 
 
 class ChatTemplate:
@@ -47,8 +47,9 @@ class ChatTemplate:
     ) -> None:
         """Compile the templates.
 
-        sources: by name; `tool_use`, where there is one, is for dialogues with tools. variables:
-        special tokens and template arguments. Raises jinja2.TemplateSyntaxError.
+        sources: the source of each template by name; `tool_use`, if present, is for dialogues with
+        tools. variables: special tokens and template arguments. date: ISO format, the date that
+        `strftime_now` formats. Raises jinja2.TemplateSyntaxError.
         """
         self.meter = Meter(limits)
         plain = make_environment(date, self.meter, marked=False)
@@ -59,6 +60,7 @@ class ChatTemplate:
         self.environment = plain
         self._plain = {name: plain.from_string(text) for name, text in sources.items()}
         self._marked = {name: compile_marked(marked, text) for name, text in sources.items()}
+        # Names of the templates that have generation tags.
         self.tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
@@ -66,35 +68,34 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> str:
-        """Return the text; with `prompt`, the generation prompt stands at its end.
+        """Return the rendered text; with `prompt`, it ends with the generation prompt.
 
-        Raises TemplateRaisedError, and TemplateLimitError where it does more than `limits` allow.
+        Raises TemplateRaisedError, and TemplateLimitError if the render exceeds a limit.
         """
-        fields = [message.fields for message in self.readable(messages)]
+        fields = [message.fields for message in self.join_text_parts(messages)]
         return self._write(self._plain, fields, tools, prompt)
 
     def render_marked(
         self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
     ) -> MarkedText:
-        """Return the same text as `render` with what was written for each message.
+        """Return the same text as `render`, and the region of each message in it.
 
-        Raises what `render` raises. Where the marks would have changed the text, no message has
-        a region.
+        Raises the errors of `render`. If the marks change the text, no message has a region.
         """
-        fields = [message.fields for message in self.readable(messages)]
+        fields = [message.fields for message in self.join_text_parts(messages)]
         text = self._write(self._plain, fields, tools, prompt)
         indexed = [IndexedMessage(message, index) for index, message in enumerate(fields)]
-        has_generations = self.name_for(tools) in self.tagged
-        nothing = MarkedText(text, {}, [] if has_generations else None, {})
+        has_generations = self.choose_name(tools) in self.tagged
+        without_regions = MarkedText(text, {}, [] if has_generations else None, {})
         try:
             marked = self._write(self._marked, indexed, tools, prompt)
         except TemplateRaisedError:
-            return nothing
+            return without_regions
         found = read_marks(marked, has_generations=has_generations)
-        return found if found.text == text else nothing
+        return found if found.text == text else without_regions
 
-    def name_for(self, tools: list[Any] | None) -> str:
-        """Return the name of the template that a dialogue with these tools is written by."""
+    def choose_name(self, tools: list[Any] | None) -> str:
+        """Return the name of the template that renders a dialogue with these tools."""
         return "tool_use" if tools is not None and "tool_use" in self._plain else "default"
 
     def _write(
@@ -105,7 +106,7 @@ class ChatTemplate:
         prompt: bool,
     ) -> str:
         if not messages:
-            raise TemplateRaisedError("no messages")  # as in transformers
+            raise TemplateRaisedError("no messages")  # as transformers does
         variables = {
             "messages": messages,
             "tools": tools,
@@ -114,7 +115,7 @@ class ChatTemplate:
             **self.variables,
         }
         try:
-            return self._write_within_limits(templates[self.name_for(tools)], variables)
+            return self._write_within_limits(templates[self.choose_name(tools)], variables)
         except (TemplateLimitError, MemoryError):
             raise
         except Exception as error:  # templates are foreign code and can raise anything
@@ -126,12 +127,10 @@ class ChatTemplate:
         try:
             return template.render(variables)
         except RecursionError:
-            # How deep it may go must not depend on what is above it in this process.
-            return self._write_on_a_stack_of_its_own(template, variables)
+            # The allowed depth must not depend on the stack of the caller.
+            return self._write_on_new_stack(template, variables)
 
-    def _write_on_a_stack_of_its_own(
-        self, template: jinja2.Template, variables: dict[str, Any]
-    ) -> str:
+    def _write_on_new_stack(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
         self.meter.restart()
         with ThreadPoolExecutor(1) as thread:
             try:
@@ -139,20 +138,21 @@ class ChatTemplate:
             except RecursionError as error:
                 raise TemplateLimitError("nests deeper than Python can follow") from error
 
-    def readable(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Join the text parts of a content for a template that can't read a list of them."""
+    def join_text_parts(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Join the text parts of each content that the template can't read as a list."""
         if all(isinstance(message.fields.get("content", ""), str) for message in messages):
             return messages
         return [
-            message._replace(fields=message.fields | {"content": _joined(content)})
+            message._replace(fields=message.fields | {"content": _join_texts(content)})
             if isinstance(content := message.fields.get("content"), list)
-            and message.role not in self._roles_read_in_parts
+            and message.role not in self._roles_with_parts
             else message
             for message in messages
         ]
 
     @cached_property
-    def _roles_read_in_parts(self) -> frozenset[str]:
+    def _roles_with_parts(self) -> frozenset[str]:
+        """The roles for which the template reads a content that is a list of text parts."""
         parts = [{"type": "text", "text": _PROBE}]
         user = {"role": "user", "content": "probe"}
         call = {"function": {"name": "probe"}}
@@ -171,7 +171,7 @@ class ChatTemplate:
 
     @cached_property
     def encodes_text_twice(self) -> bool:
-        """Whether tool-call arguments that are JSON text come out quoted once more."""
+        """Whether the template encodes tool-call arguments that are JSON text as JSON again."""
         function = {"name": "probe", "arguments": f'{{"{_PROBE}": 1}}'}
         call = {"id": "call_1", "type": "function", "function": function}
         text = self._probe(
@@ -183,20 +183,22 @@ class ChatTemplate:
         return f'\\"{_PROBE}\\"' in text
 
     def _probe(self, messages: list[dict[str, Any]]) -> str:
+        """Return the text of `messages`; "" if it is refused or shows a list of parts as it is."""
         try:
             text = self._write(self._plain, messages, None, False)
         except (TemplateRaisedError, TemplateLimitError):
             return ""
-        # A list that is written as it is shows its keys; one that is read does not.
+        # The keys of parts show that the template wrote the list and did not read it.
         return "" if "'text':" in text or '"text":' in text else text
 
 
 def load_chat_template(
     tokenizer: LoadedTokenizer, file: str | None, arguments: Sequence[str], date: str
 ) -> ChatTemplate:
-    """Load the template in `file`, or the tokenizer's own; raise SetupError.
+    """Load the template in `file`, or else the tokenizer's own; raise SetupError.
 
-    arguments: as KEY=VALUE; a value that is JSON is taken as such, any other as text.
+    arguments: each is KEY=VALUE; a value is read as JSON if it is valid JSON, otherwise as text.
+    date: ISO format, the date that `strftime_now` formats.
     """
     sources, name = tokenizer.chat_templates, tokenizer.source
     if file is not None:
@@ -214,12 +216,12 @@ def load_chat_template(
         key, equals, value = argument.partition("=")
         if not equals or not key.isidentifier():
             raise SetupError(f"--template-arg {argument}: write it as KEY=VALUE")
-        if key in _GIVEN:
-            raise SetupError(f"--template-arg {argument}: {key} is given by mtpack")
+        if key in _RESERVED:
+            raise SetupError(f"--template-arg {argument}: mtpack sets {key} itself; remove it")
         variables[key] = _json_or_text(value)
     try:
         return ChatTemplate(sources, variables, date)
-    except Exception as error:  # beside its own errors, Jinja lets Python's compiler refuse
+    except Exception as error:  # Jinja's own errors, and those of Python's compiler
         line = getattr(error, "lineno", None)
         where = f" line {line}" if line else ""
         detail = str(error).split("\n")[0]
@@ -233,5 +235,5 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def _joined(parts: list[dict[str, str]]) -> str:
+def _join_texts(parts: list[dict[str, str]]) -> str:
     return "".join(part["text"] for part in parts)

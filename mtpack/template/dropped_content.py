@@ -1,13 +1,14 @@
-"""Find what a template leaves out: parts of dialogues that the model never gets to see.
+"""Find the parts of dialogues that a template drops: the model never sees them.
 
-A part of a message (its content, its reasoning, its tool calls) is dropped if the first text that
-the model sees with that message does not depend on it: for an assistant message the dialogue
-rendered up to and with it, for any other up to and with the next assistant message. What a
-template takes out of the history later on is therefore not dropped.
+A part of a message (its content, its reasoning, its tool calls) is dropped if the first text in
+which the model sees the message does not depend on it. For an assistant message, that text is the
+dialogue rendered up to and including the message; for any other message, up to and including the
+next assistant message. So a part that a template removes from the history only later is not
+dropped.
 
-Whether a part is dropped is asked for every *kind* of message, not for every message: the template
-renders a small dialogue that is made up from the kind alone, and again with another word in the
-part. So the answer does not depend on which dialogue shows a kind first.
+This is tested once for every *kind* of message, not for every message. The template renders a
+small dialogue that is made from the kind alone, and renders it again with another word in the
+part. So the result does not depend on which dialogue of a kind comes first.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ _Fields = dict[str, Any]
 
 
 class _Calls(NamedTuple):
-    """The tool calls of a message, as far as a template may tell them apart."""
+    """The tool calls of a message: the properties that a template may depend on."""
 
     several: bool
     nested: bool
-    """Under `function`, as the chat APIs have it."""
+    """Whether a call is under the key `function`, as in the chat APIs."""
     arguments: str
-    """`object` or `text`; where there are none, `empty object` or `empty text`."""
+    """`object` or `text`; without arguments, `empty object` or `empty text`."""
 
 
 class _Kind(NamedTuple):
-    """A message and what is around it, as far as a template may tell them apart."""
+    """A message and its context: the properties that a template may depend on."""
 
     role: str
     previous: str | None
-    """The role of the message before it; `opening` for the one that is told next."""
+    """The role of the message before it; `opening` if that message is `opening` (below)."""
     following: str | None
-    """The role of the message behind it; None for an assistant message, which ends the text."""
+    """The role of the message after it; None for an assistant message, which ends the text."""
     opening: str | None
-    """The role of the system message that opens the dialogue."""
+    """The role of the system message that opens the dialogue, or None."""
     tools: str | None
     """`nested` (under `function`), `flat`, `empty` or None."""
     content: str
@@ -59,45 +60,45 @@ class _Kind(NamedTuple):
 
 
 class MessageKinds:
-    """Counts messages by kind, dialogue by dialogue, and by what a template drops of them."""
+    """Counts the messages of dialogues by kind, and the parts that a template drops."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start with no messages."""
         self._messages: Counter[tuple[Any, ...]] = Counter()
         self._tools: Counter[tuple[str | None, str | None]] = Counter()
         self._ordinary: Counter[tuple[str, ...]] = Counter()
-        """Dialogues without tools, all of whose texts are of one kind, by roles."""
+        """The number of ordinary dialogues (`_are_ordinary`), by their roles."""
 
     def add(self, dialogue: Dialogue) -> None:
         """Count the messages of a dialogue.
 
-        Those behind the last trained one are in no document and not counted.
+        Messages after the last trained one are in no document and are not counted.
         """
-        messages = dialogue.texts_alone
+        messages = dialogue.text_messages
         if messages is not None and _are_ordinary(messages):
-            self._ordinary[messages.roles] += 1  # 2 µs for 18 messages; their kinds would take 11
+            self._ordinary[messages.roles] += 1  # 2 µs for 18 messages, not 11 µs
             return
         trained = dialogue.trained_messages()
         if trained:
-            self._tools[_shape_of_tools(dialogue), _opening(dialogue)] += 1
-            self._messages.update(_kinds(dialogue, trained[-1]))
+            self._tools[_classify_tools(dialogue), _find_opening(dialogue)] += 1
+            self._messages.update(_list_kinds(dialogue, trained[-1]))
 
     def count_dropped(self, template: ChatTemplate) -> Counter[str]:
-        """Count messages by what `template` drops of them (`assistant.tool_calls`, say).
+        """Count messages by the part that `template` drops (such as `assistant.tool_calls`).
 
-        `tools` counts dialogues. Nothing is said against a template that refuses the dialogue made
-        up for a kind.
+        `tools` counts dialogues. If the template refuses the small dialogue of a kind, no part of
+        that kind is counted.
         """
         messages = self._messages.copy()
         for roles, number in self._ordinary.items():
-            for kind in _ordinary_kinds(roles):
+            for kind in _list_ordinary_kinds(roles):
                 messages[kind] += number
         counts: Counter[str] = Counter()
         for (shape, opening), number in self._tools.items():
             if _drops_tools(template, shape, opening):
                 counts["tools"] += number
         for each, number in messages.items():
-            for part in _dropped_parts(template, _Kind(*each)):
+            for part in _find_dropped_parts(template, _Kind(*each)):
                 counts[part] += number
         return counts
 
@@ -109,33 +110,33 @@ _OPENING = "opening"
 
 
 def _are_ordinary(messages: TextMessages) -> bool:
-    """Tell whether all texts are contents of the kind `text`."""
-    return all(map(str.strip, messages.texts)) and "</think>" not in messages.searched
+    """Return whether all contents are of the kind `text`."""
+    return all(map(str.strip, messages.texts)) and "</think>" not in messages.joined_texts
 
 
 @lru_cache(maxsize=1024)
-def _ordinary_kinds(roles: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
-    """Return the kinds of messages whose contents are all of the kind `text`."""
+def _list_ordinary_kinds(roles: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Return the kinds of the messages of an ordinary dialogue with these roles."""
     example = Dialogue(
         0, Origin("example", 1), TextMessages.of(roles, ("text",) * len(roles)), None
     )
     trained = example.trained_messages()
-    return tuple(_kinds(example, trained[-1])) if trained else ()
+    return tuple(_list_kinds(example, trained[-1])) if trained else ()
 
 
-def _kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
-    """Yield the kind of each message up to and with the one at `last`, an assistant message.
+def _list_kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
+    """Yield the kind of each message up to and including `last`, an assistant message.
 
-    As plain tuples, since making a named one takes as long as all the rest.
+    Each is a plain tuple: to make a `_Kind` takes as long as everything else here.
     """
-    opening, tools = _opening(dialogue), _shape_of_tools(dialogue)
+    opening, tools = _find_opening(dialogue), _classify_tools(dialogue)
     messages = dialogue.messages
     previous = None
     is_after_user = is_after_calls = False
     for index in range(last + 1):
         role, fields = messages[index].role, messages[index].fields
         following = None if role == "assistant" else messages[index + 1].role
-        content = _kind_of_content(role, fields.get("content"))
+        content = _classify_content(role, fields.get("content"))
         reasoning, calls = fields.get("reasoning_content"), fields.get("tool_calls")
         yield (
             role,
@@ -145,7 +146,7 @@ def _kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
             tools,
             content,
             reasoning is not None and not _is_blank(reasoning),
-            _kind_of_calls(calls) if calls else None,
+            _classify_calls(calls) if calls else None,
             is_after_user,
             is_after_calls,
         )
@@ -154,18 +155,18 @@ def _kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
         is_after_calls = is_after_calls or bool(calls)
 
 
-def _opening(dialogue: Dialogue) -> str | None:
+def _find_opening(dialogue: Dialogue) -> str | None:
     role = dialogue.messages[0].role
     return role if role in _SYSTEM_ROLES else None
 
 
-def _shape_of_tools(dialogue: Dialogue) -> str | None:
+def _classify_tools(dialogue: Dialogue) -> str | None:
     if not dialogue.tools:
         return None if dialogue.tools is None else "empty"
     return "nested" if "function" in dialogue.tools[0] else "flat"
 
 
-def _kind_of_content(role: str, content: str | list[_Fields] | None) -> str:
+def _classify_content(role: str, content: str | list[_Fields] | None) -> str:
     if content is None:
         return "none"
     if isinstance(content, list):
@@ -185,7 +186,7 @@ def _is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
-def _kind_of_calls(calls: list[_Fields]) -> _Calls:
+def _classify_calls(calls: list[_Fields]) -> _Calls:
     nested = "function" in calls[0]
     arguments = (calls[0]["function"] if nested else calls[0]).get("arguments")
     if isinstance(arguments, str):
@@ -195,23 +196,23 @@ def _kind_of_calls(calls: list[_Fields]) -> _Calls:
     return _Calls(len(calls) > 1, nested, kind)
 
 
-# Kinds to dialogues. Every text is one word, so that another word can be put in its place.
+# Kinds to dialogues. Every text is one word, so that another word can replace it.
 
 _OTHER_WORD = "zebra"
-_CALL_ID = "call00001"  # some templates insist on nine letters and digits
+_CALL_ID = "call00001"  # some templates require nine letters and digits
 
 
 @lru_cache(maxsize=1024)
-def _dropped_parts(template: ChatTemplate, kind: _Kind) -> frozenset[str]:
-    """Return the parts of such a message that are not, or not wholly, in what the model sees."""
-    message, words = _message(kind)
-    # Templates may insist on what the calls around the message are like.
+def _find_dropped_parts(template: ChatTemplate, kind: _Kind) -> frozenset[str]:
+    """Return the parts of a message of this kind that the model does not see, or not fully."""
+    message, words = _make_message(kind)
+    # Templates may require a certain form of the calls around the message.
     for arguments, content in product(("object", "text"), ("", "willow")):
-        before = _messages(_roles_before(kind), arguments, content)
-        behind = _messages(_roles_behind(kind), arguments, content)
+        before = _make_messages(_list_roles_before(kind), arguments, content)
+        after = _make_messages(_list_roles_after(kind), arguments, content)
         try:
             seen = {
-                word: _render(template, [*before, _with_other(message, word), *behind], kind.tools)
+                word: _render(template, [*before, _replace_word(message, word), *after], kind.tools)
                 for word in ("", *words)
             }
         except TemplateRaisedError:
@@ -226,7 +227,7 @@ def _dropped_parts(template: ChatTemplate, kind: _Kind) -> frozenset[str]:
 def _drops_tools(template: ChatTemplate, shape: str | None, opening: str | None) -> bool:
     if shape in (None, "empty"):
         return False
-    messages = _messages([*([opening] if opening else []), "user", "assistant"])
+    messages = _make_messages([*([opening] if opening else []), "user", "assistant"])
     try:
         first, second = (_render(template, messages, shape, word) for word in ("alder", "birch"))
     except TemplateRaisedError:
@@ -246,18 +247,18 @@ def _render(
             "required": [tool_word],
         },
     }
-    given: dict[str | None, list[Any] | None] = {
+    schemas: dict[str | None, list[Any] | None] = {
         None: None,
         "empty": [],
         "flat": [function],
         "nested": [{"type": "function", "function": function}],
     }
     rendered = tuple(Message(fields["role"], fields, False) for fields in messages)
-    return template.render(rendered, given[tools])
+    return template.render(rendered, schemas[tools])
 
 
-def _message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
-    """Return a message of a kind, and which part of it each of its words is in."""
+def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
+    """Return a message of a kind, and for each of its words the part that contains it."""
     fields: _Fields = {"role": kind.role}
     contents: dict[str, tuple[Any, dict[str, str]]] = {
         "none": (None, {}),
@@ -269,8 +270,11 @@ def _message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
         ),
         "thinking, blank": ("<think>\nebony\n</think>", {"ebony": "content.thinking"}),
         "blank, answer": ("<think>\n\n</think>\n\ncedar", {"cedar": "content"}),
-        "part": ([_part("cedar")], {"cedar": "content"}),
-        "parts": ([_part("cedar"), _part("ebony")], {"cedar": "content", "ebony": "content"}),
+        "part": ([_make_part("cedar")], {"cedar": "content"}),
+        "parts": (
+            [_make_part("cedar"), _make_part("ebony")],
+            {"cedar": "content", "ebony": "content"},
+        ),
     }
     content, words = contents[kind.content]
     if content is not None:
@@ -282,7 +286,7 @@ def _message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
         words["larch"] = "reasoning_content"
     if kind.calls:
         names = [("maple", "olive"), ("pecan", "rowan")][: 1 + kind.calls.several]
-        fields["tool_calls"] = [_call(*name, kind.calls) for name in names]
+        fields["tool_calls"] = [_make_call(*name, kind.calls) for name in names]
         for name, argument in names:
             words[name] = "tool_calls"
             if not kind.calls.arguments.startswith("empty"):
@@ -290,11 +294,11 @@ def _message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
     return fields, words
 
 
-def _part(word: str) -> _Fields:
+def _make_part(word: str) -> _Fields:
     return {"type": "text", "text": word}
 
 
-def _call(name: str, argument: str, calls: _Calls) -> _Fields:
+def _make_call(name: str, argument: str, calls: _Calls) -> _Fields:
     arguments: dict[str, Any] = {
         "object": {"leaf": argument},
         "text": json.dumps({"leaf": argument}),
@@ -306,47 +310,47 @@ def _call(name: str, argument: str, calls: _Calls) -> _Fields:
     return {**call, "function": function} if calls.nested else {**call, **function}
 
 
-def _with_other(message: _Fields, word: str) -> _Fields:
-    """Return a message with another word in the place of one of its own."""
+def _replace_word(message: _Fields, word: str) -> _Fields:
+    """Return `message` with another word instead of `word`; unchanged if that is empty."""
     if not word:
         return message
     changed: _Fields = json.loads(json.dumps(message).replace(word, _OTHER_WORD))
     return changed
 
 
-def _roles_before(kind: _Kind) -> list[str]:
-    """Return the fewest messages that make what stands before a message what its kind says."""
+def _list_roles_before(kind: _Kind) -> list[str]:
+    """Return the roles of the fewest messages that give a message the context of its kind."""
     if kind.previous is None:
         return []
     start = [kind.opening] if kind.opening else []
     if kind.previous == _OPENING:
         return start
-    asked = ["user"] if kind.is_after_user else []
-    call = [*asked, "calling assistant"]
+    question = ["user"] if kind.is_after_user else []
+    call = [*question, "calling assistant"]
     if kind.previous == "tool":
         return [*start, *call, "tool"]
     if kind.previous == "assistant" and kind.role == "tool":
         return [*start, *call]
     if kind.is_after_calls:
         start += [*call, "tool", "assistant"]
-    return [*start, "user"] if kind.previous == "user" else [*start, *asked, kind.previous]
+    return [*start, "user"] if kind.previous == "user" else [*start, *question, kind.previous]
 
 
-def _roles_behind(kind: _Kind) -> list[str]:
-    """Return the fewest messages that lead from a message to the next assistant message."""
+def _list_roles_after(kind: _Kind) -> list[str]:
+    """Return the roles of the fewest messages up to the next assistant message."""
     if kind.following is None:
         return []
     if kind.following == "assistant":
         return ["assistant"]
-    asked = ["user"] if kind.following in _SYSTEM_ROLES and kind.role != "user" else []
-    return [kind.following, *asked, "assistant"]
+    question = ["user"] if kind.following in _SYSTEM_ROLES and kind.role != "user" else []
+    return [kind.following, *question, "assistant"]
 
 
-def _messages(roles: list[str], arguments: str = "object", content: str = "") -> list[_Fields]:
-    calls = [_call("beech", "hazel", _Calls(False, True, arguments))]
-    say: dict[str, _Fields] = {
+def _make_messages(roles: list[str], arguments: str = "object", content: str = "") -> list[_Fields]:
+    calls = [_make_call("beech", "hazel", _Calls(False, True, arguments))]
+    with_tools: dict[str, _Fields] = {
         "tool": {"role": "tool", "name": "beech", "tool_call_id": _CALL_ID, "content": "thorn"},
         "calling assistant": {"role": "assistant", "content": content, "tool_calls": calls},
     }
     words = {"system": "holly", "developer": "holly", "user": "poplar", "assistant": "willow"}
-    return [say.get(role) or {"role": role, "content": words[role]} for role in roles]
+    return [with_tools.get(role) or {"role": role, "content": words[role]} for role in roles]

@@ -1,10 +1,10 @@
 """The Jinja environment of chat templates, as transformers 5 sets it up.
 
-What `apply_chat_template` gives a template (sandbox, white space rules, filters, globals, the
-`generation` tag) is in transformers/utils/chat_template_utils.py; two things differ on purpose:
-`strftime_now` tells a fixed date, so that runs repeat, and the `generation` tag can mark its
-output in the text itself, so that it is found wherever the template puts it. All that a template
-does is counted (metering.py), which changes no text.
+The sandbox, the white space rules, the filters, the globals and the `generation` tag are those of
+`apply_chat_template` (transformers/utils/chat_template_utils.py), with two deliberate differences.
+`strftime_now` formats a fixed date, so that runs are repeatable. The `generation` tag can mark its
+output in the text itself, so that the output is found wherever the template puts it. All
+operations of a template are counted (metering.py), which does not change its text.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from mtpack.template.sandbox.guards import guard_json
 from mtpack.template.sandbox.limits import Meter
 from mtpack.template.sandbox.metering import MeteredEnvironment
 
-# Unicode noncharacters: never assigned, not for interchange, so not in any text that is meant.
+# Unicode noncharacters: never assigned and not for interchange, so no proper text has them.
 GENERATION_START = "\ufdd3"
 GENERATION_END = "\ufdd4"
 
 
 def make_environment(date: str, meter: Meter, *, marked: bool) -> MeteredEnvironment:
-    """Return an environment; `marked` puts marks around the output of `generation` tags."""
-    environment = MeteredEnvironment(meter, **settings(marked=marked))
-    environment.filters["tojson"] = _json_writer(meter)
+    """Return an environment; `marked`: put marks around the output of `generation` tags.
+
+    date: ISO format, the date that `strftime_now` formats.
+    """
+    environment = MeteredEnvironment(meter, **make_settings(marked=marked))
+    environment.filters["tojson"] = _make_to_json(meter)
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=datetime.datetime.fromisoformat(date).strftime,
@@ -42,7 +45,7 @@ def make_environment(date: str, meter: Meter, *, marked: bool) -> MeteredEnviron
     return environment
 
 
-def settings(*, marked: bool) -> dict[str, Any]:
+def make_settings(*, marked: bool) -> dict[str, Any]:
     """Return the settings of Jinja environments for chat templates."""
     return {
         "trim_blocks": True,
@@ -51,7 +54,7 @@ def settings(*, marked: bool) -> dict[str, Any]:
     }
 
 
-def _json_writer(meter: Meter) -> Callable[..., str]:
+def _make_to_json(meter: Meter) -> Callable[..., str]:
     def to_json(
         value: Any,
         ensure_ascii: bool = False,
@@ -59,7 +62,7 @@ def _json_writer(meter: Meter) -> Callable[..., str]:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """Write JSON without Jinja's HTML escapes."""
+        """Return JSON without Jinja's HTML escapes."""
         guard_json(meter, value, indent, separators)
         return json.dumps(
             value,
@@ -77,7 +80,7 @@ def _raise_exception(message: str) -> None:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`: what stands between them, as its own scope."""
+    """`{% generation %}...{% endgeneration %}`: writes its body, which has its own scope."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
 
@@ -91,12 +94,14 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _MarkedGeneration(_Generation):
+    """The same tag, with marks around what it writes."""
+
     def _write(self, caller: Callable[[], str]) -> str:
         return f"{GENERATION_START}{caller()}{GENERATION_END}"
 
 
 class _Dict:
-    """The `dict` of templates: it can be called, and nothing else of the class is in reach."""
+    """The `dict` of templates: only a call and `fromkeys`, no other attribute of the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -106,7 +111,7 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """The `namespace` of templates: no attribute that starts with an underscore."""
+    """The `namespace` of templates: no attribute may start with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that namespace(self=...) works
         self, *values = args

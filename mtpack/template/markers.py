@@ -1,11 +1,11 @@
 """Find what a template writes for each message: marks in its loops over the messages.
 
-A chat template writes messages in a `for` loop. In the parsed template, every loop gets two calls:
-at the start of its body one that writes a mark if the loop's variable is one of the dialogue's
-messages, and at the end of the body (and before `continue` and `break`) one that closes it. In a
-loop over indices, the mark stands where the body takes a message out of the list. The
-marks travel inside the text, so they are right in macros and `set` blocks as well; taken out, they
-must leave exactly what the plain template writes, or the template can't be read this way.
+A chat template writes messages in a `for` loop. Two calls are added to every loop of the parsed
+template. One, at the start of the body, writes a mark if the loop's variable is a message of the
+dialogue. The other, at the end of the body (and before `continue` and `break`), closes it. In a
+loop over indices, the mark is written where the body takes a message out of the list. The marks
+are part of the text, so they are also right in macros and `set` blocks. Without its marks, the
+text must equal what the plain template writes; otherwise the marks are not used.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _MARK = re.compile(
 )
 
 FILTERS_THAT_READ_TEXT = ("int", "float", "length", "count")
-"""Filters that tell of a text what its marks must not change."""
+"""Filters whose result depends on a text, and must not depend on its marks."""
 
 Range = tuple[int, int]
 
 
 class IndexedMessage(dict[str, Any]):
-    """A message that knows its place; to a template it is the dict that it is."""
+    """A message with its index in the dialogue, which the template can't see."""
 
-    __slots__ = ("_mtpack_index",)  # the sandbox hides what starts with an underscore
+    __slots__ = ("_mtpack_index",)  # the sandbox hides names that start with "_"
 
     def __init__(self, fields: dict[str, Any], index: int) -> None:
         super().__init__(fields)
@@ -46,19 +46,19 @@ class IndexedMessage(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class MarkedText:
-    """A rendered text, and what of it was written for which message."""
+    """A rendered text, and the region that the template wrote for each message."""
 
     text: str
     regions: dict[int, Range]
-    """Characters [start, end) by message; a message written in no or several places is missing."""
+    """Characters [start, end) by message index; only of messages that are written exactly once."""
     generations: list[Range] | None
-    """Characters [start, end) inside `generation` tags; None for a template without such tags."""
+    """Characters [start, end) in `generation` tags; None for a template without such tags."""
     empty_regions: dict[int, int]
-    """Where the loops came by a message without writing anything for it."""
+    """Positions by message index, of messages for which the loops wrote nothing."""
 
 
-def holds_marks(text: str) -> bool:
-    """Return whether a text has characters that marks are made of, and so can't be marked."""
+def has_mark_characters(text: str) -> bool:
+    """Return whether a text has characters of which marks are made, so that it can't be marked."""
     if text.isascii():
         return False
     marks = (_REGION_START, _REGION_END, GENERATION_START, GENERATION_END)
@@ -66,29 +66,29 @@ def holds_marks(text: str) -> bool:
 
 
 def install_markers(environment: jinja2.Environment) -> None:
-    """Give an environment what marked templates call, and filters that look at no marks."""
+    """Add to an environment the functions of marked templates, and filters that ignore marks."""
     environment.globals["mtpack_enter"] = _enter
     environment.globals["mtpack_leave"] = _leave
     for name in FILTERS_THAT_READ_TEXT:
-        environment.filters[name] = _without_marks(environment.filters[name])
+        environment.filters[name] = _ignore_marks(environment.filters[name])
 
 
 def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Template:
-    """Compile `source` with marks in its loops, in an environment that was taught them."""
+    """Compile `source` with marks in its loops; `install_markers` must have run before."""
     return environment.from_string(parse_marked(environment, source))
 
 
-def _without_marks(function: Callable[..., Any]) -> Callable[..., Any]:
-    def look(value: Any = "", *args: Any, **kwargs: Any) -> Any:
+def _ignore_marks(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(value: Any = "", *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, str):
             value = type(value)(_MARK.sub("", value))
         return function(value, *args, **kwargs)
 
-    return look
+    return call
 
 
 def parse_marked(environment: jinja2.Environment, source: str) -> nodes.Template:
-    """Parse `source` and put calls of `mtpack_enter` and `mtpack_leave` into its loops."""
+    """Parse `source` and add calls of `mtpack_enter` and `mtpack_leave` to its loops."""
     tree = environment.parse(source)
     for number, loop in enumerate(list(tree.find_all(nodes.For))):
         if isinstance(loop.target, nodes.Name):
@@ -98,12 +98,12 @@ def parse_marked(environment: jinja2.Environment, source: str) -> nodes.Template
 
 
 def has_generation_tags(environment: jinja2.Environment, source: str) -> bool:
-    """Return whether a template marks what is trained."""
+    """Return whether a template has `generation` tags."""
     return environment.parse(source).find(nodes.ExtensionAttribute) is not None
 
 
 def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
-    """Take the marks out of a text, and tell what they said."""
+    """Remove the marks from a text, and return it with the regions that they mark."""
     pieces: list[str] = []
     open_regions: list[Range] = []  # message, start
     regions: dict[int, list[Range]] = defaultdict(list)
@@ -132,7 +132,7 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
         regions={message: found[0] for message, found in regions.items() if len(found) == 1},
         generations=generations if has_generations else None,
         empty_regions={
-            message: place for message, place in empty_regions.items() if message not in regions
+            message: start for message, start in empty_regions.items() if message not in regions
         },
     )
 
@@ -148,9 +148,9 @@ def _leave(entered: str) -> str:
 
 
 def _mark_loop(loop: nodes.For, variable: str) -> None:
-    """Write marks around the body of `loop`; `variable` remembers whether one was opened.
+    """Write marks around the body of `loop`; `variable` stores whether a mark was opened.
 
-    The loop's own variable can't tell at the end of the body, since the body may set it anew.
+    The loop's own variable can't be used for that, since the body may set it to something else.
     """
     target = loop.target
     assert isinstance(target, nodes.Name)
@@ -171,7 +171,7 @@ def _mark_loop(loop: nodes.For, variable: str) -> None:
 
 
 def _enter_by_index(body: Sequence[nodes.Node], index: str, variable: str) -> list[nodes.Node]:
-    """Open the mark behind each `set` that takes an element of a list at the loop's `index`."""
+    """Open the mark after each `set` that takes the element of a list at the loop's `index`."""
     late = f"{variable}_late"
     result: list[nodes.Node] = []
     for node in body:
@@ -199,12 +199,12 @@ def _call(function: str, *arguments: str) -> nodes.Call:
 
 
 def _leave_before_jumps(body: list[nodes.Node], leave: Any) -> list[nodes.Node]:
-    """Close the mark before each `continue` and `break` of this loop (not of loops inside it)."""
+    """Close the mark before each `continue` and `break` of this loop, not of loops inside it."""
     result: list[nodes.Node] = []
     for node in body:
         if isinstance(node, nodes.Continue | nodes.Break):
             result.append(leave())
-        elif isinstance(node, nodes.For):  # jumps in its `else` are this loop's again
+        elif isinstance(node, nodes.For):  # jumps in its `else` belong to the outer loop
             node.else_ = _leave_before_jumps(node.else_, leave)
         else:
             for name, value in node.iter_fields():

@@ -1,8 +1,12 @@
-"""Turns of most dialogues: of one span each, from where the model takes over to the end.
+"""Turns of texts with slots: their positions, computed for many dialogues at once.
 
-Where they stand is the same for all dialogues of a shape, but for how long the texts are that are
-filled in. So a dialogue keeps these lengths alone, and its turns are placed with those of all
-others at once: to make a `TurnText` of each takes longer than to fill in their dialogue.
+All dialogues of one shape have the same text with slots, and differ in the texts that fill them. So
+a turn has the same position in all of them, apart from the lengths of these texts. A dialogue
+therefore keeps only its lengths, and `place_turns` computes the positions of the turns of many
+dialogues in a few numpy calls. To make one `TurnText` for each turn would take longer than to
+fill the slots of its dialogue.
+
+Such turns have one span each: from the start of the turn to its end.
 """
 
 from __future__ import annotations
@@ -17,43 +21,43 @@ import numpy as np
 from mtpack.template.turn_spans import TurnText
 from mtpack.token_batch import Int64, TurnFlag, offsets_from_lengths
 
-Place = tuple[int, int]
-"""How many cells (texts that are filled in), and how many other characters, stand before it."""
+SlotPosition = tuple[int, int]
+"""A position in a text with slots: the number of slots and of other characters before it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlainPlaces:
-    """Where the turns of a shape stand."""
+class TurnLayout:
+    """The positions of the turns in all dialogues of one shape."""
 
-    rows: Int64
-    """(turns, 6): message, `TurnFlag` bits, cells and characters before the start, and the end."""
+    table: Int64
+    """(turns, 6): message index, `TurnFlag` bits, then the `SlotPosition` of start and end."""
 
     @classmethod
-    def of(
+    def from_columns(
         cls,
         messages: Sequence[int],
         flags: Sequence[int],
-        starts: Sequence[Place],
-        ends: Sequence[Place],
-    ) -> PlainPlaces:
-        """Take the columns, one element a turn."""
+        starts: Sequence[SlotPosition],
+        ends: Sequence[SlotPosition],
+    ) -> TurnLayout:
+        """Make a layout from columns with one element for each turn."""
         columns = [messages, flags, *zip(*starts, strict=True), *zip(*ends, strict=True)]
         return cls(np.array(columns, dtype=np.int64).T.copy())
 
 
-class PlainTurns(Sequence[TurnText]):
-    """The turns of one dialogue."""
+class SlottedTurns(Sequence[TurnText]):
+    """The turns of one dialogue, as the layout of its shape and the lengths of its slots."""
 
-    __slots__ = ("lengths", "places")
-    __hash__ = None  # type: ignore[assignment]  # equal to a tuple, whose hash it hasn't
+    __slots__ = ("layout", "lengths")
+    __hash__ = None  # type: ignore[assignment]  # it equals a tuple, but has not the tuple's hash
 
-    def __init__(self, places: PlainPlaces, lengths: Sequence[int]) -> None:
-        """Take the places of its shape, and how many characters each of its cells has."""
-        self.places = places
+    def __init__(self, layout: TurnLayout, lengths: Sequence[int]) -> None:
+        """Take the layout of the dialogue's shape, and the number of characters in each slot."""
+        self.layout = layout
         self.lengths = lengths
 
     def __len__(self) -> int:
-        return len(self.places.rows)
+        return len(self.layout.table)
 
     @overload
     def __getitem__(self, index: int) -> TurnText: ...
@@ -62,43 +66,49 @@ class PlainTurns(Sequence[TurnText]):
     def __getitem__(self, index: int | slice) -> TurnText | tuple[TurnText, ...]:
         if isinstance(index, slice):
             return tuple(map(self.__getitem__, range(*index.indices(len(self)))))
-        message, flags, *places = self.places.rows[index].tolist()
+        message, flags, *positions = self.layout.table[index].tolist()
         start, end = (
-            sum(self.lengths[:cells]) + chars for cells, chars in (places[:2], places[2:])
+            sum(self.lengths[:slots]) + chars for slots, chars in (positions[:2], positions[2:])
         )
         return TurnText(message, ((start, end),), start, end, TurnFlag(flags))
 
     def __eq__(self, other: object) -> bool:
-        return tuple(self) == (tuple(other) if isinstance(other, PlainTurns) else other)
+        return tuple(self) == (tuple(other) if isinstance(other, SlottedTurns) else other)
 
 
-class PlacedTurns(NamedTuple):
-    """Turns of several dialogues, one dialogue behind the other; places are characters."""
+class TurnColumns(NamedTuple):
+    """The turns of several dialogues, in the order of the dialogues, as columns.
+
+    All columns but the first have the shape (turns,).
+    """
 
     num_turns: Int64
-    """(dialogues,)"""
+    """(dialogues,): the number of turns of each dialogue."""
     messages: Int64
-    """(turns,), as all below."""
+    """The index of the turn's message in its dialogue."""
     flags: Int64
+    """`TurnFlag` bits."""
     starts: Int64
+    """In characters, from the start of the turn's text."""
     ends: Int64
+    """In characters, from the start of the turn's text."""
 
 
-def placed(dialogues: Sequence[PlainTurns]) -> PlacedTurns:
-    """Place the turns of all dialogues."""
-    rows = [turns.places.rows for turns in dialogues]
+def place_turns(dialogues: Sequence[SlottedTurns]) -> TurnColumns:
+    """Compute the positions of all turns of `dialogues`."""
+    tables = [turns.layout.table for turns in dialogues]
     lengths = [turns.lengths for turns in dialogues]
-    num_turns = np.fromiter(map(len, rows), np.int64, len(rows))
-    cells = offsets_from_lengths(np.fromiter(map(len, lengths), np.int64, len(lengths)))
-    before = offsets_from_lengths(np.fromiter(chain.from_iterable(lengths), np.int64, cells[-1]))
-    first: Int64 = np.repeat(cells[:-1], num_turns)
-    nothing = np.empty((0, 6), dtype=np.int64)
-    columns = np.concatenate([nothing, *rows]).T
-    messages, flags, start_cells, start_chars, end_cells, end_chars = columns
-    return PlacedTurns(
+    num_turns = np.fromiter(map(len, tables), np.int64, len(tables))
+    slots = offsets_from_lengths(np.fromiter(map(len, lengths), np.int64, len(lengths)))
+    before = offsets_from_lengths(np.fromiter(chain.from_iterable(lengths), np.int64, slots[-1]))
+    first: Int64 = np.repeat(slots[:-1], num_turns)
+    no_turns = np.empty((0, 6), dtype=np.int64)
+    columns = np.concatenate([no_turns, *tables]).T
+    messages, flags, start_slots, start_chars, end_slots, end_chars = columns
+    return TurnColumns(
         num_turns=num_turns,
         messages=messages,
         flags=flags,
-        starts=before[first + start_cells] - before[first] + start_chars,
-        ends=before[first + end_cells] - before[first] + end_chars,
+        starts=before[first + start_slots] - before[first] + start_chars,
+        ends=before[first + end_slots] - before[first] + end_chars,
     )

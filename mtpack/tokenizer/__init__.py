@@ -1,5 +1,5 @@
-"""Text to ids, and to the position of each token in the text.
+"""Encodes text to ids, and finds the position of each token in the text.
 
-In: the folder or Hub id of a tokenizer, and texts. Out: `EncodedTexts`. `embedded/` holds the small
-tokenizer that ships with mtpack.
+In: the folder or Hub id of a tokenizer, and texts. Out: `EncodedTexts`. `embedded/` contains the
+small tokenizer that ships with mtpack.
 """

@@ -1,8 +1,9 @@
-"""How many bytes of text each token stands for, where every text is cut into just these bytes.
+"""The number of bytes of text that each token of a byte-level vocabulary stands for.
 
-A byte-level vocabulary spells every byte as one character, so the bytes that a token stands for are
-as many as its name has characters. Summed up, they tell where in its text every token starts and
-ends. `tokenizers` can tell as well, in a third more time than the ids take it; `fastokens` can't.
+A byte-level vocabulary spells every byte as one character, so a token stands for as many bytes as
+its name has characters. Their cumulative sum is the start and end of every token in its text.
+`tokenizers` can also compute positions, which takes it a third longer than the ids alone;
+`fastokens` can't.
 """
 
 from __future__ import annotations
@@ -20,37 +21,37 @@ from mtpack.token_batch import Int32
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-_KEEPING_ALL = {"Split", "Digits", "Punctuation"}
+_LOSSLESS = {"Split", "Digits", "Punctuation"}
 
 
 @dataclass(frozen=True, slots=True)
 class ByteLevel:
-    """The bytes of text behind each token, in UTF-8.
+    """The number of bytes of text of each token, in UTF-8.
 
-    They hold for a text if its tokens have as many bytes as the text has, and if the text is in the
-    normal form, where there is one (`unicodedata.is_normalized`). Tokens can have fewer: one that
-    swallows white space counts without it, so such a text does not add up. They never have more.
+    They are right for a text if their sum is the length of the text, and if the text is in the
+    normal form, where there is one (`unicodedata.is_normalized`). The sum can be smaller: a token
+    that absorbs white space is counted without it. It is never larger.
     """
 
     lengths: Int32
-    """(highest id + 1,); 0 for ids that are none."""
+    """(highest id + 1,); 0 for unused ids."""
     normal_form: Literal["NFC"] | None
-    """What the tokenizer brings text into first."""
+    """The form to which the tokenizer normalizes text first; None if it does not."""
 
 
-def byte_level_of(tokenizer: LoadedTokenizer) -> ByteLevel | None:
-    """Return the table (110 ms for 150,000 tokens), or None where bytes can't tell.
+def build_byte_level(tokenizer: LoadedTokenizer) -> ByteLevel | None:
+    """Return the table (110 ms for 150,000 tokens), or None if byte counts give no positions.
 
-    They can't where text is changed before it is cut, unless into NFC, where a token can stand for
-    text that the vocabulary can't spell, and where tokens do not spell bytes at all.
+    That is so if text is changed before it is cut (except by NFC), if a token can stand for text
+    that the vocabulary can't spell, and if tokens do not spell bytes.
     """
     backend = tokenizer.backend
-    normalizers = [step["type"] for step in _steps(backend.normalizer)]
+    normalizers = [step["type"] for step in _read_steps(backend.normalizer)]
     vocabulary = backend.get_vocab(with_added_tokens=True)
     if not (
         set(normalizers) <= {"NFC"}
-        and _spells_bytes(_steps(backend.pre_tokenizer))
-        and _spells_nothing_else(backend.model)
+        and _spells_bytes(_read_steps(backend.pre_tokenizer))
+        and _spells_only_bytes(backend.model)
         and vocabulary.keys() >= _ALPHABET
     ):
         return None
@@ -64,30 +65,30 @@ def byte_level_of(tokenizer: LoadedTokenizer) -> ByteLevel | None:
     return ByteLevel(lengths, "NFC" if normalizers else None)
 
 
-def _steps(component: Any) -> list[dict[str, Any]]:
-    """Return a normalizer or pre-tokenizer as the steps that it consists of, as JSON has them."""
-    return [] if component is None else list(_flat(json.loads(component.__getstate__())))
+def _read_steps(component: Any) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or pre-tokenizer, as in tokenizer.json."""
+    return [] if component is None else list(_flatten(json.loads(component.__getstate__())))
 
 
-def _flat(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _flatten(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if step["type"] != "Sequence":
         yield step
     for inner in (*step.get("normalizers", ()), *step.get("pretokenizers", ())):
-        yield from _flat(inner)
+        yield from _flatten(inner)
 
 
 def _spells_bytes(steps: list[dict[str, Any]]) -> bool:
-    """Return whether text is cut without loss, and spelled as bytes at last, once."""
+    """Return whether the steps cut text without loss, and only the last spells it as bytes."""
     return (
         bool(steps)
         and steps[-1]["type"] == "ByteLevel"
         and not steps[-1]["add_prefix_space"]
-        and all(step["type"] in _KEEPING_ALL for step in steps[:-1])
+        and all(step["type"] in _LOSSLESS for step in steps[:-1])
         and all(step.get("behavior") != "Removed" for step in steps[:-1])
     )
 
 
-def _spells_nothing_else(model: tokenizers.models.Model) -> bool:
+def _spells_only_bytes(model: tokenizers.models.Model) -> bool:
     return (
         isinstance(model, tokenizers.models.BPE)
         and not model.byte_fallback

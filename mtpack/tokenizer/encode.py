@@ -1,9 +1,9 @@
-"""Texts to ids, and the part of its text that every token stands for.
+"""Encodes texts to ids, and finds the part of the text that every token stands for.
 
-Many texts are encoded at a time, into flat arrays: no Python object is made for a token. Where
-every token of a vocabulary stands for bytes of its own (`ByteLevel`), its place follows from the
-lengths of the tokens before it; other vocabularies take the offsets that `tokenizers` gives. What
-comes out is the same, whichever engine made the ids.
+Many texts are encoded at a time, into flat arrays: no Python object is created per token. Where
+every token of a vocabulary stands for bytes of its own (`ByteLevel`), its position is the sum of
+the lengths of the tokens before it. For other vocabularies, the offsets of `tokenizers` are used.
+The result is the same, whichever engine computed the ids.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mtpack.errors import SetupError
 from mtpack.sampled_check import Audit
 from mtpack.token_batch import Int32, Int64, offsets_from_lengths
 from mtpack.tokenizer.byte_level import ByteLevel
-from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, reference_engine
-from mtpack.tokenizer.loading import LoadedTokenizer, failures_named
+from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, load_reference_engine
+from mtpack.tokenizer.loading import LoadedTokenizer, wrap_tokenizer_errors
 
 _BATCH = 64  # texts encoded at a time; their offsets are Python objects until they are arrays
 
@@ -39,41 +39,42 @@ class EncodedText:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Where the characters of consecutive texts stand: a position counts UTF-8 bytes of all."""
+    """Positions of characters in consecutive texts, counted in UTF-8 bytes from the first text."""
 
     texts: Int64
-    """(texts + 1,): where each text starts, and where the last one ends."""
+    """(texts + 1,): the start of each text, and the end of the last one."""
     _characters: Int64
     """(texts + 1,): the same, counted in characters."""
     _of_characters: Int64 | None
-    """(characters + 1,): where each character starts; None where each takes one byte."""
+    """(characters + 1,): the start of each character; None if each takes one byte."""
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Positions:
-        """Count the bytes of texts without half surrogate pairs."""
+        """Compute the positions in texts, which have no half surrogate pairs."""
         characters = offsets_from_lengths(np.fromiter(map(len, texts), np.int64, len(texts)))
         if all(map(str.isascii, texts)):
             return cls(characters, characters, None)
-        # The last byte starts where the last text ends. One by one, since a text that an engine has
-        # encoded keeps its bytes: a sixth of the time for a joined one.
+        # The added last byte starts where the last text ends. The texts are encoded one by one:
+        # Python caches the bytes of a text that an engine has encoded, so this takes a sixth of the
+        # time of encoding the joined text.
         joined = b"".join([*map(str.encode, texts), b"\0"])
         starts = np.frombuffer(joined, np.int8) >= -64  # all other bytes continue a character
         of_characters = np.flatnonzero(starts)
         return cls(of_characters[characters], characters, of_characters)
 
     def at(self, texts: Int64, characters: Int32 | Int64) -> Int64:
-        """Return the positions of characters, each counted within its text; alike in shape."""
+        """Return the positions of characters, by text and index; all arrays have one shape."""
         counted = self._characters[texts] + characters
         return counted if self._of_characters is None else self._of_characters[counted]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """Texts as tokens, one text behind the other.
+    """Texts as tokens, one text after the other.
 
     Text k has the tokens `offsets[k]:offsets[k+1]`; token t stands for [starts[t], ends[t]), in
-    positions. Both ascend; a token may share its place with the next one (parts of a character)
-    or stand for nothing (a SentencePiece space before the first character).
+    positions. Both ascend; a token may have the same span as the next one (parts of a character)
+    or an empty span (a SentencePiece space before the first character).
     """
 
     ids: Int32
@@ -87,51 +88,51 @@ class EncodedTexts:
     positions: Positions
 
     def first_token_starting_at(self, texts: Int64, positions: Int64) -> Int64:
-        """Return the first token of each text that starts at or behind a position, alike in shape.
+        """Return for each position the first token of its text that starts at or after it.
 
-        Where there is none, the one behind the text's last.
+        If there is none, the index after the last token of the text. All arrays have one shape.
         """
-        return self._within(texts, np.searchsorted(self.starts, positions, side="left"))
+        return self._clip_to_text(texts, np.searchsorted(self.starts, positions, side="left"))
 
     def first_token_ending_after(self, texts: Int64, positions: Int64) -> Int64:
-        """Return the first token of each text that ends behind a position, alike in shape."""
-        return self._within(texts, np.searchsorted(self.ends, positions, side="right"))
+        """Return likewise the first token that ends after each position."""
+        return self._clip_to_text(texts, np.searchsorted(self.ends, positions, side="right"))
 
-    def _within(self, texts: Int64, tokens: Int64) -> Int64:
+    def _clip_to_text(self, texts: Int64, tokens: Int64) -> Int64:
         return np.clip(tokens, self.offsets[texts], self.offsets[texts + 1])
 
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """Encodes texts as a whole; no special token is added to what they say."""
+    """Encodes each text as a whole, and adds no special tokens."""
 
     tokenizer: LoadedTokenizer
     engine: Engine
-    """What makes the ids, where it need not tell the places of tokens."""
+    """Computes the ids of texts whose positions follow from `byte_level`."""
     byte_level: ByteLevel | None
-    """What tells the places of tokens; None where only `tokenizers` can."""
+    """Gives the positions of tokens; None if only `tokenizers` can."""
     audit: Audit | None = None
-    """Which texts `tokenizers` encodes as well, to compare the ids."""
+    """Chooses the texts that `tokenizers` encodes as well, to compare the ids."""
 
     def encode(
         self, texts: Sequence[str], rows: Sequence[int], known: Mapping[int, EncodedText]
     ) -> EncodedTexts:
-        """Encode texts, but for those whose tokens are `known` already, by number.
+        """Encode texts, except for those whose tokens are already in `known`, by index.
 
-        rows: of each text, the row that it is of; some rows are audited. Raises SetupError where
-        the tokenizer fails, EngineFailedError where only the engine does, or differs.
+        rows: the row of each text; some rows are audited. Raises SetupError if the tokenizer fails,
+        EngineFailedError if only the engine fails or gives other ids.
         """
         if self.byte_level is None:
             positions = Positions.of(texts)
             unknown = [number for number in range(len(texts)) if number not in known]
-            by_number = {**known, **self._by_offsets(texts, unknown)}
-            return _joined(
-                [_placed(by_number[number], number, positions) for number in range(len(texts))],
+            by_number = {**known, **self._encode_by_reference(texts, unknown)}
+            return _join(
+                [_place(by_number[number], number, positions) for number in range(len(texts))],
                 positions,
             )
         unknown_texts = ["" if number in known else text for number, text in enumerate(texts)]
         flat = self.engine.encode(unknown_texts if known else texts)
-        self._compare(flat, unknown_texts, rows)
+        self._check_sample(flat, unknown_texts, rows)
         positions = Positions.of(texts)
         edges = offsets_from_lengths(self.byte_level.lengths[flat.ids])
         fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
@@ -140,100 +141,102 @@ class TextEncoder:
         if fits.all():
             return EncodedTexts(flat.ids, flat.offsets, edges[:-1], edges[1:], positions)
         misfits = [number for number in np.flatnonzero(~fits).tolist() if number not in known]
-        by_number = {**known, **self._by_offsets(texts, misfits)}
+        by_number = {**known, **self._encode_by_reference(texts, misfits)}
         parts = []
         for number in range(len(texts)):
             if number in by_number:
-                parts.append(_placed(by_number[number], number, positions))
+                parts.append(_place(by_number[number], number, positions))
                 continue
             first, last = flat.offsets[number : number + 2].tolist()
             moved = edges[first : last + 1] + (positions.texts[number] - edges[first])
             parts.append((flat.ids[first:last], moved[:-1], moved[1:]))
-        return _joined(parts, positions)
+        return _join(parts, positions)
 
-    def _compare(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
-        """Have `tokenizers` encode some of the texts, too; raise EngineFailedError on other ids."""
+    def _check_sample(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
+        """Encode some texts with `tokenizers` too; raise EngineFailedError if the ids differ."""
         if self.audit is None:
             return
-        reference = reference_engine(self.tokenizer)
+        reference = load_reference_engine(self.tokenizer)
         for number, row in enumerate(rows):
             if not self.audit.is_due(row):
                 continue
-            with self.audit.timed():
+            with self.audit.measure():
                 expected = reference.encode([texts[number]])
             if not np.array_equal(found.of(number), expected.ids):
                 raise EngineFailedError(
                     f"{self.engine.name} gave other ids than {reference.name} for a row"
                 )
 
-    def _by_offsets(self, texts: Sequence[str], numbers: Sequence[int]) -> dict[int, EncodedText]:
-        """Encode some of the texts with `tokenizers`."""
+    def _encode_by_reference(
+        self, texts: Sequence[str], numbers: Sequence[int]
+    ) -> dict[int, EncodedText]:
+        """Encode some of the texts with `tokenizers`; return them by index."""
         found = encode_with_offsets(self.tokenizer, [texts[number] for number in numbers])
         return dict(zip(numbers, found, strict=True))
 
 
 def encode_with_offsets(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> list[EncodedText]:
-    """Encode each text with `tokenizers`, which tells what characters its tokens stand for.
+    """Encode each text with `tokenizers`, and find the characters that its tokens stand for.
 
-    Raises SetupError where it fails, or where its tokens are not in the order of the text.
+    Raises SetupError if it fails, or if its tokens are not in the order of the text.
     """
     return [
-        _with_offsets(tokenizer, text, encoding)
+        _to_encoded_text(tokenizer, text, encoding)
         for first in range(0, len(texts), _BATCH)
-        for text, encoding in _encodings(tokenizer, texts[first : first + _BATCH])
+        for text, encoding in _encode_batch(tokenizer, texts[first : first + _BATCH])
     ]
 
 
-def _encodings(
+def _encode_batch(
     tokenizer: LoadedTokenizer, texts: Sequence[str]
 ) -> Iterator[tuple[str, tokenizers.Encoding]]:
-    with failures_named(tokenizer.source):
+    with wrap_tokenizer_errors(tokenizer.source):
         encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
     return zip(texts, encodings, strict=True)
 
 
-def _with_offsets(
+def _to_encoded_text(
     tokenizer: LoadedTokenizer, text: str, encoding: tokenizers.Encoding
 ) -> EncodedText:
     ids = np.array(encoding.ids, dtype=np.int32)
     offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
     starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
-    if tokenizer.added_tokens.swallowing:
-        _give_space_back(tokenizer.added_tokens.swallowing, text, ids, starts, ends)
+    if tokenizer.added_tokens.absorbing:
+        _exclude_absorbed_space(tokenizer.added_tokens.absorbing, text, ids, starts, ends)
     if (np.diff(starts) < 0).any() or (np.diff(ends) < 0).any():
         raise SetupError(
-            f"{tokenizer.source}: the tokenizer's offsets go back and forth, so which tokens are a "
-            "turn's can't be told"
+            f"{tokenizer.source}: the tokenizer's offsets are not in the order of the text, so the "
+            "tokens of a turn can't be found"
         )
     return EncodedText(ids, starts, ends)
 
 
-def _give_space_back(
-    swallowing: dict[int, str], text: str, ids: Int32, starts: Int32, ends: Int32
+def _exclude_absorbed_space(
+    absorbing: dict[int, str], text: str, ids: Int32, starts: Int32, ends: Int32
 ) -> None:
-    """Let tokens that swallow white space stand for their own characters only.
+    """Reduce tokens that absorb white space to their own characters, in place.
 
-    Otherwise phi-3's `<|end|>`, which takes the newline behind it, would reach beyond its turn.
+    Otherwise phi-3's `<|end|>`, which includes the newline after it, would extend beyond its turn.
     """
-    for token in np.flatnonzero(np.isin(ids, list(swallowing))).tolist():
-        content = swallowing[int(ids[token])]
+    for token in np.flatnonzero(np.isin(ids, list(absorbing))).tolist():
+        content = absorbing[int(ids[token])]
         found = text.find(content, int(starts[token]), int(ends[token]))
         if found >= 0:
             starts[token], ends[token] = found, found + len(content)
 
 
 _Part = tuple[Int32, Int64, Int64]
-"""Ids, starts and ends of one text, in positions."""
+"""The ids of one text, and the starts and ends of its tokens as positions."""
 
 
-def _placed(encoded: EncodedText, number: int, positions: Positions) -> _Part:
+def _place(encoded: EncodedText, number: int, positions: Positions) -> _Part:
     text: Int64 = np.full(len(encoded.ids), number, dtype=np.int64)
     return encoded.ids, positions.at(text, encoded.starts), positions.at(text, encoded.ends)
 
 
-def _joined(parts: Sequence[_Part], positions: Positions) -> EncodedTexts:
-    nothing: _Part = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
-    ids, starts, ends = zip(nothing, *parts, strict=True)
+def _join(parts: Sequence[_Part], positions: Positions) -> EncodedTexts:
+    empty: _Part = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
+    ids, starts, ends = zip(empty, *parts, strict=True)
     return EncodedTexts(
         ids=np.concatenate(ids),
         offsets=offsets_from_lengths(np.array([len(part[0]) for part in parts], dtype=np.int64)),

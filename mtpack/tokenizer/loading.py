@@ -1,8 +1,8 @@
-"""Find, check and load a tokenizer with what stands beside it.
+"""Finds, checks and loads a tokenizer and the files next to it.
 
 A tokenizer is a folder with `tokenizer.json` (and `tokenizer_config.json`, `chat_template.jinja`,
-`additional_chat_templates/`), that file alone, a model id of the Hugging Face Hub, or, without a
-name, the small one that ships with mtpack. All of these files are untrusted.
+`additional_chat_templates/`), that file alone, a model id of the Hugging Face Hub, or, if none is
+named, the small one that ships with mtpack. All of these files are untrusted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import tokenizers
 
 from mtpack.errors import MtpackError, SetupError
-from mtpack.tokenizer.added_tokens import AddedTokens, added_tokens_of
+from mtpack.tokenizer.added_tokens import AddedTokens, collect_added_tokens
 from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_tokens
 
 EMBEDDED = "embedded"
@@ -30,27 +30,27 @@ _HUB_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
 
 @dataclass(frozen=True, slots=True)
 class LoadedTokenizer:
-    """A tokenizer, ready to encode, and what templates and shards need to know of it."""
+    """A tokenizer, ready to encode, and its properties that templates and shards need."""
 
     source: str
-    """What the user named, or `embedded`."""
+    """The name that the user gave, or `embedded`."""
     backend: tokenizers.Tokenizer
     added_tokens: AddedTokens
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token` and so on, as templates see them."""
     chat_templates: dict[str, str]
-    """By name; `default` is the usual one. Empty where there is none."""
+    """The templates by name; `default` is the usual one. Empty if there is none."""
     pad_id: int
     sha256: str
-    """Of tokenizer.json, of the tokens that only the config declares, and of the names."""
+    """The digest of tokenizer.json, the tokens that only the config declares, and the names."""
 
 
 def load_tokenizer(source: str | None) -> LoadedTokenizer:
-    """Load the tokenizer that `source` names; raise SetupError where it can't be used."""
+    """Load the tokenizer that `source` names; raise SetupError if it can't be used."""
     path = _locate(source)
     folder = path.parent
     content = _read(path)
-    _refuse_unfit(path, content)
+    _refuse_unsafe_settings(path, content)
     config = _read_json(folder / "tokenizer_config.json")
     try:
         declared = read_declared_tokens(
@@ -64,9 +64,9 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         ) from error
     try:
         backend = tokenizers.Tokenizer.from_str(content)
-        # It would only add special tokens, which come from the template, and trim offsets.
+        # It would only add special tokens, which the template writes, and trim offsets.
         backend.post_processor = None
-        added_here = _add(path, backend, declared)
+        added_here = _add_declared_tokens(path, backend, declared)
     except BaseException as error:
         if is_tokenizer_failure(error):
             raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
@@ -75,17 +75,17 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
     return LoadedTokenizer(
         source=EMBEDDED if source is None else source,
         backend=backend,
-        added_tokens=added_tokens_of(backend, declared.named.get("eos_token")),
+        added_tokens=collect_added_tokens(backend, declared.named.get("eos_token")),
         special_tokens=declared.named,
-        chat_templates=_chat_templates(folder, config),
-        pad_id=_pad_id(backend, declared.named),
+        chat_templates=_read_chat_templates(folder, config),
+        pad_id=_find_pad_id(backend, declared.named),
         sha256=hashlib.sha256("\n".join([content, *added_here, names]).encode()).hexdigest(),
     )
 
 
 @contextmanager
-def failures_named(source: str) -> Iterator[None]:
-    """Turn what `tokenizers` raises inside the block into a SetupError that names the tokenizer."""
+def wrap_tokenizer_errors(source: str) -> Iterator[None]:
+    """Convert what `tokenizers` raises in the block into a SetupError that names the tokenizer."""
     try:
         yield
     except BaseException as error:
@@ -95,7 +95,7 @@ def failures_named(source: str) -> Iterator[None]:
 
 
 def is_tokenizer_failure(error: BaseException) -> bool:
-    """Return whether `tokenizers` raised this: plain exceptions, and panics, which are none."""
+    """Return whether `tokenizers` raised this: an exception, or a panic, which is no Exception."""
     if isinstance(error, MtpackError):
         return False
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -116,10 +116,10 @@ def _locate(source: str | None) -> Path:
         return path
     if not _HUB_ID.fullmatch(source) or path.suffix == ".json":
         raise SetupError(f"{source}: no such tokenizer file or folder")
-    return _from_hub(source)
+    return _download_from_hub(source)
 
 
-def _from_hub(source: str) -> Path:
+def _download_from_hub(source: str) -> Path:
     try:
         import huggingface_hub
     except ImportError:
@@ -131,7 +131,7 @@ def _from_hub(source: str) -> Path:
         folder = huggingface_hub.snapshot_download(source, allow_patterns=list(_HUB_FILES))
     except Exception as error:  # it raises its own, httpx's and the system's errors
         raise SetupError(
-            f"{source}: no such folder, and the Hugging Face Hub did not give it "
+            f"{source}: no such folder, and the download from the Hugging Face Hub failed "
             f"({type(error).__name__}); check the name and the connection"
         ) from error
     path = Path(folder) / "tokenizer.json"
@@ -154,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise SetupError(f"{path}: holds half of a surrogate pair; repair it") from None
+        raise SetupError(f"{path}: has half of a surrogate pair; correct the file") from None
     return value
 
 
@@ -168,27 +168,29 @@ def _parse_object(path: Path, text: str) -> dict[str, Any]:
     return value
 
 
-def _refuse_unfit(path: Path, content: str) -> None:
-    """Refuse what would change ids in silence."""
+def _refuse_unsafe_settings(path: Path, content: str) -> None:
+    """Refuse settings that would change the ids without a warning; raise SetupError."""
     stored = _parse_object(path, content)
     model = stored.get("model")
-    unfit = {
-        "truncation": (stored.get("truncation"), "long dialogues would be cut in silence"),
-        "padding": (stored.get("padding"), "padding tokens would be taken for text"),
+    unsafe = {
+        "truncation": (stored.get("truncation"), "long dialogues would be cut without a warning"),
+        "padding": (stored.get("padding"), "padding tokens would be treated as text"),
         "dropout": (
             isinstance(model, dict) and model.get("dropout"),
-            "every run would give other ids",
+            "every run would give different ids",
         ),
     }
-    for name, (switched_on, consequence) in unfit.items():
-        if switched_on:
+    for name, (is_enabled, consequence) in unsafe.items():
+        if is_enabled:
             raise SetupError(
-                f"{path}: {name} is switched on, so {consequence}; set it to null in tokenizer.json"
+                f"{path}: {name} is enabled, so {consequence}; set it to null in tokenizer.json"
             )
 
 
-def _add(path: Path, backend: tokenizers.Tokenizer, declared: DeclaredTokens) -> list[str]:
-    """Add tokens that tokenizer.json does not have, and return them; stored ones stay as stored."""
+def _add_declared_tokens(
+    path: Path, backend: tokenizers.Tokenizer, declared: DeclaredTokens
+) -> list[str]:
+    """Add the tokens that tokenizer.json does not have, and return them; others stay unchanged."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     added_here = []
     for number, token in declared.tokens:
@@ -200,14 +202,14 @@ def _add(path: Path, backend: tokenizers.Tokenizer, declared: DeclaredTokens) ->
         if number is not None and found != number:
             raise SetupError(
                 f"{path}: tokenizer_config.json gives {token.content} the id {number}, "
-                f"but behind this vocabulary it becomes {found}"
+                f"but with this vocabulary its id is {found}"
             )
         added_here.append(f"{found} {token!r}")
     return added_here
 
 
-def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Collect templates by name; the config's count only where there is no file of them."""
+def _read_chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Return the templates by name; those of the config only if there are no template files."""
     files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
@@ -223,7 +225,7 @@ def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _pad_id(backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> int:
+def _find_pad_id(backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> int:
     for name in ("pad_token", "eos_token"):
         number = backend.token_to_id(special_tokens.get(name, ""))
         if number is not None:

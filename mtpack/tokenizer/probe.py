@@ -1,7 +1,7 @@
 """The probe: texts on which two engines are likely to differ if they differ at all.
 
-An engine is admitted, per tokenizer and run, if it gives the ids of the reference for all of them.
-That is evidence, not proof, so a sample of the run's own rows is encoded by both as well
+An engine is used, for a tokenizer and a run, if it gives the ids of the reference for all of them.
+That is evidence, not proof, so a sample of the rows of the run is encoded by both as well
 (docs/engines.md).
 """
 
@@ -13,22 +13,22 @@ from itertools import pairwise
 import numpy as np
 
 from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens
-from mtpack.tokenizer.engines import Engine, EngineFailedError, first_difference
+from mtpack.tokenizer.engines import Engine, EngineFailedError, find_first_difference
 
 _TOKENS_IN_DETAIL = 64
 _TOKENS = 1000
-_OWN_CHARS = 40_000  # of 110,000 in all, which take `tokenizers` 40 ms
-# Engines treat long pieces in ways of their own, cut texts from 16 KiB on into parts, and remember
-# what a text of 4 KiB had in common with the one before.
+_OWN_CHARS = 40_000  # of 110,000 in all, which `tokenizers` encodes in 40 ms
+# Engines have special code for long pieces, cut texts of 16 KiB or more into parts, and cache what
+# a text of 4 KiB has in common with the one before.
 _RUN = 2500
 
-# One of each script block or so, and what classes of Unicode and of libraries disagree on:
-# separators that are spaces to some (U+180E, U+200B, U+FEFF), digits that are no numbers, letters
-# without case or with two, marks, composed and not, jamo, emoji and what joins them, controls,
-# private use, noncharacters, what Unicode has assigned only lately, the last one of all.
+# About one character of each script block, and those on whose class Unicode and libraries disagree:
+# separators that some treat as spaces (U+180E, U+200B, U+FEFF), digits that are not numbers,
+# letters without case or with two, marks, composed and not, jamo, emoji and their joiners,
+# controls, private use, noncharacters, recently assigned characters, the last code point.
 _STRIDE = range(0xA1, 0x32000, 397)
 _SURROGATES = range(0xD800, 0xE000)
-_TELLING = (
+_CHARACTERS = (
     "\0\x01\x08\t\n\x0b\x0c\r\x1b\x1c\x1d\x1e\x1f !'/_~\x7f\x80\x85\x9f\xa0\xad\xaa\xb2\xb5\xba\xbc"
     "\xc5\xd7\xdf\xe9\u0130\u0131\u0149\u017f\u01c5\u01f0\u02bc\u0300\u0301\u0315\u0340\u0344\u0345"
     "\u0374\u037e\u0387\u03c2\u0483\u0488\u05b0\u05d0\u0600\u0627\u064b\u0660\u06dd\u06e5\u070f"
@@ -77,9 +77,12 @@ _WORDS = (
 
 
 def prove_equal(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
-    """Encode texts by both, in a batch and by `fast` one by one; raise EngineFailedError."""
+    """Encode texts with both engines; raise EngineFailedError if any ids differ.
+
+    `fast` encodes them in a batch, and also one by one.
+    """
     expected = reference.encode(texts)
-    differing = first_difference(expected, fast.encode(texts))
+    differing = find_first_difference(expected, fast.encode(texts))
     for number, text in enumerate(texts):
         if differing is None and not np.array_equal(fast.encode([text]).ids, expected.of(number)):
             differing = number
@@ -90,12 +93,12 @@ def prove_equal(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
         )
 
 
-def probe_texts(added_tokens: AddedTokens, own_rows: Iterable[str]) -> list[str]:
-    """Return the texts of the probe: the same for all, about the added tokens, and own rows.
+def build_probe_texts(added_tokens: AddedTokens, own_rows: Iterable[str]) -> list[str]:
+    """Return the texts of the probe: fixed ones, texts with the added tokens, and own rows.
 
-    own_rows: some of what is to be encoded; the first 40,000 characters count.
+    own_rows: some texts of the input; the first 40,000 characters are used.
     """
-    texts = [*_WORDS, *_about_characters(), *_about_tokens(added_tokens.tokens), *_long_texts()]
+    texts = [*_WORDS, *_vary_characters(), *_vary_tokens(added_tokens.tokens), *_make_long_texts()]
     room = _OWN_CHARS
     for row in own_rows:
         texts.append(row[:room])
@@ -105,16 +108,16 @@ def probe_texts(added_tokens: AddedTokens, own_rows: Iterable[str]) -> list[str]
     return texts
 
 
-def _about_characters() -> Iterator[str]:
-    """Yield each character where its class shows: by spaces, digits, letters, quotes, newlines."""
+def _vary_characters() -> Iterator[str]:
+    """Yield each character next to spaces, digits, letters, quotes and newlines."""
     sampled = (chr(number) for number in _STRIDE if number not in _SURROGATES)
-    for c in (*_TELLING, *sampled):
+    for c in (*_CHARACTERS, *sampled):
         yield f"  {c}12{c}34'{c}s\n{c}\n the{c} {c}{c}re"
 
 
-def _about_tokens(tokens: Sequence[AddedToken]) -> Iterator[str]:
-    """Yield added tokens alone, glued to each other and to all sorts of text, and cut short."""
-    odd_first = sorted(tokens, key=lambda token: token.cuts and not token.swallows_space)
+def _vary_tokens(tokens: Sequence[AddedToken]) -> Iterator[str]:
+    """Yield added tokens alone, next to each other and to all kinds of text, and truncated."""
+    odd_first = sorted(tokens, key=lambda token: token.cuts and not token.absorbs_space)
     contents = [token.content for token in odd_first[:_TOKENS]]
     yield "".join(contents)
     yield " ".join(contents)
@@ -127,8 +130,8 @@ def _about_tokens(tokens: Sequence[AddedToken]) -> Iterator[str]:
         yield f"{first}{second} {second}\n{first[:-1]}{second}{first}"
 
 
-def _long_texts() -> Iterator[str]:
-    """Yield a text of long runs, and one that begins alike and ends in the middle of a run."""
+def _make_long_texts() -> Iterator[str]:
+    """Yield a text of long runs, and one with the same start that ends inside a run."""
     runs = ("a", " ", "!", "\n", "1", "é", "的", "ab ")
     long = "".join(unit * (_RUN // len(unit)) for unit in runs)
     yield long

@@ -1,4 +1,4 @@
-"""Sequences as the laws of a shard look at them, and how a law names the place that breaks it."""
+"""A record batch as the laws of a shard see it, and the breach that a law reports."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from mtpack.token_batch import Bools, Int64, offsets_from_lengths, segment_ids
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """Where a law is first broken in a batch, and how."""
+    """The first position in a batch that breaks a law, and what is wrong there."""
 
     row: int
-    """In the batch."""
+    """The index of the sequence in the batch."""
     position: int | None
-    """In the sequence; None where the whole sequence is concerned."""
+    """In the sequence; None if the law is about the whole sequence."""
     detail: str
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Columns, and what follows from them once the laws that it rests on hold.
+class ColumnBatch:
+    """Columns, and what laws derive from them. A derived value needs the earlier laws to hold.
 
-    Places are counted through all sequences: place p is position p % seq_len of row p // seq_len.
+    Positions count through all sequences of the batch: position p is position p % seq_len of
+    sequence p // seq_len. An entry is an element of seq_lengths: a document, or padding.
     """
 
     columns: Columns
     layout: Layout
 
     @property
-    def num_rows(self) -> int:
+    def num_sequences(self) -> int:
         """The number of sequences."""
         return len(self.columns.turn_num)
 
@@ -54,49 +55,49 @@ class Batch:
         return last
 
     @cached_property
-    def entry_places(self) -> Int64:
-        """(entries + 1,): where each entry starts."""
+    def entry_starts(self) -> Int64:
+        """(entries + 1,): the position where each entry starts, and the end of the last one."""
         return offsets_from_lengths(self.columns.seq_lengths)
 
     @cached_property
-    def head_places(self) -> Int64:
-        """(turns,): where each turn starts, ascending."""
+    def turn_positions(self) -> Int64:
+        """(turns,): the position where each turn starts, ascending."""
         return (
             segment_ids(self.columns.turn_offsets) * self.layout.seq_len + self.columns.turn_starts
         )
 
     @cached_property
-    def head_entries(self) -> Int64:
-        """(turns,): the entry that each turn starts in."""
-        return self.entries_at(self.head_places)
+    def turn_entries(self) -> Int64:
+        """(turns,): the index of the entry in which each turn starts."""
+        return self.find_entries_at(self.turn_positions)
 
     @cached_property
-    def loss_places(self) -> Int64:
-        """(loss tokens,): where they are, ascending."""
+    def loss_positions(self) -> Int64:
+        """(loss tokens,): the positions where loss_mask is not 0, ascending."""
         return np.flatnonzero(self.columns.loss_mask)
 
     @cached_property
     def turn_lengths(self) -> Int64:
-        """(turns,): loss tokens from each turn's start to the next one."""
-        before = np.searchsorted(self.loss_places, self.head_places)
-        return np.diff(before, append=len(self.loss_places))
+        """(turns,): the number of loss tokens from each turn's start to the next turn's start."""
+        before = np.searchsorted(self.loss_positions, self.turn_positions)
+        return np.diff(before, append=len(self.loss_positions))
 
     @cached_property
-    def no_loss(self) -> Bools:
-        """(sequences, seq_len): whether the place carries no loss."""
+    def has_no_loss(self) -> Bools:
+        """(sequences, seq_len): whether the position carries no loss."""
         return np.equal(self.columns.loss_mask, 0)
 
-    def entries_at(self, places: Int64) -> Int64:
-        """Return the entry that each place lies in."""
-        return np.searchsorted(self.entry_places, places, side="right") - 1
+    def find_entries_at(self, positions: Int64) -> Int64:
+        """Return the index of the entry that each position is in."""
+        return np.searchsorted(self.entry_starts, positions, side="right") - 1
 
-    def at_row(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Name the first wrong sequence."""
+    def find_wrong_sequence(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
+        """Return the breach of the first wrong sequence: wrong is bool (sequences,)."""
         row = _first(wrong)
         return None if row is None else Breach(row, None, detail(row))
 
-    def at_entry(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Name the first wrong entry."""
+    def find_wrong_entry(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
+        """Return the breach of the first wrong entry: wrong is bool (entries,)."""
         entry = _first(wrong)
         if entry is None:
             return None
@@ -105,33 +106,40 @@ class Batch:
         before = self.columns.seq_lengths[offsets[row] : entry]
         return Breach(row, int(before.sum(dtype=np.int64)), detail(entry))
 
-    def at_turn(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Name the first wrong turn."""
+    def find_wrong_turn(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
+        """Return the breach of the first wrong turn: wrong is bool (turns,)."""
         turn = _first(wrong)
         if turn is None:
             return None
         row = int(np.searchsorted(self.columns.turn_offsets, turn, side="right")) - 1
         return Breach(row, int(self.columns.turn_starts[turn]), detail(turn))
 
-    def at_place(self, wrong: NDArray[Any], detail: Callable[[int], str]) -> Breach | None:
-        """Name the first wrong place: wrong is bool (sequences, seq_len)."""
-        place = _first(wrong.ravel())
-        return None if place is None else self.breach_at(place, detail(place))
+    def find_wrong_position(
+        self, wrong: NDArray[Any], detail: Callable[[int], str]
+    ) -> Breach | None:
+        """Return the breach of the first wrong position: wrong is bool (sequences, seq_len)."""
+        position = _first(wrong.ravel())
+        return None if position is None else self.locate_breach(position, detail(position))
 
-    def at_one_of(self, places: Int64, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Name the first wrong one of some places; `detail` is told which of them it is."""
-        number = _first(wrong)
-        return None if number is None else self.breach_at(int(places[number]), detail(number))
+    def find_wrong_among(
+        self, positions: Int64, wrong: Bools, detail: Callable[[int], str]
+    ) -> Breach | None:
+        """Return the breach of the first wrong one of some positions: wrong is bool (positions,).
 
-    def breach_at(self, place: int, detail: str) -> Breach:
-        """Name a place."""
-        row, position = divmod(place, self.layout.seq_len)
-        return Breach(row, position, detail)
+        detail: called with the index into `positions`.
+        """
+        index = _first(wrong)
+        return None if index is None else self.locate_breach(int(positions[index]), detail(index))
+
+    def locate_breach(self, position: int, detail: str) -> Breach:
+        """Return the breach at a position of the batch."""
+        row, position_in_row = divmod(position, self.layout.seq_len)
+        return Breach(row, position_in_row, detail)
 
 
 def _first(wrong: NDArray[Any]) -> int | None:
     return int(wrong.argmax()) if wrong.any() else None
 
 
-Law = Callable[[Batch], Breach | None]
-"""Where the batch first breaks the law, if it does."""
+Law = Callable[[ColumnBatch], Breach | None]
+"""Returns the first breach of the law in a batch, or None if the batch keeps the law."""

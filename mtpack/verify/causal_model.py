@@ -1,4 +1,4 @@
-"""The language model that the checks compute with: a small one of mtpack's own, or a user's."""
+"""The language model that the checks use: the small built-in one, or a user's own."""
 
 from __future__ import annotations
 
@@ -20,67 +20,69 @@ from mtpack.verify.model import Transformer
 MODEL_SEED = 0
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
-Batch = Mapping[str, Tensor]
-"""What `mtpack.torch_data.collate` gives."""
+ModelBatch = Mapping[str, Tensor]
+"""The tensors of a micro-batch by column, as `mtpack.torch_data.collate` returns them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CausalModel:
-    """A causal language model that reads several documents as one sequence."""
+    """A causal language model that can read several documents in one sequence."""
 
     module: nn.Module
     forward: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """From input_ids, position_ids and document_ids, integers (tokens,), to the logits for the
-    token behind every place, float (tokens, vocabulary)."""
+    """From input_ids, position_ids and document_ids, integers (tokens,), to the logits of the next
+    token at every position, float (tokens, vocabulary)."""
     vocabulary: int
+    """The number of token ids."""
     name: str
-    keeps_apart_by: str
-    """What keeps documents apart in it, in words."""
+    separates_documents_by: str
+    """The input that separates the documents of a sequence, in words."""
     states: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """To what the output matrix is applied to, (tokens, width); of the built-in model."""
+    """From the same arguments to the hidden states before the output matrix, (tokens, width); None
+    for a user's model."""
     output: Tensor | None = None
-    """The output matrix, (vocabulary, width); of the built-in model."""
+    """The output matrix, (vocabulary, width); None for a user's model."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained."""
+        """The parameters that are trained."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and its inputs have to be."""
+        """The device of the model; its inputs must be there too."""
         return self.parameters[0].device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """The dtype of the weights."""
         return self.parameters[0].dtype
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits(self, batch: ModelBatch) -> Tensor:
         """Return the logits of a batch, float (rows, seq_len, vocabulary).
 
-        The rows are one sequence to the model, as in padding-free training.
+        The model reads all rows as one sequence, as in padding-free training.
         """
-        return self.forward(*flat_inputs(batch)).view(*batch["input_ids"].shape, -1)
+        return self.forward(*flatten_inputs(batch)).view(*batch["input_ids"].shape, -1)
 
 
-def flat_inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def flatten_inputs(batch: ModelBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return input_ids, position_ids and document_ids of a batch, int64 (rows * seq_len,) each."""
     return (
         batch["input_ids"].flatten(),
         batch["position_ids"].flatten(),
-        document_ids_of(batch),
+        read_document_ids(batch),
     )
 
 
-def document_ids_of(batch: Batch) -> Tensor:
-    """Return the document of each place of a batch, int64 (rows * seq_len,), from `cu_seqlens`."""
+def read_document_ids(batch: ModelBatch) -> Tensor:
+    """Return the document index at each position, int64 (rows * seq_len,), from `cu_seqlens`."""
     lengths = batch["cu_seqlens"].diff().long()
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
 
-def built_in_model(vocabulary: int, device: str, dtype: torch.dtype) -> CausalModel:
-    """Return the small transformer with random weights, the same for equal arguments."""
+def make_built_in_model(vocabulary: int, device: str, dtype: torch.dtype) -> CausalModel:
+    """Return the small transformer with random weights; equal arguments give equal weights."""
     module = Transformer(vocabulary, MODEL_SEED).to(device, dtype)
     return CausalModel(
         module,
@@ -93,28 +95,30 @@ def built_in_model(vocabulary: int, device: str, dtype: torch.dtype) -> CausalMo
     )
 
 
-def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) -> CausalModel:
-    """Load a causal language model from a local folder, as transformers does; no code of its own.
+def load_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) -> CausalModel:
+    """Load a causal language model from a local folder with transformers; run no code from there.
 
-    Documents are kept apart by their restarting position_ids, without an attention mask: for that,
+    Documents are separated by position_ids that restart, without an attention mask. From these,
     transformers (5.24, masking_utils.py, `find_packed_sequence_indices`) makes a mask within
-    documents, and its flash attention takes their lengths. Raises SetupError where transformers is
-    missing, for a folder that it can't load such a model from, and later where the model fails.
+    documents, and its flash attention takes the document lengths. Raises SetupError if transformers
+    is missing or can't load the model; `forward` raises it too, if the model can't read its inputs.
     """
     if find_spec("transformers") is None:
         raise SetupError("--model needs transformers; get it with: pip install transformers")
     if dtype == torch.float64:
         raise SetupError(
-            "--dtype float64 can't be had with --model: transformers computes parts of a model in "
-            "float32 always; use --dtype float32"
+            "--dtype float64 is not possible with --model: transformers always computes parts of a "
+            "model in float32; use --dtype float32"
         )
     if not (Path(path) / "config.json").is_file():
-        raise SetupError(f"--model {path}: no config.json there; name a local model folder")
+        raise SetupError(
+            f"--model {path}: no config.json there; give the path of a local model folder"
+        )
     module = _load(path, dtype).to(device).eval()  # no dropout
     if "position_ids" not in inspect.signature(module.forward).parameters:
         raise SetupError(
             f"--model {path}: {type(module).__name__} takes no position_ids, "
-            "so it can't keep the documents of a sequence apart"
+            "so it can't separate the documents of a sequence"
         )
 
     def forward(input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
@@ -144,7 +148,7 @@ def loaded_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) 
 def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with _silent_transformers():
+    with _silence_transformers():
         try:
             return AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, trust_remote_code=False
@@ -155,7 +159,7 @@ def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     from transformers.utils import logging as untyped
 
     logging: Any = untyped

@@ -1,4 +1,4 @@
-"""What a check came to."""
+"""The result of a check, and the type of progress callbacks."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-Tell = Callable[[str], None]
-"""Is told what is being checked, for whoever waits."""
+ReportProgress = Callable[[str], None]
+"""Called with the name of each stage when it begins, to show progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one check came to, and the parts that it has, where it has some."""
+    """The result of one check, and of its parts if it has parts."""
 
     value: float
-    """Of the structure: broken laws found (the check ends with the first). Else the largest
-    relative difference that was found."""
+    """For the structure, the number of broken laws found (the check stops at the first). For other
+    checks, the largest relative difference found."""
     tolerance: float
     parts: dict[str, Check] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: dict[str, Check]) -> Check:
-        """Make one check of several: the worst of them counts."""
+        """Combine several checks into one: it has the value and the tolerance of the worst part."""
         worst = max(parts.values(), key=lambda part: (not part.ok, part.value / part.tolerance))
         return cls(worst.value, worst.tolerance, parts)
 
     @property
     def ok(self) -> bool:
-        """Whether what was found is within the tolerance; what is no number is not."""
+        """Whether the value is within the tolerance; NaN is not."""
         return self.value <= self.tolerance
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the object that `verify --json` prints; a value that is no number is null."""
+        """Return the object that `verify --json` prints; a NaN or an infinite value is null."""
         found: dict[str, Any] = {
             "ok": self.ok,
             "value": self.value if math.isfinite(self.value) else None,

@@ -1,4 +1,4 @@
-"""The numeric checks, one after the other, on seeded samples of the shards."""
+"""Run the numeric checks (2 to 4), one after the other, on seeded samples of the shards."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from mtpack.packing.columns import IGNORED
 from mtpack.shards.dataset import Row, Shards
 from mtpack.token_batch import Int64
 from mtpack.torch_data import PackedDataset
-from mtpack.verify.causal_model import DTYPES, CausalModel, built_in_model, loaded_model
-from mtpack.verify.check import Check, Tell
-from mtpack.verify.equivalence import Losses, compare
+from mtpack.verify.causal_model import DTYPES, CausalModel, load_model, make_built_in_model
+from mtpack.verify.check import Check, ReportProgress
+from mtpack.verify.equivalence import Losses, check_equivalence
 from mtpack.verify.invariance import (
     CONTEXT_PARALLEL_RANKS,
     MICRO_BATCH_SIZES,
     compare_context_parallel,
     compare_micro_batches,
-    comparison,
+    compare_results,
     reference_step,
 )
 from mtpack.verify.isolation import check_isolation
-from mtpack.verify.ranks import RanksFailed, data_parallel_outcomes, ranks_on
+from mtpack.verify.ranks import RanksFailed, choose_ranks, run_data_parallel_step
 from mtpack.verify.sampling import (
     BUDGET,
     PassCost,
-    coverage_of,
+    count_coverage,
     draw_neighbours,
     draw_sample,
     draw_short_rows,
-    model_pass_cost,
-    pass_cost,
+    estimate_pass_cost,
+    make_pass_cost,
 )
-from mtpack.verify.steps import exact_and_repeatable
+from mtpack.verify.steps import set_exact_arithmetic
 
-_VOCABULARY = 256  # the built-in model's; more tokens than these share ids, everywhere alike
-_DIVIDED_ROWS = 5  # for 3 micro-batches of 2, 2 and 1, and 2 of 3 and 2
+_VOCABULARY = 256  # of the built-in model; other token ids are mapped to these, always alike
+_DIVIDED_ROWS = 5  # micro-batches of 2, 2 and 1, or of 3 and 2
 _NEIGHBOUR_ROWS = 3
 _SECONDS_PER_PASS = 0.15
 _SMALL_MODEL = 3e7
@@ -47,91 +47,97 @@ _SMALL_MODEL = 3e7
 
 @dataclass(frozen=True, slots=True)
 class NumericReport:
-    """What the numeric checks came to."""
+    """The results of the numeric checks."""
 
     checks: dict[str, Check]
     losses: Losses
     covered: dict[str, dict[str, Any]]
-    """By check, what it took, and of how much."""
+    """By check: what it covered, and of how much."""
     model: str
-    keeps_apart_by: str
+    separates_documents_by: str
     dtype: str
     remarks: list[str]
-    """What could not be checked here, a line each."""
+    """What could not be checked on this machine, one line each."""
 
 
-def check_numbers(
+def run_numeric_checks(
     paths: list[str],
     shards: Shards,
     device: str,
     dtype: str,
     model_path: str | None,
-    tell: Tell,
+    report_progress: ReportProgress,
 ) -> NumericReport:
-    """Make checks 2 to 4 on shards whose structure has passed.
+    """Run checks 2 to 4 on shards that passed the structure check.
 
-    dtype: a key of `DTYPES`, or `auto`: float64 on the CPU and float32 on CUDA or for a user's own
-    model. Raises SetupError for a model that can't be used.
+    dtype: a key of `DTYPES`, or `auto`: float64 on the CPU; float32 on CUDA and for a user's model.
+    Raises SetupError for a model that can't be used.
     """
     dataset = PackedDataset(paths[0] if len(paths) == 1 else paths)
     if dtype == "auto":
         dtype = "float64" if device == "cpu" and model_path is None else "float32"
     if model_path is None:
-        samples, vocabulary = compacted(_samples(dataset, pass_cost))
-        model = built_in_model(vocabulary, device, DTYPES[dtype])
+        samples, vocabulary = compact_ids(_draw_samples(dataset, estimate_pass_cost))
+        model = make_built_in_model(vocabulary, device, DTYPES[dtype])
     else:
-        model = loaded_model(model_path, device, DTYPES[dtype])
-        samples = _samples(dataset, model_pass_cost(model))
+        model = load_model(model_path, device, DTYPES[dtype])
+        samples = _draw_samples(dataset, make_pass_cost(model))
         _refuse_unknown_ids(samples, model, model_path)
     remarks: list[str] = []
     covered: dict[str, dict[str, Any]] = {
-        name: coverage_of(samples[name], shards) for name in ("equivalence", "invariance")
+        name: count_coverage(samples[name], shards) for name in ("equivalence", "invariance")
     }
     covered["invariance"] |= {
         "micro_batch_sizes": list(MICRO_BATCH_SIZES),
         "context_parallel_ranks": list(CONTEXT_PARALLEL_RANKS),
     }
-    with exact_and_repeatable(threads=threads_for(model)):
-        checks, losses, covered["isolation"] = _check_samples(
-            samples, dataset.label_alignment, model, tell
+    with set_exact_arithmetic(threads=choose_num_threads(model)):
+        checks, losses, covered["isolation"] = _run_checks(
+            samples, dataset.label_alignment, model, report_progress
         )
-        tell("invariance over processes")
+        report_progress("invariance over processes")
         try:
             ranks = _compare_ranks(
                 samples["invariance"], dataset.label_alignment, device, DTYPES[dtype]
             )
         except RanksFailed as failure:
-            remarks.append(f"data-parallel ranks could not be tried on this machine: {failure}")
+            remarks.append(f"data-parallel ranks could not be run on this machine: {failure}")
         else:
             divisions = {**checks["invariance"].parts, "data_parallel": ranks}
             checks["invariance"] = Check.of(divisions)
-            number, backend = ranks_on(device)
+            number, backend = choose_ranks(device)
             covered["invariance"] |= {"data_parallel_ranks": number, "backend": backend}
-    return NumericReport(checks, losses, covered, model.name, model.keeps_apart_by, dtype, remarks)
+    return NumericReport(
+        checks, losses, covered, model.name, model.separates_documents_by, dtype, remarks
+    )
 
 
-def threads_for(model: CausalModel) -> int | None:
-    """Return 1 for a small model, which threads make slower on a busy machine; None: torch's own.
+def choose_num_threads(model: CausalModel) -> int | None:
+    """Return 1 for a small model, or None for torch's default number of threads.
 
-    A model of a million weights took 40 times as long for 64 tokens with two threads, measured.
+    Threads make a small model slower on a busy machine: a model of a million weights took 40 times
+    as long for 64 tokens with two threads (measured).
     """
     weights = sum(parameter.numel() for parameter in model.parameters)
     return 1 if weights < _SMALL_MODEL else None
 
 
-def _check_samples(
-    samples: dict[str, list[Row]], label_alignment: str, model: CausalModel, tell: Tell
+def _run_checks(
+    samples: dict[str, list[Row]],
+    label_alignment: str,
+    model: CausalModel,
+    report_progress: ReportProgress,
 ) -> tuple[dict[str, Check], Losses, dict[str, int]]:
-    tell("equivalence")
-    equivalence, losses = compare(model, samples["equivalence"], label_alignment)
-    tell("invariance")
+    report_progress("equivalence")
+    equivalence, losses = check_equivalence(model, samples["equivalence"], label_alignment)
+    report_progress("invariance")
     rows = samples["invariance"]
     expected = reference_step(model, rows, label_alignment)
     divisions = {
         "micro_batches": compare_micro_batches(model, rows, label_alignment, expected),
         "context_parallel": compare_context_parallel(model, rows, label_alignment, expected),
     }
-    tell("isolation")
+    report_progress("isolation")
     isolation = check_isolation(model, samples["isolation"])
     checks = {
         "equivalence": equivalence,
@@ -142,16 +148,16 @@ def _check_samples(
 
 
 def _compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: torch.dtype) -> Check:
-    """Hold the ranks against one process; with the built-in model, whatever the user's is."""
-    samples, vocabulary = compacted({"rows": rows})
+    """Compare the ranks with one process, always with the built-in model."""
+    samples, vocabulary = compact_ids({"rows": rows})
     expected = reference_step(
-        built_in_model(vocabulary, device, dtype), samples["rows"], label_alignment
+        make_built_in_model(vocabulary, device, dtype), samples["rows"], label_alignment
     ).on("cpu")
-    outcomes = data_parallel_outcomes(samples["rows"], label_alignment, vocabulary, device, dtype)
-    return comparison(outcomes, expected, dtype, samples["rows"])
+    results = run_data_parallel_step(samples["rows"], label_alignment, vocabulary, device, dtype)
+    return compare_results(results, expected, dtype, samples["rows"])
 
 
-def _samples(dataset: PackedDataset, cost: PassCost) -> dict[str, list[Row]]:
+def _draw_samples(dataset: PackedDataset, cost: PassCost) -> dict[str, list[Row]]:
     return {
         "equivalence": draw_sample(dataset, BUDGET, cost),
         "invariance": draw_short_rows(dataset, _DIVIDED_ROWS, _SECONDS_PER_PASS, cost),
@@ -159,10 +165,10 @@ def _samples(dataset: PackedDataset, cost: PassCost) -> dict[str, list[Row]]:
     }
 
 
-def compacted(samples: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], int]:
-    """Number the samples' token ids from 0, in labels too, and return how many there are.
+def compact_ids(samples: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], int]:
+    """Renumber the token ids of the samples from 0, and return the samples and the vocabulary size.
 
-    So the built-in model stays small; ids beyond its vocabulary are shared.
+    So the built-in model stays small. Ids beyond its vocabulary are mapped into it (modulo).
     """
     rows = [row for sample in samples.values() for row in sample]
     known = np.unique(
@@ -187,6 +193,6 @@ def _refuse_unknown_ids(samples: dict[str, list[Row]], model: CausalModel, model
     largest = max(int(row["input_ids"].max()) for sample in samples.values() for row in sample)
     if largest >= model.vocabulary:
         raise SetupError(
-            f"--model {model_path}: it knows {model.vocabulary:,} token ids, and the shards hold "
-            f"{largest}; name the model whose tokenizer they were packed with"
+            f"--model {model_path}: it has {model.vocabulary:,} token ids, but the shards contain "
+            f"id {largest}; use the model whose tokenizer the shards were packed with"
         )

@@ -1,13 +1,14 @@
-"""Check 4, isolation: another document's tokens change nothing, and neither does padding.
+"""Check 4, isolation: the losses of a document do not depend on other documents or on padding.
 
-    documents        other tokens in one document: the losses of all other documents stay
-    padding_tokens   other tokens in padding behind every document and at the end: all losses stay
-    padding_added    such padding, or none: all losses stay
+    documents        replace the tokens of one document: the losses of other documents don't change
+    padding_tokens   replace the tokens of padding, after documents and at the end: no loss changes
+    padding_added    add such padding: no loss changes
 
-The losses are those of every token that follows another in its document, trained or not: what
-leaks from a neighbour shows most at the start of a document. For the first two the model computes
-the same sums, and they stay to the bit, but where the tokens decide the order of the sums (experts,
-atomic additions on a GPU): the tolerance allows for that alone. More places make other sums.
+All tokens that follow another token in their document are compared, trained or not: a leak from a
+neighbour shows most at the start of a document. For the first two, the model computes the same
+sums, so the losses stay the same bit by bit, except where tokens decide the order of a sum
+(experts, atomic additions on a GPU). Their tolerance allows only for that. Added padding changes
+the sums.
 """
 
 from __future__ import annotations
@@ -24,67 +25,74 @@ from mtpack.shards.dataset import Row
 from mtpack.token_batch import Bools, Int64, offsets_from_lengths
 from mtpack.verify.causal_model import CausalModel
 from mtpack.verify.check import Check
-from mtpack.verify.padding import lengthened, with_padded_documents
-from mtpack.verify.sampling import document_ids
-from mtpack.verify.steps import batch_of, rounding_of, token_losses, tolerance_of
+from mtpack.verify.padding import pad_documents, pad_sequence
+from mtpack.verify.sampling import find_entries
+from mtpack.verify.steps import (
+    choose_rounding_tolerance,
+    choose_tolerance,
+    collate_rows,
+    compute_token_losses,
+)
 
-_DOCUMENTS = 3  # of a sequence are changed, one at a time: the first, one inside, the last
-_PADDING = 8  # documents are padded to a multiple of it, and the sequence by as many places
+_DOCUMENTS = 3  # changed per sequence, one at a time: the first, the middle, the last
+_PADDING_MULTIPLE = 8  # documents are padded to a multiple of it, and it is added at the end
 
-_Losses = NDArray[np.float64]
+_TokenLosses = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """What the check came to, and how much it looked at."""
+    """The result of the check, and how much it compared."""
 
     check: Check
-    """Its values are the largest change of a loss that had to stay, relative to the mean loss."""
+    """Its values are the largest change of a compared loss, relative to the mean loss."""
     counts: dict[str, int]
-    """`sequences`, `documents` that were changed one at a time, and the `losses` that had to stay,
-    counted for each change."""
+    """The number of `sequences`, of changed `documents`, and of compared `losses`, over all
+    changes."""
 
 
 def check_isolation(model: CausalModel, rows: list[Row]) -> IsolationReport:
-    """Change documents and padding of some sequences."""
+    """Change documents and padding of some sequences, and compare the losses."""
     lengths = [len(row["input_ids"]) for row in rows]
     tolerances = {
-        "documents": rounding_of(model.dtype),
-        "padding_tokens": rounding_of(model.dtype),
-        "padding_added": tolerance_of(model.dtype, max(lengths)),
+        "documents": choose_rounding_tolerance(model.dtype),
+        "padding_tokens": choose_rounding_tolerance(model.dtype),
+        "padding_added": choose_tolerance(model.dtype, max(lengths)),
     }
     worst: dict[str, float] = {}
     counts = {"sequences": len(rows), "documents": 0, "losses": 0}
     for row in rows:
-        for name, before, after in _kept_losses(model, row):
+        for name, before, after in _yield_compared_losses(model, row):
             change = float(np.abs(after - before).max(initial=0) / np.abs(before).mean())
-            worst[name] = float(np.maximum(worst.get(name, 0.0), change))  # NaN stays
+            worst[name] = float(np.maximum(worst.get(name, 0.0), change))  # keeps NaN
             counts["losses"] += len(before)
             counts["documents"] += name == "documents"
     parts = {name: Check(value, tolerances[name]) for name, value in worst.items()}
     return IsolationReport(Check.of(parts), counts)
 
 
-def _kept_losses(model: CausalModel, row: Row) -> Iterator[tuple[str, _Losses, _Losses]]:
-    """Yield for every change the losses that have to stay, without it and with it."""
-    predicted = predicted_places(row)
-    before = _losses(model, row)
-    for entry in documents_to_change(row):
-        places = document_ids(row) == entry
-        changed = with_other_tokens(row, places & token_places(row), model.vocabulary)
-        kept = predicted & ~places
-        yield "documents", before[kept], _losses(model, changed)[kept]
-    padded = with_padded_documents(row, _PADDING)
-    padded = lengthened(padded, len(padded["input_ids"]) + _PADDING)
-    refilled = with_other_tokens(padded, ~token_places(padded), model.vocabulary)
-    kept = predicted_places(padded)
-    added, other = (_losses(model, one)[kept] for one in (padded, refilled))
+def _yield_compared_losses(
+    model: CausalModel, row: Row
+) -> Iterator[tuple[str, _TokenLosses, _TokenLosses]]:
+    """Yield the name of each change, and the losses to compare, without and with the change."""
+    predicted = find_predicting_positions(row)
+    before = _compute_losses(model, row)
+    for entry in choose_documents(row):
+        positions = find_entries(row) == entry
+        changed = replace_tokens(row, positions & find_document_tokens(row), model.vocabulary)
+        kept = predicted & ~positions
+        yield "documents", before[kept], _compute_losses(model, changed)[kept]
+    padded = pad_documents(row, _PADDING_MULTIPLE)
+    padded = pad_sequence(padded, len(padded["input_ids"]) + _PADDING_MULTIPLE)
+    refilled = replace_tokens(padded, ~find_document_tokens(padded), model.vocabulary)
+    kept = find_predicting_positions(padded)
+    added, other = (_compute_losses(model, one)[kept] for one in (padded, refilled))
     yield "padding_tokens", added, other
     yield "padding_added", before[predicted], added
 
 
-def documents_to_change(row: Row) -> list[int]:
-    """Choose entries of `seq_lengths`; none where a document has no neighbour."""
+def choose_documents(row: Row) -> list[int]:
+    """Return indices of entries of `seq_lengths`; none if the sequence has only one document."""
     entries = np.flatnonzero(row["dialogue_ids"] >= 0)
     if len(entries) < 2:
         return []
@@ -92,35 +100,35 @@ def documents_to_change(row: Row) -> list[int]:
     return [int(entry) for entry in entries[chosen]]
 
 
-def token_places(row: Row) -> Bools:
-    """Return which places hold a token of a document, and not padding."""
-    entries = document_ids(row)
+def find_document_tokens(row: Row) -> Bools:
+    """Return whether each position holds a token of a document, bool (seq_len,)."""
+    entries = find_entries(row)
     starts = offsets_from_lengths(row["seq_lengths"])[:-1]
     within: Int64 = np.arange(len(entries)) - starts[entries]
     is_token: Bools = within < row["document_lengths"][entries]
     return is_token
 
 
-def predicted_places(row: Row) -> Bools:
-    """Return which places are followed by a token of the same document."""
-    is_token = token_places(row)
+def find_predicting_positions(row: Row) -> Bools:
+    """Return whether each position is followed by a token of its document, bool (seq_len,)."""
+    is_token = find_document_tokens(row)
     followed = np.zeros_like(is_token)
-    same_document = np.diff(document_ids(row)) == 0
+    same_document = np.diff(find_entries(row)) == 0
     followed[:-1] = is_token[1:] & same_document
     return followed
 
 
-def with_other_tokens(row: Row, places: Bools, vocabulary: int) -> Row:
-    """Replace the tokens at some places, each by another one; labels stay."""
+def replace_tokens(row: Row, positions: Bools, vocabulary: int) -> Row:
+    """Return a row with another token at each of some positions; labels stay as they are."""
     ids = row["input_ids"].copy()
-    steps = np.random.default_rng(0).integers(1, vocabulary, size=int(places.sum()))
-    ids[places] = (ids[places] + steps) % vocabulary
+    steps = np.random.default_rng(0).integers(1, vocabulary, size=int(positions.sum()))
+    ids[positions] = (ids[positions] + steps) % vocabulary
     return {**row, "input_ids": ids}
 
 
-def _losses(model: CausalModel, row: Row) -> _Losses:
-    """Return the loss of predicting the next token at every place."""
+def _compute_losses(model: CausalModel, row: Row) -> _TokenLosses:
+    """Return the loss of predicting the next token at every position, (seq_len,)."""
     row = {**row, "labels": np.append(row["input_ids"][1:], IGNORED)}
     with torch.no_grad():
-        losses = token_losses(model, batch_of([row], model), "shifted")[0]
+        losses = compute_token_losses(model, collate_rows([row], model), "shifted")[0]
     return losses.double().cpu().numpy()

@@ -1,6 +1,7 @@
-"""The laws of the lists: documents fill the sequence, turns are where turns can be.
+"""The laws of the list columns: documents fill the sequence, turns start at possible positions.
 
-Each relies on those before it: once `seq_lengths` sum to `seq_len`, the running sums are places.
+Each law relies on those before it: the running sums of `seq_lengths` are positions only if the sum
+is `seq_len`.
 """
 
 from __future__ import annotations
@@ -8,35 +9,36 @@ from __future__ import annotations
 import numpy as np
 
 from mtpack.token_batch import offsets_from_lengths
-from mtpack.verify.batch import Batch, Breach, Law
+from mtpack.verify.batch import Breach, ColumnBatch, Law
 
 
-def _turn_num(batch: Batch) -> Breach | None:
+def _turn_num(batch: ColumnBatch) -> Breach | None:
     stored, found = batch.columns.turn_num, np.diff(batch.columns.turn_offsets)
-    return batch.at_row(
+    return batch.find_wrong_sequence(
         stored != found,
-        lambda row: f"turn_num is {stored[row]}; expected {found[row]}, as turn_starts has",
+        lambda row: f"turn_num is {stored[row]}; expected {found[row]}, the length of turn_starts",
     )
 
 
-def _seq_lengths_positive(batch: Batch) -> Breach | None:
+def _seq_lengths_positive(batch: ColumnBatch) -> Breach | None:
     lengths = batch.columns.seq_lengths
-    return batch.at_entry(
-        lengths <= 0, lambda entry: f"an entry of seq_lengths is {lengths[entry]}; expected 1 up"
+    return batch.find_wrong_entry(
+        lengths <= 0,
+        lambda entry: f"an entry of seq_lengths is {lengths[entry]}; expected 1 or more",
     )
 
 
-def _seq_lengths_sum(batch: Batch) -> Breach | None:
-    sums = np.diff(batch.entry_places[batch.columns.entry_offsets])
+def _seq_lengths_sum(batch: ColumnBatch) -> Breach | None:
+    sums = np.diff(batch.entry_starts[batch.columns.entry_offsets])
     seq_len = batch.layout.seq_len
-    return batch.at_row(
+    return batch.find_wrong_sequence(
         sums != seq_len, lambda row: f"seq_lengths sum to {sums[row]}; expected {seq_len}"
     )
 
 
-def _seq_lengths_multiple(batch: Batch) -> Breach | None:
+def _seq_lengths_multiple(batch: ColumnBatch) -> Breach | None:
     lengths, multiple = batch.columns.seq_lengths, batch.layout.pad_documents_to
-    return batch.at_entry(
+    return batch.find_wrong_entry(
         lengths % multiple != 0,
         lambda entry: (
             f"an entry of seq_lengths is {lengths[entry]}; expected a multiple of {multiple}"
@@ -44,75 +46,76 @@ def _seq_lengths_multiple(batch: Batch) -> Breach | None:
     )
 
 
-def _dialogue_ids(batch: Batch) -> Breach | None:
+def _dialogue_ids(batch: ColumnBatch) -> Breach | None:
     ids = batch.columns.dialogue_ids
-    return batch.at_entry(
-        ids < -1, lambda entry: f"dialogue_ids has {ids[entry]}; expected -1 (padding) or 0 up"
+    return batch.find_wrong_entry(
+        ids < -1, lambda entry: f"dialogue_ids has {ids[entry]}; expected -1 (padding) or 0 or more"
     )
 
 
-def _padding_last(batch: Batch) -> Breach | None:
-    return batch.at_entry(
+def _padding_last(batch: ColumnBatch) -> Breach | None:
+    return batch.find_wrong_entry(
         ~batch.is_document & ~batch.is_last,
         lambda entry: "a padding entry (dialogue_ids -1) is not the last of its sequence",
     )
 
 
-def _has_document(batch: Batch) -> Breach | None:
+def _has_document(batch: ColumnBatch) -> Breach | None:
     documents = np.diff(
         offsets_from_lengths(batch.is_document.astype(np.int64))[batch.columns.entry_offsets]
     )
-    return batch.at_row(
-        documents == 0, lambda row: "the sequence has 0 documents; expected 1 at least"
+    return batch.find_wrong_sequence(
+        documents == 0, lambda row: "the sequence has 0 documents; expected at least 1"
     )
 
 
-def _document_lengths(batch: Batch) -> Breach | None:
-    lengths, room = batch.columns.document_lengths, batch.columns.seq_lengths
-    wrong = np.where(batch.is_document, (lengths < 1) | (lengths > room), lengths != 0)
+def _document_lengths(batch: ColumnBatch) -> Breach | None:
+    lengths, available = batch.columns.document_lengths, batch.columns.seq_lengths
+    wrong = np.where(batch.is_document, (lengths < 1) | (lengths > available), lengths != 0)
 
     def detail(entry: int) -> str:
-        expected = f"1 to {room[entry]}" if batch.is_document[entry] else "0, as for padding"
+        expected = (
+            f"1 to {available[entry]}" if batch.is_document[entry] else "0, because it is padding"
+        )
         return f"an entry of document_lengths is {lengths[entry]}; expected {expected}"
 
-    return batch.at_entry(wrong, detail)
+    return batch.find_wrong_entry(wrong, detail)
 
 
-def _document_padding(batch: Batch) -> Breach | None:
+def _document_padding(batch: ColumnBatch) -> Breach | None:
     padding = batch.columns.seq_lengths - batch.columns.document_lengths
     multiple = batch.layout.pad_documents_to
-    return batch.at_entry(
+    return batch.find_wrong_entry(
         batch.is_document & (padding >= multiple),
         lambda entry: (
-            f"{padding[entry]} places of padding behind a document; expected fewer than {multiple}"
+            f"{padding[entry]} tokens of padding after a document; expected fewer than {multiple}"
         ),
     )
 
 
-def _turn_messages(batch: Batch) -> Breach | None:
+def _turn_messages(batch: ColumnBatch) -> Breach | None:
     messages = batch.columns.turn_messages
-    return batch.at_turn(
-        messages < 0, lambda turn: f"an entry of turn_messages is {messages[turn]}; expected 0 up"
+    return batch.find_wrong_turn(
+        messages < 0,
+        lambda turn: f"an entry of turn_messages is {messages[turn]}; expected 0 or more",
     )
 
 
-def _turn_starts_range(batch: Batch) -> Breach | None:
+def _turn_starts_range(batch: ColumnBatch) -> Breach | None:
     starts, seq_len = batch.columns.turn_starts, batch.layout.seq_len
-    return batch.at_turn(
+    return batch.find_wrong_turn(
         (starts < 0) | (starts >= seq_len),
         lambda turn: f"an entry of turn_starts is {starts[turn]}; expected 0 to {seq_len - 1}",
     )
 
 
-def _turn_starts_ascend(batch: Batch) -> Breach | None:
-    # Within the range, places ascend over rows anyhow.
+def _turn_starts_ascend(batch: ColumnBatch) -> Breach | None:
+    # Starts are in their range, so from one sequence to the next, positions always ascend.
     starts = batch.columns.turn_starts
-    wrong = np.diff(batch.head_places, prepend=-1) <= 0
-    return batch.at_turn(
+    wrong = np.diff(batch.turn_positions, prepend=-1) <= 0
+    return batch.find_wrong_turn(
         wrong,
-        lambda turn: (
-            f"turn_starts has {starts[turn]} behind {starts[turn - 1]}; expected ascending"
-        ),
+        lambda turn: f"turn_starts has {starts[turn]} after {starts[turn - 1]}; expected ascending",
     )
 
 

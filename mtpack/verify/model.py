@@ -1,7 +1,7 @@
-"""A small decoder-only transformer with random weights: what the loss is computed with.
+"""The built-in model: a small decoder-only transformer with random weights.
 
-Rotary positions, RMSNorm, gated feed-forward, no dropout: what today's models are made of. A packed
-sequence and a single document go through the same code; only their document ids differ.
+As current models, it has rotary positions, RMSNorm and gated feed-forward layers. No dropout.
+A packed sequence and a single document go through the same code; only their document ids differ.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ WIDTH = 64
 HEADS = 4
 HIDDEN = 128
 _ROTARY_BASE = 10_000.0
-_BLOCK_SCORES = 2**22  # query rows x keys in memory at a time, a head: 32 MiB in float64
+_BLOCK_SCORES = 2**22  # query rows x keys of a head in memory at a time: 32 MiB in float64
 
 
-def block_rows(length: int) -> int:
-    """Return how many query rows attention takes at a time in a sequence of that length."""
+def choose_block_rows(length: int) -> int:
+    """Return the number of query rows in a block of attention, for a sequence of this length."""
     return max(32, min(256, _BLOCK_SCORES // length))
 
 
@@ -32,7 +32,9 @@ class Transformer(nn.Module):
 
     def __init__(self, vocabulary: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # layers draw weights; the caller's state stays
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # creating layers draws weights; keep the caller's state
             self.embedding = nn.Embedding(vocabulary, WIDTH)
             self.layers = nn.ModuleList(_Layer() for _ in range(LAYERS))
             self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
@@ -46,7 +48,7 @@ class Transformer(nn.Module):
             self.embedding.weight.mul_(math.sqrt(WIDTH))
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-        """Return the logits for the token behind every place, float (tokens, vocabulary).
+        """Return the logits of the next token at every position, float (tokens, vocabulary).
 
         The arguments are those of `states`.
         """
@@ -54,15 +56,15 @@ class Transformer(nn.Module):
         return logits
 
     def states(self, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor) -> Tensor:
-        """Return what the output matrix is applied to, float (tokens, width).
+        """Return the hidden states before the output matrix, float (tokens, width).
 
-        input_ids, position_ids, document_ids: integers (tokens,), the last of them ascending; a
-        place attends to itself and to those before it in its document.
+        input_ids, position_ids, document_ids: integers (tokens,), document_ids ascending. A
+        position attends to itself and to the earlier positions of its document.
         """
         hidden = self.embedding(input_ids)
-        turning = _rotations(position_ids, hidden.dtype)
+        rotations = _compute_rotations(position_ids, hidden.dtype)
         for layer in self.layers:
-            hidden = layer(hidden, turning, document_ids)
+            hidden = layer(hidden, rotations, document_ids)
         return self.norm(hidden)  # type: ignore[no-any-return]  # layers are untyped
 
 
@@ -76,26 +78,26 @@ class _Layer(nn.Module):
         self.gate_up = nn.Linear(WIDTH, 2 * HIDDEN, bias=False)
         self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
 
-    def forward(self, hidden: Tensor, turning: Tensor, document_ids: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, rotations: Tensor, document_ids: Tensor) -> Tensor:
         mixed = self.query_key_value(self.attention_norm(hidden))
         query, key, value = mixed.view(-1, 3, HEADS, WIDTH // HEADS).permute(1, 2, 0, 3)
-        attended = _attend(_rotate(query, turning), _rotate(key, turning), value, document_ids)
+        attended = _attend(_rotate(query, rotations), _rotate(key, rotations), value, document_ids)
         hidden = hidden + self.attention_output(attended.transpose(0, 1).flatten(1))
         gate, up = self.gate_up(self.forward_norm(hidden)).chunk(2, dim=-1)
         return hidden + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]  # layers are untyped
 
 
-def _rotations(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the cosines and sines to turn heads by, (2, seq_len, head width / 2)."""
+def _compute_rotations(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the cosines and sines of rotary positions, (2, seq_len, head width / 2)."""
     half = WIDTH // HEADS // 2
-    wide = torch.promote_types(dtype, torch.float32)  # bfloat16 can't tell 257 from 258
+    wide = torch.promote_types(dtype, torch.float32)  # in bfloat16, 257 and 258 are the same
     steps = torch.arange(half, device=positions.device, dtype=wide) / half
     angles = positions[:, None].to(wide) * _ROTARY_BASE**-steps
     return torch.stack((angles.cos(), angles.sin())).to(dtype)
 
 
-def _rotate(heads: Tensor, turning: Tensor) -> Tensor:
-    cosine, sine = turning
+def _rotate(heads: Tensor, rotations: Tensor) -> Tensor:
+    cosine, sine = rotations
     left, right = heads.chunk(2, dim=-1)
     return torch.cat((left * cosine - right * sine, left * sine + right * cosine), dim=-1)
 
@@ -103,11 +105,12 @@ def _rotate(heads: Tensor, turning: Tensor) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> Tensor:
     """Attend causally within documents, (heads, seq_len, head width).
 
-    Blocks of query rows, each against the keys from the first document that it overlaps; their
-    scores are computed again for the gradient, so memory grows with the length, not its square.
+    It works on blocks of query rows, each with the keys from the start of the first document that
+    it overlaps. Scores are computed again for the gradient, so memory grows with the length, not
+    with its square.
     """
     length = query.shape[1]
-    rows = block_rows(length)
+    rows = choose_block_rows(length)
     first_keys = torch.searchsorted(document_ids, document_ids[::rows].contiguous()).tolist()
     blocks = []
     for start, first in zip(range(0, length, rows), first_keys, strict=True):
@@ -127,12 +130,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> 
 
 
 def _attend_block(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> Tensor:
-    """Attend from the last places of `key` to all of them."""
-    places = torch.arange(key.shape[1], device=key.device)
+    """Attend from the last positions of `key` to all of its positions."""
+    positions = torch.arange(key.shape[1], device=key.device)
     rows = slice(key.shape[1] - query.shape[1], None)
     same_document = document_ids[rows, None] == document_ids
-    mask = same_document & (places[rows, None] >= places)
-    # CUDA's fused kernels may round more coarsely than the tolerance allows.
+    mask = same_document & (positions[rows, None] >= positions)
+    # The rounding of CUDA's fused kernels may exceed the tolerance.
     backends = [SDPBackend.MATH] + ([] if query.is_cuda else [SDPBackend.FLASH_ATTENTION])
     with sdpa_kernel(backends):
         return functional.scaled_dot_product_attention(

@@ -1,10 +1,10 @@
-"""Sequences with more padding: behind every document, as context-parallel ranks want, or last."""
+"""Add padding to sequences: after every document, as context parallelism needs, or at the end."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mtpack.packing.columns import IGNORED, padded_lengths
+from mtpack.packing.columns import IGNORED, pad_lengths
 from mtpack.shards.arrow import TOKEN_COLUMNS
 from mtpack.shards.dataset import Row
 from mtpack.token_batch import offsets_from_lengths
@@ -12,26 +12,26 @@ from mtpack.token_batch import offsets_from_lengths
 _PADDING = {"input_ids": 0, "labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
 
 
-def with_padded_documents(row: Row, multiple: int) -> Row:
-    """Pad every document of a sequence, and its padding, to a multiple; the sequence grows."""
+def pad_documents(row: Row, multiple: int) -> Row:
+    """Pad every entry (document or padding) to a multiple of `multiple`; the sequence grows."""
     lengths = row["seq_lengths"].astype(np.int64)
-    padded = padded_lengths(lengths, multiple)
+    padded = pad_lengths(lengths, multiple)
     starts, new_starts = offsets_from_lengths(lengths), offsets_from_lengths(padded)
-    places = np.arange(starts[-1]) + np.repeat((new_starts - starts)[:-1], lengths)
+    positions = np.arange(starts[-1]) + np.repeat((new_starts - starts)[:-1], lengths)
     columns = {}
     for name in TOKEN_COLUMNS:
         columns[name] = np.full(new_starts[-1], _PADDING[name], row[name].dtype)
-        columns[name][places] = row[name]
+        columns[name][positions] = row[name]
     return {
         **row,
         **columns,
-        "turn_starts": places[row["turn_starts"]].astype(np.int32),
+        "turn_starts": positions[row["turn_starts"]].astype(np.int32),
         "seq_lengths": padded.astype(np.int32),
     }
 
 
-def lengthened(row: Row, seq_len: int) -> Row:
-    """Put padding behind a sequence, up to a length."""
+def pad_sequence(row: Row, seq_len: int) -> Row:
+    """Add padding at the end of a sequence, up to `seq_len`."""
     missing = seq_len - len(row["input_ids"])
     if not missing:
         return row

@@ -1,12 +1,13 @@
-"""What the loss takes on a device, forwards and backwards, beside what trainers use today.
+"""Measure time and memory of the loss on a device, and of the losses that trainers use today.
 
-From hidden states and the output matrix to their gradients, with the loss tokens of the shards:
+A forward and a backward pass, from hidden states and the output matrix to their gradients, with the
+loss tokens of the shards:
 
     full logits            `torch.nn.functional.cross_entropy` on all logits, in float32
     mtpack                 `mtpack.loss.linear_turn_mean_loss`
-    liger-kernel, cut-cross-entropy   theirs, where installed, on CUDA
+    liger-kernel, cut-cross-entropy   their own losses, on CUDA, if installed
 
-For information: it is no check. Only `mtpack` weighs turns; the others take the mean over tokens.
+This is information, not a check. Only `mtpack` weights turns; the others are means over tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from torch.nn import functional
 from mtpack.loss import Kernel, Normalization, linear_turn_mean_loss
 from mtpack.packing.columns import IGNORED
 from mtpack.packing.label_alignment import to_shifted
-from mtpack.running.forking import give_back_freed_memory
+from mtpack.running.forking import release_freed_memory
 from mtpack.shards.dataset import Shards
 from mtpack.torch_data import collate
-from mtpack.verify.causal_model import Batch
+from mtpack.verify.causal_model import ModelBatch
 
 _REPEATS = 3
 _STATUS, _PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
@@ -36,7 +37,7 @@ _STATUS, _PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs") 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a case to measure."""
+    """The sizes of the measured case."""
 
     tokens: int
     hidden: int
@@ -45,36 +46,36 @@ class Sizes:
 
 
 SIZES = {
-    "cpu": Sizes(1_024, 256, 16_384, "float32"),  # a second
+    "cpu": Sizes(1_024, 256, 16_384, "float32"),  # takes a second
     "cuda": Sizes(8_192, 4_096, 151_936, "bfloat16"),  # Qwen3 8B
 }
 
 
 Inputs = tuple[Tensor, Tensor]
-"""Hidden states (rows, seq_len, hidden) and an output matrix (vocabulary, hidden), leaves."""
-Way = Callable[[Tensor, Tensor, Batch], Tensor]
-"""The loss of a step, from `Inputs` and columns as `collate` gives them, labels shifted."""
+"""Hidden states (rows, seq_len, hidden) and an output matrix (vocabulary, hidden): leaf tensors."""
+Way = Callable[[Tensor, Tensor, ModelBatch], Tensor]
+"""A way to compute the loss of a step, from `Inputs` and collated columns with shifted labels."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one way took."""
+class Measurement:
+    """The time and the memory of one way."""
 
     name: str
     seconds: float | None
-    """The best of several, forwards and backwards; None where the memory did not do."""
+    """Of a forward and a backward pass, the best of several; None if the memory was not enough."""
     peak_bytes: int | None
-    """Above inputs, parameters and their gradients; None where nothing tells."""
+    """In addition to inputs, parameters and their gradients; None if it can't be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedReport:
-    """What all ways took."""
+    """The measurements of all ways."""
 
     sizes: Sizes
     loss_share: float
-    """Of the tokens, how many are trained."""
-    ways: list[Measured]
+    """The share of the tokens that are trained."""
+    ways: list[Measurement]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints."""
@@ -82,19 +83,19 @@ class SpeedReport:
 
 
 def measure_losses(shards: Shards, device: str) -> SpeedReport:
-    """Measure every way that there is on a device, with the loss tokens of the first sequences."""
+    """Measure every way that the device supports, with the loss tokens of the first sequences."""
     sizes = SIZES[device]
     batch = make_batch(shards, sizes, device)
     inputs = make_inputs(batch, sizes, device)
-    ways = {"full logits": full_logits, "mtpack": linear_loss, **other_ways(device)}
+    ways = {"full logits": full_logits_loss, "mtpack": mtpack_loss, **find_other_ways(device)}
     measured = [measure(name, way, inputs, batch) for name, way in ways.items()]
     return SpeedReport(sizes, float(batch["loss_mask"].double().mean()), measured)
 
 
-def make_batch(shards: Shards, sizes: Sizes, device: str) -> Batch:
-    """Return columns with so many tokens in one row, and random labels where some are trained.
+def make_batch(shards: Shards, sizes: Sizes, device: str) -> ModelBatch:
+    """Return columns with `sizes.tokens` tokens in one row, and random labels for loss tokens.
 
-    The first sequences, and where there are too few of them, those again.
+    They are those of the first sequences, which are repeated if there are too few.
     """
     rows = [
         to_shifted(shards[number % len(shards)], shards.metadata.label_alignment)
@@ -116,8 +117,8 @@ def make_batch(shards: Shards, sizes: Sizes, device: str) -> Batch:
     }
 
 
-def make_inputs(batch: Batch, sizes: Sizes, device: str) -> Inputs:
-    """Return random hidden states and a random output matrix, with logits of about 1."""
+def make_inputs(batch: ModelBatch, sizes: Sizes, device: str) -> Inputs:
+    """Return random hidden states and a random output matrix, so that logits are about 1."""
     generator = torch.Generator(device).manual_seed(0)
     dtype = getattr(torch, sizes.dtype)
     shape = (*batch["labels"].shape, sizes.hidden)
@@ -129,20 +130,20 @@ def make_inputs(batch: Batch, sizes: Sizes, device: str) -> Inputs:
     return hidden.requires_grad_(), weight.requires_grad_()
 
 
-def full_logits(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
-    """Return the mean over tokens from all logits, in float32 as trainers make them."""
+def full_logits_loss(hidden: Tensor, weight: Tensor, batch: ModelBatch) -> Tensor:
+    """Return the mean over tokens from all logits, in float32 as in trainers."""
     logits = functional.linear(hidden, weight)
     return functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
 
 
-def linear_loss(
+def mtpack_loss(
     hidden: Tensor,
     weight: Tensor,
-    batch: Batch,
+    batch: ModelBatch,
     normalization: Normalization = "turn_mean",
     kernel: Kernel = "auto",
 ) -> Tensor:
-    """Return the mean over turns, or another, from `mtpack.loss.linear_turn_mean_loss`."""
+    """Return the mean over turns (or another mean) by `mtpack.loss.linear_turn_mean_loss`."""
     loss_sum, count = linear_turn_mean_loss(
         hidden,
         weight,
@@ -154,8 +155,8 @@ def linear_loss(
     return loss_sum / count
 
 
-def other_ways(device: str) -> dict[str, Way]:
-    """Return the libraries that are installed and can be called on a device; means over tokens."""
+def find_other_ways(device: str) -> dict[str, Way]:
+    """Return the losses of other libraries that are installed and support the device."""
     installed = {
         "liger-kernel": (liger, "liger_kernel"),
         "cut-cross-entropy": (cut_cross_entropy, "cut_cross_entropy"),
@@ -167,7 +168,7 @@ def other_ways(device: str) -> dict[str, Way]:
     }
 
 
-def liger(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+def liger(hidden: Tensor, weight: Tensor, batch: ModelBatch) -> Tensor:
     """Return the mean over tokens by Liger Kernel's fused linear cross-entropy."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -177,7 +178,7 @@ def liger(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
     return loss
 
 
-def cut_cross_entropy(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, batch: ModelBatch) -> Tensor:
     """Return the mean over tokens by cut-cross-entropy."""
     from cut_cross_entropy import linear_cross_entropy
 
@@ -185,39 +186,41 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
     return loss
 
 
-def measure(name: str, way: Way, inputs: Inputs, batch: Batch) -> Measured:
-    """Run a way forwards and backwards: once for its memory, then for its time, the best of some.
+def measure(name: str, way: Way, inputs: Inputs, batch: ModelBatch) -> Measurement:
+    """Measure a way: run it once for its memory, then several times for its best time.
 
-    One for which there is not enough memory has no figures.
+    If there is not enough memory, the measurement has no figures.
     """
     try:
-        _, peak = step(way, inputs, batch)
-        seconds = min(step(way, inputs, batch)[0] for _ in range(_REPEATS))
+        _, peak = time_step(way, inputs, batch)
+        seconds = min(time_step(way, inputs, batch)[0] for _ in range(_REPEATS))
     except torch.cuda.OutOfMemoryError:
-        return Measured(name, None, None)
-    return Measured(name, seconds, peak)
+        return Measurement(name, None, None)
+    return Measurement(name, seconds, peak)
 
 
-def step(way: Way, inputs: Inputs, batch: Batch) -> tuple[float, int | None]:
-    """Run a forward and a backward pass; return its seconds, and its peak of memory in bytes.
+def time_step(way: Way, inputs: Inputs, batch: ModelBatch) -> tuple[float, int | None]:
+    """Run a forward and a backward pass; return its seconds and its peak memory in bytes.
 
-    Beside what is there before it and the gradients that it leaves: so above inputs, parameters and
-    their gradients. None where nothing tells: on the CPU, anywhere but on Linux.
+    The peak does not include inputs, parameters and their gradients. It is None if it can't be
+    measured: on the CPU of other systems than Linux.
     """
     for tensor in inputs:
         tensor.grad = None
     gradients = sum(tensor.nbytes for tensor in inputs)
     if inputs[0].is_cuda:
-        return _cuda_step(way, inputs, batch, gradients)
-    before = _start_counting()
+        return _time_cuda_step(way, inputs, batch, gradients)
+    before = _reset_peak_memory()
     started = time.perf_counter()
     way(*inputs, batch).backward()  # type: ignore[no-untyped-call]  # torch has no types
     seconds = time.perf_counter() - started
-    peak = _most_resident()
+    peak = _read_peak_memory()
     return seconds, None if peak is None or before is None else max(0, peak - before - gradients)
 
 
-def _cuda_step(way: Way, inputs: Inputs, batch: Batch, gradients: int) -> tuple[float, int]:
+def _time_cuda_step(
+    way: Way, inputs: Inputs, batch: ModelBatch, gradients: int
+) -> tuple[float, int]:
     events: Any = torch.cuda.Event  # it has no types
     start, end = (events(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
@@ -231,17 +234,17 @@ def _cuda_step(way: Way, inputs: Inputs, batch: Batch, gradients: int) -> tuple[
     return float(start.elapsed_time(end)) / 1000, peak
 
 
-def _start_counting() -> int | None:
-    """Make what is resident now the peak so far; return it, in bytes."""
-    give_back_freed_memory()  # or what is used again would not show
+def _reset_peak_memory() -> int | None:
+    """Reset the peak of resident memory to its current value; return that in bytes."""
+    release_freed_memory()  # otherwise, reused memory would not be counted
     try:
         _PEAK_RESET.write_text("5")
     except OSError:
         return None
-    return _most_resident()
+    return _read_peak_memory()
 
 
-def _most_resident() -> int | None:
+def _read_peak_memory() -> int | None:
     try:
         status = _STATUS.read_text()
     except OSError:

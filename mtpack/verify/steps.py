@@ -1,6 +1,6 @@
-"""A training step as a trainer takes it: sums over micro-batches, one division; and comparing two.
+"""Compute a training step as a trainer does (sums over micro-batches, one division); compare steps.
 
-Everything goes the way that a user's data goes: rows of the shards, `torch_data.collate`, a model,
+The data takes the same path as in training: sequences of the shards, `torch_data.collate`, a model,
 and the losses of `mtpack.loss`.
 """
 
@@ -19,7 +19,7 @@ from mtpack.loss import turn_mean_loss
 from mtpack.packing.columns import IGNORED
 from mtpack.shards.dataset import Row
 from mtpack.torch_data import collate
-from mtpack.verify.causal_model import Batch, CausalModel
+from mtpack.verify.causal_model import CausalModel, ModelBatch
 
 _SMALL_PARAMETER = 1e-3  # of the whole gradient's norm
 _CEILINGS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -27,7 +27,7 @@ _CEILINGS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """What micro-batches and ranks add up: nothing in it is divided yet."""
+    """The sums over micro-batches and ranks, before the division by the number of turns."""
 
     loss: Tensor
     turns: Tensor
@@ -42,19 +42,19 @@ class StepResult:
     gradients: list[Tensor]
 
     def on(self, device: str) -> StepResult:
-        """Return it on another device."""
+        """Return a copy on another device."""
         return StepResult(self.loss.to(device), [one.to(device) for one in self.gradients])
 
 
-def batch_of(rows: list[Row], model: CausalModel) -> Batch:
-    """Collate rows, and move all that the loss takes to the model's device."""
+def collate_rows(rows: list[Row], model: CausalModel) -> ModelBatch:
+    """Collate rows, and move the tensors to the model's device."""
     return {name: values.to(model.device) for name, values in collate(rows).items()}
 
 
-def token_losses(model: CausalModel, batch: Batch, label_alignment: str) -> Tensor:
-    """Return the token losses, (rows, seq_len), each where its label stands."""
+def compute_token_losses(model: CausalModel, batch: ModelBatch, label_alignment: str) -> Tensor:
+    """Return the token losses, float (rows, seq_len), each at the position of its label."""
     logits = model.logits(batch)
-    if label_alignment == "aligned":  # the logits for a token stand one place before its label
+    if label_alignment == "aligned":  # the logits of a token are one position before its label
         logits = functional.pad(logits[:, :-1], (0, 0, 1, 0))
     labels = batch["labels"]
     wide = torch.promote_types(logits.dtype, torch.float32)
@@ -64,12 +64,12 @@ def token_losses(model: CausalModel, batch: Batch, label_alignment: str) -> Tens
     return losses.view(labels.shape)
 
 
-def micro_batch_sums(
-    model: CausalModel, batch: Batch, label_alignment: str
+def sum_micro_batch(
+    model: CausalModel, batch: ModelBatch, label_alignment: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a micro-batch and its number of turns, both as sums."""
+    """Return the loss of a micro-batch as a sum, and its number of turns."""
     return turn_mean_loss(
-        token_losses(model, batch, label_alignment),
+        compute_token_losses(model, batch, label_alignment),
         batch["loss_mask"],
         batch["loss_token_num"],
         batch["turn_num"],
@@ -79,7 +79,7 @@ def micro_batch_sums(
 def accumulate(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> StepSums:
     """Add up losses, numbers of turns, and the gradients of the losses.
 
-    In float32 at least: bfloat16 would lose what a single turn adds.
+    Sums are at least float32: in bfloat16, the contribution of a single turn would be lost.
     """
     wide = torch.promote_types(model.dtype, torch.float32)
     loss_sum = torch.zeros((), dtype=wide, device=model.device)
@@ -95,26 +95,26 @@ def accumulate(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> St
     return StepSums(loss_sum, turn_sum, gradients)
 
 
-def step_sums(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> StepSums:
-    """Add up the micro-batches of a step, each given as its rows."""
-    batches = (batch_of(part, model) for part in parts)
-    return accumulate(model, (micro_batch_sums(model, batch, label_alignment) for batch in batches))
+def sum_step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> StepSums:
+    """Add up the micro-batches of a step; `parts` has the rows of each."""
+    batches = (collate_rows(part, model) for part in parts)
+    return accumulate(model, (sum_micro_batch(model, batch, label_alignment) for batch in batches))
 
 
 def normalize(sums: StepSums) -> StepResult:
-    """Divide once, by all turns."""
+    """Divide the sums once, by the number of all turns."""
     return StepResult(
         sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients]
     )
 
 
-def difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> float:
-    """Return the largest relative difference of the loss and of the gradients.
+def measure_difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> float:
+    """Return the largest relative difference of the loss and of each parameter's gradient.
 
-    Of every parameter's gradient by itself. A gradient may be 0 in truth (of queries and keys where
-    a place sees only itself), and then holds nothing but rounding, so no norm counts as less than
-    a small part of the whole one. bfloat16 rounds so coarsely that small gradients hold little
-    else; there it is the difference of the whole gradient.
+    An exact gradient may be 0 (of queries and keys, if each position sees only itself). The
+    computed one is then only rounding, so a norm counts as at least a small part of the norm of the
+    whole gradient. In bfloat16, small gradients are mostly rounding; so the whole gradient is
+    compared at once.
     """
     loss = abs(found.loss - reference.loss) / abs(reference.loss)
     norms = torch.stack([gradient.norm() for gradient in reference.gradients])
@@ -127,27 +127,30 @@ def difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> 
     return float(torch.cat((relative, loss[None])).max())
 
 
-def tolerance_of(dtype: torch.dtype, tokens: int) -> float:
+def choose_tolerance(dtype: torch.dtype, tokens: int) -> float:
     """Return the relative difference that rounding may cause.
 
-    Both ways add up the same terms, in another order. Adding n terms with a relative error eps
-    each is off by about eps * sqrt(n) of their size (the errors have no common direction), and
-    n is about the number of tokens, for the gradient of a weight. Terms of both signs cancel, so
-    the sum is smaller than they are: FACTOR allows for that and for the depth of the model. A wrong
-    weight, mask or label changes the sum by far more than the ceilings.
+    Both computations add the same terms in different orders. A sum of n terms with a relative error
+    eps each has an error of about eps * sqrt(n) of their size, since the errors have no common
+    direction. For the gradient of a weight, n is about the number of tokens. Terms of both signs
+    cancel, so the sum is smaller than its terms: `factor` allows for that and for the depth of the
+    model. A wrong weight, mask or label changes the sum by far more than the ceilings.
     """
     factor = 64
     return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * math.sqrt(tokens))
 
 
-def rounding_of(dtype: torch.dtype) -> float:
-    """Return the relative difference of a loss, of the mean loss, that rounding alone may cause."""
+def choose_rounding_tolerance(dtype: torch.dtype) -> float:
+    """Return the change of a loss, relative to the mean loss, that rounding alone may cause."""
     return min(_CEILINGS[dtype], 16 * torch.finfo(dtype).eps)
 
 
 @contextmanager
-def exact_and_repeatable(threads: int | None) -> Iterator[None]:
-    """Leave TF32 off, and use that many threads, on which the last digits depend."""
+def set_exact_arithmetic(threads: int | None) -> Iterator[None]:
+    """Turn TF32 off and set the number of threads, so that results are exact and repeatable.
+
+    The last digits of a result depend on the number of threads. None: torch's current number.
+    """
     precision, before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads or before)

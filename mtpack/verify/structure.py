@@ -1,4 +1,4 @@
-"""Check 1, structure: every law of a shard, for every row, and the manifest's figures."""
+"""Check 1, structure: every law of a shard, for every sequence, and the manifest's figures."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import MANIFEST, Manifest
 from mtpack.token_batch import Int32, Int64
-from mtpack.verify.batch import Batch, Breach
+from mtpack.verify.batch import Breach, ColumnBatch
 from mtpack.verify.list_laws import LIST_LAWS
 from mtpack.verify.token_laws import TOKEN_LAWS
 
 LAWS = {**LIST_LAWS, **TOKEN_LAWS}
-"""By name, in the order of checking: a law relies on those before it."""
+"""All laws by name, in the order of checking: a law relies on those before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A law that does not hold, and where."""
+    """A broken law, and the position that breaks it."""
 
     shard: str
-    """The file; the manifest where its figures are not those of the shards."""
+    """The path of the shard; of the manifest, if its figures are not those of the shards."""
     row: int | None
-    """Counted from 0 over all shards; None where a whole file is concerned."""
+    """The index of the sequence over all shards, from 0; None if the law is about a whole file."""
     position: int | None
-    """In the sequence; None where the whole sequence is concerned."""
+    """In the sequence; None if the law is about the whole sequence."""
     law: str
     detail: str
-    """A sentence with what was found and what was expected, and no content."""
+    """What was found and what was expected, without any content of dialogues."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints."""
@@ -43,18 +43,18 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class StructureReport:
-    """What the check of the structure came to."""
+    """The result of the structure check."""
 
     violation: Violation | None
-    """The first one found; the check ends with it."""
+    """The first violation; the check stops there. None if every law holds."""
     rows: int
-    """Sequences that were found to keep every law of a shard."""
+    """The number of sequences that keep every law of a shard."""
     hashes_checked: bool
-    """Whether there was a manifest to check against, and the check got that far."""
+    """Whether there was a manifest, and its hashes were compared."""
 
 
 class _Totals:
-    """What the shards hold in all, and which turns, to be held against the manifest."""
+    """Totals of the shards and the list of all turns, to compare with the manifest."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(
@@ -64,27 +64,27 @@ class _Totals:
         self.turn_messages: list[Int32] = []
         self.turn_num: list[Int32] = []
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ColumnBatch) -> None:
         columns = batch.columns
-        self.counts["sequences"] += batch.num_rows
+        self.counts["sequences"] += batch.num_sequences
         self.counts["documents"] += int(np.count_nonzero(batch.is_document))
         self.counts["turns_packed"] += len(columns.turn_starts)
         self.counts["tokens"] += int(columns.document_lengths.sum(dtype=np.int64))
-        self.counts["loss_tokens"] += len(batch.loss_places)
-        self.turn_dialogues.append(columns.dialogue_ids[batch.head_entries])
+        self.counts["loss_tokens"] += len(batch.loss_positions)
+        self.turn_dialogues.append(columns.dialogue_ids[batch.turn_entries])
         self.turn_messages.append(columns.turn_messages)
         self.turn_num.append(columns.turn_num)
 
 
 def check_structure(shards: Shards) -> StructureReport:
-    """Hold every row against every law, and the whole against its manifest where there is one.
+    """Check every sequence against every law, then all shards against their manifest, if any.
 
-    Within a record batch the first law that is broken is reported, at its first row.
+    For a record batch, the first broken law is reported, at the first sequence that breaks it.
     """
     totals = _Totals()
-    for shard, first_row, columns in _batches(shards):
-        batch = Batch(columns, shards.metadata.layout)
-        broken = first_breach(batch)
+    for shard, first_row, columns in _iterate_batches(shards):
+        batch = ColumnBatch(columns, shards.metadata.layout)
+        broken = find_first_breach(batch)
         if broken is not None:
             law, breach = broken
             row = first_row + breach.row
@@ -95,18 +95,18 @@ def check_structure(shards: Shards) -> StructureReport:
     first_shard = str(shards.opened[0].path)
     if not rows:
         violation = Violation(
-            first_shard, None, None, "sequences", "0 sequences; expected 1 at least"
+            first_shard, None, None, "sequences", "0 sequences; expected at least 1"
         )
         return StructureReport(violation, 0, hashes_checked=False)
-    repeated = _repeated_turn(shards, totals)
+    repeated = _find_repeated_turn(shards, totals)
     if repeated is not None or shards.manifest is None:
         return StructureReport(repeated, rows, hashes_checked=False)
-    unlike = _hash_violation(shards, shards.manifest) or _tally_violation(shards.manifest, totals)
-    return StructureReport(unlike, rows, hashes_checked=True)
+    mismatch = _check_hashes(shards, shards.manifest) or _check_tally(shards.manifest, totals)
+    return StructureReport(mismatch, rows, hashes_checked=True)
 
 
-def first_breach(batch: Batch) -> tuple[str, Breach] | None:
-    """Return the first law that is broken, and where."""
+def find_first_breach(batch: ColumnBatch) -> tuple[str, Breach] | None:
+    """Return the name of the first broken law and its breach, or None if all laws hold."""
     for name, law in LAWS.items():
         breach = law(batch)
         if breach is not None:
@@ -114,8 +114,8 @@ def first_breach(batch: Batch) -> tuple[str, Breach] | None:
     return None
 
 
-def _batches(shards: Shards) -> Iterator[tuple[Path, int, Columns]]:
-    """Yield every record batch with its shard and the number of its first row."""
+def _iterate_batches(shards: Shards) -> Iterator[tuple[Path, int, Columns]]:
+    """Yield every record batch with the path of its shard and the index of its first sequence."""
     first_row = 0
     for shard in shards.opened:
         for columns in shard.batches:
@@ -123,11 +123,11 @@ def _batches(shards: Shards) -> Iterator[tuple[Path, int, Columns]]:
             first_row += len(columns.turn_num)
 
 
-def _repeated_turn(shards: Shards, totals: _Totals) -> Violation | None:
-    """Demand that no turn is trained twice: (dialogue, message) is unique over all shards."""
+def _find_repeated_turn(shards: Shards, totals: _Totals) -> Violation | None:
+    """Check that no turn is trained twice: (dialogue, message) is unique over all shards."""
     dialogues = np.concatenate(totals.turn_dialogues)
     messages = np.concatenate(totals.turn_messages)
-    order = np.lexsort((messages, dialogues))  # stable, so the later one stands behind
+    order = np.lexsort((messages, dialogues))  # stable: the later one stays after the earlier one
     same = (np.diff(dialogues[order]) == 0) & (np.diff(messages[order]) == 0)
     if not same.any():
         return None
@@ -142,17 +142,17 @@ def _repeated_turn(shards: Shards, totals: _Totals) -> Violation | None:
     return Violation(str(shard.path), row, position, "turn_unique", detail)
 
 
-def _hash_violation(shards: Shards, manifest: Manifest) -> Violation | None:
+def _check_hashes(shards: Shards, manifest: Manifest) -> Violation | None:
     for shard, record in zip(shards.opened, manifest.report.shards, strict=True):
         with open(shard.path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != record.sha256:
-            detail = f"its bytes have the sha256 {found}; the manifest records {record.sha256}"
+            detail = f"the sha256 of the file is {found}; the manifest records {record.sha256}"
             return Violation(str(shard.path), None, None, "sha256", detail)
     return None
 
 
-def _tally_violation(manifest: Manifest, totals: _Totals) -> Violation | None:
+def _check_tally(manifest: Manifest, totals: _Totals) -> Violation | None:
     tally = manifest.report.tally
     found = {
         **totals.counts,
@@ -162,6 +162,6 @@ def _tally_violation(manifest: Manifest, totals: _Totals) -> Violation | None:
         recorded = getattr(tally, name)
         if recorded != count:
             path = str(Path(manifest.report.output) / MANIFEST)
-            detail = f"it records {recorded:,} {name}; the shards hold {count:,}"
+            detail = f"the manifest records {recorded:,} {name}; the shards hold {count:,}"
             return Violation(path, None, None, "tally", detail)
     return None

@@ -1,4 +1,4 @@
-"""`verify`: the checks one after the other, and what they came to."""
+"""`verify`: run the checks one after the other, and report their results."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mtpack.errors import MtpackError, SetupError
 from mtpack.shards.dataset import Shards, open_shards
 from mtpack.shards.manifest import Tally
-from mtpack.verify.check import Check, Tell
+from mtpack.verify.check import Check, ReportProgress
 from mtpack.verify.structure import Violation, check_structure
-from mtpack.verify.weights import WeightBin, weight_bins
+from mtpack.verify.weights import WeightBin, compute_weight_bins
 
 if TYPE_CHECKING:
     from mtpack.verify.computing import NumericReport
@@ -31,27 +31,28 @@ class VerifyReport:
     """The result of `verify`."""
 
     rows: int
-    """Sequences that were found to keep every law."""
+    """The number of sequences that keep every law."""
     rows_of: int
+    """The number of all sequences."""
     checks: dict[str, Check]
-    """By name, as far as they were made: none follows a structure that is broken."""
+    """By name, the checks that were made: after a broken structure, no others are."""
     device: str
     violation: Violation | None
     tally: Tally | None
-    """What the run counted; None for shards without their manifest, whose hashes nobody knows."""
+    """The counts of the run; None for shards without a manifest, whose hashes are unknown."""
     weights: list[WeightBin] = field(default_factory=list)
-    """How much turns of each length weigh under other means, over all of the shards; empty where
-    the structure is broken."""
+    """The weight of turns of each length under several means, over all shards; empty if the
+    structure is broken."""
     numeric: NumericReport | None = None
-    """Of the numeric checks, where they were made."""
+    """The results of the numeric checks, if they were made."""
     speed: SpeedReport | None = None
-    """What the loss takes on this device, where that was measured."""
+    """Time and memory of the loss on this device, if they were measured."""
     missing_extra: str | None = None
-    """What to install, where checks were left out because torch is missing."""
+    """The line that says what to install, if checks were left out because torch is missing."""
 
     @property
     def ok(self) -> bool:
-        """Whether every check that was made has held."""
+        """Whether every check that was made has passed."""
         return all(check.ok for check in self.checks.values())
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class VerifyReport:
             "rows": self.rows,
             "checks": {name: check.as_dict() for name, check in self.checks.items()},
             "loss": {
-                name: _number(loss.get(name, math.nan))
+                name: _null_if_not_finite(loss.get(name, math.nan))
                 for name in ("turn_mean", "token_mean", "dialogue_mean")
             },
             "device": self.device,
@@ -77,7 +78,7 @@ class VerifyReport:
         }
 
 
-def _number(value: float) -> float | None:
+def _null_if_not_finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
@@ -88,22 +89,22 @@ def verify(
     dtype: str = "auto",
     model: str | None = None,
     speed: bool = False,
-    tell: Tell = lambda stage: None,
+    report_progress: ReportProgress = lambda stage: None,
 ) -> VerifyReport:
     """Check an output folder, or one or more shards.
 
-    device: `cpu`, `cuda`, or `auto` (CUDA where there is some). dtype: `float64`, `float32`,
+    device: `cpu`, `cuda`, or `auto` (CUDA if there is a device). dtype: `float64`, `float32`,
     `bfloat16`, or `auto`. model: a folder with a causal language model for transformers, instead of
-    the built-in one. speed: measure the loss on the device as well. tell: is told every stage.
-    Raises SetupError for a path, device or model that is not there or can't be used, InputError for
-    shards that can't be read.
+    the built-in one. speed: also measure the loss on the device. report_progress: called with the
+    name of every stage. Raises SetupError for a path, device or model that does not exist or can't
+    be used, InputError for shards that can't be read.
     """
     has_torch = find_spec("torch") is not None
-    device = _usable_device(device) if has_torch else "cpu"
+    device = _choose_device(device) if has_torch else "cpu"
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     named = [os.fspath(path) for path in several]
     shards = open_shards(named)
-    tell("structure")
+    report_progress("structure")
     structure = check_structure(shards)
     broken = structure.violation is not None
     checks = {"structure": Check(int(broken), 0)}
@@ -111,9 +112,9 @@ def verify(
     if has_torch and not broken:
         from mtpack.verify.speed import measure_losses
 
-        numeric = _check_numbers(named, shards, device, dtype, model, tell)
+        numeric = _run_numeric_checks(named, shards, device, dtype, model, report_progress)
         checks |= numeric.checks
-        tell("speed")
+        report_progress("speed")
         measured = measure_losses(shards, device) if speed else None
     return VerifyReport(
         rows=structure.rows,
@@ -122,31 +123,36 @@ def verify(
         device=device,
         violation=structure.violation,
         tally=shards.manifest.report.tally if shards.manifest else None,
-        weights=[] if broken else weight_bins(shards),
+        weights=[] if broken else compute_weight_bins(shards),
         numeric=numeric,
         speed=measured,
         missing_extra=None if has_torch else MISSING_EXTRA,
     )
 
 
-def _check_numbers(
-    named: list[str], shards: Shards, device: str, dtype: str, model: str | None, tell: Tell
+def _run_numeric_checks(
+    named: list[str],
+    shards: Shards,
+    device: str,
+    dtype: str,
+    model: str | None,
+    report_progress: ReportProgress,
 ) -> NumericReport:
-    """Compute on a sample; raise MtpackError where the device has too little memory."""
+    """Run the numeric checks; raise MtpackError if the device has too little memory."""
     from torch.cuda import OutOfMemoryError
 
-    from mtpack.verify.computing import check_numbers
+    from mtpack.verify.computing import run_numeric_checks
 
     try:
-        return check_numbers(named, shards, device, dtype, model, tell)
+        return run_numeric_checks(named, shards, device, dtype, model, report_progress)
     except OutOfMemoryError as error:
         raise MtpackError(
-            f"{device} has not enough memory for the numeric checks; "
+            f"{device} does not have enough memory for the numeric checks; "
             "try --dtype bfloat16, a smaller --model, or --device cpu"
         ) from error
 
 
-def _usable_device(device: str) -> str:
+def _choose_device(device: str) -> str:
     import torch
 
     if device == "cpu" or torch.cuda.is_available():

@@ -1,8 +1,9 @@
-"""What another mean would have done: how much turns of each length weigh, over all of the shards.
+"""Compute the weight of turns of each length under several means, over all shards.
 
-Under the turn mean every turn weighs the same; under the token mean, its share of the loss tokens;
-under the dialogue mean every document weighs the same, and a turn its share of its document's loss
-tokens; under the square root, the root of its length.
+Under the turn mean, every turn has the same weight. Under the token mean, the weight of a turn is
+its number of loss tokens. Under the dialogue mean, every document has the same weight, and a turn
+has its share of its document's loss tokens. Under the square root, the weight of a turn is the
+square root of its number of loss tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MEANS = ("turn_mean", "token_mean", "dialogue_mean", "square_root")
 
 @dataclass(frozen=True, slots=True)
 class WeightBin:
-    """The turns whose number of loss tokens lies from one power of two up to the next."""
+    """The turns with a number of loss tokens from one power of two up to the next."""
 
     low: int
     high: int
@@ -29,16 +30,16 @@ class WeightBin:
     turns: int
     tokens: int
     weights: dict[str, float]
-    """Under each of `MEANS`, the share of the whole loss that these turns decide."""
+    """For each of `MEANS`, the share of the whole loss that these turns have."""
 
     @property
     def turn_share(self) -> float:
-        """Of all turns, how many these are: what they weigh where each turn weighs the same."""
+        """Their share of all turns, which is their weight under the turn mean."""
         return self.weights["turn_mean"]
 
     @property
     def token_share(self) -> float:
-        """Of all loss tokens, how many these turns have."""
+        """Their share of all loss tokens, which is their weight under the token mean."""
         return self.weights["token_mean"]
 
     @property
@@ -56,15 +57,15 @@ class WeightBin:
         }
 
 
-def weight_bins(shards: Shards) -> list[WeightBin]:
-    """Weigh the turns of shards whose structure has passed, from the shortest to the longest.
+def compute_weight_bins(shards: Shards) -> list[WeightBin]:
+    """Return the bins of shards that passed the structure check, from short to long turns.
 
-    In one pass over the record batches, with a count for each power of two.
+    One pass over the record batches, with one sum for each mean and power of two.
     """
     sums = np.zeros((len(MEANS), 32))
     for shard in shards.opened:
         for batch in shard.batches:
-            sums += _batch_sums(batch, shards.metadata.seq_len)
+            sums += _sum_weights(batch, shards.metadata.seq_len)
     weights = sums / sums.sum(axis=1, keepdims=True)
     turns, tokens, *_ = sums.astype(np.int64)
     present = np.flatnonzero(turns)
@@ -80,10 +81,10 @@ def weight_bins(shards: Shards) -> list[WeightBin]:
     ]
 
 
-def _batch_sums(batch: Columns, seq_len: int) -> Any:
-    """Return reference_step weights by each of `MEANS`, for each power of two.
+def _sum_weights(batch: Columns, seq_len: int) -> Any:
+    """Return the weights of turns, not yet divided by their sum: (means, powers of two).
 
-    By the first two, those are how many turns and how many tokens there are.
+    The first two rows are the numbers of turns and of loss tokens.
     """
     rows = segment_ids(batch.turn_offsets)
     lengths = batch.loss_token_num[rows, batch.turn_starts].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Documents and loss tokens equal the slow reference, on real dialogues, for every --merge."""
+"""Documents and loss tokens equal those of the slow reference, for every `--merge`."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_toke
 from tests.conftest import SAMPLE_DATA, SHARED, shared
 from tests.support.reference import Reference, ReferenceDocument
 from tests.support.template_facts import CHATML, PHI
-from tests.support.template_table import MERGES, documents_of, reference_documents
+from tests.support.template_table import MERGES, compute_reference_documents, encode_documents
 
 TOKENIZERS = {
     "embedded": CHATML,
@@ -39,7 +39,7 @@ NUM_DIALOGUES = 120
 
 
 class RenderOnce(Reference):
-    """The reference, but a text that it asks for again is not rendered again."""
+    """The reference with a cache: it renders no text twice."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -53,7 +53,7 @@ class RenderOnce(Reference):
 
 
 @cache
-def loaded(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
+def load(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
     folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
     tokenizer = load_tokenizer(str(folder))
     template = load_chat_template(tokenizer, None, (), "2026-01-01")
@@ -61,44 +61,46 @@ def loaded(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
     return tokenizer, replayers, RenderOnce(folder, TOKENIZERS[name])
 
 
-def drawn_lines(path: Path) -> list[tuple[int, bytes]]:
-    """Return lines of a file, each with its number, drawn by a seed."""
+def draw_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Return lines of a file, drawn by a seed, each with its number."""
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         lines = list(enumerate(file, 1))
     return random.Random(path.name).sample(lines, min(NUM_DIALOGUES, len(lines)))
 
 
-def packed_documents(
+def make_documents(
     tokenizer: LoadedTokenizer, replayer: Replayer, dialogue: Dialogue
 ) -> list[ReferenceDocument] | None:
-    """Return the documents that mtpack makes, or None for a refused dialogue."""
+    """Return the documents that mtpack makes, or None if the template refuses the dialogue."""
     rendered = replayer.render_dialogue(dialogue)
     if isinstance(rendered, Reject):
         assert rendered.reason == "template_raised", rendered
         return None
-    return documents_of(tokenizer, rendered, replayer.merge)
+    return encode_documents(tokenizer, rendered, replayer.merge)
 
 
 def compare(name: str, path: Path) -> None:
-    tokenizer, replayers, reference = loaded(name)
-    for line, text in drawn_lines(path):
+    tokenizer, replayers, reference = load(name)
+    for line, text in draw_lines(path):
         dialogue = read_dialogue(line - 1, Origin(path.name, line), text, LINE_LIMIT)
         assert isinstance(dialogue, Dialogue), dialogue
         for replayer in replayers:
-            expected = reference_documents(reference, json.loads(text), replayer.merge)
-            found = packed_documents(tokenizer, replayer, dialogue)
+            expected = compute_reference_documents(reference, json.loads(text), replayer.merge)
+            found = make_documents(tokenizer, replayer, dialogue)
             assert found == expected, f"{path.name} line {line}, --merge {replayer.merge}"
         reference.rendered.clear()
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("file", SAMPLE_FILES)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_sample_dialogues_get_the_documents_of_the_reference(name, file):
+def test_documents_of_sample_dialogues_equal_the_reference(name, file):
     compare(name, SAMPLE_DATA / file)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, which is not here")
+@pytest.mark.oracle
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared, which does not exist")
 @pytest.mark.parametrize("file", SHARED_FILES)
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "embedded"])
-def test_real_dialogues_get_the_documents_of_the_reference(name, file):
+def test_documents_of_real_dialogues_equal_the_reference(name, file):
     compare(name, shared(f"data/{file}"))

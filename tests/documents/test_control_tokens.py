@@ -1,9 +1,9 @@
-"""Control tokens in the text of users, systems and tools: kept, refused, or text like any other.
+"""Control tokens in input text are kept, encoded as ordinary text, or rejected.
 
-The reference for `--control-tokens literal` never sees such a token where it is spelled: each is
-hidden behind as many private characters, and put back into the pieces between the control tokens
-that the template writes. Those pieces are encoded by a tokenizer from whose tokenizer.json the
-control tokens have been removed.
+The reference for `--control-tokens literal` works in another way than mtpack. Before rendering, it
+replaces each spelled control token by private characters, one for each character. The rendered text
+is split at its control tokens, which the template wrote. The spelled ones are put back into the
+segments between them, and these are encoded by a tokenizer without control tokens.
 """
 
 import json
@@ -23,7 +23,7 @@ import mtpack
 from mtpack.cli import main
 from mtpack.documents.control_tokens import load_renderer
 from mtpack.documents.control_tokens_in_text import SpelledTokens
-from mtpack.documents.literal_tokens import NotLiteralError, literal_tokenizer
+from mtpack.documents.literal_tokens import NotLiteralError, build_literal_tokenizer
 from mtpack.documents.overlong import suffix_renderer
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.errors import SetupError
@@ -34,7 +34,7 @@ from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.turn_spans import render_dialogue
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
-from tests.conftest import shared
+from tests.conftest import examples, shared
 from tests.support import template_facts
 from tests.support.encoders import encoder_of
 from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, Token
@@ -44,11 +44,11 @@ from tests.support.template_facts import Facts
 DATE = "2026-01-01"
 ORIGIN = Origin("rows.jsonl", 1)
 FIRST_HIDDEN = 0xE000
-"""The private character that hides the first control token; the others follow."""
+"""The private character that replaces the first control token; the others follow."""
 
 
 class OrdinaryText:
-    """Encodes text to a tokenizer without control tokens."""
+    """Encodes text with a tokenizer that has no control tokens."""
 
     def __init__(self, folder: Path) -> None:
         stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ class OrdinaryText:
         self.tags = self.tokenizer.get_added_tokens_decoder()
 
     def tokens(self, text: str, first: int) -> list[Token]:
-        """Encode a piece of a text, which starts at the character `first` of that text."""
+        """Encode a segment of a text; it starts at the character `first` of that text."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         found = []
         for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -75,20 +75,20 @@ class OrdinaryText:
             found.append(Token(number, first + start, first + end, tag is not None))
         return found
 
-    def tokens_around(self, pieces: list[tuple[bool, str]]) -> list[Token]:
-        """Encode pieces of a text: control tokens (true), and text between them (false)."""
+    def tokens_around(self, segments: list[tuple[bool, str]]) -> list[Token]:
+        """Encode segments of a text: control tokens (true), and text between them (false)."""
         found: list[Token] = []
         first = 0
-        swallowing = False
-        for is_control, piece in pieces:
+        absorbs_space = False
+        for is_control, segment in segments:
             if is_control:
-                found.append(Token(self.ids[piece], first, first + len(piece), True))
-                swallowing = self.control[piece]["rstrip"]
-                assert not self.control[piece]["lstrip"]
-            elif piece:
-                left = piece.lstrip() if swallowing else piece
-                found += self.tokens(left, first + len(piece) - len(left))
-            first += len(piece)
+                found.append(Token(self.ids[segment], first, first + len(segment), True))
+                absorbs_space = self.control[segment]["rstrip"]
+                assert not self.control[segment]["lstrip"]
+            elif segment:
+                left = segment.lstrip() if absorbs_space else segment
+                found += self.tokens(left, first + len(segment) - len(left))
+            first += len(segment)
         return found
 
 
@@ -105,13 +105,13 @@ TOKENIZERS = ("embedded", "qwen3", "phi-3-mini", "gpt2", "minimind", "bert-base-
 
 
 @cache
-def loaded(name: str):
+def load(name: str):
     tokenizer = load_tokenizer(str(folder_of(name)))
-    return tokenizer, literal_tokenizer(tokenizer)
+    return tokenizer, build_literal_tokenizer(tokenizer)
 
 
 def texts_around(control: list[str]) -> st.SearchStrategy[str]:
-    """Draw text with control tokens anywhere, whole, cut off, and one inside the other."""
+    """Draw text with control tokens: whole, cut off, and inside each other."""
     some = st.sampled_from(control)
     cut_off = st.tuples(some, st.integers(1, 12)).map(lambda drawn: drawn[0][: drawn[1]])
     tails = st.tuples(some, st.integers(1, 12)).map(lambda drawn: drawn[0][drawn[1] :])
@@ -137,29 +137,30 @@ def texts_around(control: list[str]) -> st.SearchStrategy[str]:
     return st.lists(some | cut_off | tails | words | others, max_size=8).map("".join)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_spelled_control_tokens_are_encoded_as_by_a_tokenizer_without_them(name):
+def test_spelled_control_tokens_get_the_ids_of_a_tokenizer_without_them(name):
     ordinary = ordinary_text(name)
-    tokenizer, literal = loaded(name)
+    tokenizer, literal = load(name)
     spelled = SpelledTokens(tokenizer.added_tokens.control.values())
     control = sorted(ordinary.control)
     assert set(control) <= set(tokenizer.added_tokens.control.values())
 
-    @settings(max_examples=200)
+    @settings(max_examples=examples(200))
     @given(st.lists(st.tuples(texts_around(control), st.sampled_from(control)), max_size=5))
     def check(drawn):
-        pieces = [
-            (is_control, piece)
+        segments = [
+            (is_control, segment)
             for text, token in drawn
-            for is_control, piece in ((False, text), (True, token))
+            for is_control, segment in ((False, text), (True, token))
         ]
-        text = "".join(piece for _, piece in pieces)
+        text = "".join(segment for _, segment in segments)
         spelled_at, first = [], 0
-        for is_control, piece in pieces:
+        for is_control, segment in segments:
             if not is_control:
-                spelled_at += [first + start for start in spelled.starts_in(piece)]
-            first += len(piece)
-        expected = ordinary.tokens_around(pieces)
+                spelled_at += [first + start for start in spelled.find_starts(segment)]
+            first += len(segment)
+        expected = ordinary.tokens_around(segments)
         found = literal.encode(text, spelled_at)
         assert found.ids.tolist() == [token.id for token in expected]
         assert found.starts.tolist() == [token.start for token in expected]
@@ -169,20 +170,20 @@ def test_spelled_control_tokens_are_encoded_as_by_a_tokenizer_without_them(name)
 
 
 class LiteralReference(Reference):
-    """The definition, for a tokenizer to which spelled control tokens are ordinary text."""
+    """The reference, with spelled control tokens as ordinary text."""
 
     def __init__(self, name: str, facts: Facts, template: str | None) -> None:
         super().__init__(folder_of(name), facts, template)
         self.ordinary = ordinary_text(name)
         control = sorted(self.ordinary.control, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)))
-        self.hidden = {token: chr(FIRST_HIDDEN + place) for place, token in enumerate(control)}
+        self.hidden = {token: chr(FIRST_HIDDEN + index) for index, token in enumerate(control)}
 
     def documents(self, row: dict, merge: str) -> list[ReferenceDocument]:
         messages = [
             message
             if message["role"] == "assistant"
-            else self.hide(message | {"content": joined(message["content"])})
+            else self.hide(message | {"content": join_parts(message["content"])})
             for message in row["messages"]
         ]
         return super().documents({"messages": messages, "tools": self.hide(row["tools"])}, merge)
@@ -203,13 +204,13 @@ class LiteralReference(Reference):
 
     def tokens(self, text: str) -> list[Token]:
         edges = [0, *(edge for found in self.control.finditer(text) for edge in found.span())]
-        pieces = [text[start:end] for start, end in pairwise([*edges, len(text)])]
+        segments = [text[start:end] for start, end in pairwise([*edges, len(text)])]
         return self.ordinary.tokens_around(
-            [(place % 2 == 1, self.unhide(piece)) for place, piece in enumerate(pieces)]
+            [(index % 2 == 1, self.unhide(segment)) for index, segment in enumerate(segments)]
         )
 
 
-def joined(content: str | list[dict]) -> str:
+def join_parts(content: str | list[dict]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
@@ -218,7 +219,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Its one control token ends every message, and no message has a header of its own.
+# The only control token ends every message; no message has a role header with control tokens.
 GPT_2 = (
     "{% if tools %}{{ tools | tojson }}<|endoftext|>{% endif %}"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}<|endoftext|>"
@@ -235,7 +236,7 @@ ANSWERS = st.sampled_from(("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</th
 
 
 def contents(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
-    """Draw text, or text parts that spell what they spell together."""
+    """Draw text, or content parts that are the text together."""
 
     def cut(drawn: tuple[str, list[int]]) -> list[dict]:
         text, cuts = drawn
@@ -262,7 +263,7 @@ def tools_of(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
 
 @st.composite
 def rows(draw, texts: st.SearchStrategy[str], roles: tuple[str, ...]):
-    """Draw a row: perhaps a system message, then questions (or results of tools) and answers."""
+    """Draw a row: an optional system message, then questions (or results of tools) and answers."""
 
     def say(role: str) -> dict:
         return {"role": role, "content": draw(contents(texts))}
@@ -280,7 +281,7 @@ def dialogue_of(row: dict) -> Dialogue:
     return dialogue
 
 
-def documents_of(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
+def encode_documents(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
     batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
     return [
         ReferenceDocument(
@@ -291,11 +292,12 @@ def documents_of(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
     ]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", DIALECTS)
-def test_dialogues_get_the_documents_of_the_reference(name):
+def test_documents_under_literal_equal_the_reference(name):
     facts, source = DIALECTS[name]
     reference = LiteralReference(name, facts, source)
-    tokenizer, _ = loaded(name)
+    tokenizer, _ = load(name)
     template = (
         load_chat_template(tokenizer, None, (), DATE)
         if source is None
@@ -305,36 +307,36 @@ def test_dialogues_get_the_documents_of_the_reference(name):
     texts = texts_around(sorted(reference.ordinary.control))
     roles = ("user",) if name == "phi-3-mini" else ("user", "tool")
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(rows(texts, roles), st.sampled_from(("auto", "always", "never")))
     def check(row, merge):
         rendered = renderer.render(dialogue_of(row), merge)
         assert not isinstance(rendered, Reject), rendered
-        assert documents_of(tokenizer, rendered, merge) == reference.documents(row, merge)
+        assert encode_documents(tokenizer, rendered, merge) == reference.documents(row, merge)
 
     check()
 
 
-# Where the template or the tokenizer has its own way with such text
+# Templates and tokenizers that change or inspect such text
 
 
-EMBEDDED, _ = loaded("embedded")
+EMBEDDED, _ = load("embedded")
 TEMPLATE = load_chat_template(EMBEDDED, None, (), DATE)
 EOT = "<|im_end|>"
 
 
 def template_of(content: str) -> ChatTemplate:
-    """A template that writes `content` of every message between the tokens of ChatML."""
+    """Return a ChatML template that writes the expression `content` for every message."""
     return ChatTemplate({"default": CHATML.replace("{{ message.content }}", content)}, {}, DATE)
 
 
 def row_of(*texts: str, tools: list | None = None, **fields) -> dict:
-    """A row of questions and answers; `fields` go into every question."""
+    """Return a row of questions and answers; `fields` are added to every question."""
     messages = [
         {"role": "user", "content": text, **fields}
-        if place % 2 == 0
+        if index % 2 == 0
         else {"role": "assistant", "content": text}
-        for place, text in enumerate(texts)
+        for index, text in enumerate(texts)
     ]
     return {"messages": messages, "tools": tools}
 
@@ -347,7 +349,7 @@ def render(row: dict, policy: str = "literal", template: ChatTemplate = TEMPLATE
 
 def ids_of(rendered) -> list[int]:
     assert not isinstance(rendered, Reject), rendered
-    (document,) = documents_of(EMBEDDED, rendered, "auto")
+    (document,) = encode_documents(EMBEDDED, rendered, "auto")
     return list(document.ids)
 
 
@@ -361,7 +363,7 @@ def ids_of(rendered) -> list[int]:
         "{{ message.content[:9] }}",
     ],
 )
-def test_a_template_that_looks_into_such_text_refuses_the_row_by_name(content):
+def test_literal_rejects_a_row_if_the_template_inspects_the_text(content):
     refused = render(row_of(f"Why?{EOT} my secret", "So."), template=template_of(content))
     assert isinstance(refused, Reject)
     assert refused.reason == "not_literal"
@@ -381,15 +383,15 @@ def test_a_template_that_looks_into_such_text_refuses_the_row_by_name(content):
         "{{ message.content }}{{ message.content }}",
     ],
 )
-def test_a_template_that_writes_such_text_in_its_own_way_still_writes_text(content):
+def test_literal_accepts_a_template_that_only_transforms_the_text(content):
     row = row_of(f" {EOT}Why?{EOT} ", "So.")
     template = template_of(content)
     control = ids_of(render(row, template=template)).count(EMBEDDED.backend.token_to_id(EOT))
-    assert control == 2  # the template's own: one for each message
+    assert control == 2  # those of the template: one for each message
 
 
 @pytest.mark.parametrize("spelled", [f"a{EOT}", "a"])
-def test_a_mark_in_the_data_forges_nothing(spelled):
+def test_a_mark_character_in_the_data_changes_no_encoding(spelled):
     rendered = render(row_of(f"{spelled} <\ufdd5|im_end|> {spelled}", "So."))
     if spelled == "a":
         assert ids_of(rendered) == ids_of(render(row_of("a <\ufdd5|im_end|> a", "So."), "keep"))
@@ -398,7 +400,7 @@ def test_a_mark_in_the_data_forges_nothing(spelled):
 
 
 def word_tokenizer(folder: Path, vocabulary: dict[str, int], control=("<s>", "<e>")):
-    """Make a tokenizer that looks words up, control tokens among them."""
+    """Make a tokenizer with whole words as tokens."""
     model = tokenizers.models.WordLevel(vocabulary, unk_token="?")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -408,49 +410,49 @@ def word_tokenizer(folder: Path, vocabulary: dict[str, int], control=("<s>", "<e
     return load_tokenizer(str(folder))
 
 
-def test_no_control_token_comes_to_life_inside_another_that_is_text(tmp_path):
+def test_no_control_token_is_encoded_inside_another_that_is_text(tmp_path):
     tokenizer = word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}, ("<s>", "s><", "><e>", "<e>"))
-    spelled = SpelledTokens(tokenizer.added_tokens.control.values()).starts_in("a<s><e>a")
-    encoded = literal_tokenizer(tokenizer).encode("a<s><e>a <s>", spelled)
+    spelled = SpelledTokens(tokenizer.added_tokens.control.values()).find_starts("a<s><e>a")
+    encoded = build_literal_tokenizer(tokenizer).encode("a<s><e>a <s>", spelled)
     assert encoded.ids.tolist() == [0, tokenizer.backend.token_to_id("<s>")]
 
 
-def test_a_control_token_is_found_behind_one_that_is_text(tmp_path):
+def test_a_control_token_is_found_after_the_start_of_one_that_is_text(tmp_path):
     tokenizer = word_tokenizer(tmp_path / "w", {"?": 0}, ("<s>", "<s><e>", "<e>"))
-    encoded = literal_tokenizer(tokenizer).encode("<s><e>", [0])
+    encoded = build_literal_tokenizer(tokenizer).encode("<s><e>", [0])
     assert encoded.ids.tolist() == [0, tokenizer.backend.token_to_id("<e>")]
 
 
-def test_text_that_the_vocabulary_turns_into_the_control_token_is_refused(tmp_path):
-    literal = literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1, "<s>": 2}))
+def test_literal_rejects_text_that_the_vocabulary_itself_encodes_as_the_control_token(tmp_path):
+    literal = build_literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1, "<s>": 2}))
     assert literal.encode("a<s>a<e>", [1]).ids.tolist() == [0, 3]
     with pytest.raises(NotLiteralError):
         literal.encode("a <s> a", [2])
 
 
-def test_a_control_token_that_the_tokenizer_does_not_find_is_refused(tmp_path):
-    literal = literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}))
+def test_literal_rejects_a_text_with_a_control_token_that_the_tokenizer_does_not_find(tmp_path):
+    literal = build_literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}))
     whole_words = json.loads(literal.renamed.backend.to_str())
     for token in whole_words["added_tokens"]:
         token["single_word"] = True
     (tmp_path / "w" / "tokenizer.json").write_text(
         json.dumps(whole_words).replace("\ufdd5", "").replace("\\ufdd5", ""), encoding="utf-8"
     )
-    literal = literal_tokenizer(load_tokenizer(str(tmp_path / "w")))
+    literal = build_literal_tokenizer(load_tokenizer(str(tmp_path / "w")))
     assert literal.encode("a <s> a", []).ids.tolist() == [1, 2, 1]
     with pytest.raises(NotLiteralError):
         literal.encode("a<s>a", [])
 
 
-def test_a_tokenizer_with_a_gap_in_its_vocabulary_is_refused_with_what_to_choose(tmp_path):
-    # Added tokens are numbered from the size of the vocabulary on, and a word is there already.
+def test_literal_refuses_a_tokenizer_with_a_gap_in_its_vocabulary_and_names_a_remedy(tmp_path):
+    # Ids of added tokens start at the size of the vocabulary, where a word has an id already.
     tokenizer = word_tokenizer(tmp_path / "w", {"?": 0, "<s>": 1, "<e>": 2, "a": 4})
     with pytest.raises(SetupError, match=r"choose --control-tokens keep or error") as error:
-        literal_tokenizer(tokenizer)
+        build_literal_tokenizer(tokenizer)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_template_or_a_tokenizer_is_asked_only_about_rows_that_spell_one():
+def test_rows_without_spelled_control_tokens_are_rendered_alike_by_all_policies():
     row = row_of("Why?", "So.", "And <think>?", f"So {EOT} too.")
     for policy in ("keep", "literal", "error"):
         expected = render_dialogue(TEMPLATE, EMBEDDED.added_tokens, dialogue_of(row), "auto")
@@ -461,7 +463,7 @@ TAGGED = "{% generation %}{{ message.role }}: {{ message.content }}{% endgenerat
 
 
 @pytest.mark.parametrize("content", ["{{ message.content }}", TAGGED, "{{ message.content }} . "])
-def test_literal_moves_no_turn_and_leaves_no_mark(content):
+def test_literal_changes_no_turn_and_leaves_no_mark_in_the_text(content):
     row = row_of(f"Why?{EOT}", "So.", f"{EOT}Oh?", "Yes.", tools=[{"name": EOT}])
     kept, found = (render(row, policy, template_of(content)) for policy in ("keep", "literal"))
 
@@ -474,7 +476,7 @@ def test_literal_moves_no_turn_and_leaves_no_mark(content):
     assert found._replace(merged=without_ids(found.merged), own=own) == kept
 
 
-def test_equal_text_with_other_ids_behind_such_text_is_not_merged_silently():
+def test_equal_text_with_different_ids_is_not_merged_silently_under_literal():
     bare = "{% for message in messages %}{{ message.content }}{% endfor %}"
     template = ChatTemplate({"default": bare}, {}, DATE)
     row = row_of(f"Say{EOT}:", " yes wo", f"uld{EOT}", " fine")
@@ -486,12 +488,12 @@ def test_equal_text_with_other_ids_behind_such_text_is_not_merged_silently():
     expected = [
         [token.id for token in ordinary.tokens(text, 0)] for text in (whole, f"Say{EOT}: yes wo")
     ]
-    found = documents_of(EMBEDDED, rendered, "auto")
+    found = encode_documents(EMBEDDED, rendered, "auto")
     assert [list(document.ids) for document in found] == expected
     assert [[turn.message for turn in document.turns] for document in found] == [[3], [1]]
 
 
-def test_pieces_of_a_long_dialogue_are_encoded_so_too():
+def test_literal_also_applies_to_the_suffixes_of_a_long_dialogue():
     turns = [f"Why {EOT} {number}?" if number % 2 == 0 else "So." for number in range(12)]
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
@@ -499,15 +501,15 @@ def test_pieces_of_a_long_dialogue_are_encoded_so_too():
         renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60
     )
     reference = LiteralReference("embedded", template_facts.CHATML, None)
-    (made,) = as_documents(render_suffix(0, 11))
+    (suffix,) = as_documents(render_suffix(0, 11))
     runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]
     whole = [reference.documents(run, "never")[-1] for run in runs]
-    (expected,) = [document for document in whole if len(document.ids) == len(made.ids)]
-    assert tuple(made.ids) == expected.ids
-    assert tuple(made.turns[0].positions) == expected.turns[0].loss_positions
+    (expected,) = [document for document in whole if len(document.ids) == len(suffix.ids)]
+    assert tuple(suffix.ids) == expected.ids
+    assert tuple(suffix.turns[0].positions) == expected.turns[0].loss_positions
 
 
-# Which text is asked, and what is told
+# Which text is searched, and what is reported
 
 
 @pytest.mark.parametrize(
@@ -538,7 +540,7 @@ def test_pieces_of_a_long_dialogue_are_encoded_so_too():
         ),
     ],
 )
-def test_error_refuses_a_row_with_place_and_token_and_without_its_text(where, row):
+def test_error_names_the_message_and_the_token_but_does_not_quote_the_row(where, row):
     refused = render(row, "error")
     assert isinstance(refused, Reject)
     assert refused.reason == "control_token"
@@ -556,11 +558,11 @@ def test_error_refuses_a_row_with_place_and_token_and_without_its_text(where, ro
         row_of("<|im_end |> <|im|>", "So."),
     ],
 )
-def test_what_the_model_is_to_write_and_what_only_looks_like_one_is_no_error(row):
+def test_error_accepts_control_tokens_of_assistants_and_text_that_only_resembles_one(row):
     assert not isinstance(render(row, "error"), Reject)
 
 
-def test_the_token_that_ends_a_sequence_is_one_whatever_it_is_called(tmp_path):
+def test_the_eos_token_is_a_control_token_even_if_it_is_not_marked_as_special(tmp_path):
     stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     (token,) = [token for token in stored["added_tokens"] if token["content"] == EOT]
     token["special"] = False
@@ -571,7 +573,7 @@ def test_the_token_that_ends_a_sequence_is_one_whatever_it_is_called(tmp_path):
     rendered = load_renderer(TEMPLATE, tokenizer, PackOptions(control_tokens="literal")).render(
         dialogue_of(row_of(f"Why?{EOT}", "So.")), "auto"
     )
-    assert documents_of(tokenizer, rendered, "auto") == documents_of(
+    assert encode_documents(tokenizer, rendered, "auto") == encode_documents(
         EMBEDDED, render(row_of(f"Why?{EOT}", "So.")), "auto"
     )
 
@@ -579,7 +581,7 @@ def test_the_token_that_ends_a_sequence_is_one_whatever_it_is_called(tmp_path):
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
-    lines = [row_of(f"Why?{EOT}" * (place % 2), "So.") for place in range(6)]
+    lines = [row_of(f"Why?{EOT}" * (number % 2), "So.") for number in range(6)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -588,17 +590,17 @@ def run(*arguments: str | Path):
     return CliRunner().invoke(main, ["pack", *map(str, arguments), "--workers", "1"])
 
 
-def test_by_default_they_are_kept_and_counted_with_the_remedy(file, tmp_path):
+def test_keep_is_the_default_and_the_report_names_count_and_remedy(file, tmp_path):
     result = run(file, "-o", tmp_path / "packed")
     assert result.exit_code == 0, result.output
-    told = " ".join(result.stdout.split())
-    assert "control tokens 3 rows: the text of users, systems or tools spells" in told
-    assert "--control-tokens literal makes them ordinary text" in told
+    report = " ".join(result.stdout.split())
+    assert "control tokens 3 rows: text of users, systems or tools contains" in report
+    assert "--control-tokens literal makes them ordinary text" in report
     tally = mtpack.open_shards(tmp_path / "packed").manifest.report.tally
     assert (tally.control_tokens, tally.control_tokens_literal) == (3, 0)
 
 
-def test_literal_counts_them_apart_and_is_another_output(file, tmp_path):
+def test_literal_has_its_own_count_and_is_another_output(file, tmp_path):
     assert run(file, "-o", tmp_path / "packed", "--control-tokens", "literal").exit_code == 0
     report = mtpack.open_shards(tmp_path / "packed").manifest.report
     assert (report.tally.control_tokens, report.tally.control_tokens_literal) == (0, 3)
@@ -607,7 +609,7 @@ def test_literal_counts_them_apart_and_is_another_output(file, tmp_path):
     assert "its control_tokens is literal, not keep" in refused.stderr
 
 
-def test_error_stops_at_the_first_such_row_or_skips_them(file, tmp_path):
+def test_error_stops_at_the_first_such_row_or_skips_all(file, tmp_path):
     arguments = (file, "-o", tmp_path / "packed", "--control-tokens", "error")
     stopped = run(*arguments)
     assert stopped.exit_code == 1

@@ -1,4 +1,7 @@
-"""`--overlong split`: a turn too far from the start gets a document with what fits before it."""
+"""`--overlong split`: a turn that does not fit gets its own document, a suffix of the dialogue.
+
+A suffix is the system message and a run of messages that ends with the turn.
+"""
 
 from collections.abc import Callable
 
@@ -12,6 +15,7 @@ from mtpack.input.dialogue import Dialogue, Message, Origin
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
+from tests.conftest import examples
 from tests.support.encoders import encoder_of
 from tests.support.strategies import Document, Turn, as_documents
 
@@ -41,27 +45,27 @@ def as_dialogue(*messages: Message, tools: list | None = None) -> Dialogue:
 
 
 def exchanges(number: int) -> list[Message]:
-    """Questions and answers, all of the same number of tokens."""
+    """Return questions and answers; every pair has the same number of tokens."""
     return [say("user", "Why is the sky blue?"), say("assistant", "It scatters light.")] * number
 
 
-def pieces_of(
+def load_suffix_renderer(
     dialogue: Dialogue, seq_len: int, template: ChatTemplate = TEMPLATE
 ) -> Callable[[int], Document | None]:
-    """Return what makes the piece for a message, as a document that a reader can see."""
+    """Return a function that renders the suffix for a message, as a readable document."""
     renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
-    render_suffix = suffix_renderer(
+    render_batch = suffix_renderer(
         renderer, encoder_of(TOKENIZER), {ROW: dialogue}.__getitem__, seq_len
     )
 
-    def piece(message: int) -> Document | None:
-        made = render_suffix(ROW, message)
-        if made is None:
+    def render_suffix(message: int) -> Document | None:
+        batch = render_batch(ROW, message)
+        if batch is None:
             return None
-        (document,) = as_documents(made)
+        (document,) = as_documents(batch)
         return document
 
-    return piece
+    return render_suffix
 
 
 def ids_of(text: str) -> list[int]:
@@ -69,21 +73,21 @@ def ids_of(text: str) -> list[int]:
 
 
 def run_from(dialogue: Dialogue, start: int, message: int) -> tuple[Message, ...]:
-    """The system message, and the messages from `start` up to and with `message`."""
+    """Return the system message and the messages from `start` up to and including `message`."""
     opening = dialogue.messages[:1] if dialogue.messages[0].role in ("system", "developer") else ()
     return opening + dialogue.messages[start : message + 1]
 
 
 def document_of(dialogue: Dialogue, start: int, message: int) -> Document:
-    """The run as a document of its own: it ends with the turn, and nothing else is trained."""
+    """Return the run as a document that ends with the turn and has loss only there."""
     run = run_from(dialogue, start, message)
     ids = ids_of(TEMPLATE.render(run, dialogue.tools).rstrip())
-    given = ids_of(TEMPLATE.render(run[:-1], dialogue.tools, prompt=True))
-    return Document(ROW, ids, [Turn(message, 0, [(len(given), len(ids))])])
+    prompt = ids_of(TEMPLATE.render(run[:-1], dialogue.tools, prompt=True))
+    return Document(ROW, ids, [Turn(message, 0, [(len(prompt), len(ids))])])
 
 
-def slow_piece(dialogue: Dialogue, message: int, seq_len: int) -> Document | None:
-    """Try every user message, the earliest first."""
+def slow_suffix(dialogue: Dialogue, message: int, seq_len: int) -> Document | None:
+    """Return the longest suffix that fits, by trying every user message in order."""
     for start in range(message):
         if dialogue.messages[start].role == "user":
             document = document_of(dialogue, start, message)
@@ -98,8 +102,8 @@ _users = st.builds(say, st.just("user"), _texts)
 _answers = st.builds(say, st.just("assistant"), _texts)
 _rounds = (
     st.tuples(_users, _answers)
-    | st.tuples(_users, _users, _answers)  # asked twice
-    | st.tuples(_users, _answers, _answers)  # answered twice
+    | st.tuples(_users, _users, _answers)  # two questions
+    | st.tuples(_users, _answers, _answers)  # two answers
     | st.tuples(_users, st.builds(call_weather), st.builds(say, st.just("tool"), _texts), _answers)
 )
 _openings = st.sampled_from([(), (say("system", "Be brief."),), (say("developer", "Be kind."),)])
@@ -113,27 +117,27 @@ def dialogues(draw) -> Dialogue:
 
 
 @given(dialogues(), st.integers(10, 300))
-def test_a_piece_is_the_longest_run_from_a_user_message_that_fits(dialogue, seq_len):
-    piece = pieces_of(dialogue, seq_len)
+def test_a_suffix_is_the_longest_run_that_fits_and_starts_at_a_user_message(dialogue, seq_len):
+    render_suffix = load_suffix_renderer(dialogue, seq_len)
     for message in dialogue.trained_messages():
-        found = piece(message)
-        assert found == slow_piece(dialogue, message, seq_len)
+        found = render_suffix(message)
+        assert found == slow_suffix(dialogue, message, seq_len)
         assert found is None or len(found.ids) <= seq_len
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(dialogues())
-def test_a_piece_may_fill_the_sequence_to_the_last_token(dialogue):
+def test_a_suffix_may_fill_the_sequence_completely(dialogue):
     message = dialogue.trained_messages()[-1]
     for start in range(message):
         if dialogue.messages[start].role == "user":
             whole = document_of(dialogue, start, message)
-            assert pieces_of(dialogue, len(whole.ids))(message) == whole
-            shorter = pieces_of(dialogue, len(whole.ids) - 1)(message)
+            assert load_suffix_renderer(dialogue, len(whole.ids))(message) == whole
+            shorter = load_suffix_renderer(dialogue, len(whole.ids) - 1)(message)
             assert shorter is None or len(shorter.ids) < len(whole.ids)
 
 
-def test_a_piece_reads_as_a_dialogue_of_its_own():
+def test_a_suffix_is_rendered_like_a_dialogue():
     dialogue = as_dialogue(
         say("system", "Be brief."),
         say("user", "First question"),
@@ -151,7 +155,7 @@ def test_a_piece_reads_as_a_dialogue_of_its_own():
         "<|im_start|>user\nThird question<|im_end|>\n"
         "<|im_start|>assistant\nThird answer<|im_end|>"
     )
-    document = pieces_of(dialogue, len(ids_of(expected)))(6)
+    document = load_suffix_renderer(dialogue, len(ids_of(expected)))(6)
     assert document is not None
     assert TOKENIZER.backend.decode(document.ids, skip_special_tokens=False) == expected
     (turn,) = document.turns
@@ -160,26 +164,26 @@ def test_a_piece_reads_as_a_dialogue_of_its_own():
     assert TOKENIZER.backend.decode(trained, skip_special_tokens=False) == "Third answer<|im_end|>"
 
 
-def test_a_turn_that_does_not_fit_with_its_own_question_has_no_piece():
+def test_a_turn_that_does_not_fit_with_its_question_has_no_suffix():
     dialogue = as_dialogue(*exchanges(3))
-    alone = len(document_of(dialogue, 4, 5).ids)
-    assert pieces_of(dialogue, alone)(5) == document_of(dialogue, 4, 5)
-    assert pieces_of(dialogue, alone - 1)(5) is None
+    shortest = len(document_of(dialogue, 4, 5).ids)
+    assert load_suffix_renderer(dialogue, shortest)(5) == document_of(dialogue, 4, 5)
+    assert load_suffix_renderer(dialogue, shortest - 1)(5) is None
 
 
-def test_a_system_message_that_leaves_no_room_leaves_no_piece():
+def test_a_system_message_that_leaves_no_room_leaves_no_suffix():
     dialogue = as_dialogue(say("system", "Be brief. " * 50), *exchanges(3))
-    assert pieces_of(dialogue, 100)(6) is None
+    assert load_suffix_renderer(dialogue, 100)(6) is None
 
 
-def test_a_turn_without_a_user_message_before_it_has_no_piece():
+def test_a_turn_without_a_user_message_before_it_has_no_suffix():
     dialogue = as_dialogue(say("system", "Greet."), say("assistant", "Hello!"), *exchanges(2))
-    piece = pieces_of(dialogue, 1000)
-    assert piece(1) is None
-    assert piece(3) == document_of(dialogue, 2, 3)  # without the greeting
+    render_suffix = load_suffix_renderer(dialogue, 1000)
+    assert render_suffix(1) is None
+    assert render_suffix(3) == document_of(dialogue, 2, 3)  # without the greeting
 
 
-def test_a_piece_never_starts_with_a_tool_result_or_an_answer():
+def test_a_suffix_never_starts_with_a_tool_result_or_an_answer():
     dialogue = as_dialogue(
         *exchanges(1),
         say("user", "And the weather?"),
@@ -189,42 +193,42 @@ def test_a_piece_never_starts_with_a_tool_result_or_an_answer():
         tools=TOOLS,
     )
     with_question = document_of(dialogue, 2, 5)
-    assert pieces_of(dialogue, len(with_question.ids))(5) == with_question
-    assert pieces_of(dialogue, len(with_question.ids) - 1)(5) is None
+    assert load_suffix_renderer(dialogue, len(with_question.ids))(5) == with_question
+    assert load_suffix_renderer(dialogue, len(with_question.ids) - 1)(5) is None
 
 
-def test_every_piece_of_a_dialogue_with_tools_tells_them():
+def test_every_suffix_of_a_dialogue_with_tools_contains_the_tools():
     dialogue = as_dialogue(*exchanges(5), tools=TOOLS)
     system = (
         TEMPLATE.render(dialogue.messages[:1], TOOLS).partition("<|im_end|>")[0] + "<|im_end|>\n"
     )
     assert '"weather"' in system
-    piece = pieces_of(dialogue, len(document_of(dialogue, 6, 9).ids))
+    render_suffix = load_suffix_renderer(dialogue, len(document_of(dialogue, 6, 9).ids))
     for message in (5, 7, 9):
-        found = piece(message)
+        found = render_suffix(message)
         assert found is not None
         text = TOKENIZER.backend.decode(found.ids, skip_special_tokens=False)
         assert text.startswith(system + "<|im_start|>user\n")
         assert text.count("<|im_start|>user") == 2
 
 
-def test_turns_that_share_a_piece_get_one_each_with_their_own_loss():
+def test_turns_that_fit_into_one_document_still_get_a_suffix_each():
     dialogue = as_dialogue(*exchanges(4))
-    piece = pieces_of(dialogue, 10_000)
-    assert [piece(message) for message in (1, 3, 5, 7)] == [
+    render_suffix = load_suffix_renderer(dialogue, 10_000)
+    assert [render_suffix(message) for message in (1, 3, 5, 7)] == [
         document_of(dialogue, 0, message) for message in (1, 3, 5, 7)
     ]
 
 
-def test_a_dialogue_is_left_as_it_is():
+def test_rendering_suffixes_does_not_change_the_dialogue():
     dialogue = as_dialogue(say("system", "Be brief."), *exchanges(3))
     before = [message.trained for message in dialogue.messages]
-    pieces_of(dialogue, 100)(6)
+    load_suffix_renderer(dialogue, 100)(6)
     assert [message.trained for message in dialogue.messages] == before
 
 
 class CountingTemplate(ChatTemplate):
-    """A template that counts the messages it is asked to render."""
+    """A template that records how many messages each call renders."""
 
     def __init__(self) -> None:
         sources = TOKENIZER.chat_templates
@@ -236,38 +240,39 @@ class CountingTemplate(ChatTemplate):
         return super().render(messages, tools, prompt=prompt)
 
 
-def work_for_last_piece(num_exchanges: int, num_fitting: int) -> list[int]:
-    """Return the lengths of the runs that are rendered while `num_fitting` exchanges fit."""
+def work_for_last_suffix(num_exchanges: int, num_fitting: int) -> list[int]:
+    """Return the lengths of all runs that are rendered if `num_fitting` exchanges fit."""
     dialogue = as_dialogue(*exchanges(num_exchanges))
     last = len(dialogue.messages) - 1
     fitting = document_of(dialogue, last + 1 - 2 * num_fitting, last)
     template = CountingTemplate()
-    assert pieces_of(dialogue, len(fitting.ids), template)(last) == fitting
+    assert load_suffix_renderer(dialogue, len(fitting.ids), template)(last) == fitting
     return template.lengths
 
 
 @pytest.mark.parametrize("num_fitting", [1, 2, 5, 16, 40])
-def test_the_work_for_a_piece_does_not_grow_with_the_dialogue(num_fitting):
-    """400 messages cost what 200 cost: nothing much longer than a sequence is ever rendered."""
-    work = work_for_last_piece(200, num_fitting)
-    assert work == work_for_last_piece(100, num_fitting)
+def test_the_work_for_a_suffix_does_not_grow_with_the_dialogue(num_fitting):
+    """400 messages cost the same as 200: no run much longer than a sequence is rendered."""
+    work = work_for_last_suffix(200, num_fitting)
+    assert work == work_for_last_suffix(100, num_fitting)
     assert max(work) <= 2 * (2 * num_fitting + 1)
 
 
-def test_all_pieces_of_a_long_dialogue_are_made_in_bounded_work():
-    """400 messages, of which 10 fit: no turn costs more than the last one."""
+def test_the_work_for_all_suffixes_of_a_long_dialogue_is_limited():
+    """If 10 of 400 messages fit, no turn costs more than the last one."""
     dialogue = as_dialogue(*exchanges(200))
     template = CountingTemplate()
-    piece = pieces_of(dialogue, len(document_of(dialogue, 390, 399).ids), template)
+    seq_len = len(document_of(dialogue, 390, 399).ids)
+    render_suffix = load_suffix_renderer(dialogue, seq_len, template)
     turns = range(9, 400, 2)
     for message in turns:
-        found = piece(message)
+        found = render_suffix(message)
         assert found is not None
-        assert len(found.ids) == len(document_of(dialogue, 390, 399).ids)
-    assert len(template.lengths) <= len(turns) * len(work_for_last_piece(200, 5))
+        assert len(found.ids) == seq_len
+    assert len(template.lengths) <= len(turns) * len(work_for_last_suffix(200, 5))
 
 
-def test_a_piece_that_is_nearly_the_whole_dialogue_takes_few_tries():
-    """150 of 200 exchanges fit: some 2 * log2(200) starts are tried, not all of them."""
-    work = work_for_last_piece(200, 150)
-    assert 0 < len(work) <= 3 * (2 * 8)  # for each: the run, marked, and what prompts its turn
+def test_a_suffix_that_is_nearly_the_whole_dialogue_takes_few_tries():
+    """If 150 of 200 exchanges fit, about 2 * log2(200) starts are tried, not all."""
+    work = work_for_last_suffix(200, 150)
+    assert 0 < len(work) <= 3 * (2 * 8)  # each start renders the run and the prompt of its turn

@@ -1,4 +1,4 @@
-"""What is settled on tokens: edges inside a token, a first token, equal text with other ids."""
+"""Loss tokens: turn edges inside a token, first tokens, and equal text with different ids."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.support.encoders import encoder_of
 
-# Nothing but the contents, one behind the other: no header, no end-of-turn token, no cut.
+# Only the contents, one after another: no role header, and no end-of-turn token between them.
 BARE = ChatTemplate(
     {"default": "{% for message in messages %}{{ message.content }}{% endfor %}"}, {}, "2026-01-01"
 )
@@ -33,7 +33,7 @@ def encode(tokenizer, *contents: str, first: str = "user", merge: str = "auto"):
     return encode_dialogues(encoder_of(tokenizer), [rendered], merge)
 
 
-def trained(tokenizer, batch) -> list[str]:
+def trained_texts(tokenizer, batch) -> list[str]:
     """Return the text of the loss tokens of each span."""
     starts = batch.document_offsets[batch.turn_documents[batch.span_turns]]
     return [
@@ -42,28 +42,28 @@ def trained(tokenizer, batch) -> list[str]:
     ]
 
 
-def test_a_documents_first_token_has_no_predictor_and_carries_no_loss(tokenizer):
+def test_the_first_token_of_a_document_carries_no_loss(tokenizer):
     batch, _ = encode(tokenizer, "Yes, of course.", first="assistant")
     assert batch.span_starts.tolist() == [1]
-    assert trained(tokenizer, batch) == [", of course."]
+    assert trained_texts(tokenizer, batch) == [", of course."]
 
 
-def test_a_turn_of_one_first_token_has_no_loss_token_and_is_counted(tokenizer):
+def test_a_turn_without_a_loss_token_is_dropped_and_counted(tokenizer):
     batch, counts = encode(tokenizer, "Yes", "Go on.", first="assistant")
     assert batch.num_documents == 0
     assert counts["turns_dropped.no_loss_token"] == 1
 
 
-def test_a_token_over_the_edge_of_a_turn_carries_no_loss_and_is_counted(tokenizer):
+def test_a_token_across_the_start_of_a_turn_carries_no_loss_and_is_counted(tokenizer):
     assert len(tokenizer.backend.encode(" would you").ids) == 2
     batch, counts = encode(tokenizer, " wo", "uld you")
-    assert trained(tokenizer, batch) == [" you"]
+    assert trained_texts(tokenizer, batch) == [" you"]
     assert counts["straddles"] == 1
 
 
 @pytest.mark.parametrize("merge", ["auto", "always", "never"])
-def test_equal_text_with_other_ids_is_not_merged_silently(tokenizer, merge):
-    # Behind "wo", the turn's last token becomes part of a word of the next message.
+def test_equal_text_with_different_ids_is_not_merged_silently(tokenizer, merge):
+    # In the merged text, the turn's last token " wo" and the next message "uld" are one token.
     assert len(tokenizer.backend.encode(" would").ids) == 1
     batch, _ = encode(tokenizer, "Say:", " yes wo", "uld", " fine", merge=merge)
     flags = [TurnFlag(flag) for flag in batch.turn_flags.tolist()]
@@ -71,18 +71,18 @@ def test_equal_text_with_other_ids_is_not_merged_silently(tokenizer, merge):
     if merge == "auto":
         assert batch.num_documents == 2
         assert [bool(flag & TurnFlag.OWN_DOCUMENT) for flag in flags] == [False, True]
-        assert trained(tokenizer, batch) == [" fine", " yes wo"]
+        assert trained_texts(tokenizer, batch) == [" fine", " yes wo"]
     elif merge == "always":
         assert batch.num_documents == 1
         assert [bool(flag & TurnFlag.BENT) for flag in flags] == [True, False]
     else:
-        assert trained(tokenizer, batch) == [" yes wo", " fine"]
+        assert trained_texts(tokenizer, batch) == [" yes wo", " fine"]
 
 
-def test_equal_ids_behind_no_control_token_are_merged(tokenizer):
+def test_a_turn_without_an_end_of_turn_token_is_merged_if_its_ids_are_equal(tokenizer):
     batch, _ = encode(tokenizer, "One?", " Two", " Three?", " Four")
     assert batch.num_documents == 1
-    assert trained(tokenizer, batch) == [" Two", " Four"]
+    assert trained_texts(tokenizer, batch) == [" Two", " Four"]
 
 
 def template(source: str) -> ChatTemplate:
@@ -96,7 +96,7 @@ CHATML = (
 
 
 def spans_of(tokenizer, source: str, *messages: tuple[str, str]) -> list[str]:
-    """Return the text of every turn's spans, by a template of one's own."""
+    """Render messages by the template `source`; return the text of every span of a turn."""
     dialogue = Dialogue(
         0,
         Origin("here", 1),
@@ -116,12 +116,12 @@ def spans_of(tokenizer, source: str, *messages: tuple[str, str]) -> list[str]:
     ]
 
 
-def test_a_comment_that_names_the_generation_tag_marks_nothing(tokenizer):
+def test_a_generation_tag_in_a_comment_has_no_effect(tokenizer):
     source = "{# no {% generation %} tags here #}" + CHATML
     assert spans_of(tokenizer, source, ("user", "Hi"), ("assistant", "Yes.")) == ["Yes.<|im_end|>"]
 
 
-def test_the_header_of_a_dialogue_that_the_assistant_opens_is_given(tokenizer):
+def test_the_role_header_carries_no_loss_if_the_assistant_speaks_first(tokenizer):
     refusing = "{% if add_generation_prompt and messages[-1].role != 'user' %}"
     refusing += "{{ raise_exception('a prompt follows a question') }}{% endif %}" + CHATML
     for source in (CHATML, refusing):
@@ -129,7 +129,7 @@ def test_the_header_of_a_dialogue_that_the_assistant_opens_is_given(tokenizer):
         assert found == ["Hello.<|im_end|>"]
 
 
-def test_a_message_that_says_nothing_and_is_not_written_leaves_the_others_alone(tokenizer):
+def test_an_empty_message_that_the_template_leaves_out_does_not_change_other_turns(tokenizer):
     source = "{% for message in messages %}{% if message.content %}"
     source += CHATML.removeprefix("{% for message in messages %}").replace(
         "{% endfor %}", "{% endif %}{% endfor %}"
@@ -138,7 +138,7 @@ def test_a_message_that_says_nothing_and_is_not_written_leaves_the_others_alone(
     assert spans_of(tokenizer, source, *messages) == ["Yes.<|im_end|>"]
 
 
-def test_a_last_message_that_says_nothing_does_not_hide_the_merged_length(tokenizer):
+def test_the_merged_length_is_right_if_the_last_message_is_empty(tokenizer):
     source = "{% for message in messages %}{{ message.content }}{% endfor %}"
     roles = ("user", "assistant", "user", "assistant")
     contents = ("One?", " Two", " Three?", "")
@@ -155,11 +155,14 @@ def test_a_last_message_that_says_nothing_does_not_hide_the_merged_length(tokeni
     assert rendered.merged_end == len("".join(contents))
 
 
-def test_a_templates_words_are_told_unless_they_quote_the_dialogue(tokenizer):
-    for words, told in (("'no tools'", "no tools"), ("messages[0].content", "quotes the dialogue")):
+def test_the_error_of_a_template_is_reported_unless_it_quotes_the_dialogue(tokenizer):
+    for words, expected in (
+        ("'no tools'", "no tools"),
+        ("messages[0].content", "quotes the dialogue"),
+    ):
         source = f"{{{{ raise_exception({words}) }}}}"
         message = Message("user", {"role": "user", "content": "my secret"}, False)
         dialogue = Dialogue(0, Origin("here", 1), (message,), None)
         rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
-        assert told in rendered.detail
+        assert expected in rendered.detail
         assert "secret" not in rendered.detail

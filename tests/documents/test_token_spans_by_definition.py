@@ -1,7 +1,7 @@
-"""Turns as ranges of tokens, for any text and any spans, are what the definition says.
+"""For any text and any spans, the tokens of turns follow the definition.
 
-The definition is written out here token by token, from the offsets that `tokenizers` gives; the
-encoder finds all turns at once, by the bytes that tokens stand for where it can.
+The definition is written here in the simplest way, token by token, from the offsets of
+`tokenizers`. mtpack finds all turns at once, and computes positions from bytes where possible.
 """
 
 import random
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtpack.documents.token_spans import encode_dialogues
-from mtpack.template.turn_columns import PlainPlaces, PlainTurns
+from mtpack.template.turn_columns import SlottedTurns, TurnLayout
 from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
@@ -33,46 +33,46 @@ PIECES = [
 
 
 def dialogue_of(choose: random.Random, row: int) -> RenderedDialogue:
-    """Return a dialogue with a merged document of several turns, and documents of its own."""
-    merged = choose.choice((document_of, plain_document_of))(choose, 0, most_turns=3)
+    """Return a dialogue with a merged document of several turns, and own documents."""
+    merged = choose.choice((document_of, slotted_document_of))(choose, 0, most_turns=3)
     own = [document_of(choose, 10 + n, most_turns=1) for n in range(row % 3)]
     end = choose.randrange(len(merged.text) + 1)
     return RenderedDialogue(row, merged, tuple(own), end)
 
 
 def document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
-    """Return a text with turns of up to two spans, some empty, some side by side."""
+    """Return a text with turns of up to two spans; some are empty, some adjacent."""
     text = "".join(choose.choices(PIECES, k=choose.randrange(12)))
     edges = sorted(choose.choices(range(len(text) + 1), k=12))
     turns = []
     for number in range(choose.randrange(most_turns + 1)):
-        start, first, between, behind = edges[4 * number : 4 * number + 4]
-        middle = choose.choice((between, (between + behind) // 2))
-        spans = choose.choice((((first, between), (middle, behind)), ((start, behind),), ()))
-        own_text = choose.choice((None, None, text[:behind] + choose.choice(PIECES), text))
+        start, first, between, last = edges[4 * number : 4 * number + 4]
+        middle = choose.choice((between, (between + last) // 2))
+        spans = choose.choice((((first, between), (middle, last)), ((start, last),), ()))
+        own_text = choose.choice((None, None, text[:last] + choose.choice(PIECES), text))
         message = first_message + number
-        turns.append(TurnText(message, spans, first, behind, TurnFlag(0), own_text))
+        turns.append(TurnText(message, spans, first, last, TurnFlag(0), own_text))
     return DocumentText(text, tuple(turns))
 
 
-def plain_document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
-    """Return a text of cells with other text around them, and turns of one span, some empty."""
-    cells, around = (choose.choices(PIECES, k=4) for _ in range(2))
-    text = "".join(around[n] + cells[n] for n in range(4)) + around[0]
+def slotted_document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
+    """Return a text with slots, and turns of one span each; some are empty."""
+    slots, around = (choose.choices(PIECES, k=4) for _ in range(2))
+    text = "".join(around[n] + slots[n] for n in range(4)) + around[0]
     num_turns = choose.randrange(1, most_turns + 1)
-    # Behind so many cells, and a character into the text that follows.
-    places = [
-        (num_cells, sum(map(len, around[:num_cells])) + 1)
-        for num_cells in sorted(choose.choices(range(5), k=2 * num_turns))
+    # After this many slots, and one character of the text that follows.
+    positions = [
+        (num_slots, sum(map(len, around[:num_slots])) + 1)
+        for num_slots in sorted(choose.choices(range(5), k=2 * num_turns))
     ]
     messages = range(first_message, first_message + num_turns)
     flags = choose.choices((TurnFlag(0), TurnFlag.NO_EOT), k=num_turns)
-    turns = PlainPlaces.of(messages, flags, places[::2], places[1::2])
-    return DocumentText(text, PlainTurns(turns, list(map(len, cells))))
+    layout = TurnLayout.from_columns(messages, flags, positions[::2], positions[1::2])
+    return DocumentText(text, SlottedTurns(layout, list(map(len, slots))))
 
 
 class Definition:
-    """Documents, turns and counts, one token after the other."""
+    """Documents, turns and counts by definition, one token after another."""
 
     def __init__(self, tokenizer: LoadedTokenizer, merge: str) -> None:
         self.tokenizer = tokenizer
@@ -87,7 +87,7 @@ class Definition:
         kept, moved = [], []
         for turn in dialogue.merged.turns:
             own = None if turn.own_text is None else self.encode(turn.own_text)
-            if own is None or self.until(merged, turn.end) == self.until(own, turn.end):
+            if own is None or self.before(merged, turn.end) == self.before(own, turn.end):
                 kept.append(turn)
             elif self.merge == "always":
                 kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
@@ -102,8 +102,8 @@ class Definition:
     def encode(self, text: str) -> EncodedText:
         return encode_with_offsets(self.tokenizer, [text])[0]
 
-    def until(self, encoded: EncodedText, end: int) -> list[tuple[int, bool]]:
-        """Return the tokens that start before a place, and whether they end before it as well."""
+    def before(self, encoded: EncodedText, end: int) -> list[tuple[int, bool]]:
+        """Return the tokens that start before `end`, and whether they also end at or before it."""
         return [
             (int(token), bool(stop <= end))
             for token, start, stop in zip(encoded.ids, encoded.starts, encoded.ends, strict=True)
@@ -144,7 +144,7 @@ def tokenizer(request):
 
 
 @pytest.mark.parametrize("merge", ["auto", "always"])
-def test_tokens_of_turns_are_those_wholly_inside(tokenizer, merge):
+def test_loss_tokens_are_those_that_lie_wholly_inside_a_span(tokenizer, merge):
     choose = random.Random(f"{tokenizer.sha256}{merge}")
     for first in range(0, 300, 10):
         rendered = [dialogue_of(choose, row) for row in range(first, first + 10)]
@@ -156,7 +156,7 @@ def test_tokens_of_turns_are_those_wholly_inside(tokenizer, merge):
         assert +counts == +definition.counts
 
 
-def test_texts_that_the_tokenizer_rewrites_keep_their_places(tokenizer):
+def test_tokens_keep_their_positions_in_texts_that_the_tokenizer_normalizes(tokenizer):
     texts = ["e\u0301" * 3 + "Yes", "\u212b", "Yes", "\u1100\u1161 no", "", "가"]
     assert any(not unicodedata.is_normalized("NFC", text) for text in texts)
     encoded = encoder_of(tokenizer).encode(texts, range(len(texts)), {})
@@ -165,19 +165,19 @@ def test_texts_that_the_tokenizer_rewrites_keep_their_places(tokenizer):
         assert encoded.ids[first:last].tolist() == expected.ids.tolist()
         for character in range(len(texts[number]) + 1):
             text = np.array([number])
-            place = encoded.positions.at(text, np.array([character]))
+            position = encoded.positions.at(text, np.array([character]))
             started_before = sum(expected.starts < character)
-            assert encoded.first_token_starting_at(text, place) == first + started_before
-            assert encoded.first_token_ending_after(text, place) == first + sum(
+            assert encoded.first_token_starting_at(text, position) == first + started_before
+            assert encoded.first_token_ending_after(text, position) == first + sum(
                 expected.ends <= character
             )
 
 
-def test_columns_of_turns_are_turns():
-    places = PlainPlaces.of(
+def test_slotted_turns_equal_turns_with_positions():
+    layout = TurnLayout.from_columns(
         (1, 3), (TurnFlag(0), TurnFlag.NO_EOT), [(1, 3), (3, 6)], [(2, 4), (4, 7)]
     )
-    turns = PlainTurns(places, [2, 3, 9, 9])
+    turns = SlottedTurns(layout, [2, 3, 9, 9])
     expected = (
         TurnText(1, ((5, 9),), 5, 9, TurnFlag(0)),
         TurnText(3, ((20, 30),), 20, 30, TurnFlag.NO_EOT),

@@ -1,4 +1,4 @@
-"""What a message says reaches the template as the row has it, or the row is refused, unquoted."""
+"""Messages reach the template unchanged, or the row is refused without showing its content."""
 
 import json
 
@@ -10,6 +10,7 @@ import mtpack.input.rows
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
 from mtpack.input.message import ROLES
 from mtpack.input.rows import read_dialogue
+from tests.conftest import examples
 from tests.support.strategies import strings_in
 
 ORIGIN = Origin("rows.jsonl", 7)
@@ -46,20 +47,20 @@ def in_order(value) -> str:
 # Rows
 
 
-def test_a_dialogue_knows_its_row_and_where_it_stands():
+def test_a_dialogue_has_its_row_and_origin():
     dialogue = read({"messages": [USER, ANSWER]})
     assert (dialogue.row, dialogue.origin) == (3, ORIGIN)
     assert [message.role for message in dialogue.messages] == ["user", "assistant"]
     assert dialogue.trained_messages() == [1]
 
 
-def test_other_keys_of_a_row_say_nothing_to_the_template():
+def test_other_keys_of_a_row_are_ignored():
     assert read({"id": 5, "messages": [USER], "source": "web", "score": None}) == read(
         {"messages": [USER]}
     )
 
 
-def test_a_line_above_the_limit_is_refused_by_that_name():
+def test_a_line_above_the_limit_is_refused_as_line_too_long():
     reject = read_dialogue(3, ORIGIN, None, line_limit=65536)
     assert (reject.row, reject.origin, reject.reason) == (3, ORIGIN, Reason.LINE_TOO_LONG)
     assert "65,536" in reject.detail
@@ -76,7 +77,7 @@ def test_a_row_without_a_list_of_messages_is_refused(row):
 
 
 @pytest.mark.parametrize("message", [None, True, 1, "Hello", [USER]], ids=str)
-def test_a_message_that_is_no_object_is_refused(message):
+def test_a_message_that_is_not_an_object_is_refused(message):
     assert refuses(message, Reason.INVALID_MESSAGE)
 
 
@@ -101,11 +102,11 @@ def test_a_refusal_names_the_message_and_its_role():
     ],
     ids=str,
 )
-def test_what_is_wrong_with_the_json_is_wrong_with_the_row(text, reason):
+def test_a_row_of_invalid_json_is_refused_with_the_reason_of_the_parser(text, reason):
     assert read_dialogue(3, ORIGIN, text, line_limit=100).reason == reason
 
 
-# What reaches the template
+# The fields that reach the template
 
 plain_values = st.recursive(
     st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
@@ -125,7 +126,7 @@ unknown_keys = st.text().filter(lambda key: key not in special_keys)
     st.text(),
     st.randoms(use_true_random=False),
 )
-def test_unknown_keys_and_all_values_pass_unchanged_and_in_order(fields, role, content, random):
+def test_unknown_keys_and_all_values_are_kept_unchanged_and_in_order(fields, role, content, random):
     members = [*fields.items(), ("role", role), ("content", content)]
     random.shuffle(members)
     message = dict(members)
@@ -134,12 +135,12 @@ def test_unknown_keys_and_all_values_pass_unchanged_and_in_order(fields, role, c
     assert read_back.role == role
 
 
-def test_keys_of_tool_results_pass():
+def test_keys_of_tool_results_are_kept():
     message = {"role": "tool", "tool_call_id": "call_1", "name": "add", "content": '{"sum": 3}'}
     assert in_order(read_message(message).fields) == in_order(message)
 
 
-def test_tool_calls_pass_with_arguments_as_an_object():
+def test_tool_calls_with_arguments_as_an_object_are_kept():
     calls = [
         {
             "id": "call_1",
@@ -152,7 +153,7 @@ def test_tool_calls_pass_with_arguments_as_an_object():
 
 
 @pytest.mark.parametrize("arguments", ['{"b":  2.0, "a":1e1}', '{"é": "\\u00e9"}', "", "not JSON"])
-def test_tool_arguments_as_text_stay_that_very_text(arguments):
+def test_tool_arguments_as_text_are_kept_unchanged(arguments):
     call = {"function": {"name": "add", "arguments": arguments}}
     [read_back] = read_message({"role": "assistant", "tool_calls": [call]}).fields["tool_calls"]
     assert read_back["function"]["arguments"] == arguments
@@ -163,7 +164,7 @@ def test_tool_arguments_as_text_stay_that_very_text(arguments):
     [[], [{"name": "add"}], [{"name": "add", "arguments": {}}], [{"function": {"name": "add"}}]],
     ids=str,
 )
-def test_tool_calls_may_come_without_function_or_arguments(calls):
+def test_tool_calls_may_lack_function_or_arguments(calls):
     message = {"role": "assistant", "content": "", "tool_calls": calls}
     assert read_message(message).fields == message
 
@@ -189,8 +190,8 @@ def test_malformed_tool_calls_are_refused(calls):
     st.sampled_from(["messages", "prompt"]),
 )
 @example({"role": "assistant", "content": "Hi"}, "prompt")
-def test_a_key_without_a_value_makes_no_difference_to_a_message(message, key):
-    """One that has such a key is read step by step; a role and a text are seen at once."""
+def test_a_key_without_a_value_does_not_change_how_a_message_is_read(message, key):
+    """With such a key, a message is read key by key; a role and a text alone are read at once."""
 
     def row(message):
         return {key: [message], "completion": "Bye"}
@@ -203,18 +204,18 @@ def test_keys_without_a_value_are_dropped():
     assert in_order(read_message(message).fields) == in_order(ANSWER)
 
 
-def test_values_that_are_empty_but_there_are_kept():
+def test_empty_values_are_kept():
     message = {"role": "assistant", "content": "", "name": "", "score": 0, "ok": False, "list": []}
     assert in_order(read_message(message).fields) == in_order(message)
 
 
-def test_nulls_inside_of_a_value_are_kept():
+def test_nulls_inside_a_value_are_kept():
     message = {**ANSWER, "tool_calls": [{"name": "add", "arguments": {"a": None}}], "extra": [None]}
     assert in_order(read_message(message).fields) == in_order(message)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_role_keeps_its_name_developer_too(role):
+def test_every_role_keeps_its_name(role):
     message = read_message({"role": role, "content": "Be brief."})
     assert (message.role, message.fields["role"]) == (role, role)
 
@@ -230,7 +231,7 @@ def test_every_role_keeps_its_name_developer_too(role):
     ],
     ids=str,
 )
-def test_content_in_text_parts_passes_unchanged(role, parts):
+def test_content_in_text_parts_is_kept_unchanged(role, parts):
     assert read_message({"role": role, "content": parts}).fields["content"] == parts
 
 
@@ -244,7 +245,7 @@ def test_content_in_text_parts_passes_unchanged(role, parts):
     ],
     ids=str,
 )
-def test_the_text_of_a_part_is_put_under_the_name_that_templates_read(role, part):
+def test_the_text_of_a_part_is_stored_under_the_key_that_templates_read(role, part):
     content = read_message({"role": role, "content": [{"text": "a"}, part]}).fields["content"]
     assert in_order(content) == in_order([{"text": "a"}, {"type": "text", "text": "Hello"}])
 
@@ -270,13 +271,13 @@ def test_content_that_is_not_text_is_refused(content):
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
-def test_only_assistants_may_say_nothing(role):
+def test_only_assistant_messages_may_lack_content(role):
     assert refuses({"role": role}, Reason.INVALID_CONTENT)
     assert refuses({"role": role, "content": None, "tool_calls": []}, Reason.INVALID_CONTENT)
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "thinking", "reasoning"])
-def test_an_assistant_without_content_calls_tools_or_thinks(key):
+def test_an_assistant_message_without_content_must_have_tool_calls_or_reasoning(key):
     value = [{"name": "add"}] if key == "tool_calls" else "Let me see."
     assert read_message({"role": "assistant", key: value}).trained
     assert refuses({"role": "assistant"}, Reason.INVALID_CONTENT)
@@ -292,7 +293,7 @@ reasoning_keys = st.sampled_from(["reasoning_content", "thinking", "reasoning"])
     st.sampled_from([USER, ANSWER, {**ANSWER, "name": "Ann"}]),
     st.booleans(),
 )
-def test_reasoning_is_put_under_the_names_that_transformers_gives_it(reasoning, rest, first):
+def test_reasoning_is_stored_under_the_same_keys_as_in_transformers(reasoning, rest, first):
     library = pytest.importorskip("transformers.utils.chat_template_utils")
     if not hasattr(library, "_alias_reasoning_fields"):
         pytest.skip("needs transformers 5.23")
@@ -301,13 +302,13 @@ def test_reasoning_is_put_under_the_names_that_transformers_gives_it(reasoning, 
     assert in_order(read_message(message).fields) == in_order(expected)
 
 
-def test_templates_find_reasoning_under_both_names_and_its_own():
+def test_reasoning_is_stored_under_both_names_and_its_own():
     for key in ("reasoning_content", "thinking", "reasoning"):
         fields = read_message({**ANSWER, key: "Let me see."}).fields
         assert {fields[name] for name in (key, "reasoning_content", "thinking")} == {"Let me see."}
 
 
-def test_the_standard_name_of_reasoning_wins():
+def test_the_standard_name_of_reasoning_has_priority():
     fields = read_message(
         {**ANSWER, "reasoning": "c", "thinking": "b", "reasoning_content": "a"}
     ).fields
@@ -343,7 +344,7 @@ def test_reasoning_that_is_not_text_is_refused(key, value):
     ],
     ids=str,
 )
-def test_loss_switches_of_an_assistant_decide_and_are_taken_out(switches, trained):
+def test_loss_switches_of_an_assistant_message_decide_and_are_removed(switches, trained):
     message = read_message({**switches, **ANSWER})
     assert message.trained == trained
     assert in_order(message.fields) == in_order(ANSWER)
@@ -351,7 +352,7 @@ def test_loss_switches_of_an_assistant_decide_and_are_taken_out(switches, traine
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
 @pytest.mark.parametrize("switch", [{"train": False}, {"loss": False}, {"weight": 0}], ids=str)
-def test_other_roles_may_say_that_they_are_not_trained_and_may_not_ask_for_it(role, switch):
+def test_loss_switches_of_other_roles_may_be_off_but_not_on(role, switch):
     message = {"role": role, "content": "Hello"}
     read_back = read_message({**message, **switch})
     assert not read_back.trained
@@ -371,7 +372,7 @@ def test_other_roles_may_say_that_they_are_not_trained_and_may_not_ask_for_it(ro
     ],
     ids=str,
 )
-def test_switches_that_contradict_each_other_are_refused(switches):
+def test_loss_switches_that_contradict_each_other_are_refused(switches):
     assert refuses({**ANSWER, **switches}, Reason.INVALID_LOSS_SWITCH)
 
 
@@ -385,11 +386,11 @@ def test_switches_that_contradict_each_other_are_refused(switches):
     ],
     ids=str,
 )
-def test_a_switch_that_is_neither_on_nor_off_is_refused(switch):
+def test_a_loss_switch_that_is_neither_on_nor_off_is_refused(switch):
     assert refuses({**ANSWER, **switch}, Reason.INVALID_LOSS_SWITCH)
 
 
-def test_the_trained_messages_are_the_assistants_that_are_not_switched_off():
+def test_trained_messages_are_the_assistant_messages_that_are_not_switched_off():
     messages = [USER, ANSWER, USER, {**ANSWER, "train": False}, USER, {**ANSWER, "weight": 1}]
     assert read({"messages": messages}).trained_messages() == [1, 5]
 
@@ -406,12 +407,12 @@ def tools_of(row):
 @pytest.mark.parametrize(
     "tools", [[TOOL], [TOOL, {"name": "sub", "parameters": None}], []], ids=str
 )
-def test_tools_pass_as_a_list_and_as_json_text(tools):
+def test_tools_are_read_from_a_list_and_from_json_text(tools):
     assert in_order(tools_of({"tools": tools})) == in_order(tools)
     assert in_order(tools_of({"tools": json.dumps(tools, indent=1)})) == in_order(tools)
 
 
-def test_no_tools_and_an_empty_list_of_tools_are_different():
+def test_no_tools_and_an_empty_list_of_tools_differ():
     assert tools_of({}) is None
     assert tools_of({"tools": None}) is None
     assert tools_of({"tools": "null"}) is None
@@ -423,11 +424,11 @@ def test_no_tools_and_an_empty_list_of_tools_are_different():
     [TOOL, 1, True, ["add"], [[TOOL]], [None], "", "add", "[", '"[]"', json.dumps(TOOL), "[NaN]"],
     ids=str,
 )
-def test_tools_that_are_no_list_of_objects_are_refused(tools):
+def test_tools_that_are_not_a_list_of_objects_are_refused(tools):
     assert reason_of({"messages": [USER], "tools": tools}) == Reason.INVALID_TOOLS
 
 
-# Any row at all
+# Arbitrary rows
 
 json_values = st.none() | plain_values | st.text(min_size=41)
 messages = st.fixed_dictionaries(
@@ -465,7 +466,7 @@ rows = json_values | st.fixed_dictionaries(
 
 
 @given(rows)
-def test_any_json_value_is_a_dialogue_or_a_reject_that_tells_nothing_of_its_content(row):
+def test_any_json_value_is_a_dialogue_or_a_reject_without_its_content(row):
     result = read(row)
     assert (result.row, result.origin) == (3, ORIGIN)
     if isinstance(result, Dialogue):
@@ -507,14 +508,14 @@ SECRET = "My neighbour's password, told in confidence, is tulip-4711."
     ],
     ids=str,
 )
-def test_a_refusal_quotes_no_more_than_a_short_name(row):
+def test_a_refusal_quotes_only_a_short_name(row):
     result = read(row)
     assert isinstance(result, Reject)
     assert "password, told" not in result.detail
 
 
 @pytest.mark.parametrize("role", ["a\nb", "a\u2028b", "a\x85b", "\x1b[31m", "\u202eb"], ids=ascii)
-def test_a_refusal_stays_one_harmless_line_whatever_name_it_quotes(role):
+def test_a_refusal_is_one_printable_line_whatever_name_it_quotes(role):
     detail = read({"messages": [{"role": role}]}).detail
     assert detail.isprintable()
 
@@ -539,17 +540,17 @@ YES = {"role": "assistant", "content": "Yes."}
         ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ("Be.", "Hi", "Yes.")),
     ],
 )
-def test_a_dialogue_of_texts_alone_holds_them_as_columns(row, texts):
+def test_a_dialogue_of_text_messages_stores_them_as_columns(row, texts):
     messages = read(row).messages
     assert (messages.texts if isinstance(messages, TextMessages) else None) == texts
 
 
 @pytest.mark.parametrize("wrong", [["role", "content"], "ab", 2, None, {"role": [], "content": ""}])
-def test_what_is_no_message_of_text_is_none_among_others_that_are(wrong):
+def test_an_invalid_message_among_text_messages_is_refused(wrong):
     assert isinstance(read({"messages": [HI, wrong, YES]}), Reject)
 
 
-def test_messages_as_columns_are_the_same_messages():
+def test_messages_stored_as_columns_equal_messages_read_one_by_one():
     rows = [HI, YES, dict(reversed(HI.items())), YES]
     columns = read({"messages": rows}).messages
     single = tuple(read_message(row) for row in rows)
@@ -560,31 +561,33 @@ def test_messages_as_columns_are_the_same_messages():
     assert columns != single[:-1]
 
 
-TOLD = ['"role": "user"', '"role": "assistant"', '"content": "Yes."', '"content": ""']
-TOLD += ['"content": "\\"Yes\\""', '"content": "\\u0022"', '"content": null', '"content": 1']
-TOLD += ['"content": ["Yes"]', '"role": "bot"', '"role": ["user"]', '"ro\\u006ce": "user"']
-TOLD += ['"name": "A"', '"name": null', '"train": true', '"\\"": ""', '"weight": 0']
-BESIDE = ['"id": 7', '"id": 123456789012345678901234567890', '"id": 1.5', '"source": "web"']
-BESIDE += ['"source": "\\"web\\""', '"tools": null', '"tools": []', '"messages": []']
-BESIDE += ['"prompt": "Why?"', '"deep": ' + "[" * 120 + "]" * 120, '"x": {"y": 1, "y": 2}']
-USUAL = ['{"role": "user", "content": "Why?"}', '{"role": "assistant", "content": "So."}']
+MEMBERS = ['"role": "user"', '"role": "assistant"', '"content": "Yes."', '"content": ""']
+MEMBERS += ['"content": "\\"Yes\\""', '"content": "\\u0022"', '"content": null', '"content": 1']
+MEMBERS += ['"content": ["Yes"]', '"role": "bot"', '"role": ["user"]', '"ro\\u006ce": "user"']
+MEMBERS += ['"name": "A"', '"name": null', '"train": true', '"\\"": ""', '"weight": 0']
+OTHERS = ['"id": 7', '"id": 123456789012345678901234567890', '"id": 1.5', '"source": "web"']
+OTHERS += ['"source": "\\"web\\""', '"tools": null', '"tools": []', '"messages": []']
+OTHERS += ['"prompt": "Why?"', '"deep": ' + "[" * 120 + "]" * 120, '"x": {"y": 1, "y": 2}']
+USUAL_MESSAGES = ['{"role": "user", "content": "Why?"}', '{"role": "assistant", "content": "So."}']
 
 
 @st.composite
 def rows(draw) -> bytes:
-    """Rows of messages as text, most of them texts alone; a key may come twice."""
-    unusual = st.lists(st.sampled_from(TOLD), max_size=4).map(lambda told: f"{{{', '.join(told)}}}")
+    """Draw rows as JSON text; most messages have a role and a text only. A key may appear twice."""
+    unusual = st.lists(st.sampled_from(MEMBERS), max_size=4).map(
+        lambda members: f"{{{', '.join(members)}}}"
+    )
     anything = st.sampled_from(['"Yes"', "{}", "[]", "1", "null"])
-    message = st.one_of(*[st.sampled_from(USUAL)] * 4, unusual, unusual, anything)
+    message = st.one_of(*[st.sampled_from(USUAL_MESSAGES)] * 4, unusual, unusual, anything)
     messages = f'"messages": [{", ".join(draw(st.lists(message, max_size=5)))}]'
-    keys = draw(st.permutations([messages, *draw(st.lists(st.sampled_from(BESIDE), max_size=2))]))
+    keys = draw(st.permutations([messages, *draw(st.lists(st.sampled_from(OTHERS), max_size=2))]))
     return f"{{{', '.join(keys)}}}".encode()
 
 
 @given(rows(), st.sampled_from(["messages", "sharegpt", None]))
-@settings(max_examples=1000)
-def test_rows_of_texts_alone_are_read_as_all_others_are(text, row_format):
+@settings(max_examples=examples(1000))
+def test_the_fast_path_for_text_messages_equals_the_general_path(text, row_format):
     found = read_dialogue(3, ORIGIN, text, 2**20, row_format)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mtpack.input.rows, "read_texts_alone", lambda row, text: None)
+        patch.setattr(mtpack.input.rows, "read_text_messages_row", lambda row, text: None)
         assert found == read_dialogue(3, ORIGIN, text, 2**20, row_format)

@@ -1,4 +1,4 @@
-"""Every row of every file is read once, with its place; a file that can't be read is named."""
+"""Every row of every file is read once, with file and line; unreadable files are named."""
 
 import gzip
 import hashlib
@@ -63,7 +63,7 @@ PACK = {
     ".jsonl.gz": lambda parts: gz(*parts),
     ".jsonl.zst": lambda parts: zst(*parts),
 }
-"""How the bytes of a text file are stored, in one part or in several."""
+"""How to store the bytes of a text file, given in one part or in several."""
 text_files = pytest.mark.parametrize("suffix", PACK)
 
 
@@ -84,7 +84,7 @@ def read(*paths, line_limit: int = LINE_LIMIT):
 
 
 def failure(path) -> str:
-    """Return the message of the error that reading ends in: one or two lines with the name."""
+    """Return the message of the InputError: one or two lines that start with the file name."""
     with pytest.raises(InputError) as caught:
         read(path)
     message = str(caught.value)
@@ -94,6 +94,7 @@ def failure(path) -> str:
 
 
 def refusal(*inputs) -> str:
+    """Return the message of the SetupError: one or two lines that start with the first input."""
     with pytest.raises(SetupError) as caught:
         find_inputs(map(str, inputs))
     message = str(caught.value)
@@ -102,7 +103,7 @@ def refusal(*inputs) -> str:
     return message
 
 
-def places(rows) -> list[tuple[str, int]]:
+def origins(rows) -> list[tuple[str, int]]:
     return [(row.file, row.line) for row in rows]
 
 
@@ -111,13 +112,13 @@ def texts(rows) -> list[bytes | None]:
 
 
 def dialogues(rows):
-    """Return what the template would see."""
-    shown = []
+    """Return the messages and tools that the template would see."""
+    found = []
     for row in rows:
         dialogue = read_dialogue(0, Origin(row.file, row.line), row.text, LINE_LIMIT)
         assert isinstance(dialogue, Dialogue), dialogue
-        shown.append((dialogue.messages, dialogue.tools))
-    return shown
+        found.append((dialogue.messages, dialogue.tools))
+    return found
 
 
 def as_lines(rows) -> list[bytes]:
@@ -128,14 +129,14 @@ def as_lines(rows) -> list[bytes]:
 
 
 @text_files
-def test_lines_are_rows_however_they_are_stored(write, suffix):
+def test_each_line_is_a_row_whatever_the_compression(write, suffix):
     rows = read(write(f"a{suffix}", PACK[suffix](as_lines(ROWS))))
     assert texts(rows) == [line.removesuffix(b"\n") for line in as_lines(ROWS)]
-    assert places(rows) == [(f"a{suffix}", 1), (f"a{suffix}", 2), (f"a{suffix}", 3)]
+    assert origins(rows) == [(f"a{suffix}", 1), (f"a{suffix}", 2), (f"a{suffix}", 3)]
 
 
 @text_files
-def test_several_members_or_frames_are_one_file_wherever_they_are_cut(write, suffix):
+def test_several_members_or_frames_are_read_as_one_file(write, suffix):
     whole = b"".join(as_lines(ROWS))
     cuts = sorted(random.Random(0).sample(range(len(whole)), 9))
     parts = [whole[i:j] for i, j in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
@@ -159,29 +160,29 @@ def test_a_json_list_gives_the_same_dialogues_as_lines(write, style):
     assert dialogues(of_list) == dialogues(of_lines)
 
 
-def test_an_element_of_a_json_list_stands_in_the_line_where_it_begins(write):
+def test_the_line_of_a_json_list_element_is_the_line_where_it_starts(write):
     text = json.dumps(ROWS, indent=2)
-    begins = [number for number, line in enumerate(text.split("\n"), 1) if line == "  {"]
-    assert len(begins) == len(ROWS)
+    starts = [number for number, line in enumerate(text.split("\n"), 1) if line == "  {"]
+    assert len(starts) == len(ROWS)
     rows = read(write("a.json", text.encode()))
-    assert places(rows) == [("a.json", line) for line in begins]
+    assert origins(rows) == [("a.json", line) for line in starts]
     rows = read(write("b.json", text.replace("\n", "\r\n").encode()))
-    assert places(rows) == [("b.json", line) for line in begins]
+    assert origins(rows) == [("b.json", line) for line in starts]
 
 
-def test_a_compact_json_list_stands_in_one_line(write):
+def test_the_elements_of_a_compact_json_list_have_the_same_line(write):
     rows = read(write("a.json", b"\n\n" + json.dumps(ROWS).encode() + b"\n"))
-    assert places(rows) == [("a.json", 3)] * len(ROWS)
+    assert origins(rows) == [("a.json", 3)] * len(ROWS)
 
 
-def test_elements_of_a_json_list_keep_their_spelling(write):
+def test_the_text_of_json_list_elements_is_unchanged(write):
     rows = read(
         write("a.json", b'\xef\xbb\xbf [ {"a" : 1.50},\n12345678901234567890123 , "\\u00e9"]')
     )
     assert texts(rows) == [b'{"a" : 1.50}', b"12345678901234567890123", b'"\\u00e9"']
 
 
-def test_what_a_json_list_has_against_the_standard_is_found_row_by_row(write):
+def test_invalid_elements_of_a_json_list_are_refused_one_by_one(write):
     rows = read(write("a.json", b'[\n{"messages": NaN},\n{"a": 1, "a": 2},\n{"a": "\\ud800"}]'))
     rejects = [read_dialogue(0, Origin(row.file, row.line), row.text, LINE_LIMIT) for row in rows]
     assert [(reject.reason, reject.origin.line) for reject in rejects] == [
@@ -196,19 +197,17 @@ def write_table(path, **columns):
     return path
 
 
-def test_a_table_gives_the_same_dialogues_as_lines_though_its_structs_share_their_fields(
-    write, tmp_path
-):
+def test_a_table_gives_the_same_dialogues_as_lines(write, tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(
         pa.table({key: [row.get(key) for row in ROWS] for key in ("messages", "tools")}), path
     )
     rows = read(path)
     assert dialogues(rows) == dialogues(read(write("a.jsonl", b"".join(as_lines(ROWS)))))
-    assert places(rows) == [("a.parquet", 1), ("a.parquet", 2), ("a.parquet", 3)]
+    assert origins(rows) == [("a.parquet", 1), ("a.parquet", 2), ("a.parquet", 3)]
 
 
-def test_what_a_table_row_lacks_reads_as_missing(tmp_path):
+def test_null_fields_of_a_table_row_are_read_as_missing(tmp_path):
     path = write_table(
         tmp_path / "a.parquet",
         messages=[
@@ -226,17 +225,17 @@ def test_what_a_table_row_lacks_reads_as_missing(tmp_path):
     ]
 
 
-def test_other_columns_of_a_table_are_not_even_read(tmp_path):
+def test_other_columns_of_a_table_are_not_read(tmp_path):
     path = write_table(tmp_path / "a.parquet", picture=[b"\xff"], messages=["x"], day=[1])
     assert texts(read(path)) == [b'{"messages":"x"}']
 
 
-def test_rows_of_a_table_without_messages_are_rows_all_the_same(tmp_path):
+def test_a_table_without_known_columns_still_has_its_rows(tmp_path):
     path = write_table(tmp_path / "a.parquet", text=["a"] * 700)
     assert [row.line for row in read(path)] == list(range(1, 701))
 
 
-def test_a_table_is_read_in_order_over_all_its_batches_and_row_groups(tmp_path):
+def test_a_table_is_read_in_order_across_batches_and_row_groups(tmp_path):
     path = tmp_path / "a.parquet"
     table = pa.table({"messages": [str(number) for number in range(1000)]})
     pyarrow.parquet.write_table(table, path, row_group_size=300)
@@ -249,27 +248,27 @@ def test_a_table_is_read_in_order_over_all_its_batches_and_row_groups(tmp_path):
 
 
 @text_files
-def test_blank_lines_count_as_lines_and_not_as_rows(write, suffix):
+def test_blank_lines_count_as_lines_but_not_as_rows(write, suffix):
     rows = read(write(f"a{suffix}", PACK[suffix]([b"\n1\n\n \t\n\r\n2\n   \n\n3\n\n\n"])))
     assert [(row.line, row.text) for row in rows] == [(2, b"1"), (6, b"2"), (9, b"3")]
 
 
 @text_files
-def test_windows_line_ends_make_no_difference(write, suffix):
+def test_windows_line_ends_give_the_same_dialogues(write, suffix):
     content = b"".join(as_lines(ROWS))
     unix = read(write(f"a{suffix}", PACK[suffix]([content])))
     windows = read(write(f"a{suffix}", PACK[suffix]([content.replace(b"\n", b"\r\n")])))
     assert dialogues(windows) == dialogues(unix)
-    assert places(windows) == places(unix)
+    assert origins(windows) == origins(unix)
 
 
 @text_files
-def test_a_byte_order_mark_at_the_start_is_no_text(write, suffix):
+def test_a_byte_order_mark_at_the_start_is_ignored(write, suffix):
     rows = read(write(f"a{suffix}", PACK[suffix]([b"\xef\xbb\xbf1\n2\n"])))
     assert [(row.line, row.text) for row in rows] == [(1, b"1"), (2, b"2")]
 
 
-def test_a_byte_order_mark_anywhere_else_is_text_and_refused(write):
+def test_a_byte_order_mark_elsewhere_is_text_and_refused(write):
     _, row = read(write("a.jsonl", b"1\n\xef\xbb\xbf{}\n"))
     assert isinstance(read_dialogue(1, Origin("a.jsonl", 2), row.text, LINE_LIMIT), Reject)
 
@@ -297,7 +296,7 @@ def test_only_a_line_feed_ends_a_line(write):
 
 
 @text_files
-def test_lines_longer_than_a_block_are_put_together(write, suffix):
+def test_lines_longer_than_a_block_are_complete(write, suffix):
     lines = [b"a" * size for size in (2**20 - 1, 2**20, 1, 5 * 2**20 // 2, 2**20 + 1)]
     rows = read(write(f"a{suffix}", PACK[suffix]([b"\n".join(lines)])))
     assert texts(rows) == lines
@@ -307,7 +306,7 @@ def test_lines_longer_than_a_block_are_put_together(write, suffix):
 
 
 @text_files
-def test_a_line_above_the_limit_has_no_text_and_reading_goes_on(write, suffix):
+def test_a_line_above_the_limit_has_no_text_and_reading_continues(write, suffix):
     lines = [b"1", b"x" * 101, b"y" * 100, b"", b"z" * (3 * 2**20), b"2", b"w" * 500]
     rows = read(write(f"a{suffix}", PACK[suffix]([b"\n".join(lines)])), line_limit=100)
     assert [(row.line, row.text) for row in rows] == [
@@ -320,7 +319,7 @@ def test_a_line_above_the_limit_has_no_text_and_reading_goes_on(write, suffix):
     ]
 
 
-def test_the_limit_holds_for_list_elements_and_table_rows_too(write, tmp_path):
+def test_the_limit_applies_to_list_elements_and_table_rows_too(write, tmp_path):
     path = write("a.json", b'["short",\n"' + b"x" * 100 + b'",\n"last"]')
     assert texts(read(path, line_limit=50)) == [b'"short"', None, b'"last"']
     path = write_table(tmp_path / "a.parquet", messages=["short", "x" * 100, "last"])
@@ -328,7 +327,7 @@ def test_the_limit_holds_for_list_elements_and_table_rows_too(write, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_a_bomb_of_one_line_takes_no_more_memory_than_the_limit_asks_for(write, suffix):
+def test_a_decompression_bomb_of_one_line_takes_bounded_memory(write, suffix):
     bomb = [b"1\n", b"x" * (30 * 2**20), b"\n2\n"]
     path = write(f"a{suffix}", PACK[suffix](bomb))
     assert path.stat().st_size < 2**17
@@ -345,7 +344,7 @@ def test_a_bomb_of_one_line_takes_no_more_memory_than_the_limit_asks_for(write, 
 # Several inputs
 
 
-def test_rows_count_through_all_files_and_lines_start_anew(write, tmp_path):
+def test_rows_are_counted_over_all_files_and_lines_per_file(write, tmp_path):
     paths = [
         write("b.jsonl", b"1\n\n2\n"),
         write("empty.jsonl", b""),
@@ -356,7 +355,7 @@ def test_rows_count_through_all_files_and_lines_start_anew(write, tmp_path):
     ]
     splits = list(read_splits(describe_input(path.name, path) for path in paths))
     rows = [row for split in splits for row in split.rows()]
-    assert places(rows) == [
+    assert origins(rows) == [
         *[("b.jsonl", 1), ("b.jsonl", 3), ("a.json", 1), ("a.json", 2), ("c.jsonl.gz", 2)],
         *[("d.parquet", 1), ("d.parquet", 2), ("e.jsonl.zst", 1)],
     ]
@@ -365,10 +364,10 @@ def test_rows_count_through_all_files_and_lines_start_anew(write, tmp_path):
 
 def test_a_file_named_twice_is_read_twice(write):
     path = write("a.jsonl", b"1\n")
-    assert places(read(path, path)) == [("a.jsonl", 1)] * 2
+    assert origins(read(path, path)) == [("a.jsonl", 1)] * 2
 
 
-def test_standard_input_is_lines(write):
+def test_standard_input_is_read_as_lines(write):
     spooled = describe_input("-", write("spooled", b"1\n\n2\n"))
     [split] = read_splits([spooled])
     assert [(row.file, row.line, row.text) for row in split.rows()] == [
@@ -383,7 +382,7 @@ def test_inputs_keep_the_order_in_which_they_are_named(write):
     assert find_inputs([]) == []
 
 
-def test_a_folder_gives_every_input_below_it_sorted(write, tmp_path):
+def test_a_folder_gives_all_input_files_below_it_sorted(write, tmp_path):
     names = ["b.jsonl", "a.json", "deep/er/c.parquet", "deep/z.jsonl.gz", "C.JSONL", "e.jsonl.zst"]
     for name in [*names, "README.md", "rows.csv", "jsonl", "deep/rows.txt", "x.jsonl.bz2"]:
         write(name, b"")
@@ -391,7 +390,7 @@ def test_a_folder_gives_every_input_below_it_sorted(write, tmp_path):
     assert find_inputs([str(tmp_path)]) == sorted(str(tmp_path / name) for name in names)
 
 
-def test_a_pattern_gives_the_inputs_that_match_it_sorted(write, tmp_path):
+def test_a_pattern_gives_the_matching_input_files_sorted(write, tmp_path):
     for name in [
         "part-2.jsonl",
         "part-1.jsonl",
@@ -412,7 +411,7 @@ def test_a_pattern_gives_the_inputs_that_match_it_sorted(write, tmp_path):
     assert found("**/part-*") == ["deep/er/part-3.jsonl", "part-1.jsonl", "part-2.jsonl"]
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_that_file(write):
+def test_an_existing_file_whose_name_looks_like_a_pattern_is_read(write):
     path = write("rows[1].jsonl", b"")
     write("rows1.jsonl", b"")
     assert find_inputs([str(path)]) == [str(path)]
@@ -443,7 +442,7 @@ def test_an_unknown_kind_of_file_is_refused(write, name):
     assert all(suffix in message for suffix in SUFFIXES)
 
 
-def test_standard_input_can_be_named_once_only():
+def test_standard_input_can_be_given_only_once():
     assert "once" in refusal("-", "-")
 
 
@@ -457,13 +456,13 @@ def many_lines() -> bytes:
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])
-def test_a_compressed_file_that_is_cut_off_fails_and_is_not_read_short(write, suffix, share):
+def test_a_truncated_compressed_file_fails(write, suffix, share):
     whole = PACK[suffix]([many_lines()])
     failure(write(f"a{suffix}", whole[: max(1, int(len(whole) * share))]))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_a_compressed_file_whose_last_member_is_cut_off_fails(write, suffix):
+def test_a_compressed_file_with_a_truncated_last_member_fails(write, suffix):
     whole = PACK[suffix]([many_lines(), many_lines()])
     failure(write(f"a{suffix}", whole[:-1]))
 
@@ -475,9 +474,9 @@ def test_a_gzip_file_with_one_damaged_byte_fails(write, where):
     failure(write("a.jsonl.gz", bytes(damaged)))
 
 
-def test_a_gzip_file_with_a_block_of_no_known_kind_fails(write):
+def test_a_gzip_file_with_an_unknown_block_type_fails(write):
     damaged = bytearray(gz(many_lines()))
-    damaged[10] |= 0b110  # the first byte behind the header
+    damaged[10] |= 0b110  # the first byte after the header
     failure(write("a.jsonl.gz", bytes(damaged)))
 
 
@@ -487,13 +486,13 @@ def test_a_damaged_zstd_frame_fails(write):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
-def test_a_file_that_is_not_what_its_name_says_fails(write, suffix):
+def test_a_file_whose_content_does_not_match_its_suffix_fails(write, suffix):
     failure(write(f"a{suffix}", many_lines()))
     failure(write(f"b{suffix}", b"{}"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
-def test_garbage_behind_the_last_member_fails(write, suffix):
+def test_garbage_after_the_last_member_fails(write, suffix):
     failure(write(f"a{suffix}", PACK[suffix]([b"1\n"]) + b"garbage"))
 
 
@@ -504,8 +503,8 @@ def test_garbage_behind_the_last_member_fails(write, suffix):
         (b"\xef\xbb\xbf", 1, "not a JSON list"),
         (b'\n\n{"messages": []}', 3, "not a JSON list"),
         (b'{"messages": []}\n{"messages": []}\n', 1, ".jsonl"),
-        (b"[1]\n[2]", 2, "behind the end"),
-        (b"[1, 2]\n\n, 3", 3, "behind the end"),
+        (b"[1]\n[2]", 2, "after the end"),
+        (b"[1, 2]\n\n, 3", 3, "after the end"),
         (b'[1,\n2,\n{"a":\n\n nope}]', 5, "not valid JSON"),
         (b'[1,\n"cut off', 2, "not valid JSON"),
         (b"[1,\n2,\n]", 3, "not valid JSON"),
@@ -518,7 +517,7 @@ def test_garbage_behind_the_last_member_fails(write, suffix):
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_a_broken_json_list_is_refused_with_the_line(write, content, line, what):
+def test_an_invalid_json_list_is_refused_with_the_line(write, content, line, what):
     message = failure(write("a.json", content))
     assert message.startswith(f"a.json line {line}: ")
     assert what in message
@@ -552,7 +551,7 @@ def test_text_in_a_table_that_is_not_utf8_fails(tmp_path):
     failure(write_table(tmp_path / "a.parquet", messages=broken))
 
 
-def test_a_file_that_went_away_or_is_a_folder_fails(tmp_path):
+def test_a_missing_file_or_a_folder_fails(tmp_path):
     failure(tmp_path / "gone.jsonl")
     failure(tmp_path)
 
@@ -562,8 +561,8 @@ def test_an_input_is_described_by_its_size_and_digest(write):
     path = write("a.jsonl", content)
     digest = hashlib.sha256(content).hexdigest()
     modified = path.stat().st_mtime_ns
-    told = InputFile("named so", str(path), len(content), digest, modified)
-    assert describe_input("named so", path) == told
+    expected = InputFile("its name", str(path), len(content), digest, modified)
+    assert describe_input("its name", path) == expected
 
 
 # Splits
@@ -576,7 +575,7 @@ def lines_of_all_lengths() -> list[bytes]:
 
 @pytest.mark.parametrize("split_bytes", [1, 100, 1000, 10**6])
 @pytest.mark.parametrize("cuts", [[], [0, 0, 60], list(range(60)), [7, 13, 20], [59]], ids=str)
-def test_splits_are_the_same_however_the_lines_lie_in_files(write, monkeypatch, split_bytes, cuts):
+def test_splits_do_not_depend_on_the_files_of_the_lines(write, monkeypatch, split_bytes, cuts):
     monkeypatch.setattr(reading, "SPLIT_BYTES", split_bytes)
     lines = lines_of_all_lengths()
 
@@ -595,7 +594,7 @@ def test_splits_are_the_same_however_the_lines_lie_in_files(write, monkeypatch, 
 
 
 @pytest.mark.parametrize("split_bytes", [1, 100, 1000, 10**6])
-def test_splits_hold_all_rows_in_order_and_are_as_small_as_asked(write, monkeypatch, split_bytes):
+def test_splits_have_all_rows_in_order_and_the_requested_size(write, monkeypatch, split_bytes):
     monkeypatch.setattr(reading, "SPLIT_BYTES", split_bytes)
     lines = lines_of_all_lengths()
     path = write("a.jsonl", b"\n".join(lines))
@@ -622,7 +621,7 @@ def test_rows_above_the_limit_are_in_splits_too(write, monkeypatch):
     ]
 
 
-def test_rows_before_the_damage_come_before_the_error(write, monkeypatch):
+def test_rows_before_an_error_are_yielded_before_it(write, monkeypatch):
     monkeypatch.setattr(reading, "SPLIT_BYTES", 1)
     splits = read_splits([describe_input("a.json", write("a.json", b"[1,\n2,\nnope]"))])
     assert [texts(next(splits).rows()), texts(next(splits).rows())] == [[b"1"], [b"2"]]

@@ -1,4 +1,4 @@
-"""The same dialogue in any format is the same dialogue; a row of another format is named."""
+"""A dialogue is the same in every format; a row of another format is refused with its format."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from mtpack.cli import main
 from mtpack.input.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.input.files import describe_input
 from mtpack.input.reading import SPLIT_BYTES, read_splits
-from mtpack.input.row_formats import ROW_KEYS, format_of
+from mtpack.input.row_formats import ROW_KEYS, detect_format
 from mtpack.input.rows import read_dialogue
 from tests.conftest import SAMPLE_DATA, shared
 from tests.support.strategies import strings_in
@@ -79,7 +79,7 @@ def shard_of(output: Path) -> bytes:
     return (output / "shard-00000.arrow").read_bytes()
 
 
-# The same dialogues
+# The same dialogues in every format
 
 
 @pytest.mark.parametrize("path", SAME_FIVE, ids=lambda path: path.stem)
@@ -98,30 +98,30 @@ pairs = st.lists(st.tuples(texts, texts), max_size=3)
 def test_any_dialogue_is_the_same_in_every_format(system, history, question, answer):
     turns = [*history, (question, answer)]
     opening = [] if system is None else [{"role": "system", "content": system}]
-    said = [
+    conversation = [
         {"role": role, "content": text}
         for turn in turns
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
-    beside = {} if system is None else {"system": system}
-    conversation = [
+    system_key = {} if system is None else {"system": system}
+    sharegpt = [
         {"from": name, "value": text}
         for turn in turns
         for name, text in zip(("human", "gpt"), turn, strict=True)
     ]
-    expected = dialogue_of({"messages": opening + said})
+    expected = dialogue_of({"messages": opening + conversation})
     for row in (
-        opening + said,
-        {"conversations": conversation, **beside},
-        {"conversation": conversation, "system": system},
-        {"conversations": opening + said},
-        {"prompt": [*opening, said[0]], "completion": said[1:]},
-        {"instruction": question, "output": answer, "history": history, **beside},
+        opening + conversation,
+        {"conversations": sharegpt, **system_key},
+        {"conversation": sharegpt, "system": system},
+        {"conversations": opening + conversation},
+        {"prompt": [*opening, conversation[0]], "completion": conversation[1:]},
+        {"instruction": question, "output": answer, "history": history, **system_key},
     ):
         assert dialogue_of(row) == expected
 
 
-def test_calls_and_results_of_sharegpt_are_those_of_the_chat_apis():
+def test_calls_and_results_of_sharegpt_are_converted_to_those_of_the_chat_apis():
     path = SAMPLE_DATA / "formats" / "sharegpt_tools.jsonl"
     one, parallel = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     call = {"name": "tide_table", "arguments": {"port": "Leith", "date": "2026-01-01"}}
@@ -153,7 +153,7 @@ def test_calls_and_results_of_sharegpt_are_those_of_the_chat_apis():
         ("developer", "developer"),
     ],
 )
-def test_who_speaks_in_sharegpt(names, role):
+def test_the_roles_of_sharegpt(names, role):
     for name in names.split():
         for key, text in (("from", "value"), ("role", "content"), ("from", "content")):
             [message] = dialogue_of({"conversations": [{key: name, text: "Hello"}]}).messages
@@ -162,7 +162,7 @@ def test_who_speaks_in_sharegpt(names, role):
             )
 
 
-def test_a_system_of_the_row_is_the_first_message_and_an_empty_one_is_none():
+def test_a_system_of_the_row_is_the_first_message_unless_it_is_empty():
     row = {"conversations": [HUMAN, GPT], "system": "Be brief."}
     assert fields_of(row) == [{"role": "system", "content": "Be brief."}, USER, ANSWER]
     assert dialogue_of(row).trained_messages() == [2]
@@ -172,7 +172,7 @@ def test_a_system_of_the_row_is_the_first_message_and_an_empty_one_is_none():
 
 
 @pytest.mark.parametrize("row", [{"conversations": [HUMAN, GPT]}, ALPACA], ids=str)
-def test_tools_beside_a_dialogue_are_a_list_or_text_or_empty(row):
+def test_the_tools_of_a_row_are_a_list_or_json_text_or_empty(row):
     for tools in ([TOOL], json.dumps([TOOL])):
         assert dialogue_of({**row, "tools": tools}).tools == [TOOL]
     for tools in ("", None):
@@ -206,7 +206,7 @@ def test_a_function_call_is_a_message_with_tool_calls(name, arguments):
     ],
     ids=str,
 )
-def test_text_that_is_no_call_is_refused(value):
+def test_a_value_that_is_not_a_call_is_refused(value):
     message = {"from": "function_call", "value": value}
     reason, detail = refusal({"conversations": [HUMAN, message]})
     assert reason == Reason.INVALID_TOOL_CALLS
@@ -225,7 +225,7 @@ def test_text_that_is_no_call_is_refused(value):
     ],
     ids=str,
 )
-def test_loss_switches_mean_the_same_in_sharegpt(switch, trained):
+def test_loss_switches_have_the_same_meaning_in_sharegpt(switch, trained):
     dialogue = dialogue_of({"conversations": [HUMAN, {**GPT, **switch}]})
     assert bool(dialogue.trained_messages()) == trained
     assert dialogue.messages[1].fields == ANSWER
@@ -257,7 +257,7 @@ def test_loss_switches_mean_the_same_in_sharegpt(switch, trained):
     ],
     ids=str,
 )
-def test_what_is_wrong_in_sharegpt_is_named(row, reason):
+def test_an_invalid_sharegpt_row_is_refused_with_its_reason(row, reason):
     assert refusal(row)[0] == reason
 
 
@@ -277,7 +277,7 @@ def test_what_is_wrong_in_sharegpt_is_named(row, reason):
     ],
     ids=str,
 )
-def test_instruction_and_input_are_joined_by_a_newline_where_both_say_something(row, question):
+def test_instruction_and_input_are_joined_by_a_newline_if_neither_is_empty(row, question):
     assert fields_of({**row, "output": "3"}) == [
         {"role": "user", "content": question},
         {"role": "assistant", "content": "3"},
@@ -311,14 +311,14 @@ def test_the_answers_of_a_history_are_trained():
     ],
     ids=str,
 )
-def test_what_is_wrong_in_alpaca_is_named(row, reason):
+def test_an_invalid_alpaca_row_is_refused_with_its_reason(row, reason):
     assert refusal(row)[0] == reason
 
 
 # prompt and completion
 
 
-def test_a_prompt_is_given_not_learned():
+def test_a_prompt_is_not_trained_unless_a_loss_switch_says_so():
     prompt = [USER, ANSWER, USER]
     dialogue = dialogue_of({"prompt": prompt, "completion": "Bye", "tools": [TOOL]})
     assert dialogue.trained_messages() == [3]
@@ -329,20 +329,20 @@ def test_a_prompt_is_given_not_learned():
     assert dialogue_of({"prompt": asked, "completion": switched_off}).trained_messages() == [1]
 
 
-@pytest.mark.parametrize("said", [5, True, [], {}, {"role": "user", "content": ""}], ids=str)
+@pytest.mark.parametrize("value", [5, True, [], {}, {"role": "user", "content": ""}], ids=str)
 @pytest.mark.parametrize("key", ["prompt", "completion"])
-def test_prompt_and_completion_are_text_or_messages(key, said):
-    reason, detail = refusal({**PROMPT, key: said})
+def test_prompt_and_completion_must_be_strings_or_messages(key, value):
+    reason, detail = refusal({**PROMPT, key: value})
     assert reason == Reason.INVALID_ROW
-    assert f'"{key}" must be text or a list of messages' in detail
+    assert f'"{key}" must be a string or a list of messages' in detail
 
 
-def test_a_message_of_a_completion_is_named_by_its_place_in_the_dialogue():
+def test_a_message_of_a_completion_is_named_by_its_index_in_the_dialogue():
     reason, detail = refusal({"prompt": [USER, ANSWER], "completion": [{"role": "bot"}]})
     assert (reason, detail.split(":")[0]) == (Reason.UNKNOWN_ROLE, "message 2")
 
 
-# What a row looks like
+# The format of a row
 
 
 @pytest.mark.parametrize(
@@ -365,18 +365,19 @@ def test_a_message_of_a_completion_is_named_by_its_place_in_the_dialogue():
     ],
     ids=str,
 )
-def test_a_row_is_taken_for_what_its_keys_say(row, expected):
-    assert format_of(json.dumps(row).encode()) == expected
+def test_the_format_of_a_row_is_detected_from_its_keys(row, expected):
+    assert detect_format(json.dumps(row).encode()) == expected
 
 
-def test_what_is_not_json_looks_like_nothing():
-    assert {format_of(text) for text in (None, b"", b"{", b"\xff", b'{"messages": NaN}')} == {None}
+def test_invalid_json_has_no_format():
+    for text in (None, b"", b"{", b"\xff", b'{"messages": NaN}'):
+        assert detect_format(text) is None
 
 
 @pytest.mark.parametrize("row_format", FORMATS)
 @pytest.mark.parametrize("other", [*ROW_OF.values(), [USER, ANSWER], PROMPT], ids=str)
-def test_a_row_of_another_format_says_what_it_looks_like(row_format, other):
-    own = format_of(json.dumps(other).encode())
+def test_a_row_of_another_format_is_refused_with_its_format(row_format, other):
+    own = detect_format(json.dumps(other).encode())
     if own == row_format:
         assert isinstance(read(other, row_format), Dialogue)
         return
@@ -385,7 +386,7 @@ def test_a_row_of_another_format_says_what_it_looks_like(row_format, other):
     assert f"read as {row_format}, but this row looks like {own} (" in detail
 
 
-def test_a_row_that_fits_the_format_of_its_file_is_read_in_it_whatever_else_it_fits():
+def test_a_row_that_fits_the_format_of_its_file_is_read_in_that_format():
     row = {
         "messages": [{"role": "user", "content": "of messages"}],
         "conversations": [{"from": "human", "value": "of sharegpt"}],
@@ -398,7 +399,7 @@ def test_a_row_that_fits_the_format_of_its_file_is_read_in_it_whatever_else_it_f
 
 
 @pytest.mark.parametrize("row_format", [None, *FORMATS])
-def test_a_row_of_no_format_is_told_what_is_missing(row_format):
+def test_a_row_of_no_format_is_refused_with_the_missing_keys(row_format):
     reason, detail = refusal({"text": "Hello"}, row_format)
     assert reason == Reason.INVALID_ROW
     assert '"messages"' in detail if row_format in (None, "messages") else row_format in detail
@@ -412,7 +413,7 @@ def formats_of(path: Path, **more) -> list[str | None]:
     return [row.format for split in splits for row in split.rows()]
 
 
-def test_a_file_is_in_the_format_of_its_first_row_that_fits_one(tmp_path):
+def test_a_file_has_the_format_of_its_first_row_that_fits_one(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(
         "\n".join(
@@ -423,13 +424,13 @@ def test_a_file_is_in_the_format_of_its_first_row_that_fits_one(tmp_path):
     assert formats_of(path, row_format="sharegpt") == ["sharegpt"] * 5
 
 
-def test_each_file_has_a_format_of_its_own_whatever_split_it_lies_in(tmp_path):
+def test_each_file_of_a_split_has_its_own_format(tmp_path):
     paths = [write_rows(tmp_path / f"{name}.jsonl", [row] * 2) for name, row in ROW_OF.items()]
     [split] = read_splits(describe_input(path.name, path) for path in paths)
     assert [row.format for row in split.rows()] == [name for name in FORMATS for _ in range(2)]
 
 
-def test_the_format_is_kept_over_the_splits_of_a_file(tmp_path):
+def test_all_splits_of_a_file_have_its_format(tmp_path):
     filler = {"instruction": "a" * (SPLIT_BYTES // 2), "output": "b"}
     path = write_rows(tmp_path / "rows.jsonl", [{"text": ""}, *[filler] * 5, ROW_OF["messages"]])
     assert len(list(read_splits([describe_input("rows.jsonl", path)]))) > 2
@@ -437,23 +438,23 @@ def test_the_format_is_kept_over_the_splits_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sharegpt", "alpaca"])
-def test_a_run_says_once_what_it_told_and_nothing_of_messages(name, tmp_path):
+def test_a_run_reports_each_detected_format_once_except_messages(name, tmp_path):
     rows = [ROW_OF[name]] * 3
     paths = [write_rows(tmp_path / f"{number}.jsonl", rows) for number in range(3)]
     plain = write_rows(tmp_path / "plain.jsonl", [ROW_OF["messages"]])
     result = run("pack", *paths, plain, "-o", tmp_path / "packed", "--workers", "1")
     assert result.exit_code == 0
-    said = [line for line in result.stderr.splitlines() if "read as" in line]
-    assert said == [
-        f"mtpack: {paths[0]}: read as {name} (choose otherwise with --format)",
+    notices = [line for line in result.stderr.splitlines() if "read as" in line]
+    assert notices == [
+        f"mtpack: {paths[0]}: read as {name} (choose another format with --format)",
         f"mtpack: 3 files read as {name}",
     ]
-    forced = run("pack", *paths, "-o", tmp_path / "forced", "--format", name, "--workers", "1")
-    assert "read as" not in forced.stderr
+    chosen = run("pack", *paths, "-o", tmp_path / "chosen", "--format", name, "--workers", "1")
+    assert "read as" not in chosen.stderr
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_row_that_contradicts_its_file_is_named_for_any_number_of_workers(workers, tmp_path):
+def test_a_row_of_another_format_than_its_file_is_refused_by_any_worker(workers, tmp_path):
     long = {"from": "human", "value": "words " * 20_000}  # so that there are several splits
     filler = {"conversations": [HUMAN, GPT, long, GPT]}
     path = write_rows(
@@ -477,7 +478,7 @@ def test_a_row_that_contradicts_its_file_is_named_for_any_number_of_workers(work
 
 
 @pytest.mark.parametrize("row_format", FORMATS)
-def test_a_forced_format_refuses_files_of_the_others(row_format, tmp_path):
+def test_a_chosen_format_refuses_files_of_other_formats(row_format, tmp_path):
     for name, row in ROW_OF.items():
         path = write_rows(tmp_path / "rows.jsonl", [row])
         output = tmp_path / f"{name}_as_{row_format}"
@@ -487,7 +488,7 @@ def test_a_forced_format_refuses_files_of_the_others(row_format, tmp_path):
         assert refused == (name != row_format)
 
 
-def test_the_format_is_part_of_what_makes_a_run_the_same(tmp_path):
+def test_another_format_makes_another_run(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [ALPACA])
     pack(tmp_path / "packed", path)
     again = run("pack", path, "-o", tmp_path / "packed", "--format", "alpaca", "--workers", "1")
@@ -495,7 +496,7 @@ def test_the_format_is_part_of_what_makes_a_run_the_same(tmp_path):
     assert "its format is auto, not alpaca" in again.stderr
 
 
-def test_standard_input_has_a_format_as_files_have(tmp_path):
+def test_the_format_of_standard_input_is_detected(tmp_path):
     rows = f"{json.dumps(ALPACA)}\n".encode() * 2
     result = CliRunner().invoke(
         main, ["pack", "-", "-o", str(tmp_path / "packed"), "--workers", "1"], input=rows
@@ -505,7 +506,7 @@ def test_standard_input_has_a_format_as_files_have(tmp_path):
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_tables_of_every_format_pack_as_their_json_does(path, tmp_path):
+def test_tables_of_every_format_pack_like_their_json(path, tmp_path):
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     for row in rows:  # a column has one type
         for key, role in (("prompt", "user"), ("completion", "assistant")):
@@ -546,7 +547,7 @@ def test_real_files_are_read_to_the_last_row(name, rows, rejected, turns, tmp_pa
     assert report["turns_packed"] == turns
 
 
-def test_real_calls_are_the_same_in_sharegpt_and_as_messages():
+def test_real_tool_calls_are_the_same_in_sharegpt_and_as_messages():
     def read_all(rows):
         return [
             [
@@ -572,14 +573,14 @@ def test_real_calls_are_the_same_in_sharegpt_and_as_messages():
     assert read_all(native) == read_all(map(json.loads, converted))
 
 
-# Any row at all
+# Arbitrary rows
 
 plain = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    # Longer than any name that a refusal may quote.
+    # Short names, or text that is longer than any name that a refusal may quote.
     | st.text(max_size=3)
     | st.text(min_size=41),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -1,4 +1,4 @@
-"""Splits say where rows are, are cut by the rows alone, and give what was described or nothing."""
+"""Splits locate rows, depend on the rows alone, and fail if a file has changed."""
 
 import gzip
 import os
@@ -17,7 +17,7 @@ from mtpack.errors import InputError
 from mtpack.input import reading
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
-from mtpack.input.splits import LinesInFile, RawRow, RowsHeld, Split
+from mtpack.input.splits import LinesInFile, RawRow, RowsInMemory, Split
 
 ROW = b'{"messages": [{"role": "user", "content": "Hello"}]}'
 OTHER = b'{"conversations": [{"from": "human", "value": "Hello"}]}'
@@ -41,17 +41,17 @@ def splits_of(*paths: Path, limit: int = LINE_LIMIT, row_format: str = "auto") -
 
 @pytest.fixture
 def split(tmp_path) -> Split:
-    """Two rows, in a plain file and in a packed one."""
+    """A split of two rows, one in a plain file and one in a compressed file."""
     (tmp_path / "plain.jsonl").write_bytes(ROW + b"\n")
-    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(ROW))
-    (found,) = splits_of(tmp_path / "plain.jsonl", tmp_path / "packed.jsonl.gz")
+    (tmp_path / "compressed.jsonl.gz").write_bytes(gzip.compress(ROW))
+    (found,) = splits_of(tmp_path / "plain.jsonl", tmp_path / "compressed.jsonl.gz")
     return found
 
 
-# What a split holds
+# The content of a split
 
 
-def test_a_split_of_plain_lines_holds_their_place_alone(tmp_path):
+def test_a_split_of_plain_lines_has_only_their_position(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(BYTE_ORDER_MARK + b"\n" + (ROW + b"\n") * 1000)
     (found,) = splits_of(path)
@@ -62,8 +62,8 @@ def test_a_split_of_plain_lines_holds_their_place_alone(tmp_path):
     assert (found.num_rows, len(list(found.rows()))) == (1000, 1000)
 
 
-def test_a_split_gives_its_rows_in_another_process(split):
-    rows = [RawRow(name, 1, ROW, "messages") for name in ("plain.jsonl", "packed.jsonl.gz")]
+def test_a_pickled_split_has_the_same_rows(split):
+    rows = [RawRow(name, 1, ROW, "messages") for name in ("plain.jsonl", "compressed.jsonl.gz")]
     assert list(pickle.loads(pickle.dumps(split)).rows()) == rows
 
 
@@ -75,7 +75,7 @@ def test_files_of_one_row_share_a_split(tmp_path):
     assert [row.file for row in found.rows()] == [path.name for path in paths]
 
 
-def test_rows_before_the_first_that_tells_the_format_have_none(tmp_path):
+def test_rows_before_the_first_that_fits_a_format_have_no_format(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join([b"{}", b"", b"[", OTHER, b"{}", ROW]))
     (found,) = splits_of(path)
@@ -88,7 +88,7 @@ def test_rows_before_the_first_that_tells_the_format_have_none(tmp_path):
 # How the input is cut
 
 
-def obvious_rows(name: str, content: bytes, limit: int) -> Iterator[RawRow]:
+def simple_rows(name: str, content: bytes, limit: int) -> Iterator[RawRow]:
     for line, text in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), 1):
         if len(text) > limit:
             yield RawRow(name, line, None, "messages")
@@ -96,10 +96,10 @@ def obvious_rows(name: str, content: bytes, limit: int) -> Iterator[RawRow]:
             yield RawRow(name, line, text, "messages")
 
 
-def obvious_splits(rows: Iterator[RawRow], split_bytes: int) -> list[list[RawRow]]:
+def simple_splits(rows: Iterator[RawRow], split_bytes: int) -> list[list[RawRow]]:
     splits: list[list[RawRow]] = [[]]
     for row in rows:
-        if sum(len(held.text or b"") for held in splits[-1]) >= split_bytes:
+        if sum(len(earlier.text or b"") for earlier in splits[-1]) >= split_bytes:
             splits.append([])
         splits[-1].append(row)
     return [rows for rows in splits if rows]
@@ -117,7 +117,7 @@ lines = st.lists(
 @example(b" " * 100 + b"\nx\n", 8, 5, 1)
 @example(b"x" * 100 + b"\nx\n" + b"x" * 100 + b"\n\nx", 8, 5, 1)
 @example(BYTE_ORDER_MARK + b"x" * 100 + b"\nx\n", 8, 5, 1)
-def test_rows_and_cuts_are_those_of_the_obvious_reader(
+def test_rows_and_cuts_are_those_of_a_simple_reader(
     tmp_path_factory, content, block_bytes, limit, split_bytes
 ):
     folder = tmp_path_factory.mktemp("input")
@@ -127,19 +127,19 @@ def test_rows_and_cuts_are_those_of_the_obvious_reader(
         for suffix, pack in PACK.items():
             path = folder / f"a{suffix}"
             path.write_bytes(pack(content))
-            expected = obvious_splits(obvious_rows(path.name, content, limit), split_bytes)
+            expected = simple_splits(simple_rows(path.name, content, limit), split_bytes)
             found = splits_of(path, limit=limit, row_format="messages")
             assert [list(split.rows()) for split in found] == expected
             assert [split.num_rows for split in found] == list(map(len, expected))
             pieces = [piece for split in found for piece in split.pieces]
-            texts = [text for piece in pieces for text in piece.held().rows_as_texts()]
+            texts = [text for piece in pieces for text in piece.load().row_texts()]
             assert texts == [row.text for rows in expected for row in rows]
 
 
-# Files that change while the run goes on
+# Files that change during the run
 
 
-def rows_refused(split: Split) -> str:
+def reading_error(split: Split) -> str:
     with pytest.raises(InputError) as caught:
         list(split.rows())
     message = str(caught.value)
@@ -148,25 +148,25 @@ def rows_refused(split: Split) -> str:
     return message
 
 
-def test_a_file_that_is_written_anew_is_not_read(split, tmp_path):
+def test_a_rewritten_file_is_not_read(split, tmp_path):
     path = tmp_path / "plain.jsonl"
     modified = path.stat().st_mtime_ns
     path.write_bytes(ROW + b"\n")
     os.utime(path, ns=(modified, modified + 1))
-    assert "changed" in rows_refused(split)
+    assert "changed" in reading_error(split)
 
 
-def test_a_file_that_is_cut_off_is_not_read(split, tmp_path):
+def test_a_truncated_file_is_not_read(split, tmp_path):
     path = tmp_path / "plain.jsonl"
     modified = path.stat().st_mtime_ns
     path.write_bytes(ROW[:-1])
     os.utime(path, ns=(modified, modified))
-    assert "ends early" in rows_refused(split)
+    assert "ends early" in reading_error(split)
 
 
-def test_a_file_that_goes_away_is_not_read(split, tmp_path):
+def test_a_deleted_file_is_not_read(split, tmp_path):
     (tmp_path / "plain.jsonl").unlink()
-    assert "can't be read" in rows_refused(split)
+    assert "can't be read" in reading_error(split)
 
 
 @pytest.mark.parametrize("suffix", [*PACK, ".json", ".parquet"])
@@ -177,11 +177,11 @@ def test_a_file_that_changes_before_it_is_cut_is_refused(tmp_path, suffix):
         pyarrow.parquet.write_table(pa.table({"messages": ["x"]}), path)
     described = describe_input(path.name, path)
     os.utime(path, ns=(0, described.modified_ns + 1))
-    with pytest.raises(InputError, match=r"changed while the run went on"):
+    with pytest.raises(InputError, match=r"changed during the run"):
         list(read_splits([described]))
 
 
-# What rows say, as a digest
+# The digest of a split
 
 
 def digest(path: Path, row_format: str = "auto") -> str:
@@ -189,7 +189,7 @@ def digest(path: Path, row_format: str = "auto") -> str:
     return found.content_sha256()
 
 
-def test_the_digest_tells_nothing_of_where_the_rows_stand_and_how_they_are_packed(tmp_path):
+def test_the_digest_does_not_depend_on_the_position_or_compression_of_the_rows(tmp_path):
     digests = set()
     for number, (suffix, pack) in enumerate(PACK.items()):
         for content in (ROW + b"\n" + ROW, BYTE_ORDER_MARK + b"\n" + ROW + b"\n \n" + ROW + b"\n"):
@@ -198,14 +198,14 @@ def test_the_digest_tells_nothing_of_where_the_rows_stand_and_how_they_are_packe
             digests.add(digest(path))
     (tmp_path / "list.json").write_bytes(b"[\n" + ROW + b",\n" + ROW + b"]")
     digests.add(digest(tmp_path / "list.json"))
-    held = RowsHeld("elsewhere", "messages", [7, 9], [ROW, ROW])
-    digests.add(Split(3, 20, 2, (held,)).content_sha256())
+    piece = RowsInMemory("elsewhere", "messages", [7, 9], [ROW, ROW])
+    digests.add(Split(3, 20, 2, (piece,)).content_sha256())
     assert len(digests) == 1
 
 
-def test_the_digest_tells_texts_formats_and_their_order():
+def test_the_digest_depends_on_texts_formats_and_their_order():
     def of(*rows: tuple[bytes | None, str | None]) -> str:
-        pieces = tuple(RowsHeld("a", told, [1], [text]) for text, told in rows)
+        pieces = tuple(RowsInMemory("a", row_format, [1], [text]) for text, row_format in rows)
         return Split(0, 0, len(pieces), pieces).content_sha256()
 
     different = [
@@ -228,7 +228,7 @@ def test_the_digest_tells_texts_formats_and_their_order():
 # Folders
 
 
-def test_what_lies_below_the_output_is_no_input(tmp_path):
+def test_files_below_the_output_are_not_read(tmp_path):
     for name in ("a.jsonl", "deep/b.jsonl", "packed/c.jsonl", "packed/deep/d.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(ROW)

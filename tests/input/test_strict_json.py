@@ -1,4 +1,4 @@
-"""JSON is read as the standard has it; what other parsers let pass in silence has a name here."""
+"""JSON is read strictly; each error that other parsers ignore has its own reason."""
 
 import json
 
@@ -24,7 +24,7 @@ spellings = st.sampled_from(["as it is", "ascii", "all escaped"])
 
 
 def spell(text: str, spelling: str) -> str:
-    """Write a string as JSON in one of the ways that mean the same."""
+    """Write a string as JSON in one of several equivalent ways."""
     if spelling == "all escaped":
         units = text.encode("utf-16-be")
         return '"' + "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2)) + '"'
@@ -38,7 +38,7 @@ def refusal(text: bytes) -> StrictJsonError:
 
 
 def assert_reads_as_json_loads(text: bytes) -> None:
-    # repr tells 1 from 1.0 and True, 0.0 from -0.0, and shows the order of keys
+    # repr differs for 1, 1.0 and True, for 0.0 and -0.0, and for other orders of keys
     assert repr(parse(text)) == repr(json.loads(text))
 
 
@@ -72,16 +72,16 @@ def assert_reads_as_json_loads(text: bytes) -> None:
     ],
     ids=str,
 )
-def test_each_refusal_has_its_name(text, reason):
+def test_each_error_has_its_reason(text, reason):
     assert refusal(text).reason == reason
 
 
 @pytest.mark.parametrize("text", [b'{"a": "NaN', b"{'a': 'Infinity'}", b'["1e999" x]', b"[nan]"])
-def test_what_only_looks_like_a_bad_number_is_invalid_json(text):
+def test_text_that_only_resembles_a_bad_number_is_invalid_json(text):
     assert refusal(text).reason == Reason.INVALID_JSON
 
 
-def test_a_refusal_says_where():
+def test_the_error_names_the_position():
     assert "column 7" in str(refusal(b'{"a": nope}'))
     assert "byte 5 " in str(refusal(b'"caf\xe9"'))
     assert "column 3 " in str(refusal(b'"a\\ud800"'))
@@ -95,12 +95,12 @@ def test_integers_keep_their_digits(num_digits, sign):
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64 - 1, 2**64])
-def test_integers_at_the_edges_of_machine_words_are_exact(number):
+def test_integers_at_the_limits_of_64_bits_are_exact(number):
     assert parse(b"%d" % number) == number
 
 
 @pytest.mark.parametrize("number", [b"9" * 310, b"-" + b"9" * 310, b"1" + b"0" * 300 + b"e20"])
-def test_a_number_too_large_is_refused_by_that_name_and_not_rounded(number):
+def test_a_number_that_is_too_large_is_refused_and_not_rounded(number):
     assert refusal(b"[" + number + b"]").reason == Reason.NOT_A_NUMBER
 
 
@@ -113,7 +113,7 @@ def test_a_number_too_large_is_refused_by_that_name_and_not_rounded(number):
 @example(b"1.7976931348623157e308")
 @example(b"5e-324")
 @example(b"12345678901234567890123.5")
-def test_every_spelling_of_a_number_means_what_json_loads_says(number):
+def test_every_form_of_a_number_is_read_as_json_loads_reads_it(number):
     assert_reads_as_json_loads(number)
 
 
@@ -123,13 +123,13 @@ def test_every_spelling_of_a_number_means_what_json_loads_says(number):
     st.sampled_from([None, 0, 1, "\t"]),
     st.sampled_from([(",", ":"), (", ", ": "), (" ,\r\n", "\t:\n ")]),
 )
-def test_however_it_is_written_json_reads_as_json_loads_reads_it(value, ascii_only, indent, marks):
+def test_json_in_any_layout_is_read_as_json_loads_reads_it(value, ascii_only, indent, marks):
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent, separators=marks).encode()
     assert_reads_as_json_loads(text)
 
 
 @given(st.data())
-def test_a_key_that_comes_twice_is_refused_at_any_depth_and_in_any_spelling(data):
+def test_a_duplicate_key_is_refused_at_any_depth_and_with_any_escapes(data):
     keys = data.draw(st.lists(tricky_keys, min_size=1, max_size=4, unique=True))
     keys.append(data.draw(st.sampled_from(keys)))
     members = []
@@ -153,7 +153,7 @@ def test_a_key_that_comes_twice_is_refused_at_any_depth_and_in_any_spelling(data
     ),
     spellings,
 )
-def test_different_keys_are_never_taken_for_the_same(value, spelling):
+def test_different_keys_are_never_duplicates(value, spelling):
     def write(item):
         if isinstance(item, str):
             return spell(item, spelling)
@@ -166,7 +166,7 @@ def test_different_keys_are_never_taken_for_the_same(value, spelling):
 
 @pytest.mark.parametrize("mark", [b":", b": "])
 @pytest.mark.parametrize("value", [rb'"\\"', rb'"\\\""', rb'"\""', rb'"\u0022"', b"1", b"[]"])
-def test_quotes_in_a_text_do_not_hide_a_key_that_comes_twice(mark, value):
+def test_quotes_in_a_string_do_not_hide_a_duplicate_key(mark, value):
     once = b'{"a"' + mark + value + b"}"
     twice = once[:-1] + b',"a"' + mark + value + b"}"
     assert_reads_as_json_loads(once)
@@ -174,11 +174,11 @@ def test_quotes_in_a_text_do_not_hide_a_key_that_comes_twice(mark, value):
 
 
 @pytest.mark.parametrize("mark", [b":", b": "])
-def test_a_long_integer_is_exact_beside_texts_full_of_digits(mark):
+def test_a_long_integer_is_exact_next_to_a_string_of_digits(mark):
     assert_reads_as_json_loads(b'{"id"' + mark + b'"%s","n":%s}' % (b"1" * 400, b"9" * 20))
 
 
-def test_the_same_key_in_two_objects_is_no_duplicate():
+def test_the_same_key_in_two_objects_is_not_a_duplicate():
     assert parse(b'[{"a": {"a": 1}}, {"a": 2}]') == [{"a": {"a": 1}}, {"a": 2}]
 
 
@@ -196,7 +196,7 @@ def damaged_json(draw):
     return text[:start] + draw(json_like_bytes | st.binary(max_size=3)) + text[end:]
 
 
-def without_duplicates(pairs):
+def refuse_duplicates(pairs):
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
@@ -209,13 +209,13 @@ def depth(value) -> int:
 
 
 @given(st.binary() | json_like_bytes | damaged_json())
-def test_any_bytes_are_refused_by_name_or_read_as_json_loads_reads_them(text):
+def test_any_bytes_are_refused_with_a_reason_or_read_as_json_loads_reads_them(text):
     try:
         value = parse(text)
     except StrictJsonError as error:
         refused = error
     else:
-        assert repr(value) == repr(json.loads(text, object_pairs_hook=without_duplicates))
+        assert repr(value) == repr(json.loads(text, object_pairs_hook=refuse_duplicates))
         assert depth(value) <= MAX_DEPTH
         return
     assert isinstance(refused.reason, Reason)
@@ -233,7 +233,7 @@ def test_any_bytes_are_refused_by_name_or_read_as_json_loads_reads_them(text):
     ],
     ids=str,
 )
-def test_nesting_passes_up_to_the_limit_and_no_deeper(opening, innermost, closing):
+def test_nesting_is_accepted_up_to_the_limit(opening, innermost, closing):
     levels = opening.count(b"[") + opening.count(b"{")
     times = MAX_DEPTH // levels
     deepest = opening * times + innermost + closing * times
@@ -242,5 +242,5 @@ def test_nesting_passes_up_to_the_limit_and_no_deeper(opening, innermost, closin
     assert refusal(b'{"a":' + deepest + b"}").reason == Reason.TOO_DEEP
 
 
-def test_brackets_inside_of_strings_are_not_nesting():
+def test_brackets_inside_strings_are_not_nesting():
     assert parse(b'"' + b"[{" * 5000 + b'"') == "[{" * 5000

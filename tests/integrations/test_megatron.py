@@ -1,7 +1,7 @@
-"""Megatron-LM: each turn weighs the same whatever ranks and micro-batches it is divided over.
+"""Megatron-LM: all turns have the same weight, for every division into ranks and micro-batches.
 
-Against the real megatron-core: its dataset builders, model, schedule, loss contract, process groups
-and finalization of gradients, on CPU ranks over gloo (tests/support/megatron_ranks.py).
+The tests run the real megatron-core: its dataset builders, model, schedule, loss contract, process
+groups and finalization of gradients, on CPU ranks over gloo (tests/support/megatron_ranks.py).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ pytest.importorskip("megatron.core", reason="needs megatron-core, which has whee
 import torch
 from torch.utils.data import default_collate
 
-from mtpack.context_parallel import places_on_rank
+from mtpack.context_parallel import find_positions_on_rank
 from mtpack.errors import InputError, SetupError
 from mtpack.integrations import megatron as integration
 from mtpack.integrations.megatron import (
     ContextParallel,
     build_datasets,
-    document_bounds,
+    find_document_bounds,
     loss_func,
 )
 from mtpack.shards.dataset import open_shards
@@ -69,80 +69,80 @@ def packed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def by_definition():
+def reference():
     """Return the loss and the gradients of one sample per turn."""
-    (rank,) = megatron.on_ranks(1, megatron.one_sample_per_turn, DOCUMENTS)
+    (rank,) = megatron.run_on_ranks(1, megatron.run_one_sample_per_turn, DOCUMENTS)
     return rank
 
 
 @pytest.fixture(scope="module")
 def steps_on(packed):
-    """Run a step on so many ranks, once."""
-    return cache(lambda ranks, size: megatron.on_ranks(ranks, megatron.training_step, packed, size))
+    """Return a function that runs a step on a number of ranks, once for each number."""
+    return cache(
+        lambda ranks, size: megatron.run_on_ranks(ranks, megatron.run_training_step, packed, size)
+    )
 
 
-def distance(found, expected) -> float:
+def compute_distance(found, expected) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def log_of(reports) -> float:
-    """Compute what train_step and evaluate (without --sft) of megatron/training log."""
+def compute_log(reports) -> float:
+    """Compute the loss that train_step and evaluate (without --sft) of megatron/training log."""
     loss, count = np.sum([np.sum(of_rank, axis=0) for of_rank in reports], axis=0)
     return loss / count
 
 
-# The whole: a step of Megatron's schedule, over all kinds of ranks
+# A whole step of Megatron's schedule, over all kinds of ranks
 
 
 @pytest.mark.parametrize(
     ("ranks", "context_parallel_size"), [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4)]
 )
 def test_a_step_has_the_gradients_of_one_sample_per_turn(
-    steps_on, by_definition, ranks, context_parallel_size
+    steps_on, reference, ranks, context_parallel_size
 ):
-    loss, expected = by_definition
+    loss, expected = reference
     steps = steps_on(ranks, context_parallel_size)
     for _, gradients in steps:
-        assert distance(gradients, expected) < 1e-6
-    assert log_of([reports for reports, _ in steps]) == pytest.approx(loss, rel=1e-6)
+        assert compute_distance(gradients, expected) < 1e-6
+    assert compute_log([reports for reports, _ in steps]) == pytest.approx(loss, rel=1e-6)
 
 
-def test_so_has_a_step_in_which_each_document_has_its_own_number_of_ranks(packed, by_definition):
-    loss, expected = by_definition
-    steps = megatron.on_ranks(4, megatron.hybrid_training_step, packed)
+def test_a_hybrid_step_has_the_gradients_of_one_sample_per_turn(packed, reference):
+    loss, expected = reference
+    steps = megatron.run_on_ranks(4, megatron.run_hybrid_training_step, packed)
     for _, gradients in steps:
-        assert distance(gradients, expected) < 1e-6
-    assert log_of([reports for reports, _ in steps]) == pytest.approx(loss, rel=1e-6)
+        assert compute_distance(gradients, expected) < 1e-6
+    assert compute_log([reports for reports, _ in steps]) == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     "mistake", ["share of this rank, as an integer", "all turns on every rank"]
 )
-def test_other_counts_give_other_gradients_under_context_parallelism(
-    packed, by_definition, mistake
-):
-    step = partial(megatron.mistaken_step, mistake)
-    for _, gradients in megatron.on_ranks(2, megatron.training_step, packed, 2, step):
-        assert distance(gradients, by_definition[1]) > 0.05
+def test_wrong_counts_give_wrong_gradients_under_context_parallelism(packed, reference, mistake):
+    step = partial(megatron.run_mistaken_step, mistake)
+    for _, gradients in megatron.run_on_ranks(2, megatron.run_training_step, packed, 2, step):
+        assert compute_distance(gradients, reference[1]) > 0.05
 
 
-def test_every_rank_reports_a_mean_over_turns_even_one_on_which_no_turn_starts(steps_on):
-    """Under --sft, evaluation divides on each rank: ratios of single micro-batches."""
+def test_every_rank_reports_a_mean_over_turns_even_if_no_turn_starts_on_it(steps_on):
+    """Under --sft, evaluation divides on each rank, for single micro-batches."""
     ranks = [reports for reports, _ in steps_on(4, 4)]
     assert ranks[0] == ranks[1] == ranks[2] == ranks[3]
     assert sum(count for _, count in ranks[0]) == TURNS
 
 
-def test_tokens_per_turn_changes_neither_gradients_nor_log(packed, by_definition):
-    loss, expected = by_definition
+def test_tokens_per_turn_changes_neither_gradients_nor_log(packed, reference):
+    loss, expected = reference
     step = partial(megatron.forward_step, tokens_per_turn=50)
-    ((reports, gradients),) = megatron.on_ranks(1, megatron.training_step, packed, 1, step)
-    assert distance(gradients, expected) < 1e-6
-    assert log_of([reports]) == pytest.approx(loss, rel=1e-6)
+    ((reports, gradients),) = megatron.run_on_ranks(1, megatron.run_training_step, packed, 1, step)
+    assert compute_distance(gradients, expected) < 1e-6
+    assert compute_log([reports]) == pytest.approx(loss, rel=1e-6)
 
 
-def test_all_tensor_parallel_ranks_have_what_the_first_reads(packed):
-    first, second = megatron.on_ranks(2, megatron.batch_on_tensor_rank, packed)
+def test_all_tensor_parallel_ranks_get_the_batch_that_the_first_reads(packed):
+    first, second = megatron.run_on_ranks(2, megatron.read_batch_on_tensor_rank, packed)
     for name, column in first.items():
         assert np.array_equal(second[name], column), name
     rows = open_shards(packed)[:2]
@@ -152,35 +152,35 @@ def test_all_tensor_parallel_ranks_have_what_the_first_reads(packed):
     assert np.array_equal(np.diff(first["cu_seqlens"]), lengths)
 
 
-def test_a_schedule_plan_is_given_the_documents_too(packed):
-    """With overlapped expert communication, Megatron asks for a plan, not for token losses."""
+def test_a_schedule_plan_gets_the_documents_too(packed):
+    """With overlapped expert communication, Megatron requests a plan, not token losses."""
     row = open_shards(packed)[0]
-    (planned,) = megatron.on_ranks(1, megatron.planned_step, packed)
+    (planned,) = megatron.run_on_ranks(1, megatron.run_planned_step, packed)
     bounds = [0, *np.cumsum(row["seq_lengths"]).tolist()]
     assert planned == (["labels", "loss_mask", "packed_seq_params"], bounds, row["turn_num"])
 
 
-def test_rows_that_pipeline_stages_can_not_hand_on_are_refused(packed):
+def test_several_sequences_in_a_micro_batch_are_refused_with_pipeline_stages(packed):
     assert (
-        megatron.on_ranks(2, megatron.refused_batch, packed)
+        megatron.run_on_ranks(2, megatron.read_refused_batch, packed)
         == ["several pipeline stages need --micro-batch-size 1"] * 2
     )
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA and transformer_engine")
 def test_a_step_on_a_gpu_has_the_gradients_of_one_sample_per_turn(packed):
-    ((reports, found, expected),) = megatron.on_ranks(
-        1, megatron.on_cuda, packed, DOCUMENTS, backend="nccl"
+    ((reports, found, expected),) = megatron.run_on_ranks(
+        1, megatron.run_on_cuda, packed, DOCUMENTS, backend="nccl"
     )
-    assert distance(found, expected) < 2e-2
+    assert compute_distance(found, expected) < 2e-2
     assert sum(count for _, count in reports) == TURNS
 
 
-# The data set
+# The dataset
 
 
-def test_an_item_is_what_megatrons_own_sft_dataset_gives_and_two_columns_more(packed):
-    dataset = megatron.dataset_of(packed)
+def test_an_item_has_the_columns_of_megatrons_sft_dataset_and_two_more(packed):
+    dataset = megatron.build_dataset(packed)
     assert len(dataset) == len(SEQUENCES)
     seq_len = megatron.SEQ_LEN
     for item, row in zip(
@@ -205,24 +205,26 @@ def test_an_item_is_what_megatrons_own_sft_dataset_gives_and_two_columns_more(pa
         assert item["max_seqlen"] == row["seq_lengths"].max()
 
 
-def test_shards_of_either_alignment_give_the_same_items(packed, tmp_path):
-    shifted, aligned = (megatron.dataset_of(each) for each in (packed, pack(tmp_path, "aligned")))
+def test_shards_of_both_alignments_give_the_same_items(packed, tmp_path):
+    shifted, aligned = (
+        megatron.build_dataset(each) for each in (packed, pack(tmp_path, "aligned"))
+    )
     for row in range(len(SEQUENCES)):
         for name, column in shifted[row].items():
             assert torch.equal(aligned[row][name], column), name
 
 
-def test_items_can_be_stacked_and_begin_again_after_an_epoch(packed):
-    dataset = megatron.dataset_of(packed, num_samples=10)
+def test_items_can_be_stacked_and_repeat_after_an_epoch(packed):
+    dataset = megatron.build_dataset(packed, num_samples=10)
     assert len(dataset) == 10
     batch = default_collate([dataset[1], dataset[1 + len(SEQUENCES)]])
     assert torch.equal(batch["tokens"][0], batch["tokens"][1])
 
 
-def test_a_split_takes_its_share_of_the_sequences(packed):
-    train, validation, _ = build_datasets([None] * 3, megatron.config_of(packed, split="3,1,0"))
+def test_a_split_gets_its_share_of_the_sequences(packed):
+    train, validation, _ = build_datasets([None] * 3, megatron.build_config(packed, split="3,1,0"))
     assert (len(train), len(validation)) == (3, 1)
-    assert torch.equal(validation[0]["tokens"], megatron.dataset_of(packed)[3]["tokens"])
+    assert torch.equal(validation[0]["tokens"], megatron.build_dataset(packed)[3]["tokens"])
 
 
 @pytest.mark.parametrize(
@@ -245,30 +247,30 @@ def test_a_split_takes_its_share_of_the_sequences(packed):
         ),
     ],
 )
-def test_shards_that_do_not_fit_the_run_are_refused(packed, settings, remedy):
+def test_shards_that_do_not_match_the_run_are_refused(packed, settings, remedy):
     with pytest.raises(SetupError, match=remedy):
-        megatron.dataset_of(packed, **settings)
+        megatron.build_dataset(packed, **settings)
 
 
 # The loss
 
 
-def test_the_count_can_be_added_to_megatrons_integer_and_the_loss_is_left_a_sum():
+def test_the_count_can_be_added_to_megatrons_integer_and_the_loss_stays_a_sum():
     losses = torch.tensor([[1.0, 2.0, 3.0, 4.0]], requires_grad=True)
     loss_mask, loss_token_num = torch.tensor([[1, 1, 0, 1]]), torch.tensor([[2, 2, 1, 1]])
     func = partial(
         loss_func, loss_mask=loss_mask, loss_token_num=loss_token_num, turn_num=torch.tensor([2])
     )
-    (total,) = megatron.on_ranks(1, calculated, losses.detach(), func)
+    (total,) = megatron.run_on_ranks(1, calculate, losses.detach(), func)
     loss, count, report, megatrons_total = total
     assert (loss, count, report) == (1.5 + 4.0, 2, [5.5, 2.0])
     assert megatrons_total == 4
 
 
-def calculated(losses, func):
-    with megatron.parallel():
+def calculate(losses, func):
+    with megatron.model_parallel():
         model, reports = megatron.build_model(), []
-        total_num_tokens = torch.zeros([], dtype=torch.int)  # as schedules.py makes it
+        total_num_tokens = torch.zeros([], dtype=torch.int)  # as in schedules.py
         for _ in range(2):
             loss, count = megatron.calculate_loss(model, losses.clone(), func, reports)
             total_num_tokens += count
@@ -287,7 +289,7 @@ def test_the_loss_needs_no_parallel_state():
     assert loss.dtype == torch.float32
 
 
-def test_what_megatron_can_not_count_is_refused():
+def test_counts_that_are_not_integers_are_refused():
     ones = torch.ones(2)
     with pytest.raises(ValueError, match="turn_num"):
         loss_func(ones, ones, ones, torch.tensor(0.5))
@@ -298,77 +300,77 @@ def test_what_megatron_can_not_count_is_refused():
 # Slices of context-parallel ranks
 
 
-def bounds_of(lengths: list[int]) -> torch.Tensor:
+def build_bounds(lengths: list[int]) -> torch.Tensor:
     return torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
 
 
 @given(st.sampled_from([1, 2, 3, 4, 8]), st.lists(st.integers(1, 6), min_size=1, max_size=6))
-def test_slices_are_those_of_transformer_engine(size, chunks):
-    bounds = bounds_of([2 * size * count for count in chunks])
+def test_slices_equal_those_of_transformer_engine(size, chunks):
+    bounds = build_bounds([2 * size * count for count in chunks])
     for rank in range(size):
-        places = places_on_rank(bounds, size, rank)
-        assert places.tolist() == megatron.zigzag(bounds.tolist(), size, rank)
+        positions = find_positions_on_rank(bounds, size, rank)
+        assert positions.tolist() == megatron.find_zigzag_positions(bounds.tolist(), size, rank)
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="needs CUDA and transformer_engine")
-def test_slices_are_those_of_transformer_engine_itself():
+def test_slices_equal_those_of_the_kernel_of_transformer_engine():
     kernels = pytest.importorskip("transformer_engine_torch")
-    bounds = bounds_of([8, 24, 16, 32]).cuda()
+    bounds = build_bounds([8, 24, 16, 32]).cuda()
     for rank in range(4):
         expected = kernels.thd_get_partitioned_indices(bounds, 80, 4, rank)
-        assert torch.equal(places_on_rank(bounds, 4, rank), expected.long())
+        assert torch.equal(find_positions_on_rank(bounds, 4, rank), expected.long())
 
 
 @given(st.data())
-def test_ranks_together_have_each_place_and_each_turn_once(data):
+def test_ranks_together_have_each_position_and_each_turn_once(data):
     size = data.draw(st.sampled_from([2, 4]))
-    bounds = bounds_of(
+    bounds = build_bounds(
         [2 * size * count for count in data.draw(st.lists(st.integers(1, 4), min_size=1))]
     )
     heads = torch.tensor([data.draw(st.booleans()) for _ in range(int(bounds[-1]))])
-    slices = [places_on_rank(bounds, size, rank) for rank in range(size)]
+    slices = [find_positions_on_rank(bounds, size, rank) for rank in range(size)]
     assert sorted(torch.cat(slices).tolist()) == list(range(int(bounds[-1])))
-    assert len({len(places) for places in slices}) == 1
-    assert sum(heads[places].sum() for places in slices) == heads.sum()
+    assert len({len(positions) for positions in slices}) == 1
+    assert sum(heads[positions].sum() for positions in slices) == heads.sum()
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_turn_on_several_ranks_is_counted_on_the_one_where_it_starts(packed, size):
     split = 0
     for row in open_shards(packed):
-        bounds = bounds_of(row["seq_lengths"].tolist())
+        bounds = build_bounds(row["seq_lengths"].tolist())
         shares = np.divide(row["loss_mask"], row["loss_token_num"])
         heads = np.zeros(len(shares), int)
         heads[row["turn_starts"]] = 1
-        slices = [places_on_rank(bounds, size, rank).numpy() for rank in range(size)]
-        assert sum(heads[places].sum() for places in slices) == row["turn_num"]
-        assert sum(shares[places].sum() for places in slices) == pytest.approx(row["turn_num"])
-        split += sum(shares[places].sum() % 1 > 0.01 for places in slices)
-    assert split > 0, "no turn lies on several ranks, so nothing was shown"
+        slices = [find_positions_on_rank(bounds, size, rank).numpy() for rank in range(size)]
+        assert sum(heads[own].sum() for own in slices) == row["turn_num"]
+        assert sum(shares[own].sum() for own in slices) == pytest.approx(row["turn_num"])
+        split += sum(shares[own].sum() % 1 > 0.01 for own in slices)
+    assert split > 0, "no turn is on several ranks, so the test shows nothing"
 
 
-def test_rounded_shares_lose_a_turn_that_two_ranks_have_half_of():
+def test_rounded_shares_lose_a_turn_that_is_half_on_each_of_two_ranks():
     shares = torch.tensor([0, 0.5, 0.5, 0, 0, 0, 0, 0])
-    slices = [shares[places_on_rank(bounds_of([8]), 2, rank)].sum() for rank in range(2)]
+    slices = [shares[find_positions_on_rank(build_bounds([8]), 2, rank)].sum() for rank in range(2)]
     assert slices == [0.5, 0.5]
     assert sum(share.round() for share in slices) == 0
 
 
-def test_a_document_that_can_not_be_divided_is_refused():
+def test_a_document_that_cannot_be_divided_is_refused():
     with pytest.raises(InputError, match="--pad-documents-to 4"):
-        places_on_rank(bounds_of([4, 2]), 2, 0)
+        find_positions_on_rank(build_bounds([4, 2]), 2, 0)
 
 
-def test_documents_begin_where_positions_do():
+def test_documents_start_at_position_0():
     positions = torch.tensor([[0, 1, 2, 0], [0, 1, 0, 1]])
-    assert document_bounds(positions).tolist() == [0, 3, 4, 6, 8]
+    assert find_document_bounds(positions).tolist() == [0, 3, 4, 6, 8]
 
 
-def test_one_rank_alone_needs_no_group():
+def test_a_single_rank_needs_no_group():
     assert ContextParallel.static() == ContextParallel(size=1, rank=0, group=None)
 
 
-def test_the_recipe_names_what_there_is():
+def test_every_name_in_the_recipe_exists():
     recipe = (ROOT / "docs" / "training.md").read_text()
     named = set(re.findall(r"turns\.(\w+)", recipe))
     assert {"build_datasets", "forward_step", "loss_func"} <= named

@@ -1,7 +1,7 @@
-"""The trainers against the definition: one sample per turn, each alone, the mean over turns.
+"""The trainers against the definition of the mean over turns: one separate sample per turn.
 
-The real libraries train a tiny random model in float64 with a learning rate of zero, so that every
-step is that of the same model; the gradients are taken before the optimizer would use them.
+The real libraries train a tiny random model in float64. The learning rate is zero, so that every
+step has the same model; the gradients are read before the optimizer step.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from benchmarks.trainers import compare
+from benchmarks.trainers import compare_trainers
 from mtpack.errors import InputError, SetupError
 from mtpack.integrations.padding_free import MODEL_INPUTS, padding_free_batch
 from mtpack.integrations.transformers import TurnMeanTrainer
@@ -70,13 +70,13 @@ SEQUENCES = [
     [Document(8, [*range(100, 130)], [Turn(1, 0, [(3, 4)]), Turn(3, 0, [(9, 30)])])],
     [Document(9, [*range(50, 56)], [Turn(1, 0, [(2, 6)])])],
 ]
-"""Five rows of 3, 4, 2, 2 and 1 turns; turns of 1 to 21 tokens."""
+"""Five sequences of 3, 4, 2, 2 and 1 turns; turns of 1 to 21 tokens."""
 
 Rows = list[list[int]]
 TOKENS = ("input_ids", "labels")
 TOKENIZER = ROOT / "mtpack/tokenizer/embedded/tokenizer.json"
 SFT_TOLERANCE = 1e-5  # TRL computes the output layer in float32
-SFT_WARNING = pytest.mark.filterwarnings(  # SFTConfig of trl 1.16 sets it for everyone
+SFT_WARNING = pytest.mark.filterwarnings(  # SFTConfig of trl 1.16 always sets it
     "ignore:`gradient_checkpointing` is deprecated:FutureWarning"
 )
 TOLERANCE = 1e-12  # of the norm of a gradient in float64, through two layers and ~100 tokens
@@ -92,8 +92,8 @@ def pack(folder: Path, label_alignment: str = "aligned") -> Path:
     return write_output(folder, [columns], metadata_of(label_alignment))
 
 
-def tiny_model(**options: Any) -> GPT2LMHeadModel:
-    """GPT-2, since most others compute norms and positions in float32, whatever their dtype."""
+def build_tiny_model(**options: Any) -> GPT2LMHeadModel:
+    """Build a GPT-2; most other models compute norms and positions in float32 for every dtype."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=150,
@@ -103,7 +103,7 @@ def tiny_model(**options: Any) -> GPT2LMHeadModel:
         n_embd=32,
         n_layer=2,
         n_head=4,
-        initializer_range=0.2,  # so that what a token sees makes a difference
+        initializer_range=0.2,  # so that the context of a token has a clear effect
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -111,8 +111,8 @@ def tiny_model(**options: Any) -> GPT2LMHeadModel:
     return GPT2LMHeadModel._from_config(config, dtype=torch.float64, **options)
 
 
-def mean_over_turns(model: GPT2LMHeadModel, rows: list[int]) -> torch.Tensor:
-    """The definition: every turn alone behind its own context, the mean of its token losses."""
+def compute_mean_over_turns(model: GPT2LMHeadModel, rows: list[int]) -> torch.Tensor:
+    """Compute the definition: every turn is a separate sample, and the mean of its token losses."""
     turns = [
         (document.ids[: turn.end], turn.positions)
         for row in rows
@@ -127,34 +127,36 @@ def mean_over_turns(model: GPT2LMHeadModel, rows: list[int]) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def gradients_of(model: GPT2LMHeadModel) -> torch.Tensor:
+def flatten_gradients(model: GPT2LMHeadModel) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def expected(rows: list[int], model: Any = None) -> tuple[float, torch.Tensor]:
-    """Return the loss and the gradients of a step of these rows."""
-    model = model or tiny_model()
-    loss = mean_over_turns(model, rows)
+def compute_expected(rows: list[int], model: Any = None) -> tuple[float, torch.Tensor]:
+    """Return the expected loss and gradients of a step of these sequences."""
+    model = model or build_tiny_model()
+    loss = compute_mean_over_turns(model, rows)
     loss.backward()
-    return loss.item(), gradients_of(model)
+    return loss.item(), flatten_gradients(model)
 
 
 @dataclass
 class Steps(TrainerCallback):
-    """What a run gave: the gradients and the logged loss of every step."""
+    """The results of a run: the gradients and the logged loss of every step."""
 
     gradients: list[torch.Tensor] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     mean_loss: float = math.nan
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(gradients_of(model))
+        self.gradients.append(flatten_gradients(model))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.losses += [logs["loss"]] if "loss" in logs else []
 
 
-def arguments(folder: Path, batch_size: int = 1, accumulation: int = 1, **options: Any) -> dict:
+def build_arguments(
+    folder: Path, batch_size: int = 1, accumulation: int = 1, **options: Any
+) -> dict:
     return {
         "output_dir": str(folder / "trainer"),
         "use_cpu": True,
@@ -174,7 +176,7 @@ def arguments(folder: Path, batch_size: int = 1, accumulation: int = 1, **option
     }
 
 
-def sft_trainer(model: Any, settings: dict[str, Any], **datasets: Any) -> TurnMeanSFTTrainer:
+def build_sft_trainer(model: Any, settings: dict[str, Any], **datasets: Any) -> TurnMeanSFTTrainer:
     return TurnMeanSFTTrainer(
         model,
         SFTConfig(**settings, bf16=False),
@@ -190,19 +192,19 @@ def train(trainer) -> Steps:
     return steps
 
 
-def difference_of(found: torch.Tensor, reference: torch.Tensor) -> float:
+def compute_difference(found: torch.Tensor, reference: torch.Tensor) -> float:
     return float((found - reference).norm() / reference.norm())
 
 
 def assert_steps(steps: Steps, rows_of_steps: Rows, tolerance: float = TOLERANCE) -> None:
-    losses, gradients = zip(*map(expected, rows_of_steps), strict=True)
+    losses, gradients = zip(*map(compute_expected, rows_of_steps), strict=True)
     for found, reference in zip(steps.gradients, gradients, strict=True):
-        assert difference_of(found, reference) < tolerance
+        assert compute_difference(found, reference) < tolerance
     assert steps.losses == pytest.approx(losses, rel=1e-6)  # the log is in float32
     assert steps.mean_loss == pytest.approx(fmean(losses), rel=1e-6)
 
 
-def test_a_batch_is_what_the_collator_of_transformers_makes_of_its_documents(packed):
+def test_a_batch_equals_that_of_the_collator_of_transformers_for_its_documents(packed):
     rows = [PackedDataset(packed)[number] for number in (0, 1, 2)]
     documents = [
         {"input_ids": ids.tolist(), "labels": labels.tolist()}
@@ -219,7 +221,7 @@ def test_a_batch_is_what_the_collator_of_transformers_makes_of_its_documents(pac
     assert set(MODEL_INPUTS) <= set(expected_batch)
 
 
-def test_a_loss_without_a_predictor_is_refused(packed):
+def test_loss_on_the_first_token_of_a_document_is_refused(packed):
     row = PackedDataset(packed)[0]
     loss_mask, labels = row["loss_mask"].copy(), row["labels"].copy()
     loss_mask[0], labels[0] = 1, row["input_ids"][0]
@@ -227,14 +229,15 @@ def test_a_loss_without_a_predictor_is_refused(packed):
         padding_free_batch([{**row, "loss_mask": loss_mask, "labels": labels}])
 
 
-ACCUMULATED = [  # rows of a micro-batch, micro-batches of a step, rows of every step of an epoch
+# Each entry: sequences of a micro-batch, micro-batches of a step, sequences of every step.
+ACCUMULATED = [
     (1, 1, [[0], [1], [2], [3], [4]]),
     (1, 2, [[0, 1], [2, 3], [4]]),
     (1, 4, [[0, 1, 2, 3], [4]]),
     (2, 2, [[0, 1, 2, 3], [4]]),
     (4, 1, [[0, 1, 2, 3], [4]]),
 ]
-ON_TWO_RANKS = [  # the loader fills up the last batches of the ranks from the start of the data
+ON_TWO_RANKS = [  # the loader fills up the last batches with the first sequences
     (1, 1, [[0, 1], [2, 3], [4, 0]]),
     (1, 2, [[0, 1, 2, 3], [4, 0]]),
     (1, 4, [[0, 1, 2, 3, 4, 0]]),
@@ -247,8 +250,8 @@ def test_a_step_is_the_mean_over_its_turns(
     packed, tmp_path, batch_size, accumulation, rows_of_steps
 ):
     trainer = TurnMeanTrainer(
-        tiny_model(),
-        TrainingArguments(**arguments(tmp_path, batch_size, accumulation)),
+        build_tiny_model(),
+        TrainingArguments(**build_arguments(tmp_path, batch_size, accumulation)),
         train_dataset=PackedDataset(packed),
     )
     assert_steps(train(trainer), rows_of_steps)
@@ -259,49 +262,54 @@ def test_a_step_is_the_mean_over_its_turns(
 def test_a_step_of_the_sft_trainer_is_the_mean_over_its_turns(
     packed, tmp_path, batch_size, accumulation, rows_of_steps
 ):
-    settings = arguments(tmp_path, batch_size, accumulation)
-    trainer = sft_trainer(tiny_model(), settings, train_dataset=PackedDataset(packed))
+    settings = build_arguments(tmp_path, batch_size, accumulation)
+    trainer = build_sft_trainer(build_tiny_model(), settings, train_dataset=PackedDataset(packed))
     assert_steps(train(trainer), rows_of_steps, SFT_TOLERANCE)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_eval_loss_is_the_mean_over_all_turns(packed, tmp_path, batch_size):
     trainer = TurnMeanTrainer(
-        tiny_model(),
-        TrainingArguments(**arguments(tmp_path, batch_size)),
+        build_tiny_model(),
+        TrainingArguments(**build_arguments(tmp_path, batch_size)),
         eval_dataset=PackedDataset(packed),
     )
     assert trainer.evaluate()["eval_loss"] == pytest.approx(
-        expected([0, 1, 2, 3, 4])[0], rel=TOLERANCE
+        compute_expected([0, 1, 2, 3, 4])[0], rel=TOLERANCE
     )
 
 
-def test_several_evaluation_sets_each_have_their_loss(packed, tmp_path):
+def test_each_of_several_evaluation_sets_has_its_own_loss(packed, tmp_path):
     dataset = PackedDataset(packed)
     trainer = TurnMeanTrainer(
-        tiny_model(),
-        TrainingArguments(**arguments(tmp_path, batch_size=2)),
+        build_tiny_model(),
+        TrainingArguments(**build_arguments(tmp_path, batch_size=2)),
         eval_dataset={"all": dataset, "last": Subset(dataset, [3, 4])},
     )
     metrics = trainer.evaluate()
-    assert metrics["eval_all_loss"] == pytest.approx(expected([0, 1, 2, 3, 4])[0], rel=TOLERANCE)
-    assert metrics["eval_last_loss"] == pytest.approx(expected([3, 4])[0], rel=TOLERANCE)
+    assert metrics["eval_all_loss"] == pytest.approx(
+        compute_expected([0, 1, 2, 3, 4])[0], rel=TOLERANCE
+    )
+    assert metrics["eval_last_loss"] == pytest.approx(compute_expected([3, 4])[0], rel=TOLERANCE)
     predicted = trainer.predict(Subset(dataset, [0])).metrics
-    assert predicted["test_loss"] == pytest.approx(expected([0])[0], rel=TOLERANCE)
+    assert predicted["test_loss"] == pytest.approx(compute_expected([0])[0], rel=TOLERANCE)
 
 
 @SFT_WARNING
 def test_eval_loss_of_the_sft_trainer_is_the_mean_over_all_turns(packed, tmp_path):
     dataset = PackedDataset(packed)
-    trainer = sft_trainer(
-        tiny_model(), arguments(tmp_path, 2), train_dataset=dataset, eval_dataset=dataset
+    trainer = build_sft_trainer(
+        build_tiny_model(),
+        build_arguments(tmp_path, 2),
+        train_dataset=dataset,
+        eval_dataset=dataset,
     )
-    expected_loss, _ = expected([0, 1, 2, 3, 4])
+    expected_loss, _ = compute_expected([0, 1, 2, 3, 4])
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected_loss, rel=SFT_TOLERANCE)
 
 
-def on_two_ranks(rank: int, port: int, folder: Path) -> None:
-    """Train and evaluate as one of two processes; what they give lies in `folder` then."""
+def run_on_rank(rank: int, port: int, folder: Path) -> None:
+    """Train and evaluate as one of two processes, and write the results to `folder`."""
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -315,44 +323,44 @@ def on_two_ranks(rank: int, port: int, folder: Path) -> None:
     ranks = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
     runs, eval_losses = [], []
     for batch_size, accumulation, _ in ON_TWO_RANKS:
-        settings = arguments(folder, batch_size, accumulation, **ranks)
-        trainer = TurnMeanTrainer(tiny_model(), TrainingArguments(**settings), **datasets)
+        settings = build_arguments(folder, batch_size, accumulation, **ranks)
+        trainer = TurnMeanTrainer(build_tiny_model(), TrainingArguments(**settings), **datasets)
         runs.append(train(trainer))
         eval_losses.append(trainer.evaluate()["eval_loss"])
-    sft = sft_trainer(tiny_model(), settings, **datasets)
+    sft = build_sft_trainer(build_tiny_model(), settings, **datasets)
     sft_run, sft_eval_loss = train(sft), sft.evaluate()["eval_loss"]
-    settings["logging_steps"] = 100  # more than there are
-    seldom = TurnMeanTrainer(tiny_model(), TrainingArguments(**settings), **datasets)
-    results = (runs, eval_losses, sft_run, sft_eval_loss, train(seldom))
+    settings["logging_steps"] = 100  # more than the run has
+    rarely_logged = TurnMeanTrainer(build_tiny_model(), TrainingArguments(**settings), **datasets)
+    results = (runs, eval_losses, sft_run, sft_eval_loss, train(rarely_logged))
     torch.save(results, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_take_the_same_steps_and_find_the_same_eval_loss(tmp_path):
+def test_two_ranks_have_the_same_steps_and_the_same_eval_loss(tmp_path):
     pack(tmp_path / "packed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     torch.multiprocessing.start_processes(
-        on_two_ranks, (port, tmp_path), nprocs=2, start_method="forkserver"
+        run_on_rank, (port, tmp_path), nprocs=2, start_method="forkserver"
     )
     rows_of_runs = [rows for _, _, rows in ON_TWO_RANKS]
-    eval_loss, _ = expected([0, 1, 2, 3, 4])
+    eval_loss, _ = compute_expected([0, 1, 2, 3, 4])
     for rank in (0, 1):
         results = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=False)
-        runs, eval_losses, sft_run, sft_eval_loss, seldom_logged = results
+        runs, eval_losses, sft_run, sft_eval_loss, rarely_logged_run = results
         for steps, rows in zip(runs, rows_of_runs, strict=True):
             assert_steps(steps, rows)
         assert eval_losses == pytest.approx([eval_loss] * len(runs), rel=TOLERANCE)
         assert_steps(sft_run, rows_of_runs[-1], SFT_TOLERANCE)
         assert sft_eval_loss == pytest.approx(eval_loss, rel=SFT_TOLERANCE)
-        assert seldom_logged.losses == [pytest.approx(runs[-1].mean_loss, rel=1e-6)]
-        assert seldom_logged.mean_loss == pytest.approx(runs[-1].mean_loss, rel=1e-6)
+        assert rarely_logged_run.losses == [pytest.approx(runs[-1].mean_loss, rel=1e-6)]
+        assert rarely_logged_run.mean_loss == pytest.approx(runs[-1].mean_loss, rel=1e-6)
 
 
 class StockTrainer(Trainer):
-    """The Trainer of transformers on the same batches: a mean over the tokens of a step."""
+    """The stock Trainer on the same batches: a mean over the tokens of a step."""
 
     def __init__(self, model: Any, args: TrainingArguments, **datasets: Any) -> None:
         args.remove_unused_columns = False
@@ -365,7 +373,7 @@ class StockTrainer(Trainer):
 
 
 class MeanOfMicroBatches(TurnMeanTrainer):
-    """What dividing too early gives: the mean over the turns of each micro-batch, averaged."""
+    """A trainer that divides too early: it averages the means over turns of micro-batches."""
 
     def get_batch_samples(self, *arguments):
         batches, count = super().get_batch_samples(*arguments)
@@ -375,17 +383,17 @@ class MeanOfMicroBatches(TurnMeanTrainer):
 
 
 @pytest.mark.parametrize("other", [StockTrainer, MeanOfMicroBatches])
-def test_another_mean_takes_other_steps(packed, tmp_path, other):
+def test_another_mean_gives_other_gradients(packed, tmp_path, other):
     trainer = other(
-        tiny_model(),
-        TrainingArguments(**arguments(tmp_path, accumulation=2)),
+        build_tiny_model(),
+        TrainingArguments(**build_arguments(tmp_path, accumulation=2)),
         train_dataset=PackedDataset(packed),
     )
-    _, expected_gradients = expected([0, 1])
-    assert difference_of(train(trainer).gradients[0], expected_gradients) > 0.1
+    _, expected_gradients = compute_expected([0, 1])
+    assert compute_difference(train(trainer).gradients[0], expected_gradients) > 0.1
 
 
-def tiny_llama(attention: str) -> LlamaForCausalLM:
+def build_tiny_llama(attention: str) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=150,
@@ -400,42 +408,42 @@ def tiny_llama(attention: str) -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_documents_of_a_row_are_apart_under_every_attention(packed, tmp_path, attention):
+def test_documents_are_separate_under_every_attention(packed, tmp_path, attention):
     trainer = TurnMeanTrainer(
-        tiny_llama(attention),
-        TrainingArguments(**arguments(tmp_path, batch_size=3)),
+        build_tiny_llama(attention),
+        TrainingArguments(**build_arguments(tmp_path, batch_size=3)),
         train_dataset=PackedDataset(packed),
     )
-    _, expected_gradients = expected([0, 1, 2], tiny_llama(attention))
-    assert difference_of(train(trainer).gradients[0], expected_gradients) < 1e-5  # in float32
+    _, expected_gradients = compute_expected([0, 1, 2], build_tiny_llama(attention))
+    assert compute_difference(train(trainer).gradients[0], expected_gradients) < 1e-5  # in float32
 
 
 def causal_attention(module, query, key, value, attention_mask, scaling=None, **options):
-    """An attention that knows of no documents, as one that a user might register."""
+    """Compute attention over all documents, as a custom attention of a user might."""
     attended = scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scaling, enable_gqa=True
     )
     return attended.transpose(1, 2).contiguous(), None
 
 
-def leaking_llama() -> LlamaForCausalLM:
+def build_leaking_llama() -> LlamaForCausalLM:
     AttentionInterface.register("causal_attention", causal_attention)
-    return tiny_llama("causal_attention")
+    return build_tiny_llama("causal_attention")
 
 
-def mamba() -> MambaForCausalLM:
+def build_mamba() -> MambaForCausalLM:
     config = MambaConfig(vocab_size=150, hidden_size=16, num_hidden_layers=1, state_size=4)
     return MambaForCausalLM(config)
 
 
-@pytest.mark.parametrize("model", [leaking_llama, mamba])
+@pytest.mark.parametrize("model", [build_leaking_llama, build_mamba])
 def test_a_model_that_lets_documents_see_each_other_is_refused(packed, tmp_path, model):
     dataset = PackedDataset(packed)
-    settings = TrainingArguments(**arguments(tmp_path))
+    settings = TrainingArguments(**build_arguments(tmp_path))
     trainer = TurnMeanTrainer(model(), settings, train_dataset=dataset, eval_dataset=dataset)
-    with pytest.raises(SetupError, match=r"documents of a packed row see each other"):
+    with pytest.raises(SetupError, match="documents of a sequence see each other"):
         trainer.train()
-    with pytest.raises(SetupError, match=r"documents of a packed row see each other"):
+    with pytest.raises(SetupError, match="documents of a sequence see each other"):
         trainer.evaluate()
 
 
@@ -451,13 +459,13 @@ def test_a_model_that_lets_documents_see_each_other_is_refused(packed, tmp_path,
         ({}, {"compute_metrics": max}, "compute_metrics"),
     ],
 )
-def test_arguments_that_would_give_another_loss_are_refused(
+def test_arguments_that_would_change_the_loss_are_refused(
     packed, tmp_path, settings, options, reason
 ):
     with pytest.raises(SetupError, match=reason) as refused:
         TurnMeanTrainer(
-            tiny_model(),
-            TrainingArguments(**arguments(tmp_path, **settings)),
+            build_tiny_model(),
+            TrainingArguments(**build_arguments(tmp_path, **settings)),
             train_dataset=PackedDataset(packed),
             **options,
         )
@@ -466,14 +474,16 @@ def test_arguments_that_would_give_another_loss_are_refused(
 
 @SFT_WARNING
 @pytest.mark.parametrize("settings", [{"packing": True}, {"loss_type": "dft"}])
-def test_sft_arguments_that_would_give_another_loss_are_refused(packed, tmp_path, settings):
+def test_sft_arguments_that_would_change_the_loss_are_refused(packed, tmp_path, settings):
     with pytest.raises(SetupError, match=next(iter(settings))):
-        sft_trainer(
-            tiny_model(), arguments(tmp_path, **settings), train_dataset=PackedDataset(packed)
+        build_sft_trainer(
+            build_tiny_model(),
+            build_arguments(tmp_path, **settings),
+            train_dataset=PackedDataset(packed),
         )
 
 
-def mixture_of_experts() -> MixtralForCausalLM:
+def build_mixture_of_experts() -> MixtralForCausalLM:
     config = MixtralConfig(
         vocab_size=150,
         hidden_size=16,
@@ -487,7 +497,7 @@ def mixture_of_experts() -> MixtralForCausalLM:
     return MixtralForCausalLM(config)
 
 
-def encoder_decoder() -> T5ForConditionalGeneration:
+def build_encoder_decoder() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(
         T5Config(vocab_size=150, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     )
@@ -495,22 +505,24 @@ def encoder_decoder() -> T5ForConditionalGeneration:
 
 @pytest.mark.parametrize(
     ("model", "reason"),
-    [(mixture_of_experts, "balancing loss"), (encoder_decoder, "encoder-decoder")],
+    [(build_mixture_of_experts, "balancing loss"), (build_encoder_decoder, "encoder-decoder")],
 )
-def test_models_with_another_loss_are_refused(packed, tmp_path, model, reason):
+def test_models_that_do_not_support_the_loss_are_refused(packed, tmp_path, model, reason):
     with pytest.raises(SetupError, match=reason):
         TurnMeanTrainer(
-            model(), TrainingArguments(**arguments(tmp_path)), train_dataset=PackedDataset(packed)
+            model(),
+            TrainingArguments(**build_arguments(tmp_path)),
+            train_dataset=PackedDataset(packed),
         )
 
 
-def test_shifted_labels_are_refused_and_converted_ones_are_not(tmp_path):
+def test_shifted_labels_are_refused_and_converted_labels_are_accepted(tmp_path):
     shifted = pack(tmp_path / "shifted", "shifted")
-    settings = TrainingArguments(**arguments(tmp_path, accumulation=4))
+    settings = TrainingArguments(**build_arguments(tmp_path, accumulation=4))
     with pytest.raises(InputError, match='label_alignment="aligned"'):
-        TurnMeanTrainer(tiny_model(), settings, train_dataset=PackedDataset(shifted))
+        TurnMeanTrainer(build_tiny_model(), settings, train_dataset=PackedDataset(shifted))
     converted = PackedDataset(shifted, label_alignment="aligned")
-    trainer = TurnMeanTrainer(tiny_model(), settings, train_dataset=converted)
+    trainer = TurnMeanTrainer(build_tiny_model(), settings, train_dataset=converted)
     assert_steps(train(trainer), [[0, 1, 2, 3], [4]])
 
 
@@ -519,9 +531,9 @@ def test_a_dataset_without_random_access_is_refused(packed, tmp_path):
         def __iter__(self):
             return iter(PackedDataset(packed))
 
-    settings = TrainingArguments(**arguments(tmp_path, max_steps=1))
+    settings = TrainingArguments(**build_arguments(tmp_path, max_steps=1))
     with pytest.raises(SetupError, match="PackedDataset"):
-        TurnMeanTrainer(tiny_model(), settings, train_dataset=Stream())
+        TurnMeanTrainer(build_tiny_model(), settings, train_dataset=Stream())
 
 
 @pytest.fixture
@@ -557,10 +569,10 @@ def test_the_recipe_of_the_training_page_trains(tiny_model_folder, tmp_path, mon
     assert (tmp_path / "trained/model.safetensors").is_file()
 
 
-def test_the_benchmark_of_the_trainers_runs_and_finds_the_same_gradients(packed):
+def test_the_benchmark_of_the_trainers_runs_and_finds_equal_gradients(packed):
     dataset = PackedDataset(packed)
-    difference, seconds, stock_seconds = compare(
-        tiny_llama("sdpa"), dataset, [dataset[0], dataset[1]], steps=1
+    difference, seconds, stock_seconds = compare_trainers(
+        build_tiny_llama("sdpa"), dataset, [dataset[0], dataset[1]], steps=1
     )
     assert difference < 1e-5
     assert seconds > 0 < stock_seconds

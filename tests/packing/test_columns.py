@@ -1,4 +1,4 @@
-"""The columns of a shard are what docs/format.md says: compared with loops, and held to laws."""
+"""The columns of a shard follow docs/format.md: they equal those of simple loops and obey laws."""
 
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpack.packing.columns import Columns, Layout, assemble, padded_lengths
+from mtpack.packing.columns import Columns, Layout, assemble, pad_lengths
 from mtpack.token_batch import TokenBatch
 from tests.support.strategies import Document, as_batch, as_documents, token_batches
 
@@ -20,7 +20,7 @@ ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
 
 @dataclass(frozen=True)
 class Case:
-    """Documents, which of them each sequence holds, and the layout."""
+    """Documents, the indices of those in each sequence, and the layout."""
 
     batch: TokenBatch
     plan: list[list[int]]
@@ -33,10 +33,10 @@ class Case:
 
 @st.composite
 def cases(draw) -> Case:
-    """Draw documents in any order, each sequence with as many as fit, or fewer."""
+    """Draw documents in any order; each sequence has as many as fit, or fewer."""
     batch = draw(token_batches())
     multiple = draw(st.sampled_from([1, 4, 8]))
-    lengths = padded_lengths(batch.document_lengths, multiple).tolist()
+    lengths = pad_lengths(batch.document_lengths, multiple).tolist()
     longest = max(lengths, default=multiple)
     seq_len = longest + multiple * draw(st.integers(0, 8))
     plan: list[list[int]] = []
@@ -47,13 +47,13 @@ def cases(draw) -> Case:
             room = seq_len
         plan[-1].append(document)
         room -= lengths[document]
-    # The padding token may well be one that documents hold: an end-of-turn token, say.
+    # The padding token may also be in documents, for example if it is the end-of-turn token.
     pad_id = draw(st.sampled_from([0, 1000, 1001, 2002]))
     alignment = draw(st.sampled_from(["aligned", "shifted"]))
     return Case(batch, plan, Layout(seq_len, alignment, multiple, pad_id))
 
 
-def assembled(case: Case) -> Columns:
+def assemble_case(case: Case) -> Columns:
     order = [document for sequence in case.plan for document in sequence]
     offsets = list(accumulate(map(len, case.plan), initial=0))
     return assemble(
@@ -64,7 +64,7 @@ def assembled(case: Case) -> Columns:
 
 
 def as_lists(columns: Columns) -> dict[str, list]:
-    """The columns as a reader sees them: one value or list a sequence."""
+    """Return the columns as lists with one value or list per sequence."""
 
     def cut(values: list, offsets: list[int]) -> list[list]:
         return [values[start:end] for start, end in pairwise(offsets)]
@@ -78,13 +78,13 @@ def as_lists(columns: Columns) -> dict[str, list]:
 
 
 def as_rows(case: Case) -> list[dict]:
-    """The sequences, each with its value of every column."""
-    lists = as_lists(assembled(case))
+    """Return the sequences, each as a mapping of its columns."""
+    lists = as_lists(assemble_case(case))
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 def lay_out(documents: list[Document], plan: list[list[int]], layout: Layout) -> dict[str, list]:
-    """The slow and obvious twin of `assemble`: DESIGN.md, section 4, token by token."""
+    """Do what `assemble` does in the simplest way: docs/format.md, token by token."""
     columns: dict[str, list] = {
         name: [] for name in (*SEQUENCE_COLUMNS, *TURN_COLUMNS, *ENTRY_COLUMNS)
     }
@@ -113,15 +113,15 @@ def _add_document(row: dict[str, list], document: Document, layout: Layout) -> N
     for position, token in enumerate(document.ids):
         row["input_ids"][start + position] = token
     for turn in document.turns:
-        places = []
+        indices = []
         for position in turn.positions:
-            place = start + position - (1 if layout.label_alignment == "shifted" else 0)
-            row["labels"][place] = document.ids[position]
-            row["loss_mask"][place] = 1
-            row["loss_token_num"][place] = len(turn.positions)
-            places.append(place)
+            index = start + position - (1 if layout.label_alignment == "shifted" else 0)
+            row["labels"][index] = document.ids[position]
+            row["loss_mask"][index] = 1
+            row["loss_token_num"][index] = len(turn.positions)
+            indices.append(index)
         row["turn_num"] += 1
-        row["turn_starts"].append(places[0])
+        row["turn_starts"].append(indices[0])
         row["turn_messages"].append(turn.message)
     row["seq_lengths"].append(length)
     row["document_lengths"].append(len(document.ids))
@@ -136,7 +136,7 @@ def _add_tokens(row: dict[str, list], num: int, layout: Layout) -> None:
 
 
 def entries_of(row: dict) -> list[tuple[int, int, int, int]]:
-    """(start, end of the document, end of its padding, dialogue) of every entry of a sequence."""
+    """Return (start, end of the document, end of its padding, dialogue) of each entry."""
     ends = list(accumulate(row["seq_lengths"]))
     return [
         (end - length, end - length + document_length, end, dialogue)
@@ -147,13 +147,13 @@ def entries_of(row: dict) -> list[tuple[int, int, int, int]]:
 
 
 @given(cases())
-def test_the_columns_are_those_of_the_obvious_loops(case):
-    assert as_lists(assembled(case)) == lay_out(case.documents, case.plan, case.layout)
+def test_the_columns_equal_those_of_simple_loops(case):
+    assert as_lists(assemble_case(case)) == lay_out(case.documents, case.plan, case.layout)
 
 
 @given(cases())
-def test_the_columns_have_the_types_of_the_format(case):
-    columns = assembled(case)
+def test_the_columns_have_the_dtypes_and_shapes_of_the_format(case):
+    columns = assemble_case(case)
     types = {field.name: getattr(columns, field.name).dtype.name for field in fields(Columns)}
     others = {
         "loss_mask": "uint8",
@@ -167,7 +167,7 @@ def test_the_columns_have_the_types_of_the_format(case):
 
 
 @given(cases())
-def test_every_document_is_found_again_once(case):
+def test_every_document_is_in_the_columns_exactly_once(case):
     found = [
         (dialogue, row["input_ids"][start:end])
         for row in as_rows(case)
@@ -178,7 +178,7 @@ def test_every_document_is_found_again_once(case):
 
 
 @given(cases())
-def test_every_turn_is_found_again_once_with_its_tokens(case):
+def test_every_turn_is_in_the_columns_exactly_once_with_its_tokens(case):
     shift = 1 if case.layout.label_alignment == "shifted" else 0
     found = []
     for row in as_rows(case):
@@ -186,8 +186,8 @@ def test_every_turn_is_found_again_once_with_its_tokens(case):
         for start, end, _, dialogue in entries_of(row):
             inside = [turn for turn in turns if start <= turn[0] + shift < end]
             for (head, message), (stop, _) in pairwise([*inside, (end, None)]):
-                places = [place for place in range(head, stop) if row["loss_mask"][place]]
-                found.append((dialogue, message, [row["labels"][place] for place in places]))
+                indices = [index for index in range(head, stop) if row["loss_mask"][index]]
+                found.append((dialogue, message, [row["labels"][index] for index in indices]))
     expected = [
         (document.row, turn.message, [document.ids[position] for position in turn.positions])
         for document in case.documents
@@ -201,43 +201,43 @@ def test_each_turn_has_exactly_loss_token_num_loss_tokens(case):
     for row in as_rows(case):
         assert len(row["turn_starts"]) == row["turn_num"]
         for head, stop in pairwise([*row["turn_starts"], case.layout.seq_len]):
-            places = [place for place in range(head, stop) if row["loss_mask"][place]]
-            assert places[0] == head
-            assert {row["loss_token_num"][place] for place in places} == {len(places)}
+            indices = [index for index in range(head, stop) if row["loss_mask"][index]]
+            assert indices[0] == head
+            assert {row["loss_token_num"][index] for index in indices} == {len(indices)}
 
 
 @given(cases())
-def test_the_weights_of_a_sequence_sum_to_its_turns(case):
+def test_the_weights_of_a_sequence_sum_to_its_number_of_turns(case):
     for row in as_rows(case):
         weights = map(Fraction, row["loss_mask"], row["loss_token_num"])
         assert sum(weights) == row["turn_num"]
 
 
 @given(cases())
-def test_labels_are_the_tokens_to_predict_and_nothing_else(case):
+def test_labels_are_the_tokens_to_predict_or_ignored(case):
     shift = 1 if case.layout.label_alignment == "shifted" else 0
     for row in as_rows(case):
         # The first token of a document is never a target, so no label crosses a document's start.
         targets = {
             position for start, end, _, _ in entries_of(row) for position in range(start + 1, end)
         }
-        for place, label in enumerate(row["labels"]):
-            if row["loss_mask"][place]:
-                assert place + shift in targets
-                assert label == row["input_ids"][place + shift]
+        for index, label in enumerate(row["labels"]):
+            if row["loss_mask"][index]:
+                assert index + shift in targets
+                assert label == row["input_ids"][index + shift]
             else:
-                assert (label, row["loss_token_num"][place]) == (-100, 1)
+                assert (label, row["loss_token_num"][index]) == (-100, 1)
 
 
 @given(cases())
-def test_both_alignments_say_the_same_one_position_apart(case):
-    aligned = assembled(replace(case, layout=replace(case.layout, label_alignment="aligned")))
-    shifted = assembled(replace(case, layout=replace(case.layout, label_alignment="shifted")))
-    for name, nothing in (("labels", -100), ("loss_mask", 0), ("loss_token_num", 1)):
-        late, early = getattr(aligned, name), getattr(shifted, name)
-        assert np.array_equal(late[:, 1:], early[:, :-1])
-        assert (late[:, :1] == nothing).all()
-        assert (early[:, -1:] == nothing).all()
+def test_shifted_columns_equal_aligned_columns_one_position_earlier(case):
+    aligned = assemble_case(replace(case, layout=replace(case.layout, label_alignment="aligned")))
+    shifted = assemble_case(replace(case, layout=replace(case.layout, label_alignment="shifted")))
+    for name, without_loss in (("labels", -100), ("loss_mask", 0), ("loss_token_num", 1)):
+        later, earlier = getattr(aligned, name), getattr(shifted, name)
+        assert np.array_equal(later[:, 1:], earlier[:, :-1])
+        assert (later[:, :1] == without_loss).all()
+        assert (earlier[:, -1:] == without_loss).all()
     assert (aligned.turn_starts - 1).tolist() == shifted.turn_starts.tolist()
     for name in ("input_ids", "turn_num", "turn_messages", *ENTRY_COLUMNS):
         assert np.array_equal(getattr(aligned, name), getattr(shifted, name))
@@ -266,21 +266,21 @@ def test_documents_are_padded_to_the_multiple_and_no_further(case):
 def test_padding_is_the_padding_token_and_never_carries_loss(case):
     for row in as_rows(case):
         for _, end, padded_end, _ in entries_of(row):
-            for place in range(end, padded_end):
-                assert row["input_ids"][place] == case.layout.pad_id
-                assert row["loss_mask"][place] == 0
+            for index in range(end, padded_end):
+                assert row["input_ids"][index] == case.layout.pad_id
+                assert row["loss_mask"][index] == 0
 
 
 @given(cases(), st.integers(0, 3000))
-def test_the_padding_token_decides_nothing_but_the_ids_of_padding(case, pad_id):
-    columns = as_lists(assembled(case))
-    other = as_lists(assembled(replace(case, layout=replace(case.layout, pad_id=pad_id))))
+def test_the_padding_token_changes_only_the_ids_of_padding(case, pad_id):
+    columns = as_lists(assemble_case(case))
+    other = as_lists(assemble_case(replace(case, layout=replace(case.layout, pad_id=pad_id))))
     del columns["input_ids"], other["input_ids"]
     assert columns == other
 
 
 @given(st.data(), cases())
-def test_a_sequence_is_the_same_whatever_stands_before_and_behind_it(data, case):
+def test_a_sequence_does_not_depend_on_the_sequences_around_it(data, case):
     together = as_rows(case)
     if together:
         number = data.draw(st.integers(0, len(together) - 1))
@@ -288,7 +288,7 @@ def test_a_sequence_is_the_same_whatever_stands_before_and_behind_it(data, case)
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
-def test_no_sequences_make_empty_columns(alignment):
+def test_without_sequences_all_columns_are_empty(alignment):
     empty = assemble(as_batch([]), np.zeros(1, dtype=np.int64), Layout(8, alignment, 1, 0))
     assert empty.input_ids.shape == empty.loss_mask.shape == (0, 8)
     assert all(not values for values in as_lists(empty).values())

@@ -1,4 +1,4 @@
-"""No plan has fewer sequences than the lower bound, and the bound is as good as its proofs."""
+"""No plan has fewer sequences than the lower bound; the bound is as high as its proofs allow."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ from tests.support.strategies import cases, histogram_of, lengths_within
 
 
 def fewest_sequences(lengths: list[int], seq_len: int) -> int:
-    """Try every way to put the documents into sequences."""
+    """Return the fewest sequences, by trying every way to pack the documents."""
 
     def best(number: int, room: list[int]) -> int:
         if number == len(lengths):
@@ -37,20 +37,20 @@ def largest_sum(lengths: list[int], seq_len: int) -> int:
 
 
 def slow_threshold_bound(lengths: list[int], room: int) -> int:
-    """Martello and Toth's L2, as in their paper: the best over every threshold k."""
+    """Return the bound L2 as Martello and Toth define it: the best over every threshold k."""
     bounds = [0]
     for k in range(room // 2 + 1):
         alone = [length for length in lengths if length > room - k]
         large = [length for length in lengths if room - k >= length > room / 2]
         small = [length for length in lengths if room / 2 >= length >= k]
-        beside = len(large) * room - sum(large)
-        more = -(-max(0, sum(small) - beside) // room)
+        room_left = len(large) * room - sum(large)
+        more = -(-max(0, sum(small) - room_left) // room)
         bounds.append(len(alone) + len(large) + more)
     return max(bounds)
 
 
 def slow_divisor_bound(lengths: list[int], room: int) -> int:
-    """The function of Burdett and Johnson, as in the survey, with C = room / divisor."""
+    """Return the bound of Burdett and Johnson as the survey defines it, with C = room / divisor."""
 
     def weight(x: Fraction, c: Fraction) -> Fraction:
         part = c * x % 1 - c % 1
@@ -84,7 +84,7 @@ def test_the_lower_bound_is_the_best_over_every_threshold_and_divisor(case):
 
 
 @given(cases)
-def test_the_lower_bound_is_at_least_what_the_tokens_need_and_the_long_documents(case):
+def test_the_lower_bound_covers_all_tokens_and_all_documents_above_half(case):
     lengths, seq_len = case
     bound = sequences_lower_bound(histogram_of(lengths), seq_len)
     assert bound >= -(-int(lengths.sum()) // seq_len)
@@ -94,28 +94,28 @@ def test_the_lower_bound_is_at_least_what_the_tokens_need_and_the_long_documents
 @pytest.mark.parametrize(
     ("lengths", "by_tokens"),
     [
-        ([8, 8, 4, 4, 4], 3),  # long documents have no room for middling ones
+        ([8, 8, 4, 4, 4], 3),  # long documents leave no room for medium ones
         ([7, 7, 2, 2, 2], 2),  # no sequence of 10 can be full
         ([4, 4, 4, 4, 4], 2),
         ([4, 4, 4, 4, 4, 2], 3),  # each of 4 takes at least a third
-        ([7, 4, 4, 4, 4, 4, 4], 4),  # of 7 and 4, too
+        ([7, 4, 4, 4, 4, 4, 4], 4),  # and 7 leaves no room for a 4
     ],
 )
-def test_the_lower_bound_sees_what_counting_tokens_does_not(lengths, by_tokens):
+def test_the_lower_bound_can_be_higher_than_the_tokens_alone_require(lengths, by_tokens):
     assert -(-sum(lengths) // 10) == by_tokens
     bound = sequences_lower_bound(histogram_of(lengths), 10)
     assert bound == fewest_sequences(lengths, 10) >= by_tokens
 
 
 @given(st.integers(1, 2000), st.integers(1, 50), st.integers(1, 1000))
-def test_the_lower_bound_of_equal_lengths_is_what_they_take(length, extra, num_documents):
+def test_the_lower_bound_of_equal_lengths_is_exact(length, extra, num_documents):
     seq_len = length * extra + length // 2
     assert sequences_lower_bound({length: num_documents}, seq_len) == -(-num_documents // extra)
 
 
-def test_lengths_too_many_to_add_up_get_a_weaker_bound(monkeypatch):
-    """The largest sum is looked for within the planner's bound of work."""
-    monkeypatch.setattr(lower_bounds, "WORK", 0)
+def test_with_no_work_left_the_bound_is_weaker_but_valid(monkeypatch):
+    """The search for the largest sum has the same work limit as the planner."""
+    monkeypatch.setattr(lower_bounds, "WORK_LIMIT", 0)
     assert sequences_lower_bound({6: 3, 3: 1}, 10) == 3
     assert sequences_lower_bound({45: 10, 5: 1}, 99) == 5
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The worked example: one document of three turns, every number written out."""
+"""A worked example: one document with three turns; the expected columns are written out in full."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ A, B, C = [11, 12, 13], [21, 22], [31, 32, 33]
 LABELS = [-100, -100, *A, -100, *B, -100, -100, *C, -100, -100]
 LOSS_MASK = [0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0, 0]
 LOSS_TOKEN_NUM = [1, 1, 3, 3, 3, 1, 2, 2, 1, 1, 3, 3, 3, 1, 1]
-# A document ends with its last turn, so the last two places are padding.
+# A document ends with its last turn, so the last two positions are padding.
 DOCUMENT = Document(
     row=0,
     ids=[1, 2, *A, 3, *B, 4, 5, *C],
@@ -19,13 +19,13 @@ DOCUMENT = Document(
 )
 
 
-def columns(label_alignment="aligned"):
+def assemble_example(label_alignment="aligned"):
     layout = Layout(SEQ_LEN, label_alignment, pad_documents_to=1, pad_id=0)
     return assemble(as_batch([DOCUMENT]), np.array([0, 1]), layout)
 
 
 def test_the_columns_are_those_of_the_example():
-    found = columns()
+    found = assemble_example()
     assert found.input_ids[0].tolist() == [*DOCUMENT.ids, 0, 0]
     assert found.labels[0].tolist() == LABELS
     assert found.loss_mask[0].tolist() == LOSS_MASK
@@ -38,8 +38,8 @@ def test_the_columns_are_those_of_the_example():
     assert found.dialogue_ids.tolist() == [0, -1]
 
 
-def test_shifted_columns_are_the_same_one_place_earlier():
-    found = columns("shifted")
+def test_shifted_columns_are_the_same_one_position_earlier():
+    found = assemble_example("shifted")
     assert found.input_ids[0].tolist() == [*DOCUMENT.ids, 0, 0]
     assert found.labels[0].tolist() == [*LABELS[1:], -100]
     assert found.loss_mask[0].tolist() == [*LOSS_MASK[1:], 0]
@@ -48,15 +48,15 @@ def test_shifted_columns_are_the_same_one_place_earlier():
 
 
 @pytest.mark.parametrize("label_alignment", ["aligned", "shifted"])
-def test_the_loss_is_the_mean_of_the_turns_means(label_alignment):
+def test_the_loss_is_the_mean_over_turns_of_the_mean_over_their_tokens(label_alignment):
     torch = pytest.importorskip("torch")
     from mtpack.loss import turn_mean_loss
 
     losses = np.random.default_rng(0).random(SEQ_LEN)
     a, b, c = losses[2:5], losses[6:8], losses[10:13]
     if label_alignment == "shifted":
-        losses = np.append(losses[1:], 7.0)  # what stands on padding has no part in it
-    found = columns(label_alignment)
+        losses = np.append(losses[1:], 7.0)  # the loss at padding does not count
+    found = assemble_example(label_alignment)
     loss_sum, turns = turn_mean_loss(
         torch.from_numpy(losses)[None],
         torch.from_numpy(found.loss_mask),

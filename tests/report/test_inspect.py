@@ -1,4 +1,4 @@
-"""`inspect`: figures agree with a slow count, and a person can read and trust what is shown."""
+"""`inspect`: its figures equal those of a slow count, and its output is readable and safe."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.console import Console
 
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns, assemble
-from mtpack.report.decoding import decode_run, find_decoder
-from mtpack.report.figures import TALLY_FIGURES, figures_of
-from mtpack.report.inspect_view import escaped, show_figures, show_row
-from mtpack.report.row_view import row_view
+from mtpack.report.decoding import decode_part, find_decoder
+from mtpack.report.figures import TALLY_FIGURES, count_figures
+from mtpack.report.inspect_view import escape, show_figures, show_row
+from mtpack.report.row_view import view_row
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.shards.dataset import Shards, open_shards
 from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, Tally
@@ -41,19 +41,19 @@ class Document(NamedTuple):
 DOCUMENTS = [
     Document(0, [*range(10, 20)], [(1, [(2, 3)]), (3, [(5, 10)])]),
     Document(2, [*range(30, 34)], [(2, [(1, 4)])]),
-    Document(2, [*range(40, 49)], [(4, [(3, 5), (7, 9)])]),  # two stretches, one turn
+    Document(2, [*range(40, 49)], [(4, [(3, 5), (7, 9)])]),  # one turn with two spans
     Document(5, [*range(50, 58)], [(1, [(1, 8)])]),
 ]
 SEQUENCES = [2, 1, 1]  # documents in each
 GOLDEN_FIGURES = """\
 Contents
-  sequences                 3  tokens                        31
-  sequence length          16  padding                       17
-  shards                    1  fill                       64.6%
-  documents                 4  loss tokens                   20
-  dialogues                 3  loss share                 64.5%
-  turns                     5  labels                   aligned
-  documents per sequence  1.3  documents padded to  no multiple
+  sequences                 3  tokens                 31
+  sequence length          16  padding                17
+  shards                    1  fill                64.6%
+  documents                 4  loss tokens            20
+  dialogues                 3  loss share          64.5%
+  turns                     5  label alignment   aligned
+  documents per sequence  1.3  document padding     none
   turns per document      1.2
 
 Document lengths, in tokens
@@ -68,27 +68,28 @@ Turn lengths, in loss tokens, and their share of the loss
             1      1   5.0%  ▉               20.0%  ███▌
           2-3      1  15.0%  ██▋             20.0%  ███▌
           4-7      3  80.0%  ██████████████  60.0%  ██████████▌
-  token mean: every token weighs the same; turn mean: every turn
+  token mean: every token has the same weight; turn mean: every turn
 
-The run that packed them
+The run that packed these shards
   rows read               6
   rows dropped            2  no_turns 2
   rows rejected           0
   turns dropped           0
   sequences, lower bound  3  packed: 3
 
-Turns, as the chat template writes them
-  merging exact   4  turns: proven, one by one, to be the same in one document
-                     as alone
-  own document    1  turns: merging them is not exact, as the chat template
-                     rewrites history; a template that keeps it avoids this,
-                     --merge always accepts it
-  repeated       11  tokens: 31 in 3 sequences, 1.55 times what one document a
-                     dialogue would have: 20 in about 2
+What to know about the turns
+  merging exact   4  turns: each, with all text before it, is proven to be the
+                     same in the merged document as at inference
+  own document    1  turns: each has a document of its own, because the chat
+                     template rewrites history, so merging is not exact; a
+                     template that keeps history avoids this, --merge always
+                     merges anyway
+  repeated       11  tokens: 31 in 3 sequences, 1.55 times as many as with one
+                     document per dialogue: 20 in about 2
   never shown     2  assistant messages: their tool calls, or some of them
                      The chat template leaves this out, so the model never sees
-                     it; what may help: another template, or arguments given as
-                     objects
+                     it; possible remedies: another template, or arguments given
+                     as objects
 """
 
 
@@ -137,7 +138,7 @@ def pack(
 
 
 def tally_of(shards: Shards, **counts: Any) -> Tally:
-    figures = figures_of(shards)
+    figures = count_figures(shards)
     zeros = dict.fromkeys(Tally.__slots__, 0)
     reasons = ("rows_dropped", "rows_rejected", "turns_dropped", "content_dropped")
     known = {"turns_packed": figures.turns, "tokens": figures.tokens}
@@ -154,13 +155,13 @@ def with_manifest(shards: Shards, tally: Tally, tokenizer: str = "nowhere") -> S
 
 def figures_text(shards: Shards) -> str:
     console = plain_console()
-    show_figures(figures_of(shards), console)
+    show_figures(count_figures(shards), console)
     return text_of(console)
 
 
 def row_text(shards: Shards, number: int, decode: Any = None) -> str:
     console = plain_console()
-    show_row(row_view(shards, number), decode, console)
+    show_row(view_row(shards, number), decode, console)
     return text_of(console)
 
 
@@ -169,7 +170,7 @@ def plain_console() -> Console:
 
 
 def text_of(console: Console) -> str:
-    """Return what was printed, without the blanks that fill up the lines of tables."""
+    """Return the printed text without the spaces at the ends of lines."""
     assert isinstance(console.file, io.StringIO)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
@@ -187,7 +188,7 @@ def text_document(text: str, start: int, end: int) -> Document:
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("pad_documents_to", [1, 4])
-def test_figures_are_those_of_a_slow_count(
+def test_figures_equal_those_of_a_slow_count(
     tmp_path: Path, alignment: str, pad_documents_to: int
 ) -> None:
     documents, sequences = random_documents()
@@ -199,7 +200,7 @@ def test_figures_are_those_of_a_slow_count(
         seq_len=64,
         pad_documents_to=pad_documents_to,
     )
-    figures = figures_of(shards)
+    figures = count_figures(shards)
 
     lengths = [
         int(length)
@@ -242,12 +243,12 @@ def random_documents() -> tuple[list[Document], list[int]]:
 
 
 def test_both_alignments_have_the_same_figures(tmp_path: Path) -> None:
-    aligned, shifted = (figures_of(pack(tmp_path, alignment=name)) for name in ALIGNMENTS)
+    aligned, shifted = (count_figures(pack(tmp_path, alignment=name)) for name in ALIGNMENTS)
     assert replace(shifted, label_alignment="aligned") == aligned
 
 
-def test_shares_show_what_equal_weight_per_turn_changes(tmp_path: Path) -> None:
-    buckets = figures_of(pack(tmp_path)).as_dict()["turn_lengths"]["buckets"]
+def test_buckets_of_turns_have_their_share_of_the_loss_under_both_means(tmp_path: Path) -> None:
+    buckets = count_figures(pack(tmp_path)).as_dict()["turn_lengths"]["buckets"]
     assert buckets == [
         {"label": "1", "count": 1, "tokens": 1, "turn_mean": 0.2, "token_mean": 0.05},
         {"label": "2-3", "count": 1, "tokens": 3, "turn_mean": 0.2, "token_mean": 0.15},
@@ -255,21 +256,21 @@ def test_shares_show_what_equal_weight_per_turn_changes(tmp_path: Path) -> None:
     ]
 
 
-def test_the_tally_is_there_with_a_manifest_and_null_without(tmp_path: Path) -> None:
+def test_the_tally_is_null_without_a_manifest(tmp_path: Path) -> None:
     shards = pack(tmp_path)
-    assert figures_of(shards).as_dict()["tally"] is None
+    assert count_figures(shards).as_dict()["tally"] is None
     tally = tally_of(shards, rows_read=9, rows_dropped={"no_turns": 5})
-    found = figures_of(with_manifest(shards, tally)).as_dict()["tally"]
+    found = count_figures(with_manifest(shards, tally)).as_dict()["tally"]
     assert tuple(found) == TALLY_FIGURES
     assert found["rows_read"] == 9
     assert found["rows_dropped"] == {"no_turns": 5}
 
 
-def test_several_shards_are_counted_together(tmp_path: Path) -> None:
+def test_figures_count_several_shards_together(tmp_path: Path) -> None:
     pack(tmp_path)
     again = tmp_path / "again.arrow"
     again.write_bytes((tmp_path / "aligned.arrow").read_bytes())
-    figures = figures_of(open_shards([tmp_path / "aligned.arrow", again]))
+    figures = count_figures(open_shards([tmp_path / "aligned.arrow", again]))
     assert (figures.shards, figures.rows, figures.documents, figures.dialogues) == (2, 6, 8, 3)
 
 
@@ -283,10 +284,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("column", DAMAGE)
-def test_figures_of_a_damaged_shard_are_refused(tmp_path: Path, column: str) -> None:
+def test_a_damaged_shard_is_refused(tmp_path: Path, column: str) -> None:
     shards = pack(tmp_path, **{column: DAMAGE[column]})
     with pytest.raises(InputError, match=r"aligned\.arrow: damaged: .*; pack the data again"):
-        figures_of(shards)
+        count_figures(shards)
 
 
 # --- one row
@@ -294,20 +295,20 @@ def test_figures_of_a_damaged_shard_are_refused(tmp_path: Path, column: str) -> 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("pad_documents_to", [1, 4])
-def test_a_row_view_speaks_of_the_tokens_that_are_trained(
+def test_a_row_view_has_the_positions_of_the_trained_tokens(
     tmp_path: Path, alignment: str, pad_documents_to: int
 ) -> None:
     shards = pack(tmp_path, alignment=alignment, pad_documents_to=pad_documents_to)
     seen = 0
     for number, count in enumerate(SEQUENCES):
-        view = row_view(shards, number)
+        view = view_row(shards, number)
         packed = DOCUMENTS[seen : seen + count]
         seen += count
         assert [document.dialogue for document in view.documents] == [d.dialogue for d in packed]
-        for place, document in zip(view.documents, packed, strict=True):
-            ids = view.token_ids[place.start : place.start + place.length].tolist()
+        for shown, document in zip(view.documents, packed, strict=True):
+            ids = view.token_ids[shown.start : shown.start + shown.length].tolist()
             assert ids == document.ids
-            assert place.padded_length == -(-place.length // pad_documents_to) * pad_documents_to
+            assert shown.padded_length == -(-shown.length // pad_documents_to) * pad_documents_to
         expected = [
             (index, message, [document.ids[at] for span in spans for at in range(*span)])
             for index, document in enumerate(packed)
@@ -325,9 +326,11 @@ def test_a_row_view_speaks_of_the_tokens_that_are_trained(
 
 
 @pytest.mark.parametrize("number", [-1, 3])
-def test_a_row_out_of_range_is_refused_with_the_number_of_rows(tmp_path: Path, number: int) -> None:
-    with pytest.raises(SetupError, match=f"row {number}: out of range; there are 3 rows"):
-        row_view(pack(tmp_path), number)
+def test_a_row_out_of_range_is_refused_with_the_number_of_sequences(
+    tmp_path: Path, number: int
+) -> None:
+    with pytest.raises(SetupError, match=f"--row {number}: out of range; there are 3 sequences"):
+        view_row(pack(tmp_path), number)
 
 
 ROW_DAMAGE = DAMAGE | {
@@ -339,16 +342,16 @@ ROW_DAMAGE = DAMAGE | {
 
 
 @pytest.mark.parametrize("column", ROW_DAMAGE)
-def test_a_damaged_row_is_refused(tmp_path: Path, column: str) -> None:
+def test_a_damaged_sequence_is_refused(tmp_path: Path, column: str) -> None:
     shards = pack(tmp_path, **{column: ROW_DAMAGE[column]})
-    with pytest.raises(InputError, match=r"row 0: damaged: .*; pack the data again"):
-        row_view(shards, 0)
+    with pytest.raises(InputError, match=r"sequence 0: damaged: .*; pack the data again"):
+        view_row(shards, 0)
 
 
 # --- the terminal
 
 
-def test_figures_read_like_this(tmp_path: Path) -> None:
+def test_the_output_for_figures(tmp_path: Path) -> None:
     shards = pack(tmp_path)
     tally = tally_of(
         shards,
@@ -363,13 +366,13 @@ def test_figures_read_like_this(tmp_path: Path) -> None:
     assert figures_text(with_manifest(shards, tally)) == GOLDEN_FIGURES
 
 
-def test_figures_fit_in_80_columns_however_large(tmp_path: Path) -> None:
+def test_large_figures_fit_in_80_columns(tmp_path: Path) -> None:
     long = [Document(number, [1] * 262_144, [(1, [(1, 262_144)])]) for number in range(2)]
     shards = pack(tmp_path, long, [1, 1], seq_len=262_144)
     huge = 10**10
     tally = tally_of(shards, rows_read=huge, rows_dropped={"no_trained_turn": huge, "empty": huge})
     console = plain_console()
-    figures = figures_of(with_manifest(shards, tally))
+    figures = count_figures(with_manifest(shards, tally))
     lengths = replace(
         figures.turn_lengths,
         buckets=tuple(replace(bucket, count=10**7) for bucket in figures.turn_lengths.buckets),
@@ -381,7 +384,7 @@ def test_figures_fit_in_80_columns_however_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_a_row_reads_like_this(tmp_path: Path, alignment: str) -> None:
+def test_the_output_for_a_sequence(tmp_path: Path, alignment: str) -> None:
     first = text_document("Q: a?\nA: b\n\nQ: c?\nA:\td", 9, 12)
     first = first._replace(turns=[*first.turns, (3, [(20, 22)])])
     second = text_document("hi ho", 2, 3)
@@ -389,8 +392,8 @@ def test_a_row_reads_like_this(tmp_path: Path, alignment: str) -> None:
         tmp_path, [first, second], [2], seq_len=40, pad_documents_to=8, alignment=alignment
     )
     assert row_text(shards, 0, character_decoder) == (
-        "Row 0 (of 1, counted from 0): 2 documents, 3 turns, 6 loss tokens\n"
-        "⟦…⟧ is trained, ⏎ is a trained line break\n"
+        "Sequence 0 (of 1, counted from 0): 2 documents, 3 turns, 6 loss tokens\n"
+        "⟦…⟧ is trained, ⏎ is a trained line break, × 1/n is the weight of each token\n"
         "\n"
         "document 1 of 2: dialogue 0, 22 tokens, 2 turns\n"
         "Q: a?\n"
@@ -402,23 +405,23 @@ def test_a_row_reads_like_this(tmp_path: Path, alignment: str) -> None:
         "document 2 of 2: dialogue 0, 5 tokens, 1 turn\n"
         "hi⟦␣⟧ [message 1: 1 token × 1/1]ho\n"
         "\n"
-        "padding: 13 places, 5 of them behind documents to round their lengths up\n"
+        "padding: 13 positions, 5 of them after documents to round up their lengths\n"
     )
 
 
-def test_a_row_without_a_tokenizer_shows_ids(tmp_path: Path) -> None:
+def test_a_sequence_without_a_tokenizer_is_shown_as_ids(tmp_path: Path) -> None:
     assert row_text(pack(tmp_path), 1) == (
-        "Row 1 (of 3, counted from 0): 1 document, 1 turn, 4 loss tokens\n"
-        "⟦…⟧ is trained, ⏎ is a trained line break\n"
+        "Sequence 1 (of 3, counted from 0): 1 document, 1 turn, 4 loss tokens\n"
+        "⟦…⟧ is trained, ⏎ is a trained line break, × 1/n is the weight of each token\n"
         "\n"
         "document 1 of 1: dialogue 2, 9 tokens, 1 turn\n"
         "40 41 42 ⟦43 44⟧ 45 46 ⟦47 48⟧ [message 4: 4 tokens × 1/4]\n"
         "\n"
-        "padding: 7 places\n"
+        "padding: 7 positions\n"
     )
 
 
-def test_neighbouring_turns_have_different_colours(tmp_path: Path) -> None:
+def test_consecutive_turns_have_different_colours(tmp_path: Path) -> None:
     console = Console(
         width=80,
         force_terminal=True,
@@ -426,14 +429,14 @@ def test_neighbouring_turns_have_different_colours(tmp_path: Path) -> None:
         no_color=False,
         file=io.StringIO(),
     )
-    show_row(row_view(pack(tmp_path), 0), None, console)
+    show_row(view_row(pack(tmp_path), 0), None, console)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "\x1b[32m⟦12⟧\x1b[0m" in shown
     assert "\x1b[35m⟦15 16 17 18 19⟧\x1b[0m" in shown
 
 
-def test_escapes_and_markup_in_the_text_are_inert(tmp_path: Path) -> None:
+def test_escapes_and_markup_in_the_text_have_no_effect(tmp_path: Path) -> None:
     text = "[red]a[/red] :smile: \x1b[31m\x07\r\x9b\u202e\u2028⟧ [message 1: x]"
     shards = pack(tmp_path, [text_document(text, 1, len(text))], [1], seq_len=80)
     shown = row_text(shards, 0, character_decoder)
@@ -444,12 +447,12 @@ def test_escapes_and_markup_in_the_text_are_inert(tmp_path: Path) -> None:
     assert not any(character in shown for character in "\x1b\x07\r\x9b\u202e\u2028")
 
 
-def test_characters_of_scripts_and_emoji_are_left_alone() -> None:
+def test_characters_of_scripts_and_emoji_are_not_escaped() -> None:
     text = "می‌خواهم 👩‍👩‍👧 数据 é\n\tπ"
-    assert escaped(text) == text
+    assert escape(text) == text
 
 
-def test_escapes_in_the_reasons_of_a_manifest_are_inert(tmp_path: Path) -> None:
+def test_escapes_in_the_reasons_of_a_manifest_have_no_effect(tmp_path: Path) -> None:
     shards = pack(tmp_path)
     shown = figures_text(with_manifest(shards, tally_of(shards, rows_dropped={"[b]\x1b[2J": 1})))
     assert r"[b]\x1b[2J 1" in shown
@@ -483,7 +486,7 @@ def packed_text(folder: Path, tokenizer_folder: Path, prompt: str, answer: str) 
     return pack(folder, [document], [1], seq_len=128, tokenizer_sha256=loaded.sha256)
 
 
-def test_characters_cut_across_tokens_are_decoded_whole(
+def test_characters_that_several_tokens_share_are_decoded(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     answer = "数据 😀 the fox é\n<|im_end|>"
@@ -491,26 +494,26 @@ def test_characters_cut_across_tokens_are_decoded_whole(
     decode, remark = find_decoder(shards, str(tokenizer_folder))
     assert decode is not None
     assert remark is None
-    tokens = len(row_view(shards, 0).turns[0].positions)
+    tokens = len(view_row(shards, 0).turns[0].positions)
     assert tokens > len(answer) - len("<|im_end|>")
     assert (
         f"où?\n⟦数据 😀 the fox é⏎\n<|im_end|>⟧ [message 1: {tokens} tokens × 1/{tokens}]\n"
     ) in row_text(shards, 0, decode)
 
 
-def test_the_tokenizer_that_the_manifest_names_is_found(
+def test_the_tokenizer_named_by_the_manifest_is_used(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     shards = packed_text(tmp_path, tokenizer_folder, "a", "b")
     named = with_manifest(shards, tally_of(shards), str(tokenizer_folder / "tokenizer.json"))
     decode, remark = find_decoder(named, None)
     assert decode is not None
-    assert decode(row_view(named, 0).token_ids[:2].tolist()) == "ab"
+    assert decode(view_row(named, 0).token_ids[:2].tolist()) == "ab"
     assert remark is None
 
 
 @pytest.mark.parametrize("tokenizer", ["somebody/some-model", "gone\0\x1b[2J", "a" * 5000])
-def test_without_a_tokenizer_there_is_a_remark(tmp_path: Path, tokenizer: str) -> None:
+def test_without_a_tokenizer_a_remark_names_the_option(tmp_path: Path, tokenizer: str) -> None:
     shards = pack(tmp_path)
     for found in (shards, with_manifest(shards, tally_of(shards), tokenizer)):
         decode, remark = find_decoder(found, None)
@@ -520,7 +523,7 @@ def test_without_a_tokenizer_there_is_a_remark(tmp_path: Path, tokenizer: str) -
         assert remark.isprintable()
 
 
-def test_a_tokenizer_of_the_manifest_that_has_changed_is_not_used(
+def test_a_changed_tokenizer_of_the_manifest_is_not_used(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     shards = pack(tmp_path)
@@ -528,20 +531,20 @@ def test_a_tokenizer_of_the_manifest_that_has_changed_is_not_used(
     assert decode is None
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_a_different_tokenizer_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
     with pytest.raises(SetupError, match="packed with another tokenizer"):
         find_decoder(pack(tmp_path), str(tokenizer_folder))
 
 
-def test_a_tokenizer_is_never_sought_on_the_network(tmp_path: Path) -> None:
+def test_a_tokenizer_is_never_loaded_from_the_network(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no such tokenizer on this machine"):
         find_decoder(pack(tmp_path), "somebody/some-model")
 
 
-def test_a_space_at_the_start_of_a_run_is_kept() -> None:
+def test_a_space_at_the_start_of_a_decoded_part_is_kept() -> None:
     words = ["▁the", "▁fox", "<0xC3>", "<0xA9>"]
     backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE({word: place for place, word in enumerate(words)}, [])
+        tokenizers.models.BPE({word: number for number, word in enumerate(words)}, [])
     )
     backend.decoder = tokenizers.decoders.Sequence(
         [
@@ -551,6 +554,6 @@ def test_a_space_at_the_start_of_a_run_is_kept() -> None:
             tokenizers.decoders.Strip(" ", 1, 0),
         ]
     )
-    assert decode_run(backend.decode, [0, 1], []) == "the fox"
-    assert decode_run(backend.decode, [1, 2, 3], [0]) == " foxé"
-    assert decode_run(backend.decode, [3, 0], [2]) == "� the"
+    assert decode_part(backend.decode, [0, 1], []) == "the fox"
+    assert decode_part(backend.decode, [1, 2, 3], [0]) == " foxé"
+    assert decode_part(backend.decode, [3, 0], [2]) == "� the"

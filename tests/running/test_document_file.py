@@ -1,4 +1,4 @@
-"""Documents come out of stored splits as they went in, whichever are taken, in any order."""
+"""Document files: any documents, in any order, are read as they were written."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.strategies import as_batch, as_documents, assert_same_batch, 
 
 
 @given(st.data(), st.lists(token_batches(min_documents=1), max_size=3))
-def test_any_documents_of_any_files_come_out_as_they_went_in(data, batches):
+def test_any_documents_of_any_files_are_read_as_they_were_written(data, batches):
     first_rows = [int(batch.document_rows[0]) - data.draw(st.integers(0, 5)) for batch in batches]
     with TemporaryDirectory() as folder:
         stored, expected = [], []
@@ -25,22 +25,22 @@ def test_any_documents_of_any_files_come_out_as_they_went_in(data, batches):
             expected.append(
                 [replace(item, row=item.row - first_row) for item in as_documents(batch)]
             )
-        places = [
+        positions = [
             (file, number)
             for file, documents in enumerate(expected)
             for number in range(len(documents))
         ]
-        taken = data.draw(st.lists(st.sampled_from(places), max_size=8)) if places else []
-        found = read_documents((stored[file], number) for file, number in taken)
-        assert_same_batch(found, [expected[file][number] for file, number in taken])
+        chosen = data.draw(st.lists(st.sampled_from(positions), max_size=8)) if positions else []
+        found = read_documents((stored[file], number) for file, number in chosen)
+        assert_same_batch(found, [expected[file][number] for file, number in chosen])
 
 
-def test_a_split_without_documents_has_a_file_too(tmp_path):
+def test_a_split_without_documents_is_stored_in_a_file_too(tmp_path):
     save_batch(tmp_path / "split", as_batch([]), first_row=7)
     assert len(open_documents(str(tmp_path / "split")).ids) == 0
 
 
-def test_a_file_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path):
+def test_a_file_replaces_an_older_one_only_when_it_is_complete(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with atomic_file(path) as file:
@@ -51,16 +51,16 @@ def test_a_file_takes_the_place_of_an_older_one_when_it_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_fails_on_the_way_leaves_the_older_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail_on_the_way() -> None:
+    def write_and_fail() -> None:
         with atomic_file(path) as file:
             file.write(b"ne")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fail_on_the_way()
+        write_and_fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""What a run does with engines: which it takes, how it proves them, and what if one is wrong."""
+"""Engines in runs: which one is chosen, how it is proven, and what happens if it is wrong."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def pack(folder, **options):
     return report, warnings
 
 
-def test_both_engines_give_the_same_shards_and_say_who_they_are(tmp_path):
+def test_both_engines_give_the_same_shards_and_the_report_names_the_engine(tmp_path):
     for engine in ("tokenizers", "fastokens"):
         report, warnings = pack(tmp_path / engine, tokenizer_engine=engine)
         assert report.about.tokenizer_engine == engine
@@ -29,31 +29,31 @@ def test_both_engines_give_the_same_shards_and_say_who_they_are(tmp_path):
     assert one.manifest.report.shards == other.manifest.report.shards
 
 
-def test_a_small_input_is_not_worth_loading_an_engine_for(tmp_path, monkeypatch):
+def test_a_small_input_does_not_load_the_fast_engine(tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "load_fast_engine", pytest.fail)
-    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_A_TOKEN", 1.0)
+    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_PER_TOKEN", 1.0)
     report, _ = pack(tmp_path / "packed")
     assert report.about.tokenizer_engine == "tokenizers"
 
 
-def take_whatever_the_size(monkeypatch):
-    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_A_TOKEN", 0.0)
+def choose_fastokens_for_any_size(monkeypatch):
+    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_PER_TOKEN", 0.0)
 
 
-def test_what_fastokens_cannot_serve_falls_back_with_one_line(tmp_path, monkeypatch):
-    take_whatever_the_size(monkeypatch)
+def test_a_tokenizer_that_fastokens_cannot_load_falls_back_with_one_line(tmp_path, monkeypatch):
+    choose_fastokens_for_any_size(monkeypatch)
     tokenizer = shared("tokenizers/t5-small-unigram")
     template = shared("templates/trl/qwen3_instruct_2507.jinja")
     options = {"tokenizer": tokenizer, "chat_template": template}
     report, warnings = pack(tmp_path / "packed", **options)
     assert report.about.tokenizer_engine == "tokenizers"
-    assert sum("going on with tokenizers" in line for line in warnings) == 1
+    assert sum("continuing with tokenizers" in line for line in warnings) == 1
     with pytest.raises(SetupError, match="--tokenizer-engine auto or tokenizers"):
         pack(tmp_path / "other", tokenizer_engine="fastokens", **options)
 
 
 def break_fastokens(monkeypatch, is_broken) -> None:
-    """Have the fast engine change an id of the first text of a batch that `is_broken`."""
+    """Make the fast engine change one id of each batch of texts for which `is_broken(texts)`."""
 
     def load(tokenizer):
         right = load_fast_engine(tokenizer)
@@ -69,10 +69,10 @@ def break_fastokens(monkeypatch, is_broken) -> None:
         return Engine("fastokens", encode)
 
     monkeypatch.setattr(encoders, "load_fast_engine", load)
-    take_whatever_the_size(monkeypatch)
+    choose_fastokens_for_any_size(monkeypatch)
 
 
-def assert_all_is_done_by_tokenizers(tmp_path) -> list[str]:
+def assert_tokenizers_makes_all_ids(tmp_path) -> list[str]:
     right, _ = pack(tmp_path / "right", tokenizer_engine="tokenizers")
     found, warnings = pack(tmp_path / "found")
     assert found.shards == right.shards
@@ -83,24 +83,24 @@ def assert_all_is_done_by_tokenizers(tmp_path) -> list[str]:
 
 def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
     break_fastokens(monkeypatch, lambda texts: any("<|im_end|><|im_end|>" in x for x in texts))
-    warnings = assert_all_is_done_by_tokenizers(tmp_path)
-    assert sum("going on with tokenizers" in line for line in warnings) == 1
+    warnings = assert_tokenizers_makes_all_ids(tmp_path)
+    assert sum("continuing with tokenizers" in line for line in warnings) == 1
     with pytest.raises(SetupError, match="other ids than tokenizers"):
         pack(tmp_path / "other", tokenizer_engine="fastokens")
 
 
-def test_the_audit_voids_what_a_wrong_engine_made(tmp_path, monkeypatch):
-    is_dialogue = "<|im_start|>user\n"  # as no text of the probe begins
+def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch):
+    is_dialogue = "<|im_start|>user\n"  # no text of the probe begins like this
     monkeypatch.setattr("mtpack.sampled_check.Audit.is_due", lambda audit, row: row % 3 == 0)
-    monkeypatch.setattr(encoders, "probe_texts", lambda added_tokens, own_rows: ["of no use"])
+    monkeypatch.setattr(encoders, "build_probe_texts", lambda added_tokens, own_rows: ["of no use"])
     break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
-    warnings = assert_all_is_done_by_tokenizers(tmp_path)
+    warnings = assert_tokenizers_makes_all_ids(tmp_path)
     assert sum("gave other ids" in line for line in warnings) == 1
     about = mtpack.open_shards(tmp_path / "found").manifest.report.about
     assert about.audit_mismatches == 1
 
 
-def test_an_engine_that_fails_on_the_way_is_replaced(tmp_path, monkeypatch):
+def test_an_engine_that_fails_during_a_run_is_replaced(tmp_path, monkeypatch):
     def load(tokenizer):
         def encode(texts):
             raise EngineFailedError("fastokens failed (PanicException)")
@@ -108,11 +108,11 @@ def test_an_engine_that_fails_on_the_way_is_replaced(tmp_path, monkeypatch):
         return Engine("fastokens", encode)
 
     monkeypatch.setattr(encoders, "load_fast_engine", load)
-    take_whatever_the_size(monkeypatch)
-    assert_all_is_done_by_tokenizers(tmp_path)
+    choose_fastokens_for_any_size(monkeypatch)
+    assert_tokenizers_makes_all_ids(tmp_path)
 
 
-def test_the_audit_of_a_right_engine_finds_nothing(tmp_path):
+def test_the_audit_of_a_correct_engine_finds_no_mismatch(tmp_path):
     report, _ = pack(tmp_path / "packed", tokenizer_engine="fastokens")
     replays = report.about.rendered
     assert report.about.audited > replays

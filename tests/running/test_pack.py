@@ -1,4 +1,4 @@
-"""The whole run, from files to shards: the same bytes, nothing lost, readable by everyone."""
+"""Complete runs, from files to shards: the same bytes, nothing lost, readable by other programs."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import mtpack
 from mtpack.verify.structure import check_structure
-from tests.conftest import SAMPLE_DATA
+from tests.conftest import SAMPLE_DATA, examples
 
 SAMPLE_FILES = sorted(SAMPLE_DATA.glob("*.jsonl"))
 REPORT_KEYS = {
@@ -58,7 +58,7 @@ def pack(output: Path, inputs=SAMPLE_FILES, **options) -> mtpack.PackReport:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of an output that must be the same in every run."""
+    """Return the files of an output that must be the same in every run."""
     return {
         path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"
     }
@@ -90,8 +90,8 @@ def test_the_same_input_options_and_seed_give_the_same_bytes(packed, tmp_path):
     assert contents(tmp_path / "again") == contents(packed)
 
 
-def test_the_bytes_do_not_depend_on_the_workers(packed, tmp_path, monkeypatch):
-    # Many splits, of this process only.
+def test_the_bytes_do_not_depend_on_the_number_of_workers(packed, tmp_path, monkeypatch):
+    # Many splits, cut by this process.
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 50_000)
     pack(tmp_path / "three", shard_size="2MiB", workers=3)
     assert contents(tmp_path / "three") == contents(packed)
@@ -103,7 +103,7 @@ def test_another_seed_gives_another_order_of_the_same_turns(packed, tmp_path):
     assert turns_in(tmp_path / "other") == turns_in(packed)
 
 
-def test_the_same_command_again_reports_again_without_work(packed):
+def test_the_same_command_again_reports_the_same_and_writes_nothing(packed):
     before = {path: path.stat().st_mtime_ns for path in packed.iterdir()}
     warnings: list[str] = []
     callbacks = mtpack.Callbacks(warn=warnings.append)
@@ -113,7 +113,7 @@ def test_the_same_command_again_reports_again_without_work(packed):
     assert {path: path.stat().st_mtime_ns for path in packed.iterdir()} == before
 
 
-def test_an_interrupted_run_starts_over_and_says_so(packed, tmp_path):
+def test_a_run_after_an_interrupted_one_starts_over_with_a_warning(packed, tmp_path):
     output = tmp_path / "interrupted"
     (output / ".mtpack").mkdir(parents=True)
     (output / ".mtpack" / "split-0000000.arrow").write_bytes(b"half")
@@ -131,7 +131,7 @@ def test_overwrite_replaces_the_shards_of_the_other_run(packed, tmp_path):
     assert mtpack.open_shards(output).manifest.report.tally.rows_read == 90
 
 
-def test_standard_input_is_an_input_like_any_other(tmp_path, monkeypatch):
+def test_standard_input_gives_the_same_output_as_a_file(tmp_path, monkeypatch):
     import io
     import sys
 
@@ -141,7 +141,7 @@ def test_standard_input_is_an_input_like_any_other(tmp_path, monkeypatch):
     assert contents(tmp_path / "piped") == contents(tmp_path / "named")
 
 
-def test_windows_are_planned_apart_and_counted_together(tmp_path, monkeypatch):
+def test_windows_are_planned_separately_and_counted_together(tmp_path, monkeypatch):
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 20_000)
     report = pack(tmp_path / "packed", window="8Ki")
     shards = mtpack.open_shards(tmp_path / "packed")
@@ -154,7 +154,7 @@ def test_windows_are_planned_apart_and_counted_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_window_is_written_and_its_files_go_while_the_next_is_tokenized(
+def test_a_window_is_written_and_its_files_removed_while_the_next_is_tokenized(
     tmp_path, monkeypatch, workers
 ):
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 20_000)
@@ -204,7 +204,7 @@ def test_datasets_maps_the_folder_into_memory_without_a_copy(packed):
             assert np.array_equal(value, shards[number][name]), name
 
 
-def test_trl_takes_the_rows_as_they_are(packed):
+def test_the_collator_of_trl_accepts_the_rows_unchanged(packed):
     datasets = pytest.importorskip("datasets")
     trainer = pytest.importorskip("trl.trainer.sft_trainer")
     rows = [datasets.load_from_disk(str(packed))[number] for number in range(3)]
@@ -217,13 +217,13 @@ def test_trl_takes_the_rows_as_they_are(packed):
     assert np.array_equal(batch["labels"][0], labels)  # it masks first tokens, which carry no loss
 
 
-def test_rows_are_views_that_cannot_be_written(packed):
+def test_sequences_are_read_only_views(packed):
     row = mtpack.open_shards(packed)[0]
     with pytest.raises(ValueError, match="read-only"):
         row["labels"][0] = 1
 
 
-def test_a_shard_knows_neither_path_nor_time_nor_host(packed, tmp_path):
+def test_a_shard_does_not_depend_on_path_time_or_host(packed, tmp_path):
     moved = tmp_path / "elsewhere" / "data"
     moved.mkdir(parents=True)
     copies = [Path(shutil.copy(path, moved)) for path in SAMPLE_FILES]
@@ -264,7 +264,7 @@ options_of_a_run = st.fixed_dictionaries(
         "seq_len": st.sampled_from([8, 24, 64, 256]),
         "merge": st.sampled_from(["auto", "always", "never"]),
         "overlong": st.sampled_from(["turns", "split", "truncate", "drop"]),
-        "packing": st.sampled_from(["optimal", "none"]),
+        "packing": st.sampled_from(["dense", "none"]),
         "pad_documents_to": st.sampled_from([1, 4]),
         "seed": st.integers(0, 2**40),
     }
@@ -288,7 +288,7 @@ def turns_in(folder: Path) -> list[tuple[int, int, tuple[int, ...]]]:
     return sorted(turns)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(rows(), options_of_a_run)
 def test_any_dialogues_under_any_options_keep_every_promise(tmp_path_factory, dialogues, options):
     folder = tmp_path_factory.mktemp("any")
@@ -299,7 +299,7 @@ def test_any_dialogues_under_any_options_keep_every_promise(tmp_path_factory, di
             name: pack(output, folder / "rows.jsonl", label_alignment=name, **options)
             for name, output in outputs.items()
         }
-    except mtpack.InputError:  # nothing is left to pack, as the overlong tests show
+    except mtpack.InputError:  # nothing is left to pack; the tests of overlong documents cover that
         return
     tally = reports["aligned"].tally
     tally.check()
@@ -323,7 +323,7 @@ def test_any_dialogues_under_any_options_keep_every_promise(tmp_path_factory, di
             assert sum(Fraction(mask, num) for mask, num in shares) == row["turn_num"]
 
 
-def test_shuffling_the_rows_changes_which_rows_are_together_but_no_turn(packed, tmp_path):
+def test_shuffling_the_rows_changes_the_sequences_but_no_turn(packed, tmp_path):
     lines = b"".join(path.read_bytes() for path in SAMPLE_FILES).splitlines()
     random.Random(0).shuffle(lines)
     (tmp_path / "shuffled.jsonl").write_bytes(b"\n".join(lines))

@@ -1,4 +1,4 @@
-"""What a run does with replay: its figures, its audit, and what happens should it ever be wrong."""
+"""Replay in runs: its counts, its audit, and what happens if it is wrong."""
 
 import mtpack
 from mtpack.running import pipeline
@@ -28,24 +28,24 @@ def test_every_accepted_dialogue_is_replayed_or_rendered(tmp_path):
     assert report.about.audit_mismatches == 0
 
 
-def test_what_is_recorded_is_compared_with_its_render(tmp_path):
+def test_every_recorded_dialogue_is_compared_with_its_render(tmp_path):
     report, _ = pack(tmp_path / "packed")
     assert 0 < report.about.rendered <= report.about.audited
 
 
-def write_wrongly(monkeypatch, is_wrong) -> None:
-    """Have texts filled in with a space in front, once `is_wrong()`."""
-    right = SlottedText.joined
+def break_replay(monkeypatch, is_wrong) -> None:
+    """Make replayed texts begin with an extra space as soon as `is_wrong()`."""
+    right = SlottedText.join
 
-    def joined(outline, texts):
-        return " " * is_wrong() + right(outline, texts)
+    def join(slotted, texts):
+        return " " * is_wrong() + right(slotted, texts)
 
-    monkeypatch.setattr(SlottedText, "joined", joined)
+    monkeypatch.setattr(SlottedText, "join", join)
 
 
-def test_a_wrong_replay_voids_all_replays_of_the_run(tmp_path, monkeypatch):
+def test_a_wrong_replay_discards_all_replays_of_the_run(tmp_path, monkeypatch):
     right, _ = pack(tmp_path / "right")
-    write_wrongly(monkeypatch, lambda: True)
+    break_replay(monkeypatch, lambda: True)
     found, warnings = pack(tmp_path / "found")
     assert found.shards == right.shards
     assert found.tally == right.tally
@@ -54,18 +54,18 @@ def test_a_wrong_replay_voids_all_replays_of_the_run(tmp_path, monkeypatch):
     assert sum("differs from its render" in line for line in warnings) == 1
 
 
-def test_the_seeded_sample_finds_a_replay_that_goes_wrong_later(tmp_path, monkeypatch):
+def test_the_seeded_sample_detects_a_replay_that_becomes_wrong_later(tmp_path, monkeypatch):
     right, _ = pack(tmp_path / "right")
     drawn = []
     is_due = Audit.is_due
     monkeypatch.setattr(Audit, "is_due", lambda audit, row: drawn.append(row) or is_due(audit, row))
-    write_wrongly(monkeypatch, lambda: len(drawn) > 100)
+    break_replay(monkeypatch, lambda: len(drawn) > 100)
     found, _ = pack(tmp_path / "found")
     assert found.about.audit_mismatches > 0
     assert found.shards == right.shards
 
 
-def test_the_sample_is_drawn_by_seed_and_costs_little(tmp_path):
+def test_the_sample_depends_on_the_seed_and_its_time_is_limited(tmp_path):
     def sample(seed: int) -> list[int]:
         audit = Audit(seed)
         return [row for row in range(3200) if audit.is_due(row)]
@@ -87,40 +87,40 @@ def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, mon
         assert rendered.shards == replayed.shards
 
 
-def as_for_large_inputs(monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "_WORTH_WARMING_UP", 0)
+def warm_up_for_any_size(monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "_MIN_SECONDS_FOR_WARM_UP", 0)
 
 
-def test_a_rehearsal_is_in_no_count_and_changes_no_byte(tmp_path, monkeypatch):
-    learned, _ = pack(tmp_path / "learned", tokenizer_engine="tokenizers")
-    as_for_large_inputs(monkeypatch)
-    rehearsed, _ = pack(tmp_path / "rehearsed", tokenizer_engine="tokenizers")
-    assert rehearsed.shards == learned.shards
-    assert rehearsed.about.rendered < learned.about.rendered
-    dialogues = [report.about.rendered + report.about.replayed for report in (learned, rehearsed)]
+def test_a_warm_up_is_not_counted_and_changes_no_byte(tmp_path, monkeypatch):
+    cold, _ = pack(tmp_path / "cold", tokenizer_engine="tokenizers")
+    warm_up_for_any_size(monkeypatch)
+    warm, _ = pack(tmp_path / "warm", tokenizer_engine="tokenizers")
+    assert warm.shards == cold.shards
+    assert warm.about.rendered < cold.about.rendered
+    dialogues = [report.about.rendered + report.about.replayed for report in (cold, warm)]
     assert dialogues[0] == dialogues[1]
 
 
-def test_a_rehearsal_ends_when_its_time_is_up(tmp_path, monkeypatch):
-    def rehearsed() -> int:
-        looked_at = []
+def test_a_warm_up_ends_when_its_time_is_up(tmp_path, monkeypatch):
+    def count_warm_up_dialogues() -> int:
+        used = []
         dialogues = warm_up_dialogues()
-        spy = (looked_at.append(dialogue) or dialogue for dialogue in dialogues)
+        spy = (used.append(dialogue) or dialogue for dialogue in dialogues)
         monkeypatch.setattr(replayer, "warm_up_dialogues", lambda: spy)
         pack(tmp_path / str(replayer._WARM_UP_SECONDS), tokenizer_engine="tokenizers")
-        return len(looked_at)
+        return len(used)
 
-    as_for_large_inputs(monkeypatch)
+    warm_up_for_any_size(monkeypatch)
     monkeypatch.setattr(replayer, "_WARM_UP_SECONDS", 0.0)
-    assert rehearsed() == 1
+    assert count_warm_up_dialogues() == 1
     monkeypatch.setattr(replayer, "_WARM_UP_SECONDS", 600.0)
-    assert rehearsed() == len(list(warm_up_dialogues()))
+    assert count_warm_up_dialogues() == len(list(warm_up_dialogues()))
 
 
-def test_a_rehearsal_that_goes_wrong_is_told_of_by_the_data(tmp_path, monkeypatch):
+def test_a_wrong_warm_up_is_detected_when_the_data_are_replayed(tmp_path, monkeypatch):
     right, _ = pack(tmp_path / "right")
-    as_for_large_inputs(monkeypatch)
-    write_wrongly(monkeypatch, lambda: True)
+    warm_up_for_any_size(monkeypatch)
+    break_replay(monkeypatch, lambda: True)
     found, warnings = pack(tmp_path / "found")
     assert found.shards == right.shards
     assert found.about.audit_mismatches > 0

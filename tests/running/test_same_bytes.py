@@ -1,4 +1,4 @@
-"""The shards depend on input, options and seed: not on workers, engines or how files are packed."""
+"""The shards depend on input, options and seed, not on workers, engines or compression of files."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from tests.conftest import SAMPLE_DATA
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Write a file of several splits, with rows of all kinds, some of them bad."""
+    """Write a file of several splits, with rows of all kinds; some are bad."""
     choose = random.Random(4)
     files = sorted(SAMPLE_DATA.glob("*.jsonl"))
     lines = [line for file in files for line in file.read_bytes().splitlines(keepends=True)]
@@ -34,9 +34,9 @@ def pack(tmp_path_factory, rows):
         settings = {"seq_len": 512, "window": "200Ki", "on_error": "skip", **options}
         report = mtpack.pack(path, output=output, callbacks=Callbacks(), **settings)
         rejects = (output / "rejects.jsonl").read_text().splitlines()
-        places = [(json.loads(reject)["row"], json.loads(reject)["line"]) for reject in rejects]
-        assert report.tally.rows_rejected == {"invalid_row": len(places)}
-        return report.shards, report.tally, places
+        lines = [(json.loads(reject)["row"], json.loads(reject)["line"]) for reject in rejects]
+        assert report.tally.rows_rejected == {"invalid_row": len(lines)}
+        return report.shards, report.tally, lines
 
     return pack_rows
 
@@ -46,22 +46,24 @@ def expected(pack):
     return pack(workers=1, tokenizer_engine="tokenizers")
 
 
-def test_there_is_something_to_get_wrong(expected):
-    shards, tally, places = expected
+def test_the_input_has_several_shards_many_rows_and_rejects(expected):
+    shards, tally, rejected_lines = expected
     assert len(shards) > 2
     assert tally.rows_packed > 1000
-    assert len(places) > 2
+    assert len(rejected_lines) > 2
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
 @pytest.mark.parametrize("engine", ["tokenizers", "fastokens"])
-def test_any_number_of_workers_with_either_engine(pack, expected, workers, engine):
+def test_workers_and_engine_do_not_change_the_output(pack, expected, workers, engine):
     assert pack(workers=workers, tokenizer_engine=engine) == expected
 
 
 @pytest.mark.parametrize("packed", ["gz", "zst"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_packed_files_of_the_same_rows(tmp_path, pack, rows, expected, packed, workers):
+def test_compressed_files_of_the_same_rows_give_the_same_output(
+    tmp_path, pack, rows, expected, packed, workers
+):
     path = tmp_path / f"rows.jsonl.{packed}"
     if packed == "gz":
         path.write_bytes(gzip.compress(rows.read_bytes()))
@@ -71,6 +73,6 @@ def test_packed_files_of_the_same_rows(tmp_path, pack, rows, expected, packed, w
     assert pack(path, workers=workers, tokenizer_engine="fastokens") == expected
 
 
-def test_splits_that_were_stored(tmp_path, pack, expected):
+def test_stored_splits_give_the_same_output(tmp_path, pack, expected):
     for _ in range(2):
         assert pack(workers=2, token_store=tmp_path / "store") == expected

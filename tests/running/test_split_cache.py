@@ -1,4 +1,4 @@
-"""`--token-store`: what was tokenized once is packed again, and only where it is the same."""
+"""`--token-store`: tokenized splits are reused, and only where the result is the same."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def store(tmp_path) -> Path:
 
 
 def is_reused(report) -> bool:
-    """Return whether all dialogues came from the store; some from there would be a bug here."""
+    """Return whether all dialogues came from the store; fail if only some did."""
     accepted = report.tally.rows_read - sum(report.tally.rows_rejected.values())
     assert report.about.reused in (0, accepted)
     assert report.about.reused + report.about.rendered + report.about.replayed == accepted
@@ -45,11 +45,13 @@ def is_reused(report) -> bool:
         {"label_alignment": "shifted", "pad_documents_to": 8},
     ],
 )
-def test_another_way_to_pack_needs_no_tokenizing_and_gives_the_same(tmp_path, store, options):
+def test_other_packing_options_reuse_the_store_and_give_the_same_output(tmp_path, store, options):
     again = pack(tmp_path / "again", store, **options)
     fresh = pack(tmp_path / "fresh", tmp_path / "other store", **options)
     assert not is_reused(fresh)
-    if options.get("overlong") != "error":  # whose refused rows may leave no trace
+    if (
+        options.get("overlong") != "error"
+    ):  # refused rows may be in no count, so the split is tokenized again
         assert is_reused(again)
     assert again.tally == fresh.tally
     assert again.shards == fresh.shards
@@ -66,17 +68,17 @@ def test_another_way_to_pack_needs_no_tokenizing_and_gives_the_same(tmp_path, st
         {"template_arg": ["x=1"]},
     ],
 )
-def test_what_a_split_depends_on_makes_it_another_one(tmp_path, store, options):
+def test_options_that_change_a_split_make_the_store_unusable(tmp_path, store, options):
     assert not is_reused(pack(tmp_path / "again", store, **options))
 
 
-def test_the_same_rows_are_found_wherever_they_stand(tmp_path, store):
+def test_the_same_rows_are_found_in_any_file(tmp_path, store):
     packed = tmp_path / "elsewhere.jsonl.gz"
     packed.write_bytes(gzip.compress(ROWS.read_bytes()))
     assert is_reused(pack(tmp_path / "again", store, packed))
 
 
-def test_rows_behind_others_keep_their_numbers(tmp_path, store):
+def test_rows_after_others_have_the_right_indices(tmp_path, store):
     before = tmp_path / "before.jsonl"
     row = {"messages": [{"role": "user", "content": "Hi"}] * 2, "more": "x" * 2**20}
     before.write_text(json.dumps(row) + "\n")  # a split of its own, without a turn
@@ -87,14 +89,14 @@ def test_rows_behind_others_keep_their_numbers(tmp_path, store):
     assert shards[0].manifest.report.shards == shards[1].manifest.report.shards
 
 
-def test_changed_rows_are_tokenized(tmp_path, store):
+def test_changed_rows_are_tokenized_again(tmp_path, store):
     changed = tmp_path / "changed.jsonl"
     changed.write_bytes(ROWS.read_bytes().replace(b"the", b"teh", 1))
     assert not is_reused(pack(tmp_path / "again", store, changed))
 
 
 @pytest.mark.parametrize("damage", ["documents", "record", "missing", "nonsense"])
-def test_a_damaged_entry_is_as_good_as_none_and_repaired(tmp_path, store, damage):
+def test_a_damaged_entry_is_ignored_and_replaced(tmp_path, store, damage):
     fresh = mtpack.open_shards(tmp_path / "first").manifest.report
     record = next(store.rglob("*.json"))
     documents = record.with_suffix("")
@@ -114,7 +116,7 @@ def test_a_damaged_entry_is_as_good_as_none_and_repaired(tmp_path, store, damage
     assert is_reused(pack(tmp_path / "once more", store))
 
 
-def test_rejected_rows_are_told_of_again(tmp_path):
+def test_rejected_rows_of_a_stored_split_are_reported_again(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(b'{"messages": 1}\n' + ROWS.read_bytes())
     for name in ("first", "again"):
@@ -125,17 +127,17 @@ def test_rejected_rows_are_told_of_again(tmp_path):
     assert is_reused(report)
 
 
-def test_the_report_tells_the_size_of_the_store(tmp_path, store):
+def test_the_report_has_the_size_of_the_store(tmp_path, store):
     report = mtpack.open_shards(tmp_path / "first").manifest.report
     files = [file for file in store.rglob("*") if file.is_file()]
     assert report.about.token_store_bytes == sum(file.stat().st_size for file in files) > 0
 
 
-def test_what_a_distrusted_short_cut_made_is_made_again(tmp_path, store, monkeypatch):
+def test_splits_of_a_disabled_fast_path_are_tokenized_again(tmp_path, store, monkeypatch):
     for record in store.rglob("*.json"):
         assert "replay" in json.loads(record.read_text())["fast_paths"]
     monkeypatch.setattr("mtpack.running.split_task.find_split", lambda *_: None)
-    monkeypatch.setattr("mtpack.template.tracing.replayer.Replayer._replay", wrongly)
+    monkeypatch.setattr("mtpack.template.tracing.replayer.Replayer._replay", replay_wrongly)
     report = pack(tmp_path / "again", store)
     assert report.about.audit_mismatches > 0
     monkeypatch.undo()
@@ -144,15 +146,15 @@ def test_what_a_distrusted_short_cut_made_is_made_again(tmp_path, store, monkeyp
     assert is_reused(pack(tmp_path / "once more", store))
 
 
-def wrongly(replayer, dialogue, messages, shape):
-    rendered = replayer.render_for_real(dialogue)
+def replay_wrongly(replayer, dialogue, messages, shape):
+    rendered = replayer.render_without_replay(dialogue)
     return rendered._replace(merged=rendered.merged._replace(text=rendered.merged.text + " "))
 
 
-def test_what_is_stored_is_packed_without_any_engine(tmp_path, store, monkeypatch):
+def test_stored_splits_are_packed_without_any_engine(tmp_path, store, monkeypatch):
     def fail(tokenizer):
         raise AssertionError("nothing is to be tokenized")
 
-    for name in ("byte_level_of", "load_fast_engine", "reference_engine"):
+    for name in ("build_byte_level", "load_fast_engine", "load_reference_engine"):
         monkeypatch.setattr(f"mtpack.tokenizer.encoders.{name}", fail)
     assert is_reused(pack(tmp_path / "again", store, seq_len=512))

@@ -1,4 +1,4 @@
-"""Nothing hangs and nothing eats the machine's memory: the run stops and says what it was at."""
+"""The watchdog: a process that hangs or uses up the memory stops the run, which names the step."""
 
 import hashlib
 import os
@@ -11,28 +11,28 @@ from pathlib import Path
 import pytest
 
 from mtpack.errors import MtpackError
-from mtpack.input.splits import RowsHeld, Split
+from mtpack.input.splits import RowsInMemory, Split
 from mtpack.options import options_from
 from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.split_task import SplitTask, tokenize_split
-from mtpack.running.watchdog import ProcessLimits, process_limits, resident_memory
+from mtpack.running.watchdog import ProcessLimits, compute_process_limits, read_resident_memory
 from tests.conftest import ROOT
 
 NEVER = ProcessLimits(seconds=1e6)
 SOON = ProcessLimits(seconds=0.5)
 
-# Units of work that say they are at line `task` of a file, and then misbehave.
+# Units of work that report a step at line `task` of a file, and then misbehave.
 
 
-def at_a_row(pipeline: Pipeline, task: int) -> None:
+def begin_row(pipeline: Pipeline, task: int) -> None:
     pipeline.heartbeat.begin(f"rows.jsonl line {task}: rendering")
 
 
 def hang_in_foreign_code(pipeline: Pipeline, task: int) -> None:
     """Hold the interpreter, so that no thread and no handler of this process runs."""
-    at_a_row(pipeline, task)
+    begin_row(pipeline, task)
     nested: tuple = ()
     for _ in range(60):
         nested = (nested, nested)
@@ -40,36 +40,36 @@ def hang_in_foreign_code(pipeline: Pipeline, task: int) -> None:
 
 
 def hang_in_python(pipeline: Pipeline, task: int) -> None:
-    at_a_row(pipeline, task)
+    begin_row(pipeline, task)
     while True:
         pass
 
 
 def hang_outside_of_python(pipeline: Pipeline, task: int) -> None:
-    """Hang as a tokenizer would: other threads run, this one can't be interrupted."""
-    at_a_row(pipeline, task)
+    """Hang as a tokenizer may: other threads run, but this one can't be interrupted."""
+    begin_row(pipeline, task)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 
-def eat_memory(pipeline: Pipeline, task: int) -> None:
-    at_a_row(pipeline, task)
-    eaten = [b"x" * 2**20 for _ in range(600)]
-    while eaten:
+def use_up_memory(pipeline: Pipeline, task: int) -> None:
+    begin_row(pipeline, task)
+    blocks = [b"x" * 2**20 for _ in range(600)]
+    while blocks:
         pass
 
 
 def run_out_of_memory(pipeline: Pipeline, task: int) -> None:
-    at_a_row(pipeline, task)
+    begin_row(pipeline, task)
     raise MemoryError
 
 
 def be_killed(pipeline: Pipeline, task: int) -> None:
-    at_a_row(pipeline, task)
+    begin_row(pipeline, task)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def be_killed_between_rows(pipeline: Pipeline, task: int) -> None:
-    at_a_row(pipeline, task)
+    begin_row(pipeline, task)
     pipeline.heartbeat.end()
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -77,7 +77,7 @@ def be_killed_between_rows(pipeline: Pipeline, task: int) -> None:
 def stop(
     unit: Callable, limits: ProcessLimits, workers: int, tasks: tuple = (7, 7), **options
 ) -> str:
-    """Run a unit that must stop the run, and return what is said of it."""
+    """Run a unit that must stop the run, and return the error message."""
     pipeline = load_pipeline(options_from({"workers": workers, **options}))
     with (
         pytest.raises(MtpackError) as stopped,
@@ -100,7 +100,7 @@ def test_a_unit_in_this_process_that_hangs_stops_the_run():
     assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; remove the row")
 
 
-def test_a_unit_in_this_process_that_can_not_be_interrupted_ends_the_process():
+def test_a_unit_in_this_process_that_cannot_be_interrupted_ends_the_process():
     code = """
 from mtpack.options import options_from
 from mtpack.running.pipeline import load_pipeline
@@ -118,11 +118,11 @@ with local_runner(load_pipeline(options_from({"workers": 1})), SOON) as runner:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, to see memory")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure memory")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_unit_that_eats_memory_stops_the_run(workers):
-    allowed = 2**28 + (resident_memory(os.getpid()) if workers == 1 else 0)
-    said = stop(eat_memory, ProcessLimits(seconds=1e6, memory=allowed), workers)
+def test_a_unit_that_uses_up_memory_stops_the_run(workers):
+    allowed = 2**28 + (read_resident_memory(os.getpid()) if workers == 1 else 0)
+    said = stop(use_up_memory, ProcessLimits(seconds=1e6, memory=allowed), workers)
     assert said.startswith("rows.jsonl line 7: rendering needs more than")
     assert "GiB of memory; remove the row" in said
 
@@ -130,22 +130,22 @@ def test_a_unit_that_eats_memory_stops_the_run(workers):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_unit_that_runs_out_of_memory_stops_the_run(workers):
     said = stop(run_out_of_memory, NEVER, workers)
-    assert said.startswith("rows.jsonl line 7: rendering needs more memory than there is")
+    assert said.startswith("rows.jsonl line 7: rendering needs more memory than is available")
 
 
-def test_a_worker_that_is_killed_is_noticed_and_its_row_named():
+def test_a_killed_worker_stops_the_run_and_its_row_is_named():
     said = stop(be_killed, NEVER, workers=2)
     assert said.startswith("rows.jsonl line 7: rendering ended the worker process (SIGKILL)")
-    assert "run again with fewer --workers" in said
+    assert "because memory ran out; run again with fewer --workers" in said
 
 
-def test_a_worker_that_is_killed_between_rows_is_noticed():
+def test_a_worker_killed_between_rows_stops_the_run():
     said = stop(be_killed_between_rows, NEVER, workers=2)
     assert said.startswith("a worker process died")
 
 
 def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
-    """It gets past the count: `map` puts one list in twice, and `==` goes through all copies."""
+    """It passes the sandbox: `map` nests one list twice, and `==` compares all copies."""
     twice = "'ab' | map(attribute='missing', default=ns.{0}) | list"
     template = tmp_path / "hostile.jinja"
     template.write_text(
@@ -158,7 +158,7 @@ def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
     def split(number: int, content: str) -> SplitTask:
         text = f'[{{"role":"user","content":"{content}"}},{{"role":"assistant","content":"otter"}}]'
         row = f'{{"messages":{text}}}'.encode()
-        piece = RowsHeld("rows.jsonl", None, [number + 1], [row])
+        piece = RowsInMemory("rows.jsonl", None, [number + 1], [row])
         return SplitTask(Split(number, number, 1, (piece,)), tmp_path / f"split-{number}")
 
     tasks = (split(0, "fine"), split(1, "boom"))
@@ -168,23 +168,23 @@ def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
     )
 
 
-def test_a_heartbeat_is_read_where_another_process_writes_it():
+def test_a_heartbeat_is_read_from_the_memory_that_another_writes():
     slot = bytearray(SLOT_BYTES)
-    written, seen = Heartbeat(slot), Heartbeat(slot)
-    written.belongs_to(7)
-    assert (seen.read().process, seen.read().what) == (7, "")
-    changes = seen.read().changes
-    written.begin("rows \udcff.jsonl line 1: " + "x" * SLOT_BYTES, effort=2.5)
-    moment = seen.read()
-    assert (moment.process, moment.effort) == (7, 2.5)
-    assert moment.changes > changes
-    assert moment.what.startswith("rows \\udcff.jsonl line 1: xxx")
-    written.end()
-    assert seen.read().what == ""
+    writer, reader = Heartbeat(slot), Heartbeat(slot)
+    writer.set_process(7)
+    assert (reader.read().process, reader.read().what) == (7, "")
+    changes = reader.read().changes
+    writer.begin("rows \udcff.jsonl line 1: " + "x" * SLOT_BYTES, effort=2.5)
+    snapshot = reader.read()
+    assert (snapshot.process, snapshot.effort) == (7, 2.5)
+    assert snapshot.changes > changes
+    assert snapshot.what.startswith("rows \\udcff.jsonl line 1: xxx")
+    writer.end()
+    assert reader.read().what == ""
 
 
-def test_processes_share_the_memory_that_is_free():
-    alone, among_four = process_limits(1).memory, process_limits(4).memory
+def test_processes_share_the_free_memory():
+    alone, among_four = compute_process_limits(1).memory, compute_process_limits(4).memory
     if alone is None or among_four is None:
-        pytest.skip("this system does not say how much memory is free")
+        pytest.skip("this system does not report its free memory")
     assert 3 < alone / among_four < 5

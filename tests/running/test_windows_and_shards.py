@@ -1,4 +1,4 @@
-"""From stored splits to shards: windows, the cut into shards, and what the shards hold."""
+"""From document files to shards: windows, the division into shards, and the shards' contents."""
 
 from collections import Counter
 from dataclasses import replace
@@ -20,9 +20,10 @@ from mtpack.running.shard_task import ShardTask, write_one_shard
 from mtpack.running.split_task import SplitRecord
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.windows import Windows
-from mtpack.shards.arrow import rows_of_shards, rows_per_batch, write_shard
+from mtpack.shards.arrow import sequences_per_batch, sequences_per_shard, write_shard
 from mtpack.shards.dataset import OpenShard, open_shards
 from mtpack.token_batch import TokenBatch, concatenate
+from tests.conftest import examples
 from tests.packing.test_columns import lay_out
 from tests.support.builders import metadata_of
 from tests.support.strategies import Document, Turn, as_batch, as_documents, token_batches
@@ -31,7 +32,7 @@ BATCH = as_batch([Document(0, [5, 6, 7], [Turn(1, 0, [(1, 3)])]), Document(0, [8
 
 
 def pipeline_of(options: PackOptions) -> Any:
-    """What writing needs of a pipeline."""
+    """Return the part of a pipeline that writing needs."""
     metadata = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len)
     return SimpleNamespace(options=options, shard_metadata=metadata)
 
@@ -55,8 +56,8 @@ def tasks_of(windows: Windows, splits: list[SplitRecord]) -> list[ShardTask]:
     return [task for split in splits for task in windows.add(split)] + windows.close()
 
 
-def places(task: ShardTask) -> list[tuple[str, int]]:
-    """The documents of a shard: (file, number in it)."""
+def documents_in(task: ShardTask) -> list[tuple[str, int]]:
+    """Return the documents of a shard: (file, index in the file)."""
     files = [task.files[file] for file in task.document_files]
     return list(zip(files, task.documents.tolist(), strict=True))
 
@@ -65,7 +66,7 @@ lists_of_lengths = st.lists(st.lists(st.integers(1, 8), max_size=12), max_size=8
 
 
 @given(lists_of_lengths, st.sampled_from(["1", "20", "100", "1Ki"]))
-def test_every_document_of_every_split_is_in_one_shard_once(lengths, window):
+def test_every_document_of_every_split_is_in_exactly_one_shard(lengths, window):
     with TemporaryDirectory() as folder:
         splits = [
             split_of_lengths(Path(folder, str(number)), of_split)
@@ -78,13 +79,13 @@ def test_every_document_of_every_split_is_in_one_shard_once(lengths, window):
         for split in splits
         for number in range(len(split.document_lengths))
     ]
-    assert sorted(place for task in tasks for place in places(task)) == sorted(expected)
+    assert sorted(document for task in tasks for document in documents_in(task)) == sorted(expected)
     assert [task.number for task in tasks] == list(range(len(tasks)))
     assert windows.counts["sequences"] == sum(len(task.sequence_offsets) - 1 for task in tasks)
 
 
 @given(lists_of_lengths.filter(any), st.integers(1, 60))
-def test_a_window_has_the_splits_that_fit_and_a_split_that_never_fits_is_alone(lengths, window):
+def test_a_window_has_the_splits_that_fit_and_a_split_that_never_fits_has_its_own(lengths, window):
     with TemporaryDirectory() as folder:
         splits = [
             split_of_lengths(Path(folder, str(number)), of_split)
@@ -105,7 +106,7 @@ def test_a_window_has_the_splits_that_fit_and_a_split_that_never_fits_is_alone(l
     assert list(dict.fromkeys(map(tuple, found))) == list(map(tuple, expected))
 
 
-def test_a_window_is_planned_when_the_first_split_comes_that_does_not_fit(tmp_path):
+def test_a_window_is_planned_when_the_next_split_does_not_fit(tmp_path):
     windows = windows_of(tmp_path, seq_len=8, window="16")
     splits = [split_of_lengths(tmp_path / str(number), [8]) for number in range(3)]
     assert [bool(windows.add(split)) for split in splits] == [False, False, True]
@@ -113,13 +114,15 @@ def test_a_window_is_planned_when_the_first_split_comes_that_does_not_fit(tmp_pa
     assert windows.close() == []
 
 
-def test_the_files_of_a_window_go_when_its_last_shard_is_written(tmp_path):
-    windows = windows_of(tmp_path, seq_len=8, window="16", shard_size="104B")  # a row a shard
+def test_the_files_of_a_window_are_removed_when_its_last_shard_is_written(tmp_path):
+    windows = windows_of(
+        tmp_path, seq_len=8, window="16", shard_size="104B"
+    )  # one sequence per shard
     splits = [split_of_lengths(tmp_path / str(number), [8, 8]) for number in range(2)]
     assert [task.number for task in tasks_of(windows, splits)] == [0, 1, 2, 3]
     left = []
     for shard in range(4):
-        windows.forget(shard)
+        windows.remove_unneeded_files(shard)
         left.append(sorted(path.name for path in tmp_path.iterdir()))
     assert left == [["0", "1"], ["1"], ["1"], []]
 
@@ -130,12 +133,12 @@ def test_a_split_without_documents_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_shards_are_a_64th_of_what_is_packed_within_bounds():
+def test_a_shard_is_a_64th_of_all_sequences_within_bounds():
     def megabytes(num_sequences: int, shard_size: int = 256 * 2**20) -> float:
-        batch_rows = rows_per_batch(4096, shard_size, "none")
-        rows = rows_of_shards(num_sequences, 4096, shard_size, batch_rows)
-        assert rows % batch_rows == 0
-        return rows * 4096 * 13 / 2**20
+        batch_sequences = sequences_per_batch(4096, shard_size, "none")
+        sequences = sequences_per_shard(num_sequences, 4096, shard_size, batch_sequences)
+        assert sequences % batch_sequences == 0
+        return sequences * 4096 * 13 / 2**20
 
     assert 4 < megabytes(1) <= 8
     assert 4 < megabytes(1400) <= 8  # nine shards
@@ -144,33 +147,35 @@ def test_shards_are_a_64th_of_what_is_packed_within_bounds():
     assert megabytes(2**20, 4096 * 13) == 4096 * 13 / 2**20
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.data(), st.lists(token_batches(min_documents=1), min_size=1, max_size=3))
-def test_shards_hold_what_the_obvious_loops_put_there(data, batches):
+def test_shards_are_as_simple_loops_lay_them_out(data, batches):
     options = PackOptions(
         seq_len=128,
-        packing=data.draw(st.sampled_from(["optimal", "none"])),
+        packing=data.draw(st.sampled_from(["dense", "none"])),
         pad_documents_to=data.draw(st.sampled_from([1, 4])),
         label_alignment=data.draw(st.sampled_from(["aligned", "shifted"])),
         ipc_format=data.draw(st.sampled_from(["stream", "file"])),
     )
-    assert_as_by_loops(batches, options)
+    assert_as_laid_out_by_loops(batches, options)
 
 
 @pytest.mark.parametrize(
     ("options", "shards", "record_batches"),
     [({"shard_size": "4KiB"}, 5, 5), ({"compression": "lz4"}, 1, 3), ({"window": "10"}, 3, 3)],
 )
-def test_shards_and_record_batches_take_up_where_the_one_before_ends(
+def test_shards_and_record_batches_continue_where_the_previous_ones_end(
     options, shards, record_batches
 ):
     batches = [replace(BATCH, document_rows=BATCH.document_rows + row) for row in range(5)]
-    found = assert_as_by_loops(batches, PackOptions(seq_len=128, packing="none", **options))
+    found = assert_as_laid_out_by_loops(
+        batches, PackOptions(seq_len=128, packing="none", **options)
+    )
     assert [len(found), sum(len(shard.batches) for shard in found)] == [shards, record_batches]
 
 
-def assert_as_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[OpenShard]:
-    """Plan and write splits; compare the shards with `lay_out` of the same plan."""
+def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[OpenShard]:
+    """Plan and write splits, compare the shards with `lay_out` of the same plan, return them."""
     layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len).layout
     with TemporaryDirectory() as folder:
         splits = [
@@ -185,7 +190,7 @@ def assert_as_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[
         rows = list(shards)
     first = list(accumulate((batch.num_documents for batch in batches), initial=0))
     plan = [
-        [first[int(Path(file).name)] + number for file, number in places(task)[start:end]]
+        [first[int(Path(file).name)] + number for file, number in documents_in(task)[start:end]]
         for task in tasks
         for start, end in pairwise(task.sequence_offsets)
     ]
@@ -195,7 +200,7 @@ def assert_as_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[
     return shards.opened
 
 
-def test_a_shard_that_is_written_again_takes_the_place_of_the_first(tmp_path):
+def test_a_shard_that_is_written_again_replaces_the_first(tmp_path):
     options = PackOptions(seq_len=8)
     windows = Windows(options, tmp_path, Stopwatch())
     (task,) = tasks_of(windows, [split_of(tmp_path / "split", BATCH)])
@@ -205,7 +210,7 @@ def test_a_shard_that_is_written_again_takes_the_place_of_the_first(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"split", "shard-00000.arrow"}
 
 
-def test_a_shard_that_fails_on_the_way_leaves_nothing(tmp_path):
+def test_a_shard_that_fails_leaves_no_file(tmp_path):
     def batches():
         raise MemoryError
         yield
@@ -217,7 +222,7 @@ def test_a_shard_that_fails_on_the_way_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_few_files_are_open_however_many_give_documents(tmp_path, monkeypatch):
+def test_each_document_file_is_opened_once_and_few_are_open_at_a_time(tmp_path, monkeypatch):
     opened = []
 
     def counted(path):
@@ -230,5 +235,5 @@ def test_few_files_are_open_however_many_give_documents(tmp_path, monkeypatch):
     (task,) = tasks_of(Windows(options, tmp_path, Stopwatch()), splits)
     once = write_one_shard(pipeline_of(options), task)
     assert sorted(opened) == sorted(task.files)
-    monkeypatch.setattr(mtpack.running.shard_task, "_MOST_FILES_OPEN", 1)
+    monkeypatch.setattr(mtpack.running.shard_task, "_MAX_OPEN_FILES", 1)
     assert write_one_shard(pipeline_of(options), task).record == once.record

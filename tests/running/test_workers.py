@@ -1,4 +1,4 @@
-"""Units run anywhere with the same results, and a worker that dies costs its work, not the run."""
+"""Workers: the same results in any process, and a worker that dies does not stop the run."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ NEVER = ProcessLimits(seconds=1e6)
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
 
-# Units of work. A worker that is spawned imports them, so they stand at the top.
+# Units of work. They are at module level, since a spawned worker imports them.
 
 
 class Visit(NamedTuple):
@@ -41,7 +41,7 @@ def triple(pipeline: Pipeline, number: int) -> int:
 
 
 def triple_late(pipeline: Pipeline, number: int) -> int:
-    """Take the longer the earlier the task comes, so that later ones are done first."""
+    """Take longer for earlier tasks, so that later ones are done first."""
     total = sum(range(100_000 * (5 - number)))
     return 3 * number if total >= 0 else -1
 
@@ -64,7 +64,7 @@ def fail_unexpectedly(pipeline: Pipeline, number: int) -> int:
     return number // 0
 
 
-def fail_with_what_can_not_be_sent(pipeline: Pipeline, number: int) -> int:
+def fail_with_an_error_that_cannot_be_pickled(pipeline: Pipeline, number: int) -> int:
     class LocalError(Exception):
         pass
 
@@ -103,7 +103,7 @@ METHODS = ["spawned", pytest.param("forked", marks=linux_only)]
 
 @contextmanager
 def two_workers(pipeline: Pipeline, method: str) -> Iterator[LocalRunner]:
-    """Start workers in the way named, whatever threads the program has that runs the tests."""
+    """Start workers by this method, even if the test program has threads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "may_fork", lambda: method == "forked")
         with local_runner(pipeline, NEVER) as runner:
@@ -123,33 +123,33 @@ def test_results_come_in_the_order_of_the_tasks(runner):
     assert list(runner.run(triple_late, range(6))) == [0, 3, 6, 9, 12, 15]
 
 
-def test_one_pool_runs_one_unit_after_the_other(runner):
+def test_one_pool_runs_several_units_in_turn(runner):
     assert list(runner.run(triple, range(40))) == [3 * number for number in range(40)]
     assert list(runner.run(grow, [b"one", b"two"])) == [b"one!", b"two!"]
 
 
-def test_results_that_nobody_takes_are_not_taken_for_others(runner):
-    given_up = runner.run(triple_late, range(6))
-    assert next(given_up) == 0
+def test_results_of_an_abandoned_run_are_not_mixed_into_the_next(runner):
+    abandoned = runner.run(triple_late, range(6))
+    assert next(abandoned) == 0
     assert list(runner.run(triple, range(100, 110))) == list(range(300, 330, 3))
 
 
-def test_tasks_and_results_may_be_long(runner):
-    """Longer than a pipe holds, in both directions at once."""
+def test_tasks_and_results_may_be_longer_than_a_pipe_holds(runner):
+    """In both directions at the same time."""
     texts = [bytes([number]) * 3_000_000 for number in range(12)]
     assert all(got == text + b"!" for text, got in zip(texts, runner.run(grow, texts), strict=True))
 
 
-def test_all_workers_work(runner):
+def test_all_workers_get_tasks(runner):
     assert len(set(runner.run(process_id, range(200))) - {os.getpid()}) == 2
 
 
-def test_a_single_task_runs_here(pipeline):
+def test_a_single_task_runs_in_this_process(pipeline):
     with local_runner(pipeline) as runner:
         assert list(runner.run(process_id, [1])) == [os.getpid()]
 
 
-def test_tasks_are_read_no_further_ahead_than_the_workers_need(runner):
+def test_at_most_three_tasks_per_worker_are_read_ahead(runner):
     read = 0
 
     def tasks() -> Iterator[int]:
@@ -173,7 +173,7 @@ def test_the_first_error_in_the_order_of_the_tasks_is_raised(runner):
         next(results)
 
 
-def test_an_error_of_the_reader_comes_behind_what_the_tasks_before_it_find(runner):
+def test_an_error_of_the_reader_is_raised_after_the_results_of_earlier_tasks(runner):
     def tasks() -> Iterator[int]:
         yield from (1, 2)
         raise InputError("the file is damaged")
@@ -184,29 +184,29 @@ def test_an_error_of_the_reader_comes_behind_what_the_tasks_before_it_find(runne
         next(results)
 
 
-def test_a_mistake_in_a_unit_tells_where_it_is(runner):
+def test_an_unexpected_error_has_the_traceback_of_the_worker(runner):
     with pytest.raises(ZeroDivisionError) as raised:
         list(runner.run(fail_unexpectedly, range(2)))
     assert "in fail_unexpectedly" in raised.value.__notes__[0]
 
 
-def test_an_error_that_can_not_be_sent_is_still_told(runner):
+def test_an_error_that_cannot_be_pickled_is_still_reported(runner):
     with pytest.raises(RuntimeError, match="LocalError") as raised:
-        list(runner.run(fail_with_what_can_not_be_sent, range(2)))
-    assert "in fail_with_what_can_not_be_sent" in raised.value.__notes__[0]
+        list(runner.run(fail_with_an_error_that_cannot_be_pickled, range(2)))
+    assert "in fail_with_an_error_that_cannot_be_pickled" in raised.value.__notes__[0]
 
 
 # Workers that die
 
 
-def test_the_work_of_a_worker_that_is_killed_is_done_again(runner, tmp_path):
+def test_the_task_of_a_killed_worker_is_run_again(runner, tmp_path):
     visits = [Visit(tmp_path, number) for number in range(12)]
     assert list(runner.run(be_killed_at_first, visits)) == list(range(12))
     tries = {number: os.path.getsize(tmp_path / str(number)) for number in range(12)}
     assert tries == {number: 2 if number % 3 == 1 else 1 for number in range(12)}
 
 
-def test_a_worker_that_is_killed_while_it_has_nothing_to_do_is_replaced(runner):
+def test_a_worker_that_is_killed_while_idle_is_replaced(runner):
     before = set(runner.run(process_id, range(100)))
     for process in before:
         os.kill(process, signal.SIGKILL)
@@ -232,7 +232,7 @@ def test_a_run_whose_workers_are_killed_writes_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_task_that_ends_two_workers_stops_the_run_and_is_named(pipeline, method, tmp_path):
+def test_a_task_in_which_two_workers_die_stops_the_run_and_is_named(pipeline, method, tmp_path):
     visits = [Visit(tmp_path, number) for number in range(12)]
     with pytest.raises(MtpackError) as stopped, two_workers(pipeline, method) as runner:
         list(runner.run(always_be_killed_at_four, visits))
@@ -243,7 +243,7 @@ def test_a_task_that_ends_two_workers_stops_the_run_and_is_named(pipeline, metho
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_worker_is_left_after_a_run_that_is_interrupted(pipeline, method, tmp_path):
+def test_no_worker_is_left_after_an_interrupted_run(pipeline, method, tmp_path):
     with pytest.raises(KeyboardInterrupt), two_workers(pipeline, method) as runner:
         next(runner.run(hang, tasks_until_they_hang(tmp_path)))
     workers = [int(file.name) for file in tmp_path.iterdir()]
@@ -283,7 +283,7 @@ print(may_fork())
 
 
 @linux_only
-def test_workers_share_what_is_loaded_unless_the_program_has_threads():
+def test_workers_share_the_loaded_pipeline_unless_the_program_has_threads():
     done = subprocess.run(
         [sys.executable, "-c", IN_A_PROGRAM],
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -299,20 +299,20 @@ def test_workers_share_what_is_loaded_unless_the_program_has_threads():
 # Messages
 
 
-def test_messages_arrive_whole_and_in_order_while_nobody_listens():
-    here, there = socketpair()
+def test_messages_are_sent_before_they_are_received_and_arrive_complete_in_order():
+    sender, receiver = socketpair()
     messages = [b"", b"one", b"x" * 10_000_000]
-    with here, there:
+    with sender, receiver:
         for message in messages:
-            send(here, message)
-        assert [receive(there) for _ in messages] == messages
+            send(sender, message)
+        assert [receive(receiver) for _ in messages] == messages
 
 
-def test_a_receiver_notices_the_end_of_the_sender_behind_its_messages():
-    here, there = socketpair()
-    with there:
-        with here:
-            send(here, b"last")
-        assert receive(there) == b"last"
+def test_a_receiver_gets_all_messages_before_it_detects_the_end_of_the_sender():
+    sender, receiver = socketpair()
+    with receiver:
+        with sender:
+            send(sender, b"last")
+        assert receive(receiver) == b"last"
         with pytest.raises(EOFError):
-            receive(there)
+            receive(receiver)

@@ -1,4 +1,4 @@
-"""The output folder: one run at a time, nothing lost or half there, nothing foreign touched."""
+"""The output folder: one run at a time, a complete output or none, no other files touched."""
 
 import errno
 import hashlib
@@ -42,7 +42,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_a_failure_while_the_output_is_placed_can_be_run_again(tmp_path, monkeypatch, step):
+def test_a_run_that_failed_while_publishing_can_be_run_again(tmp_path, monkeypatch, step):
     output = tmp_path / "packed"
     pack(output)
     replace, calls = os.replace, []
@@ -65,39 +65,39 @@ def test_a_failure_while_the_output_is_placed_can_be_run_again(tmp_path, monkeyp
     assert mtpack.open_shards(output).metadata.seq_len == 512
 
 
-def test_all_that_an_output_holds_is_synced_before_any_of_it_takes_its_place(tmp_path, monkeypatch):
-    synced, placed = set(), []
+def test_all_files_of_an_output_are_synced_before_any_is_published(tmp_path, monkeypatch):
+    synced, published = set(), []
     sync, replace = os.fsync, os.replace
 
-    def syncing(descriptor):
+    def spy_on_sync(descriptor):
         sync(descriptor)
         synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
 
-    def replacing(source, target):
+    def spy_on_replace(source, target):
         if Path(target).parent == tmp_path / "packed":
-            placed.append((Path(target).name, synced.copy()))
+            published.append((Path(target).name, synced.copy()))
         replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", syncing)
-    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(os, "fsync", spy_on_sync)
+    monkeypatch.setattr(os, "replace", spy_on_replace)
     report = pack(tmp_path / "packed", shard_size="128KiB")
     assert len(report.shards) > 1
-    names = {name for name, _ in placed}
+    names = {name for name, _ in published}
     assert names >= {*(shard.path for shard in report.shards), "rejects.jsonl", "manifest.json"}
-    assert placed[0][1] >= names
+    assert published[0][1] >= names
 
 
-def test_a_shard_that_can_not_be_synced_leaves_no_output(tmp_path, monkeypatch):
-    def failing(descriptor):
+def test_a_shard_that_cannot_be_synced_leaves_no_output(tmp_path, monkeypatch):
+    def fail(descriptor):
         raise OSError(errno.EIO, "the disk has failed")
 
-    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="the disk has failed"):
         pack(tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
 
 
-def test_what_looks_like_an_output_but_is_none_is_not_touched(tmp_path):
+def test_a_folder_that_only_looks_like_an_output_is_not_touched(tmp_path):
     output = tmp_path / "site"
     output.mkdir()
     (output / "manifest.json").write_text('{"name": "my web app"}')
@@ -108,7 +108,7 @@ def test_what_looks_like_an_output_but_is_none_is_not_touched(tmp_path):
     assert contents(output) == before
 
 
-def test_overwriting_leaves_files_that_are_not_of_an_output(tmp_path):
+def test_overwriting_keeps_files_that_do_not_belong_to_an_output(tmp_path):
     output = tmp_path / "packed"
     pack(output)
     (output / "shard-notes.arrow").write_text("mine")
@@ -116,15 +116,13 @@ def test_overwriting_leaves_files_that_are_not_of_an_output(tmp_path):
     assert (output / "shard-notes.arrow").read_text() == "mine"
 
 
-def test_an_output_inside_the_input_folder_is_no_input(tmp_path):
+def test_an_output_inside_the_input_folder_is_not_read_as_input(tmp_path):
     shutil.copy(SOURCE, tmp_path)
     pack(tmp_path / "packed", tmp_path)
     assert pack(tmp_path / "packed", tmp_path).tally.rows_read == 90
 
 
-def test_a_complete_output_reports_again_from_a_folder_that_can_not_be_written(
-    tmp_path, monkeypatch
-):
+def test_a_complete_output_in_a_read_only_folder_is_reported_again(tmp_path, monkeypatch):
     pack(tmp_path / "packed")
 
     def refuse(*args, **kwargs):
@@ -134,24 +132,24 @@ def test_a_complete_output_reports_again_from_a_folder_that_can_not_be_written(
     assert pack(tmp_path / "packed").tally.rows_read == 90
 
 
-def test_an_output_that_skipped_bad_rows_does_not_satisfy_a_run_that_must_not(tmp_path):
+def test_an_output_that_skipped_bad_rows_is_refused_by_a_run_that_may_not_skip(tmp_path):
     pack(tmp_path / "packed", BAD, on_error="skip")
     with pytest.raises(InputError, match=r"line 3: unknown_role"):
         pack(tmp_path / "packed", BAD)
     assert pack(tmp_path / "packed", BAD, on_error="skip").tally.rows_rejected
 
 
-def test_other_special_tokens_are_another_tokenizer(tmp_path):
+def test_other_special_tokens_make_a_different_tokenizer(tmp_path):
     folder = tmp_path / "tokenizer"
     shutil.copytree(EMBEDDED_FOLDER, folder)
     pack(tmp_path / "packed", tokenizer=folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<think>"}))
-    with pytest.raises(SetupError, match="the tokenizer is another one"):
+    with pytest.raises(SetupError, match="the tokenizer is different"):
         pack(tmp_path / "packed", tokenizer=folder)
 
 
-def test_an_option_that_the_old_run_did_not_know_makes_a_difference():
+def test_an_option_that_the_old_run_did_not_have_is_a_difference():
     def run(**options):
         return manifest.RunIdentity(
             options=options, inputs=[], tokenizer_sha256="", template_sha256=""
@@ -162,22 +160,22 @@ def test_an_option_that_the_old_run_did_not_know_makes_a_difference():
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key", "value"),
     [("path", 5), ("bytes", "many"), ("rows", None), ("sha256", 1.5)],
 )
-def test_a_manifest_with_values_of_other_types_is_damaged(tmp_path, place, value):
+def test_a_manifest_with_values_of_wrong_types_is_damaged(tmp_path, key, value):
     pack(tmp_path / "packed")
     path = tmp_path / "packed" / "manifest.json"
     whole = json.loads(path.read_text())
-    whole["shards"][0][place] = value
+    whole["shards"][0][key] = value
     about, _ = whole.pop("about"), whole.pop("sha256")
-    sha256 = hashlib.sha256(manifest._canonical(whole).encode()).hexdigest()
+    sha256 = hashlib.sha256(manifest._canonical_json(whole).encode()).hexdigest()
     path.write_text(json.dumps(whole | {"about": about, "sha256": sha256}))
     with pytest.raises(InputError, match="damaged"):
         mtpack.open_shards(tmp_path / "packed")
 
 
-def test_a_null_inside_a_column_is_damage(tmp_path):
+def test_a_shard_with_a_null_inside_a_column_is_refused(tmp_path):
     pack(tmp_path / "packed")
     path = next((tmp_path / "packed").glob("*.arrow"))
     table = pa.ipc.open_stream(path.read_bytes()).read_all()
@@ -194,7 +192,7 @@ def test_a_null_inside_a_column_is_damage(tmp_path):
         mtpack.open_shards(alone)
 
 
-def test_python_callers_pass_paths_numbers_and_mappings(tmp_path):
+def test_python_callers_may_pass_paths_numbers_and_mappings(tmp_path):
     report = pack(
         tmp_path / "packed",
         tokenizer=EMBEDDED_FOLDER,
@@ -207,7 +205,7 @@ def test_python_callers_pass_paths_numbers_and_mappings(tmp_path):
         pack(tmp_path / "packed", sequence_length=5)
 
 
-def test_a_file_name_that_is_not_utf8_is_kept_as_it_can_be(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_kept_in_the_manifest(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
     shutil.copy(SOURCE, name)
     pack(tmp_path / "packed", name)
@@ -215,7 +213,7 @@ def test_a_file_name_that_is_not_utf8_is_kept_as_it_can_be(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_a_run_that_is_ended(tmp_path, number):
+def test_no_worker_outlives_a_run_that_gets_a_signal(tmp_path, number):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(SOURCE.read_bytes() * 200)
     command = [sys.executable, "-m", "mtpack", "pack", str(source), "-o", str(tmp_path / "packed")]
@@ -224,8 +222,10 @@ def test_no_worker_outlives_a_run_that_is_ended(tmp_path, number):
             assert process.poll() is None
             os.sched_yield()
         process.send_signal(number)
-        errors = process.stderr.read().decode()  # ends with the last process that holds it
-    if number != signal.SIGKILL:  # a parent that is killed can't keep a child from complaining
+        errors = (
+            process.stderr.read().decode()
+        )  # ends when the last process with this pipe has ended
+    if number != signal.SIGKILL:  # a killed parent can't stop a child from writing a traceback
         assert "Traceback" not in errors
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
     assert (tmp_path / "packed").exists() == (number == signal.SIGKILL)
@@ -234,5 +234,5 @@ def test_no_worker_outlives_a_run_that_is_ended(tmp_path, number):
 def children_of(process: int) -> list[int]:
     path = Path(f"/proc/{process}/task/{process}/children")
     if not path.exists():
-        pytest.skip("needs /proc, to see which processes there are")
+        pytest.skip("needs /proc to list processes")
     return [int(child) for child in path.read_text().split()]

@@ -1,4 +1,4 @@
-"""Hand-made outputs: documents a reader can see -> columns, shards, a folder and its manifest."""
+"""Build columns, shards, or an output folder with its manifest from hand-made documents."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ SEQ_LEN = 32
 
 
 def hand_made_sequences() -> list[list[Document]]:
-    """Three sequences of at most 32 tokens, for documents padded to 1 or to 8.
+    """Return three sequences of at most 32 tokens, for documents padded to multiples of 1 or 8.
 
-    Turns of 1 to 7 tokens, one in two stretches; a dialogue in two documents and sequences; a
-    sequence without padding behind its documents (24 + 8); a token that is the padding's too.
+    They have turns of 1 to 7 tokens, one of them with two spans; a dialogue in two documents and
+    two sequences; a sequence without padding after its documents (24 + 8); and a token in a
+    document with the id of padding.
     """
     return [
         [
@@ -69,7 +70,7 @@ def metadata_of(
 
 
 def columns_of_sequences(sequences: list[list[Document]], layout: Layout) -> Columns:
-    """Assemble documents; each inner list is a sequence."""
+    """Return the columns of these sequences; each inner list is a sequence."""
     documents = [document for sequence in sequences for document in sequence]
     return assemble(
         as_batch(documents),
@@ -84,7 +85,7 @@ def write_columns(
     """Write a shard and return its sha256."""
     _, sha256 = write_shard(
         path,
-        in_batches(columns, batch_rows),
+        cut_into_batches(columns, batch_rows),
         metadata,
         ipc_format="stream",
         compression="none",
@@ -92,8 +93,8 @@ def write_columns(
     return sha256
 
 
-def in_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
-    """Cut columns into those of record batches."""
+def cut_into_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
+    """Yield the columns of every record batch."""
     for first in range(0, len(columns.turn_num), batch_rows):
         rows = slice(first, first + batch_rows)
         cut: dict[str, Any] = {
@@ -107,7 +108,7 @@ def in_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
 
 
 def tally_of(parts: list[Columns], **changes: Any) -> Tally:
-    """Count what columns hold, as a run that dropped and rejected nothing would."""
+    """Return the tally of a run that wrote these columns and dropped and rejected nothing."""
     documents = [columns.dialogue_ids[columns.dialogue_ids >= 0] for columns in parts]
     tokens = sum(int(columns.document_lengths.sum()) for columns in parts)
     turns = sum(int(columns.turn_num.sum()) for columns in parts)
@@ -131,7 +132,7 @@ def tally_of(parts: list[Columns], **changes: Any) -> Tally:
 def write_output(
     folder: Path, parts: list[Columns], metadata: ShardMetadata, tally: Tally | None = None
 ) -> Path:
-    """Write an output folder: a shard of each columns, and a manifest with their figures."""
+    """Write an output folder: one shard for each element of `parts`, and a manifest."""
     folder.mkdir()
     records = []
     for number, columns in enumerate(parts):
@@ -166,7 +167,10 @@ def write_output(
 def random_sequences(
     seed: int, seq_len: int, document_lengths: list[list[int]], vocabulary: int = 1000
 ) -> list[list[Document]]:
-    """Documents of given lengths, each inner list a sequence, with turns of many lengths."""
+    """Return random documents of these lengths, with turns of many lengths.
+
+    Each inner list is a sequence.
+    """
     random = np.random.default_rng(seed)
     sequences = []
     row = 0

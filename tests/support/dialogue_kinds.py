@@ -1,6 +1,6 @@
 """The kinds of dialogues that every chat template is tested with.
 
-Words are animals, so that no two messages of a dialogue share one unless their kind says so.
+The words are animals. No two messages of a dialogue share a word, unless the kind requires it.
 """
 
 from typing import Any

@@ -7,17 +7,17 @@ from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.engines import EngineFailedError
 from mtpack.tokenizer.loading import LoadedTokenizer
 
-_made: dict[str, TextEncoder] = {}
+_cache: dict[str, TextEncoder] = {}
 
 
 def encoder_of(tokenizer: LoadedTokenizer) -> TextEncoder:
-    """Return the encoder of the engine that tests run with; made once, as that takes a while."""
-    if tokenizer.sha256 not in _made:
-        _made[tokenizer.sha256] = _encoder_of(Encoders(tokenizer, seed=0))
-    return _made[tokenizer.sha256]
+    """Return the encoder of the engine that the tests use; it is created once, which is slow."""
+    if tokenizer.sha256 not in _cache:
+        _cache[tokenizer.sha256] = _choose_encoder(Encoders(tokenizer, seed=0))
+    return _cache[tokenizer.sha256]
 
 
-def _encoder_of(encoders: Encoders) -> TextEncoder:
+def _choose_encoder(encoders: Encoders) -> TextEncoder:
     if os.environ.get("MTPACK_PACK_TOKENIZER_ENGINE") == "fastokens":
         try:
             return encoders.fast

@@ -1,4 +1,4 @@
-"""Short texts that are hard on tokenizers, drawn by a seed: all of Unicode, white space, tokens."""
+"""Short random texts that are difficult for tokenizers: all of Unicode, white space, tokens."""
 
 import random
 import sys
@@ -20,7 +20,7 @@ MIXED = "abcXYZ '\n019.,ſé"
 
 @cache
 def characters_by_category() -> list[list[str]]:
-    """Return all characters but half surrogates, those of one general category in one list."""
+    """Return all characters except half surrogates, one list per general category."""
     found: dict[str, list[str]] = {}
     for character in map(chr, range(sys.maxunicode + 1)):
         found.setdefault(unicodedata.category(character), []).append(character)
@@ -29,11 +29,11 @@ def characters_by_category() -> list[list[str]]:
 
 
 def hostile_texts(number: int, added_tokens: Sequence[str], seed: int = 0) -> list[str]:
-    """Draw texts of up to ten parts each."""
+    """Return `number` texts of up to ten random parts each."""
     draw = random.Random(seed)
     tokens = added_tokens or [PROSE]
 
-    def piece_of(text: str) -> str:
+    def draw_part(text: str) -> str:
         start = draw.randrange(len(text))
         return text[start : start + draw.randint(1, 9)]
 
@@ -42,9 +42,9 @@ def hostile_texts(number: int, added_tokens: Sequence[str], seed: int = 0) -> li
         lambda: draw.choice(WHITE_SPACE) * draw.choice((1, 1, 2, 3, 7)),
         lambda: "".join(draw.choices(MIXED, k=draw.randint(1, 8))),
         lambda: " ",
-        lambda: piece_of(PROSE),
+        lambda: draw_part(PROSE),
         lambda: draw.choice(tokens),
-        lambda: piece_of(draw.choice(tokens)),
+        lambda: draw_part(draw.choice(tokens)),
     )
     return [
         "".join(draw.choice(parts)() for _ in range(draw.randint(0, 10))) for _ in range(number)

@@ -1,8 +1,8 @@
-"""Open an output with whatever `datasets` is installed, and compare it with plain pyarrow.
+"""Open an output with the installed version of `datasets`, and compare it with plain pyarrow.
 
     python tests/support/load_with_datasets.py packed
 
-Its own program, since versions of `datasets` that are to be tried need environments of their own.
+This is a separate program, since each version of `datasets` to test needs its own environment.
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Megatron-LM on a CPU: ranks as processes over gloo, its own GPT model, schedule and finalization.
 
-Two things of megatron-core can't run without CUDA and are replaced here by the means it offers: the
-attention, which is a part of the layer's spec, and DistributedDataParallel, of which finalizing
-gradients asks two methods. A third is redirected: the schedule's counter is made on "cuda".
+Two parts of megatron-core can't run without CUDA and are replaced here in the ways it offers: the
+attention, which is a part of the layer's spec, and DistributedDataParallel, of which the
+finalization of gradients calls two methods. A third is redirected: the schedule creates its counter
+on "cuda".
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ VOCABULARY = 100
 SEQ_LEN = 32
 
 
-def on_ranks(
+def run_on_ranks(
     world: int, work: Callable[..., Any], *arguments: Any, backend: str = "gloo"
 ) -> list[Any]:
-    """Return what `work(*arguments)` returns on each of `world` ranks.
+    """Run `work(*arguments)` on each of `world` ranks, and return the results.
 
-    They are forked from a process that has imported this module, and nothing else, once.
+    The ranks are forked from a process that has imported only this module, once.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -70,13 +71,15 @@ def on_ranks(
         ProcessPoolExecutor(world, mp_context=context) as pool,
     ):
         running = [
-            pool.submit(_on_rank, rank, world, backend, f"file://{folder}/store", work, arguments)
+            pool.submit(
+                _run_on_rank, rank, world, backend, f"file://{folder}/store", work, arguments
+            )
             for rank in range(world)
         ]
         return [rank.result() for rank in running]
 
 
-def _on_rank(
+def _run_on_rank(
     rank: int, world: int, backend: str, store: str, work: Callable[..., Any], arguments: Any
 ) -> Any:
     torch.set_num_threads(1)
@@ -89,25 +92,25 @@ def _on_rank(
         distributed.destroy_process_group()
 
 
-def zigzag(cu_seqlens: list[int], size: int, rank: int) -> list[int]:
-    """Compute the places of a rank one by one.
+def find_zigzag_positions(cu_seqlens: list[int], size: int, rank: int) -> list[int]:
+    """Compute the positions of a rank one by one.
 
-    This is the kernel `thd_partition_indices` of transformer_engine
-    (transformer_engine/common/fused_attn/context_parallel.cu), written out.
+    This is the kernel `thd_partition_indices` of transformer_engine in Python
+    (transformer_engine/common/fused_attn/context_parallel.cu).
     """
     local_bounds = [bound // size for bound in cu_seqlens]
-    places = []
+    positions = []
     for token in range(local_bounds[-1]):
         document = max(n for n, bound in enumerate(local_bounds[:-1]) if bound <= token)
         length = local_bounds[document + 1] - local_bounds[document]
         index = token - local_bounds[document]
         offset = rank if index < length // 2 else (size - 1) * 2 - rank
-        places.append(index + local_bounds[document] * size + length // 2 * offset)
-    return places
+        positions.append(index + local_bounds[document] * size + length // 2 * offset)
+    return positions
 
 
 class AllGather(torch.autograd.Function):
-    """What all ranks of a group have, with gradients."""
+    """The tensors of all ranks of a group, with gradients."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, group: Any) -> Tensor:
@@ -124,7 +127,7 @@ class AllGather(torch.autograd.Function):
 
 
 class DocumentAttention(torch.nn.Module):
-    """Causal attention within documents, over context-parallel ranks, the plain way."""
+    """Causal attention within documents, over context-parallel ranks, in its simplest form."""
 
     def __init__(self, config: Any, layer_number: int, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -140,8 +143,10 @@ class DocumentAttention(torch.nn.Module):
         own = list(range(bounds[-1]))
         everywhere = own
         if group is not None and group.size() > 1:
-            slices = [zigzag(bounds, group.size(), rank) for rank in range(group.size())]
-            own, everywhere = slices[group.rank()], [place for each in slices for place in each]
+            slices = [
+                find_zigzag_positions(bounds, group.size(), rank) for rank in range(group.size())
+            ]
+            own, everywhere = slices[group.rank()], [at for each in slices for at in each]
             key, value = (AllGather.apply(each, group).flatten(0, 1) for each in (key, value))
         heads = [each.view(each.shape[0], -1, each.shape[-1]).transpose(0, 1)
                  for each in (query, key, value)]  # fmt: skip
@@ -155,7 +160,7 @@ class DocumentAttention(torch.nn.Module):
 class SummingReplica(torch.nn.Module):
     """A model whose gradients are summed over data- and context-parallel ranks, not averaged.
 
-    As DistributedDataParallel does under calculate_per_token_loss.
+    DistributedDataParallel does the same under calculate_per_token_loss.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -177,7 +182,7 @@ class SummingReplica(torch.nn.Module):
 
 
 class WithoutCuda(TorchFunctionMode):
-    """Tensors that are asked for on "cuda" are made on the CPU."""
+    """Creates tensors for "cuda" on the CPU."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), named: Any = None
@@ -189,7 +194,7 @@ class WithoutCuda(TorchFunctionMode):
 
 
 @contextmanager
-def parallel(**sizes: Any) -> Any:
+def model_parallel(**sizes: Any) -> Any:
     parallel_state.initialize_model_parallel(**sizes)
     try:
         yield
@@ -198,8 +203,8 @@ def parallel(**sizes: Any) -> Any:
 
 
 def build_model() -> SummingReplica:
-    """Build a GPT; the same weights in every process."""
-    initialize_rng_tracker(inference_rng_tracker=True)  # the other one asks CUDA for its state
+    """Build a GPT, with the same weights in every process."""
+    initialize_rng_tracker(inference_rng_tracker=True)  # the default one reads the state of CUDA
     config = TransformerConfig(
         num_layers=2,
         hidden_size=16,
@@ -217,12 +222,12 @@ def build_model() -> SummingReplica:
     return SummingReplica(model)
 
 
-def gradients_of(model: SummingReplica) -> NDArray[np.float32]:
-    """Return all gradients, one behind the other."""
+def read_gradients(model: SummingReplica) -> NDArray[np.float32]:
+    """Return all gradients, concatenated."""
     return np.concatenate([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def config_of(folder: str, **changes: Any) -> GPTDatasetConfig:
+def build_config(folder: str, **changes: Any) -> GPTDatasetConfig:
     settings = {
         "random_seed": 0,
         "sequence_length": SEQ_LEN,
@@ -237,16 +242,17 @@ def config_of(folder: str, **changes: Any) -> GPTDatasetConfig:
     return GPTDatasetConfig(**{**settings, **changes})
 
 
-def dataset_of(folder: str, num_samples: int | None = None, **changes: Any) -> TurnDataset:
-    """Let Megatron build the training data set."""
-    train, _, _ = build_datasets([num_samples, 0, 0], config_of(folder, **changes))
+def build_dataset(folder: str, num_samples: int | None = None, **changes: Any) -> TurnDataset:
+    """Build the training set with Megatron."""
+    train, _, _ = build_datasets([num_samples, 0, 0], build_config(folder, **changes))
     return train
 
 
-def turn_means(model: torch.nn.Module, documents: list[Document]) -> Iterator[Tensor]:
-    """Give the mean loss of each turn, from the definition.
+def compute_turn_means(model: torch.nn.Module, documents: list[Document]) -> Iterator[Tensor]:
+    """Yield the mean loss of each turn, by definition.
 
-    Each is a sample of its own, without packing: the dialogue up to the turn, its loss alone.
+    Each turn is a sample of its own, without packing: the dialogue up to the turn's end, with the
+    loss of this turn only.
     """
     device = next(model.parameters()).device
     for document in documents:
@@ -263,28 +269,28 @@ def turn_means(model: torch.nn.Module, documents: list[Document]) -> Iterator[Te
                     "thd", bounds, bounds, max_seqlen_q=length, max_seqlen_kv=length
                 ),
             )
-            yield losses[0, [place - 1 for place in turn.positions]].mean()
+            yield losses[0, [position - 1 for position in turn.positions]].mean()
 
 
-def one_sample_per_turn(documents: list[Document]) -> tuple[float, NDArray[np.float32]]:
+def run_one_sample_per_turn(documents: list[Document]) -> tuple[float, NDArray[np.float32]]:
     """Return the mean over turns of their mean losses, and its gradients."""
-    with parallel():
+    with model_parallel():
         model = build_model()
-        loss = torch.stack(list(turn_means(model, documents))).mean()
+        loss = torch.stack(list(compute_turn_means(model, documents))).mean()
         loss.backward()
-        return loss.item(), gradients_of(model)
+        return loss.item(), read_gradients(model)
 
 
-def training_step(
+def run_training_step(
     folder: str, context_parallel_size: int, step: Callable[..., Any] = forward_step
 ) -> tuple[list[list[float]], NDArray[np.float32]]:
-    """Run one step of two micro-batches over all rows, as `train_step` of Megatron-LM does.
+    """Run one step of two micro-batches over all sequences, as `train_step` of Megatron-LM does.
 
     Returns the reports of this rank's micro-batches and the finished gradients.
     """
-    with parallel(context_parallel_size=context_parallel_size), WithoutCuda():
+    with model_parallel(context_parallel_size=context_parallel_size), WithoutCuda():
         model = build_model()
-        dataset = dataset_of(folder, context_parallel_size=context_parallel_size)
+        dataset = build_dataset(folder, context_parallel_size=context_parallel_size)
         ranks = parallel_state.get_data_parallel_world_size()
         rows = [
             dataset[row]
@@ -299,21 +305,21 @@ def training_step(
             seq_length=SEQ_LEN,
             micro_batch_size=middle,
         )
-        return [report["lm loss"].tolist() for report in reports], gradients_of(model)
+        return [report["lm loss"].tolist() for report in reports], read_gradients(model)
 
 
-def hybrid_training_step(folder: str) -> tuple[list[list[float]], NDArray[np.float32]]:
+def run_hybrid_training_step(folder: str) -> tuple[list[list[float]], NDArray[np.float32]]:
     """Run one step in which each document has its own number of context-parallel ranks.
 
-    The schedule, megatron/core/pipeline_parallel/hybrid_cp_schedule.py, needs CUDA, so it is laid
-    out here; the groups, and what cuts rows into documents, are Megatron's.
+    The schedule, megatron/core/pipeline_parallel/hybrid_cp_schedule.py, needs CUDA, so it is
+    repeated here. The groups and the code that cuts sequences into documents are Megatron's.
     """
     ranks = distributed.get_world_size()
-    with parallel(hybrid_context_parallel=True, context_parallel_size=2):
+    with model_parallel(hybrid_context_parallel=True, context_parallel_size=2):
         model = build_model()
         model.module.config.max_seqlen_per_dp_cp_rank = SEQ_LEN
         settings = {"context_parallel_size": 2, "data_parallel_size": 2}
-        dataset = dataset_of(folder, hybrid_context_parallel=True, **settings)
+        dataset = build_dataset(folder, hybrid_context_parallel=True, **settings)
         wrapper = HybridCPDataLoaderWrapper(None, model.module.config)
         documents = wrapper.unpack_batch([dataset[row] for row in range(len(dataset))])
         turns = torch.zeros([], dtype=torch.int)
@@ -334,11 +340,11 @@ def hybrid_training_step(folder: str) -> tuple[list[list[float]], NDArray[np.flo
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         finalize_model_grads([model], turns)
-        return [report["lm loss"].tolist() for report in reports], gradients_of(model)
+        return [report["lm loss"].tolist() for report in reports], read_gradients(model)
 
 
 def calculate_loss(model: Any, output: Tensor, loss_func: Any, reports: list[Any]) -> Any:
-    """Call what Megatron's schedules call with a forward step's results."""
+    """Call the function that Megatron's schedules call with the results of a forward step."""
     return schedules.forward_step_calc_loss(
         model,
         output,
@@ -353,10 +359,10 @@ def calculate_loss(model: Any, output: Tensor, loss_func: Any, reports: list[Any
     )
 
 
-def batch_on_tensor_rank(folder: str) -> dict[str, NDArray[np.int64]]:
-    """Return a micro-batch as this tensor-parallel rank has it; the first alone reads data."""
-    with parallel(tensor_model_parallel_size=distributed.get_world_size()):
-        dataset = dataset_of(folder)
+def read_batch_on_tensor_rank(folder: str) -> dict[str, NDArray[np.int64]]:
+    """Return the micro-batch of this tensor-parallel rank; only the first rank reads data."""
+    with model_parallel(tensor_model_parallel_size=distributed.get_world_size()):
+        dataset = build_dataset(folder)
         assert (dataset is None) == (parallel_state.get_tensor_model_parallel_rank() > 0)
         data = dataset and iter([default_collate([dataset[0], dataset[1]])])
         batch = next_batch(data, torch.device("cpu"))
@@ -366,25 +372,25 @@ def batch_on_tensor_rank(folder: str) -> dict[str, NDArray[np.int64]]:
 
 
 class Planning(torch.nn.Linear):
-    """A model of which a plan is asked for, and what it was given for that."""
+    """A model that returns the arguments of `build_schedule_plan`."""
 
     def build_schedule_plan(self, *arguments: Any, **named: Any) -> Any:
         return arguments, named
 
 
-def planned_step(folder: str) -> tuple[list[str], list[int], int]:
-    """Return what a schedule plan is given, and the count that goes with it."""
-    with parallel():
-        data = iter([default_collate([dataset_of(folder)[0]])])
+def run_planned_step(folder: str) -> tuple[list[str], list[int], int]:
+    """Return the arguments of a schedule plan, and its count of turns."""
+    with model_parallel():
+        data = iter([default_collate([build_dataset(folder)[0]])])
         (_, named), loss_func = forward_step(data, Planning(1, 1), return_schedule_plan=True)
     bounds = named["packed_seq_params"].cu_seqlens_q.tolist()
     return sorted(named), bounds, loss_func.keywords["turn_num"].item()
 
 
-def refused_batch(folder: str) -> str:
-    """Return how rows for several pipeline stages are refused."""
-    with parallel(pipeline_model_parallel_size=distributed.get_world_size()):
-        dataset = dataset_of(folder)
+def read_refused_batch(folder: str) -> str:
+    """Return the error for a micro-batch of two sequences on several pipeline stages."""
+    with model_parallel(pipeline_model_parallel_size=distributed.get_world_size()):
+        dataset = build_dataset(folder)
         rows = default_collate([dataset[0], dataset[1]])
         try:
             next_batch(iter([rows]), torch.device("cpu"))
@@ -393,27 +399,27 @@ def refused_batch(folder: str) -> str:
     return ""
 
 
-def mistaken_step(mistake: str, *arguments: Any) -> Any:
-    """Run our forward step with one of the counts that look right under context parallelism."""
+def run_mistaken_step(mistake: str, *arguments: Any) -> Any:
+    """Run the forward step with a wrong count, which looks right under context parallelism."""
     output, loss_func = forward_step(*arguments)
     columns = loss_func.keywords
     shares = (columns["loss_mask"] / columns["loss_token_num"]).sum()
     if mistake == "share of this rank, as an integer":
-        # What Megatron-LM's own loss function gives where the weights are its loss_mask.
+        # Megatron-LM's own loss function counts so, if the weights are its loss_mask.
         return output, partial(loss_func, turn_num=shares.to(torch.int))
     whole = shares.clone()
     distributed.all_reduce(whole, group=ContextParallel.static().group)
     return output, partial(loss_func, turn_num=whole.round().int())
 
 
-def on_cuda(
+def run_on_cuda(
     folder: str, documents: list[Document]
 ) -> tuple[list[list[float]], NDArray[np.float32], NDArray[np.float32]]:
-    """Run a step with nothing replaced: transformer_engine's attention, Megatron's data parallel.
+    """Run a step with transformer_engine's attention and Megatron's DistributedDataParallel.
 
-    Returns the reports, the gradients, and those of one sample per turn, bf16 on one GPU.
+    Returns the reports, the gradients, and those of one sample per turn, in bf16 on one GPU.
     """
-    with parallel():
+    with model_parallel():
         model_parallel_cuda_manual_seed(0)
         config = TransformerConfig(
             num_layers=2,
@@ -431,7 +437,7 @@ def on_cuda(
         model = DistributedDataParallel(
             config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), module
         )
-        dataset = dataset_of(folder)
+        dataset = build_dataset(folder)
         rows = [dataset[row] for row in range(len(dataset))]
         reports = schedules.forward_backward_no_pipelining(
             forward_step_func=forward_step,
@@ -441,15 +447,15 @@ def on_cuda(
             seq_length=SEQ_LEN,
             micro_batch_size=2,
         )
-        found = main_gradients_of(model)
+        found = read_main_gradients(model)
         model.zero_grad_buffer()
         turns = sum(len(document.turns) for document in documents)
-        for mean in turn_means(model, documents):
+        for mean in compute_turn_means(model, documents):
             (mean / turns).backward()
         model.finish_grad_sync()
-        return [report["lm loss"].tolist() for report in reports], found, main_gradients_of(model)
+        return [report["lm loss"].tolist() for report in reports], found, read_main_gradients(model)
 
 
-def main_gradients_of(model: torch.nn.Module) -> NDArray[np.float32]:
+def read_main_gradients(model: torch.nn.Module) -> NDArray[np.float32]:
     gradients = [parameter.main_grad.flatten().float() for parameter in model.parameters()]
     return torch.cat(gradients).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a mean over turns is, by definition: every turn alone behind its own context."""
+"""The mean over turns by definition: every turn is a sample of its own, after its context."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from mtpack.shards.dataset import Row
 
 
-def mean_over_turns(model: Any, rows: Sequence[Row]) -> Tensor:
+def compute_mean_over_turns(model: Any, rows: Sequence[Row]) -> Tensor:
     """Return the mean over all turns of rows (`aligned`) of the mean of a turn's token losses.
 
-    Every turn is a sample of its own: its document up to its last token, neither packed nor merged
-    with others. model: a causal language model of transformers.
+    Every turn is a sample of its own: its document up to the turn's last token, neither packed nor
+    merged with others. model: a causal language model of transformers.
     """
     means = []
     for row in rows:
@@ -27,8 +27,8 @@ def mean_over_turns(model: Any, rows: Sequence[Row]) -> Tensor:
         for start, next_start in turns:
             document = int(np.searchsorted(document_ends, start, side="right"))
             first = document_ends[document] - row["seq_lengths"][document]
-            places = np.flatnonzero(row["labels"][start:next_start] != -100) + start - first
-            ids = torch.tensor(row["input_ids"][first : first + places[-1] + 1].tolist())
+            positions = np.flatnonzero(row["labels"][start:next_start] != -100) + start - first
+            ids = torch.tensor(row["input_ids"][first : first + positions[-1] + 1].tolist())
             logits = model(input_ids=ids[None], use_cache=False).logits[0]
-            means.append(cross_entropy(logits[places - 1], ids[places]))
+            means.append(cross_entropy(logits[positions - 1], ids[positions]))
     return torch.stack(means).mean()

@@ -1,7 +1,7 @@
-"""What the laws are tested on: documents with turns, as plain lists and as a `TokenBatch`.
+"""Random documents for property tests, as simple objects and as a `TokenBatch`.
 
-`Document` is a `TokenBatch` that a reader can see: `as_batch` and `as_documents` convert, and the
-slow twins in the tests work on lists of these alone.
+A list of `Document` holds the same data as a `TokenBatch`, in readable form. `as_batch` and
+`as_documents` convert between them; the simple implementations in tests use only `Document`.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ from mtpack.token_batch import TokenBatch
 
 @dataclass(frozen=True)
 class Turn:
-    """One trained message and its loss tokens: half-open ranges of positions in the document."""
+    """One trained message, and its loss tokens as half-open ranges of positions in the document."""
 
     message: int
     flags: int
@@ -40,6 +40,7 @@ class Document:
 
 
 def as_batch(documents: list[Document]) -> TokenBatch:
+    """Return the documents as a `TokenBatch`."""
     turns = [turn for document in documents for turn in document.turns]
     spans = [span for turn in turns for span in turn.spans]
 
@@ -60,6 +61,8 @@ def as_batch(documents: list[Document]) -> TokenBatch:
 
 
 def as_documents(batch: TokenBatch) -> list[Document]:
+    """Return the documents of a batch."""
+
     def cut(values, offsets):
         return [values[start:end] for start, end in pairwise(offsets)]
 
@@ -85,22 +88,22 @@ def as_documents(batch: TokenBatch) -> list[Document]:
 
 
 def assert_same_batch(found: TokenBatch, expected: list[Document]) -> None:
-    """Compare every array: values, lengths and types."""
+    """Compare the values, lengths and dtypes of every array."""
     for field in fields(TokenBatch):
-        array, twin = getattr(found, field.name), getattr(as_batch(expected), field.name)
-        assert (field.name, array.tolist()) == (field.name, twin.tolist())
-        assert (field.name, array.dtype) == (field.name, twin.dtype)
+        array, other = getattr(found, field.name), getattr(as_batch(expected), field.name)
+        assert (field.name, array.tolist()) == (field.name, other.tolist())
+        assert (field.name, array.dtype) == (field.name, other.dtype)
 
 
 seeds = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3).map(tuple)
-"""What the shuffles are drawn from: any non-negative integers."""
+"""Seeds of shuffles: any non-negative integers."""
 
 seq_lens = st.integers(1, 12) | st.integers(13, 100)
-"""Tokens of a sequence, often few."""
+"""The number of tokens of a sequence, often small."""
 
 
 def lengths_within(seq_len: int, max_documents: int = 40):
-    """Draw the lengths of documents that fit into a sequence, few distinct ones or many."""
+    """Draw lengths of documents that fit into a sequence, with few or many distinct lengths."""
     few = st.lists(st.integers(1, seq_len), min_size=1, max_size=4).flatmap(
         lambda lengths: st.lists(st.sampled_from(lengths), max_size=max_documents)
     )
@@ -109,17 +112,17 @@ def lengths_within(seq_len: int, max_documents: int = 40):
 
 
 cases = seq_lens.flatmap(lambda seq_len: st.tuples(lengths_within(seq_len), st.just(seq_len)))
-"""Lengths of documents, and the tokens of a sequence."""
+"""(lengths of documents, tokens of a sequence)"""
 
 
 def histogram_of(lengths) -> dict[int, int]:
-    """How many documents have each length."""
+    """Return the number of documents of each length."""
     values, counts = np.unique(lengths, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-# A turn is drawn as (tokens before it, step to its message, flags, what follows its first span),
-# a span as (tokens before it, loss tokens of it).
+# A turn is drawn as (tokens before it, loss tokens of its first span, step to its message index,
+# flags, further spans), and a further span as (tokens before it, loss tokens).
 _spans = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=2)
 _turns = st.tuples(
     st.integers(0, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 31), _spans
@@ -134,15 +137,15 @@ _first_rows = st.sampled_from([0, 7, 2**31, 2**40])
 def token_batches(draw, min_documents: int = 0):
     """Draw documents of 2 to 70 tokens with up to 3 turns of up to 3 spans; some share a row.
 
-    Token p of document d has the id 1000 * (d + 1) + p; (row, message) is unique; the first token
-    of a document carries no loss, and its last one does.
+    Token p of document d has the id 1000 * (d + 1) + p. No two turns have the same (row, message).
+    The first token of a document carries no loss; the last one does.
     """
     documents = []
     row = draw(_first_rows)
     message = 0
     for step, turns in draw(_documents.filter(lambda documents: len(documents) >= min_documents)):
         row, message = row + step, (0 if step else message)
-        made, position = [], 1
+        drawn, position = [], 1
         for before, first_span, message_step, flags, more_spans in turns:
             message += message_step
             spans = []
@@ -150,18 +153,19 @@ def token_batches(draw, min_documents: int = 0):
                 start = position + gap
                 position = start + num_loss_tokens
                 spans.append((start, position))
-            made.append(Turn(message, flags, spans))
+            drawn.append(Turn(message, flags, spans))
         first_id = 1000 * (len(documents) + 1)
-        documents.append(Document(row, list(range(first_id, first_id + position)), made))
+        documents.append(Document(row, list(range(first_id, first_id + position)), drawn))
     return as_batch(documents)
 
 
-def up_to(document: Document, turns: list[Turn]) -> list[Document]:
-    """The document with these turns, up to its last one; nothing if there is none."""
+def keep_only(document: Document, turns: list[Turn]) -> list[Document]:
+    """Return the document with only these turns, up to the last of them, or [] without turns."""
     return [replace(document, ids=document.ids[: turns[-1].end], turns=turns)] if turns else []
 
 
 def strings_in(value):
+    """Yield every string in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     for inner in value if isinstance(value, list) else []:

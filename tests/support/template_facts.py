@@ -1,7 +1,7 @@
 """How each chat template in ../shared/templates writes an assistant message, read by a person.
 
-This is the oracle of `tests/support/reference.py` that no code derives: written down from the
-templates' sources, family by family.
+These facts are the part of the oracle (`tests/support/reference.py`) that no code computes. They
+were copied from the sources of the templates, family by family.
 """
 
 from dataclasses import dataclass, replace
@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Facts:
-    """What an assistant message looks like."""
+    """How a template writes an assistant message."""
 
     headers: tuple[str, ...]
-    """What may stand before what the model writes; the first is what a prompt mostly ends in."""
+    """The texts that may precede what the model writes; most prompts end in the first one."""
     ends: tuple[str, ...] = ()
-    """The end-of-turn tokens; none for a template without."""
+    """The end-of-turn tokens, if the template has any."""
     ends_last: bool = True
-    """Whether the last message of a conversation ends in one as well."""
+    """Whether the last message of a conversation ends in one, too."""
     closing: str = ""
-    """What is written behind a whole conversation and belongs to no turn, or how it begins."""
+    """The text (or its start) after the whole conversation, which belongs to no turn."""
     next_headers: tuple[str, ...] = ()
-    """What may follow a message in a template without end-of-turn tokens."""
+    """The texts that may follow a message if the template has no end-of-turn tokens."""
     variables: tuple[tuple[str, str], ...] = ()
-    """What the template asks for beside messages and tools."""
+    """The variables that the template needs in addition to messages and tools."""
 
 
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -72,7 +72,7 @@ FACTS: dict[str, Facts] = {
         ("<|header_start|>assistant<|header_end|>\n\n",), ("<|eot|>", "<|eom|>")
     ),
     "axolotl/llava.jinja": LLAVA,
-    # The token that ends its turns stands behind the last turn only.
+    # Its end-of-turn token is written only after the last turn.
     "axolotl/metharme.jinja": Facts(("<|model|>",), (EOS,), next_headers=("<|user|>", "<|model|>")),
     "axolotl/mistral_v1.jinja": MISTRAL,
     "axolotl/mistral_v2v3.jinja": MISTRAL,
@@ -87,14 +87,14 @@ FACTS: dict[str, Facts] = {
     "axolotl/qwen3.jinja": CHATML,
     "axolotl/qwen3_5.jinja": CHATML,
     "axolotl/qwen_25.jinja": CHATML,
-    # No end-of-turn token behind the last message, unless `training_prompt` is set.
+    # No end-of-turn token after the last message, unless `training_prompt` is set.
     "llama.cpp/Apriel-1.6-15b-Thinker-fixed.jinja": Facts(
         ("<|begin_assistant|>",), ("<|end|>",), ends_last=False
     ),
     "llama.cpp/ByteDance-Seed-OSS.jinja": Facts(("<seed:bos>assistant\n",), ("<seed:eos>",)),
     "llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja": replace(
         COMMAND_A,
-        ends=("<|END_OF_TURN_TOKEN|>", "]```"),  # it forgets the token behind tool calls
+        ends=("<|END_OF_TURN_TOKEN|>", "]```"),  # the token is missing after tool calls
         closing="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Write 'Action:'",
     ),
     "llama.cpp/GLM-4.6.jinja": GLM,

@@ -1,4 +1,4 @@
-"""Random chat templates, made of what real ones are made of, and random dialogues for them."""
+"""Random chat templates, made of the constructs of real ones, and random dialogues for them."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from random import Random
 
 from hypothesis import strategies as st
 
-# Productions by symbol; `<symbol>` in one stands for any production of that symbol. Every symbol
-# has one without others, where an expansion that has become too deep ends.
+# Productions by symbol; `<symbol>` in a production is replaced by any production of that symbol.
+# Every symbol has a production without symbols, which ends an expansion that is too deep.
 GRAMMAR: dict[str, list[str]] = {
     "template": [
         "<before>{% for m in <messages> %}<body><turn>{% endfor %}<after>",
@@ -15,7 +15,7 @@ GRAMMAR: dict[str, list[str]] = {
         "<before>{% for m in messages %}<body><turn>{% endfor %}<after>",
         "<before>{% for i in range(messages|length) %}{% set m = messages[i] %}"
         "<turn>{% endfor %}<after>",
-        "<before>{% for m in messages if <answer> %}<turn>{% endfor %}<after>",
+        "<before>{% for m in messages if <test> %}<turn>{% endfor %}<after>",
         "{% set ns = namespace(n=0, text='', list=[], flag=false, last=-1) %}"
         "{% for m in messages[::-1] %}{% set i = (messages|length - 1) - loop.index0 %}"
         "{% if ns.last < 0 and m.role == 'user' and not m.content is mapping %}"
@@ -79,7 +79,7 @@ GRAMMAR: dict[str, list[str]] = {
         "{{ '<|im_start|>' ~ m['role'] ~ '\n' }}{% if m.role == 'assistant' %}{% generation %}"
         "{{ <text> }}<|im_end|>{% endgeneration %}{% else %}{{ <text> }}<|im_end|>{% endif %}\n",
         "{% if m.role == 'user' %}[INST] {{ <text> }} [/INST]{% elif m.role == 'assistant' %}"
-        " {{ <text> }}{{ eos_token }}{% elif <answer> %}{{ <text> }}{% endif %}",
+        " {{ <text> }}{{ eos_token }}{% elif <test> %}{{ <text> }}{% endif %}",
         "{% if m.role == 'tool' %}{% if loop.first or loop.previtem.role != 'tool' %}"
         "<|im_start|>user{% endif %}\n<tool_response>{{ m.content }}</tool_response>"
         "{% if loop.last or loop.nextitem.role != 'tool' %}<|im_end|>\n{% endif %}{% else %}"
@@ -107,23 +107,23 @@ GRAMMAR: dict[str, list[str]] = {
         "{{ <text> }}",
         "<body><body>",
         "<calls>",
-        "{% if <answer> %}<body>{% endif %}",
-        "{% if <answer> %}<body>{% elif <answer> %}<body>{% else %}<body>{% endif %}",
+        "{% if <test> %}<body>{% endif %}",
+        "{% if <test> %}<body>{% elif <test> %}<body>{% else %}<body>{% endif %}",
         "{% set x = <text> %}<body>{{ x }}",
-        "{% if <answer> %}{% set x = <text> %}{% endif %}{{ x }}",
+        "{% if <test> %}{% set x = <text> %}{% endif %}{{ x }}",
         "{% set ns.n = ns.n + 1 %}",
         "{% set ns.n = ns.n + m.content|length %}{{ ns.n }}",
         "{% set ns.text = ns.text ~ <text> %}",
         "{% set ns.list = ns.list + [<text>] %}{{ ns.list|length }}",
-        "{% set ns.flag = <answer> %}",
+        "{% set ns.flag = <test> %}",
         "{% set ns.last = loop.index0 %}",
         "{% set b %}<body>{{ <text> }}{% endset %}{{ b }}",
         "{% set b %}<body>{% endset %}{% if b|trim %}{{ b|trim }}{% endif %}",
         "{% set ns.text %}{{ ns.text }}<body>{% endset %}",
         "{% generation %}<body>{{ <text> }}{% endgeneration %}",
-        "{% if <answer> %}{% continue %}{% endif %}",
-        "{% if <answer> %}{% break %}{% endif %}",
-        "{% if <answer> %}{{ raise_exception('no: ' ~ <text>) }}{% endif %}",
+        "{% if <test> %}{% continue %}{% endif %}",
+        "{% if <test> %}{% break %}{% endif %}",
+        "{% if <test> %}{{ raise_exception('no: ' ~ <text>) }}{% endif %}",
         "{{ f(<text>) if f }}{{ f(m.k) if f }}{{ f(m, <text>) if f }}",
         "{% if g %}{% call g(<text>) %}<body>{% endcall %}{% endif %}",
         "{% filter upper %}<body>{{ <text> }}{% endfilter %}",
@@ -133,7 +133,7 @@ GRAMMAR: dict[str, list[str]] = {
         "{% for k, v in m.items() %}{{ k }}{{ v }}{% endfor %}{{ m.keys()|list }}",
         "{{ m }}{{ m|tojson }}",
         "{{ <number> }}",
-        "{{ <answer> }}",
+        "{{ <test> }}",
         "{% set p = loop.previtem %}{% if p is defined and p.role == m.role %}{{ p.content }}"
         "{% endif %}",
         "{{ loop.first }}{{ loop.last }}{{ loop.index }}",
@@ -185,8 +185,8 @@ GRAMMAR: dict[str, list[str]] = {
         "('<' ~ <text> ~ <text>)",
         "(<text> + <text>)",
         "('%s;' % <text>)",
-        "(<text> if <answer> else <text>)",
-        "(<text> if <answer>)",
+        "(<text> if <test> else <text>)",
+        "(<text> if <test>)",
         "(<text> or <text>)",
         "(<text> and <text>)",
         "[<text>, <text>]|join(',')",
@@ -208,7 +208,7 @@ GRAMMAR: dict[str, list[str]] = {
         "(ns.list|length)",
         "(<number>|int)",
     ],
-    "answer": [
+    "test": [
         "m.role == 'user'",
         "m.role == 'assistant'",
         "m.content",
@@ -247,32 +247,32 @@ GRAMMAR: dict[str, list[str]] = {
         "<text> is lower",
         "<text>.endswith('\n')",
         "<number> > 2",
-        "not <answer>",
-        "(<answer> and <answer>)",
-        "(<answer> or <answer>)",
+        "not <test>",
+        "(<test> and <test>)",
+        "(<test> or <test>)",
     ],
 }
 _SYMBOL = re.compile("<(" + "|".join(GRAMMAR) + ")>")
 
 
-def expanded(random: Random, symbol: str, depth: int) -> str:
-    """Return a random expansion; `depth` bounds how often symbols stand in symbols."""
+def expand(random: Random, symbol: str, depth: int) -> str:
+    """Return a random expansion of `symbol`; depth: the most levels of nested symbols."""
     productions = GRAMMAR[symbol]
     if depth <= 0:
         productions = [one for one in productions if not _SYMBOL.search(one)] or productions[-1:]
     return _SYMBOL.sub(
-        lambda found: expanded(random, found[1], depth - 1), random.choice(productions)
+        lambda found: expand(random, found[1], depth - 1), random.choice(productions)
     )
 
 
 template_sources = st.builds(
-    lambda random, depth: expanded(random, "template", depth),
+    lambda random, depth: expand(random, "template", depth),
     st.randoms(use_true_random=False),
     st.integers(3, 5),
 )
 
 
-# Few texts, so that dialogues often give the same answers and yet are different.
+# Few texts, so that different dialogues often take the same branches of a template.
 _texts = st.sampled_from(
     [
         *("a", "b", "A", "", " a ", "\n", "a\nb", "\n\na\n", "<b>&'\"", "%s {{ a }}", "a b a"),
@@ -333,7 +333,7 @@ def _messages(draw, role: str) -> dict:
 
 @st.composite
 def rows(draw) -> dict:
-    """Draw a row: mostly a system message and turns in order, sometimes any roles."""
+    """Draw a row: mostly turns in order, perhaps after a system message; sometimes any roles."""
     if draw(st.integers(0, 3)):
         turns = draw(
             st.lists(

@@ -1,8 +1,8 @@
-"""Every chat template in ../shared/templates against the slow reference, as a table.
+"""Every chat template in ../shared/templates compared with the slow reference, as a table.
 
-`python -m tests.support.template_table` prints it, one row a template: how many kinds of dialogues
-(`dialogue_kinds.py`) give the documents of the reference under every `--merge`, how many the
-template refuses (transformers and mtpack alike), and for how many merging is not exact.
+`python -m tests.support.template_table` prints the table. For each template, it says how many kinds
+of dialogues (`dialogue_kinds.py`) give the documents of the reference under every `--merge`, how
+many the template refuses (in transformers and in mtpack), and for how many merging is not exact.
 """
 
 import datetime
@@ -38,8 +38,8 @@ DATE = "2026-01-31"
 MERGES = ("auto", "always", "never")
 TEMPLATES = sorted(FACTS)
 
-# What looks like a control token in a template's source. All of it becomes an added token, so that
-# a template meets a tokenizer that knows its tokens.
+# Text that looks like a control token in a template's source. Each becomes an added token, so that
+# the tokenizer knows the tokens of the template.
 CONTROL = re.compile(
     r"<\|[^|<>\s'\"]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<\|[a-z_]+>|<[a-z_]+\|>|</?s>|<[a-z]+_of_[a-z]+>"
     r"|\[/?[A-Z_]{3,30}\]|\[\|[a-z]+\|\]|<seed:[a-z]+>|</?think>"
@@ -49,7 +49,7 @@ NOT_SPECIAL = ("<think>", "</think>")
 
 @dataclass(frozen=True)
 class TableRow:
-    """What became of all kinds of dialogues with one template."""
+    """The results of one template with all kinds of dialogues."""
 
     template: str
     passed: tuple[str, ...] = ()
@@ -57,18 +57,18 @@ class TableRow:
     refused: tuple[str, ...] = ()
     """Kinds that the template refuses, in transformers as in mtpack."""
     not_found: tuple[str, ...] = ()
-    """Kinds that only mtpack refuses, since it can't tell where a turn stands."""
+    """Kinds that only mtpack refuses, because it can't find a turn."""
     failed: tuple[str, ...] = ()
-    """Kinds with another outcome."""
+    """Kinds with any other result."""
     not_exact: tuple[str, ...] = ()
     """Kinds in which a turn needs a document of its own."""
     replayed: float = 1.0
-    """The share of the kinds that it does not refuse, under every `--merge`, that are filled in by
-    replay once all have been seen."""
+    """Of the kinds that are not refused, the share that is replayed after all have been recorded
+    (from 0 to 1, over every `--merge`)."""
 
 
-class RenderOnce(Reference):
-    """The reference, but what it asks for again is not worked out again."""
+class CachedReference(Reference):
+    """The reference, with a cache of its renders and its tokens."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -94,30 +94,30 @@ class RenderOnce(Reference):
 
 
 @dataclass(frozen=True)
-class Bench:
-    """One template, loaded by both sides."""
+class LoadedTemplate:
+    """One template, loaded for the reference and for mtpack."""
 
-    reference: RenderOnce
+    reference: CachedReference
     tokenizer: LoadedTokenizer
     template: ChatTemplate
 
 
 @contextmanager
-def bench(name: str, folder: Path | None = None) -> Iterator[Bench]:
-    """Load a template with the tokenizer in `folder`, or one that has its control tokens."""
+def load_template(name: str, folder: Path | None = None) -> Iterator[LoadedTemplate]:
+    """Load a template with the tokenizer in `folder`, or with one that has its control tokens."""
     source = (SHARED / "templates" / name).read_text(encoding="utf-8")
-    with TemporaryDirectory() as made, frozen_clock():
+    with TemporaryDirectory() as temporary, frozen_clock():
         if folder is None:
-            folder = Path(made)
+            folder = Path(temporary)
             write_tokenizer(folder, source)
         tokenizer = load_tokenizer(str(folder))
         variables = tokenizer.special_tokens | dict(FACTS[name].variables)
         template = ChatTemplate({"default": source}, variables, DATE)
-        yield Bench(RenderOnce(folder, FACTS[name], source), tokenizer, template)
+        yield LoadedTemplate(CachedReference(folder, FACTS[name], source), tokenizer, template)
 
 
 def write_tokenizer(folder: Path, source: str) -> None:
-    """Write the embedded tokenizer with the control tokens of a template's source."""
+    """Write the embedded tokenizer, with the control tokens of a template's source added."""
     stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     known = {token["content"] for token in stored["added_tokens"]}
     behaviour = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -137,7 +137,7 @@ def write_tokenizer(folder: Path, source: str) -> None:
 
 @contextmanager
 def frozen_clock() -> Iterator[None]:
-    """Let transformers' `strftime_now` tell DATE."""
+    """Let transformers' `strftime_now` format DATE."""
 
     class Frozen(datetime.datetime):
         @classmethod
@@ -148,16 +148,18 @@ def frozen_clock() -> Iterator[None]:
         yield
 
 
-def table_row(name: str, folder: Path | None = None) -> TableRow:
+def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
     """Compare all kinds of dialogues, under every `--merge`."""
     outcomes: dict[str, list[str]] = {
         outcome: [] for outcome in ("passed", "refused", "not_found", "failed", "not_exact")
     }
-    with bench(name, folder) as loaded:
-        replayed = replayed_documents(loaded)
+    with load_template(name, folder) as loaded:
+        replayed = replay_documents(loaded)
         for kind, row in KINDS.items():
-            found = [packed(loaded, rendered(loaded, row, merge), merge) for merge in MERGES]
-            expected = [reference_documents(loaded.reference, row, merge) for merge in MERGES]
+            found = [pack(loaded, render(loaded, row, merge), merge) for merge in MERGES]
+            expected = [
+                compute_reference_documents(loaded.reference, row, merge) for merge in MERGES
+            ]
             if found == expected == replayed.documents[kind]:
                 outcome = "refused" if expected[0] is None else "passed"
             else:
@@ -165,8 +167,8 @@ def table_row(name: str, folder: Path | None = None) -> TableRow:
             outcomes[outcome].append(kind)
             if has_own_documents(loaded, row):
                 outcomes["not_exact"].append(kind)
-    told = {outcome: tuple(kinds) for outcome, kinds in outcomes.items()}
-    return TableRow(name, **told, replayed=replayed.share)
+    results = {outcome: tuple(kinds) for outcome, kinds in outcomes.items()}
+    return TableRow(name, **results, replayed=replayed.share)
 
 
 Documents = list[ReferenceDocument]
@@ -174,15 +176,16 @@ Documents = list[ReferenceDocument]
 
 @dataclass(frozen=True)
 class Replayed:
-    """What replays give once they have seen every kind."""
+    """The documents of replayed dialogues, after every kind has been recorded."""
 
     documents: dict[str, list[Documents | str | None]]
-    """By kind, for each `--merge`."""
+    """By kind, the results for each `--merge`."""
     share: float
+    """The share of the accepted dialogues that is replayed."""
 
 
-def replayed_documents(loaded: Bench) -> Replayed:
-    """Have every kind recorded, then replayed where it can be."""
+def replay_documents(loaded: LoadedTemplate) -> Replayed:
+    """Record every kind, then replay each that can be replayed."""
     documents: dict[str, list[Documents | str | None]] = {kind: [] for kind in KINDS}
     replayed = accepted = 0
     for merge in MERGES:
@@ -193,28 +196,28 @@ def replayed_documents(loaded: Bench) -> Replayed:
         for kind, row in KINDS.items():
             outcome = replayer.render_dialogue(as_dialogue(row))
             accepted += not isinstance(outcome, Reject)
-            documents[kind].append(packed(loaded, outcome, merge))
+            documents[kind].append(pack(loaded, outcome, merge))
         replayed += replayer.replayed
     return Replayed(documents, replayed / accepted)
 
 
-def rendered(loaded: Bench, row: Row, merge: str) -> RenderedDialogue | Reject:
+def render(loaded: LoadedTemplate, row: Row, merge: str) -> RenderedDialogue | Reject:
     return render_dialogue(loaded.template, loaded.tokenizer.added_tokens, as_dialogue(row), merge)
 
 
-def packed(
-    loaded: Bench, rendered: RenderedDialogue | Reject, merge: str
+def pack(
+    loaded: LoadedTemplate, rendered: RenderedDialogue | Reject, merge: str
 ) -> Documents | str | None:
-    """Return mtpack's documents, None where the template refuses, or another reason."""
+    """Return mtpack's documents, None if the template refuses, or another reason."""
     if isinstance(rendered, Reject):
         return None if rendered.reason == "template_raised" else str(rendered.reason)
-    return documents_of(loaded.tokenizer, rendered, merge)
+    return encode_documents(loaded.tokenizer, rendered, merge)
 
 
-def documents_of(
+def encode_documents(
     tokenizer: LoadedTokenizer, rendered: RenderedDialogue, merge: str
 ) -> list[ReferenceDocument]:
-    """Encode a dialogue, and tell its documents in the words of the reference."""
+    """Encode a dialogue, and return its documents in the classes of the reference."""
     batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
     documents = []
     for document in range(batch.num_documents):
@@ -229,15 +232,15 @@ def documents_of(
     return documents
 
 
-def reference_documents(reference: Reference, row: Row, merge: str) -> Documents | None:
-    """Return the reference's documents, or None where the template refuses."""
+def compute_reference_documents(reference: Reference, row: Row, merge: str) -> Documents | None:
+    """Return the reference's documents, or None if the template refuses."""
     try:
         return reference.documents(row, merge)
     except TemplateRaised:
         return None
 
 
-def has_own_documents(loaded: Bench, row: Row) -> bool:
+def has_own_documents(loaded: LoadedTemplate, row: Row) -> bool:
     rendered = render_dialogue(
         loaded.template, loaded.tokenizer.added_tokens, as_dialogue(row), "auto"
     )
@@ -257,23 +260,23 @@ COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>9}  {}"
 HEADINGS = ("template", "passed", "refused", "not exact", "replayed", "kinds not exact or wrong")
 
 
-def line(row: TableRow) -> str:
-    """Return a row of the printed table."""
-    told = {"not exact": row.not_exact, "turn not found": row.not_found, "WRONG": row.failed}
+def format_line(row: TableRow) -> str:
+    """Return the line of the printed table for `row`."""
+    lists = {"not exact": row.not_exact, "turn not found": row.not_found, "WRONG": row.failed}
     return COLUMNS.format(
         row.template,
         len(row.passed),
         len(row.refused),
         len(row.not_exact),
         f"{row.replayed:.0%}",
-        "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in told.items() if kinds),
+        "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in lists.items() if kinds),
     ).rstrip()
 
 
 def main(names: list[str]) -> None:
     print(COLUMNS.format(*HEADINGS))
     for name in names or TEMPLATES:
-        print(line(table_row(name)), flush=True)
+        print(format_line(compute_table_row(name)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Templates render as in transformers, tell where each message stands, and can do no harm."""
+"""Templates render as in transformers, show where each message is, and can do no harm."""
 
 import datetime
 import json
@@ -58,21 +58,21 @@ def as_messages(*messages: dict) -> tuple[Message, ...]:
 
 
 @cache
-def source_of(name: str) -> str:
+def read_source(name: str) -> str:
     return shared(f"templates/{name}").read_text(encoding="utf-8")
 
 
 @cache
-def compiled(name: str) -> ChatTemplate:
-    return compile_source(source_of(name))
+def compile_named(name: str) -> ChatTemplate:
+    return compile_source(read_source(name))
 
 
 def compile_source(source: str, **variables) -> ChatTemplate:
     return ChatTemplate({"default": source}, SPECIAL_TOKENS | variables, DATE)
 
 
-def rendered_kinds(template: ChatTemplate) -> Iterator[tuple[str, Dialogue, bool, str]]:
-    """Yield every kind of dialogue that `template` does not refuse: (kind, it, prompt, text)."""
+def render_kinds(template: ChatTemplate) -> Iterator[tuple[str, Dialogue, bool, str]]:
+    """Yield (kind, dialogue, prompt, text) for all kinds that `template` does not refuse."""
     for kind, row in ROWS.items():
         dialogue = as_dialogue(row)
         for prompt in (False, True):
@@ -88,7 +88,7 @@ def rendered_kinds(template: ChatTemplate) -> Iterator[tuple[str, Dialogue, bool
 
 @pytest.fixture
 def frozen_clock(monkeypatch):
-    """Let transformers' `strftime_now` tell DATE as well."""
+    """Let transformers' `strftime_now` format DATE, too."""
 
     class Frozen(datetime.datetime):
         @classmethod
@@ -98,9 +98,10 @@ def frozen_clock(monkeypatch):
     monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
 
 
+@pytest.mark.oracle
 @pytest.mark.usefixtures("frozen_clock")
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_dialogue_is_rendered_as_by_transformers_or_refused_as_by_it(name):
+def test_a_dialogue_is_rendered_or_refused_as_transformers_does(name):
     for kind, row in ROWS.items():
         dialogue = as_dialogue(row)
         for prompt in (False, True):
@@ -108,15 +109,15 @@ def test_a_dialogue_is_rendered_as_by_transformers_or_refused_as_by_it(name):
                 texts, _ = chat_template_utils.render_jinja_template(
                     [deepcopy(row["messages"])],
                     tools=row.get("tools"),
-                    chat_template=source_of(name),
+                    chat_template=read_source(name),
                     add_generation_prompt=prompt,
                     **SPECIAL_TOKENS,
                 )
                 expected = texts[0]
-            except Exception:  # whatever the template makes Python raise
+            except Exception:  # a template can raise anything
                 expected = None
             try:
-                found = compiled(name).render(dialogue.messages, dialogue.tools, prompt=prompt)
+                found = compile_named(name).render(dialogue.messages, dialogue.tools, prompt=prompt)
             except TemplateRaisedError:
                 found = None
             assert found == expected, f"{kind}, prompt={prompt}"
@@ -131,52 +132,52 @@ def test_the_template_named_tool_use_is_for_dialogues_with_tools():
     template = ChatTemplate({"default": "without", "tool_use": "with"}, {}, DATE)
     messages = as_messages(say("user", "walrus"))
     assert template.render(messages, None) == "without"
-    assert template.render(messages, []) == "with"  # an empty list is a list of tools, as there
+    assert template.render(messages, []) == "with"  # as in transformers
     assert template.render(messages, TOOLS) == "with"
     assert compile_source("only").render(messages, TOOLS) == "only"
 
 
-def test_templates_see_special_tokens_and_missing_ones_are_undefined():
+def test_a_template_gets_the_special_tokens_and_missing_ones_are_undefined():
     template = compile_source(
         "{{ bos_token }}{{ cls_token is defined }}{{ tools is none }}{{ documents is none }}"
     )
     assert template.render(as_messages(say("user", "")), None) == "<s>FalseTrueTrue"
 
 
-def test_strftime_now_tells_the_date_of_the_run():
+def test_strftime_now_formats_the_date_of_the_run():
     template = compile_source("{{ strftime_now('%d %B %Y %H:%M') }}")
     assert template.render(as_messages(say("user", "")), None) == "31 January 2026 00:00"
 
 
-def test_raise_exception_refuses_with_its_own_words():
+def test_raise_exception_refuses_with_the_text_of_the_template():
     template = compile_source("{{ raise_exception('Only two roles, please') }}")
     with pytest.raises(TemplateRaisedError, match=r"^Only two roles, please$"):
         template.render(as_messages(say("user", "")), None)
 
 
-def test_a_reason_is_one_line_of_bounded_length():
+def test_the_error_text_is_one_line_of_limited_length():
     template = compile_source("{{ raise_exception('x' * 5000 ~ '\n' ~ 'more') }}")
     with pytest.raises(TemplateRaisedError) as error:
         template.render(as_messages(say("user", "")), None)
     assert str(error.value) == "x" * 200
 
 
-# Where messages stand
+# The regions of messages
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_marks_never_change_the_text(name):
-    template = compiled(name)
-    for kind, dialogue, prompt, text in rendered_kinds(template):
+    template = compile_named(name)
+    for kind, dialogue, prompt, text in render_kinds(template):
         marked = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt)
         assert marked.text == text, f"{kind}, prompt={prompt}"
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_regions_ascend_with_the_messages_and_share_no_character(name):
-    """But for tool results: one inside the other in Command A, inside their call's in Gemma 4."""
-    template = compiled(name)
-    for kind, dialogue, prompt, text in rendered_kinds(template):
+    """Except tool results: nested in each other in Command A, inside their call in Gemma 4."""
+    template = compile_named(name)
+    for kind, dialogue, prompt, text in render_kinds(template):
         regions = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt).regions
         for before, after in pairwise(sorted(regions)):
             a_result = dialogue.messages[after].role == "tool"
@@ -185,24 +186,24 @@ def test_regions_ascend_with_the_messages_and_share_no_character(name):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_what_is_written_of_a_message_stands_in_its_region(name):
-    template = compiled(name)
-    for kind, dialogue, prompt, text in rendered_kinds(template):
+def test_the_content_of_a_message_is_in_its_region(name):
+    template = compile_named(name)
+    for kind, dialogue, prompt, text in render_kinds(template):
         regions = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt).regions
         for index, (start, end) in regions.items():
-            words = dialogue.messages[index].fields["content"].strip()
-            if words and text.count(words) == 1:
-                assert words in text[start:end], f"{kind}, prompt={prompt}, message {index}"
+            content = dialogue.messages[index].fields["content"].strip()
+            if content and text.count(content) == 1:
+                assert content in text[start:end], f"{kind}, prompt={prompt}, message {index}"
 
 
-def test_nearly_every_template_tells_where_each_assistant_message_stands():
+def test_nearly_every_template_has_a_region_for_each_assistant_message():
     if not TEMPLATES:
         shared("templates")
     found = set()
     for name in TEMPLATES:
-        for kind, dialogue, prompt, _ in rendered_kinds(compiled(name)):
+        for kind, dialogue, prompt, _ in render_kinds(compile_named(name)):
             if kind == "plain" and not prompt:
-                regions = compiled(name).render_marked(dialogue.messages, None).regions
+                regions = compile_named(name).render_marked(dialogue.messages, None).regions
                 if {1, 3} <= regions.keys():
                     found.add(name)
     assert len(found) >= 110, sorted(set(TEMPLATES) - found)  # of 116; 5 of those refuse the row
@@ -228,7 +229,7 @@ LOOPS = {
         f"{{% for message in messages %}}{LINE}{{% if loop.last %}}{{% break %}}{{% endif %}}"
         "{% endfor %}"
     ),
-    "the loop variable is set anew": (
+    "the loop variable is set in the body": (
         "{% for message in messages %}{% set message = dict(message, role=message.role) %}"
         f"{LINE}{{% endfor %}}"
     ),
@@ -256,7 +257,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
-def test_regions_are_found_however_the_loop_is_written(loop):
+def test_regions_are_found_in_all_forms_of_loops(loop):
     template = compile_source("Start\n" + loop + "End")
     marked = template.render_marked(as_messages(*CONVERSATION), None)
     assert (
@@ -277,7 +278,7 @@ def test_a_message_written_twice_has_no_region():
     assert marked.regions == {}
 
 
-def test_no_region_is_told_where_marks_would_change_the_text():
+def test_there_are_no_regions_if_marks_would_change_the_text():
     shouted = "{% for message in messages %}{{ loop.index }}{% endfor %}"
     counted = f"{{% set text %}}{shouted}{{% endset %}}{{{{ text | length }}}}"
     marked = compile_source(counted).render_marked(as_messages(*CONVERSATION), None)
@@ -285,13 +286,13 @@ def test_no_region_is_told_where_marks_would_change_the_text():
 
 
 @pytest.mark.parametrize("mark", ["\ufdd0", "\ufdd02\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"])
-def test_text_that_holds_marks_is_left_as_it_is(mark):
+def test_text_that_contains_mark_characters_is_not_changed(mark):
     template = compile_source(LOOPS["plain"])
     messages = as_messages(say("user", f"wal{mark}rus"), say("assistant", f"{mark}otter"))
     marked = template.render_marked(messages, None)
     assert marked.text == template.render(messages, None)
     assert f"wal{mark}rus" in marked.text
-    assert marked.regions in ({}, {0: (0, 14), 1: (14, 32)})  # a lone \ufdd0 is no mark
+    assert marked.regions in ({}, {0: (0, 14), 1: (14, 32)})  # \ufdd0 alone is not a mark
 
 
 GENERATION_TAGS = {
@@ -319,7 +320,7 @@ GENERATION_TAGS = {
 
 
 @pytest.mark.parametrize("source", GENERATION_TAGS.values(), ids=GENERATION_TAGS)
-def test_generation_tags_are_found_wherever_they_stand(source):
+def test_generation_tags_are_found_in_all_places(source):
     template = compile_source(source)
     marked = template.render_marked(as_messages(*CONVERSATION), None)
     assert marked.text == "<user>walrus</><assistant>otter</><user>badger</><assistant>ferret</>"
@@ -329,7 +330,7 @@ def test_generation_tags_are_found_wherever_they_stand(source):
     ]
 
 
-def test_a_template_without_generation_tags_says_so():
+def test_without_generation_tags_there_are_no_generations():
     template = compile_source(LOOPS["plain"])
     assert template.render_marked(as_messages(*CONVERSATION), None).generations is None
 
@@ -353,10 +354,10 @@ def test_a_template_without_generation_tags_says_so():
         "cycler.__init__",
     ],
 )
-def test_attributes_that_lead_out_of_the_sandbox_are_undefined_and_lead_nowhere(expression):
+def test_attributes_that_lead_out_of_the_sandbox_are_undefined(expression):
     messages = as_messages(*CONVERSATION)
-    told = compile_source("{{ " + expression + " is defined }}{{ " + expression + " }}")
-    assert told.render(messages, None) == "False"
+    written = compile_source("{{ " + expression + " is defined }}{{ " + expression + " }}")
+    assert written.render(messages, None) == "False"
     used = compile_source("{{ " + expression + ".__name__ }}")
     with pytest.raises(TemplateRaisedError):
         used.render(messages, None)
@@ -382,7 +383,7 @@ def test_format_strings_do_not_lead_out_of_the_sandbox():
         "tools[0].clear()",
     ],
 )
-def test_a_template_can_not_change_what_it_is_given(expression):
+def test_a_template_can_not_change_the_dialogue(expression):
     template = compile_source(
         f"{{% for message in messages %}}{{{{ {expression} }}}}{{% endfor %}}"
     )
@@ -409,7 +410,7 @@ def test_a_template_can_not_change_what_it_is_given(expression):
         "{{ messages | map(attribute='pop') | list }}{{ messages | map('attr', 'clear') | list }}",
     ],
 )
-def test_what_a_template_makes_of_what_it_is_given_is_its_own(statement):
+def test_a_template_works_on_copies_of_the_dialogue(statement):
     template = compile_source(statement)
     dialogue = as_dialogue({"messages": [say("user", "walrus", tags=["a"]), *CONVERSATION[1:]]})
     untouched = deepcopy(dialogue)
@@ -432,14 +433,14 @@ def test_a_namespace_stores_no_name_that_starts_with_an_underscore(statement):
         template.render(as_messages(*CONVERSATION), None)
 
 
-def test_a_namespace_can_be_written_to_otherwise():
+def test_a_namespace_stores_all_other_names():
     template = compile_source(
         "{% set ns = namespace(self=1, n=2) %}{% set ns.n = 3 %}{{ ns.self }}{{ ns.n }}"
     )
     assert template.render(as_messages(*CONVERSATION), None) == "13"
 
 
-def test_a_message_shows_a_template_nothing_but_its_fields():
+def test_a_template_sees_only_the_fields_of_a_message():
     source = (
         "{% for m in messages %}{{ m }}{{ m | tojson }}{{ m._mtpack_index is defined }}{% endfor %}"
     )
@@ -460,7 +461,7 @@ def load(tmp_path: Path, source: str, *arguments: str) -> ChatTemplate:
     return load_chat_template(load_tokenizer(None), str(file), arguments, DATE)
 
 
-def test_a_template_file_replaces_the_tokenizers_own(tmp_path):
+def test_a_template_file_replaces_the_template_of_the_tokenizer(tmp_path):
     template = load(tmp_path, "{{ eos_token }}")
     assert template.render(as_messages(say("user", "")), TOOLS) == "<|im_end|>"
 
@@ -476,14 +477,14 @@ def test_a_template_file_replaces_the_tokenizers_own(tmp_path):
         ("\n\n{% block a %}{% endblock %}{% block a %}{% endblock %}", 3),
     ],
 )
-def test_a_template_that_can_not_be_compiled_is_named_with_its_line(tmp_path, source, line):
+def test_the_error_for_an_invalid_template_names_the_file_and_line(tmp_path, source, line):
     with pytest.raises(SetupError) as error:
         load(tmp_path, source)
     assert f"{tmp_path / 'template.jinja'} line {line}: " in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_template_file_that_can_not_be_read_is_named(tmp_path):
+def test_the_error_for_an_unreadable_template_names_the_file(tmp_path):
     not_utf8 = tmp_path / "latin.jinja"
     not_utf8.write_bytes("Grüße".encode("latin-1"))
     for file in (tmp_path / "missing.jinja", tmp_path, not_utf8):
@@ -505,38 +506,38 @@ def test_a_template_file_that_can_not_be_read_is_named(tmp_path):
         ('value="true"', "true"),
         ("value=high", "high"),
         ("value=a=b", "a=b"),
-        ("value=True", "True"),  # no JSON, so text
+        ("value=True", "True"),  # not JSON, so text
         ("value=", ""),
     ],
 )
-def test_a_template_argument_is_json_or_else_text(tmp_path, argument, value):
+def test_a_template_argument_is_json_if_it_is_valid_json_otherwise_text(tmp_path, argument, value):
     template = load(tmp_path, "{{ value | tojson }}", argument)
     assert template.render(as_messages(say("user", "")), None) == json.dumps(value)
 
 
-def test_template_arguments_win_over_special_tokens_and_over_each_other(tmp_path):
+def test_a_template_argument_replaces_special_tokens_and_earlier_arguments(tmp_path):
     template = load(tmp_path, "{{ eos_token }}{{ n }}", "eos_token=END", "n=1", "n=2")
     assert template.render(as_messages(say("user", "")), None) == "END2"
 
 
 @pytest.mark.parametrize("argument", ["value", "=3", "", "two words=3", "9lives=3", "a-b=3"])
-def test_a_template_argument_that_is_no_key_with_a_value_is_refused(tmp_path, argument):
+def test_a_template_argument_that_is_not_key_and_value_is_refused(tmp_path, argument):
     with pytest.raises(SetupError, match="KEY=VALUE") as error:
         load(tmp_path, "", argument)
     assert argument in str(error.value)
 
 
-def test_sources_tell_templates_apart_and_variables_do_not():
+def test_the_digest_depends_on_the_source_and_not_on_the_variables():
     one, same, other = compile_source("a"), compile_source("a", more=1), compile_source("b")
     assert one.sha256 == same.sha256 != other.sha256
 
 
-def test_syntax_errors_reach_the_caller_of_the_class():
+def test_the_class_raises_the_syntax_errors_of_jinja():
     with pytest.raises(jinja2.TemplateSyntaxError):
         compile_source("{% for %}")
 
 
-# Habits of templates
+# Properties of templates that are detected
 
 PARTS = [{"type": "text", "text": "wal"}, {"type": "text", "text": "rus"}]
 
@@ -558,7 +559,7 @@ def test_content_parts_are_joined_for_a_template_that_reads_text(write):
     assert messages[0].fields["content"] == PARTS
 
 
-def test_content_parts_are_passed_as_they_are_to_a_template_that_reads_them():
+def test_content_parts_are_not_joined_for_a_template_that_reads_them():
     template = compile_source(
         "{% for m in messages %}{% if m.content is string %}<{{ m.content }}>{% else %}"
         "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}"
@@ -585,19 +586,19 @@ CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}ARGUMENTS{% end
         ("{{ raise_exception('no calls') }}", False),
     ],
 )
-def test_it_is_known_whether_arguments_that_are_text_are_encoded_twice(arguments, twice):
+def test_it_is_detected_whether_arguments_that_are_text_are_encoded_twice(arguments, twice):
     assert compile_source(CALLS.replace("ARGUMENTS", arguments)).encodes_text_twice is twice
 
 
 def test_qwen_3_writes_arguments_that_are_text_as_they_are():
-    assert not compiled("trl/qwen3.jinja").encodes_text_twice
+    assert not compile_named("trl/qwen3.jinja").encodes_text_twice
 
 
 def test_qwen_2_5_encodes_arguments_that_are_text_twice():
-    assert compiled("trl/qwen2_5.jinja").encodes_text_twice
+    assert compile_named("trl/qwen2_5.jinja").encodes_text_twice
 
 
-def test_the_shipped_template_takes_parts_and_arguments_of_both_kinds():
+def test_the_included_template_accepts_parts_and_arguments_of_both_kinds():
     template = load_chat_template(load_tokenizer(None), None, (), DATE)
     as_text = {"id": "1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     as_object = {"id": "1", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}

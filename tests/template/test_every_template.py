@@ -1,6 +1,6 @@
-"""Documents and loss tokens of every chat template equal the slow reference's.
+"""The documents and loss tokens of every chat template equal those of the slow reference.
 
-`python -m tests.support.template_table` prints what this test goes through, as a table.
+`python -m tests.support.template_table` prints the results of this test as a table.
 """
 
 import pytest
@@ -8,12 +8,12 @@ import pytest
 from tests.conftest import SHARED, shared
 from tests.support.dialogue_kinds import KINDS
 from tests.support.template_facts import FACTS
-from tests.support.template_table import TEMPLATES, line, table_row
+from tests.support.template_table import TEMPLATES, compute_table_row, format_line
 
-# Templates for which a kind of dialogue can't be right, and why: (template, kind) -> reason.
-CAN_NOT_BE_RIGHT: dict[tuple[str, str], str] = {}
+# Kinds of dialogues that can't be right with a template, and why: (template, kind) -> reason.
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 
-# With the tokenizer of Qwen3, the control tokens of most are plain text.
+# To the tokenizer of Qwen3, the control tokens of most of these are plain text.
 WITH_QWEN_3 = (
     "axolotl/llava.jinja",
     "trl/gemma3.jinja",
@@ -27,25 +27,27 @@ needs_templates = pytest.mark.skipif(
 
 
 @needs_templates
-def test_every_template_is_in_the_table():
+def test_the_table_has_every_template():
     found = (SHARED / "templates").glob("*/*.jinja")
     assert sorted(path.relative_to(SHARED / "templates").as_posix() for path in found) == TEMPLATES
 
 
+@pytest.mark.oracle
 @needs_templates
 @pytest.mark.parametrize("name", FACTS)
-def test_all_kinds_of_dialogues_get_the_documents_of_the_reference(name):
-    row = table_row(name)
-    print(line(row))
-    wrong = {kind for kind in row.failed + row.not_found if (name, kind) not in CAN_NOT_BE_RIGHT}
+def test_all_kinds_of_dialogues_give_the_documents_of_the_reference(name):
+    row = compute_table_row(name)
+    print(format_line(row))
+    wrong = {kind for kind in row.failed + row.not_found if (name, kind) not in EXCEPTIONS}
     assert not wrong
     assert row.passed
     assert len(row.passed + row.refused + row.failed + row.not_found) == len(KINDS)
 
 
+@pytest.mark.oracle
 @needs_templates
 @pytest.mark.parametrize("name", WITH_QWEN_3)
-def test_so_they_do_with_a_tokenizer_that_does_not_know_the_control_tokens(name):
-    row = table_row(name, shared("tokenizers/qwen3"))
+def test_the_reference_agrees_for_a_tokenizer_without_the_templates_control_tokens(name):
+    row = compute_table_row(name, shared("tokenizers/qwen3"))
     assert not row.failed + row.not_found
     assert row.passed

@@ -1,4 +1,4 @@
-"""Turns are found however a template writes them, or the row is refused by name."""
+"""Turns are found in all the ways a template may write them, or the row is rejected."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens
 
 TOKENS = AddedTokens(
     (
-        AddedToken(number, content, content != "<think>", swallows_space=False, cuts=True)
+        AddedToken(number, content, content != "<think>", absorbs_space=False, cuts=True)
         for number, content in enumerate(("<s>", "<e>", "<eos>", "<answer>", "<think>"))
     ),
     "<eos>",
@@ -31,7 +31,7 @@ WITHOUT_MESSAGE_LOOP = {
         "{% for i in range(messages | length) %}{% if true %}{% set message = messages[i] %}"
         f"{LINE}{{% endif %}}{{% endfor %}}{PROMPT}"
     ),
-    "index, with a look at the one before": (
+    "index, with the message before it": (
         "{% for i in range(messages | length) %}{% set before = messages[i - 1] %}"
         f"{{% set message = messages[i] %}}{LINE}{{% endfor %}}{PROMPT}"
     ),
@@ -40,7 +40,7 @@ WITHOUT_MESSAGE_LOOP = {
         + LINE.replace("message.", "messages[i].")
         + f"{{% endfor %}}{PROMPT}"
     ),
-    "messages made anew": (
+    "messages copied": (
         "{% set ns = namespace(rows=[]) %}{% for m in messages %}{% set ns.rows = ns.rows + "
         "[{'role': m.role, 'content': m.content}] %}{% endfor %}"
         f"{{% for message in ns.rows %}}{LINE}{{% endfor %}}{PROMPT}"
@@ -61,15 +61,15 @@ def render(source: str, *turns: tuple[str, str], merge: str = "auto") -> Rendere
     return render_dialogue(template(source), TOKENS, dialogue, merge)
 
 
-def trained(
+def find_trained(
     source: str, *turns: tuple[str, str], merge: str = "auto"
 ) -> list[tuple[int, str, bool]]:
-    """Return each turn's message, what it is trained on, and whether it stands alone."""
+    """Return each turn's message, its trained text, and whether it has its own document."""
     rendered = render(source, *turns, merge=merge)
     assert isinstance(rendered, RenderedDialogue), rendered
     return sorted(
-        (turn.message, "".join(document.text[slice(*span)] for span in turn.spans), alone)
-        for alone, documents in ((False, (rendered.merged,)), (True, rendered.own))
+        (turn.message, "".join(document.text[slice(*span)] for span in turn.spans), is_own)
+        for is_own, documents in ((False, (rendered.merged,)), (True, rendered.own))
         for document in documents
         for turn in document.turns
     )
@@ -77,7 +77,7 @@ def trained(
 
 @pytest.mark.parametrize("merge", ["auto", "always", "never"])
 @pytest.mark.parametrize("source", WITHOUT_MESSAGE_LOOP.values(), ids=WITHOUT_MESSAGE_LOOP)
-def test_turns_are_found_where_no_loop_goes_over_the_messages(source, merge):
+def test_turns_are_found_if_no_loop_is_over_the_messages(source, merge):
     for turns in (
         CONVERSATION,
         (USER, ("assistant", ""), USER, ("assistant", "")),
@@ -91,39 +91,39 @@ BACKWARDS = (
     "{% for message in messages | reverse %}{% set ns = namespace(m=message) %}{% endfor %}"
     "{% for i in range(messages | length) %}{{ messages[-1 - i].content }}{% endfor %}"
 )
-CLOSED = WITHOUT_MESSAGE_LOOP["messages made anew"].replace(
+CLOSED_IN_FULL = WITHOUT_MESSAGE_LOOP["messages copied"].replace(
     PROMPT, "{% if not add_generation_prompt %}<eos>{% endif %}" + PROMPT
 )
 
 
-@pytest.mark.parametrize("source", [TWICE, BACKWARDS, CLOSED])
-def test_a_turn_that_prefixes_can_not_tell_is_refused_by_name(source):
+@pytest.mark.parametrize("source", [TWICE, BACKWARDS, CLOSED_IN_FULL])
+def test_a_row_is_rejected_if_neither_marks_nor_prefixes_find_the_turn(source):
     for turns in (CONVERSATION, (USER, ("assistant", "walrus"))):
-        refused = render(source, *turns)
-        assert isinstance(refused, Reject)
-        assert refused.reason is Reason.TURN_NOT_FOUND
-        assert "can't be found" in refused.detail
+        rejected = render(source, *turns)
+        assert isinstance(rejected, Reject)
+        assert rejected.reason is Reason.TURN_NOT_FOUND
+        assert "can't be found" in rejected.detail
     assert not finds_turns(template(source), TOKENS)
 
 
-def test_tags_count_where_messages_are_made_anew():
-    tagged = WITHOUT_MESSAGE_LOOP["messages made anew"].replace(
+def test_generation_tags_are_used_if_a_template_copies_the_messages():
+    tagged = WITHOUT_MESSAGE_LOOP["messages copied"].replace(
         "{{ message.content }}<e>",
         "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}"
         "{% endgeneration %}{% else %}{{ message.content }}{% endif %}<e>",
     )
-    assert trained(tagged, *CONVERSATION) == [(1, "otter", False), (3, "ferret", False)]
+    assert find_trained(tagged, *CONVERSATION) == [(1, "otter", False), (3, "ferret", False)]
 
 
-def test_a_turn_that_only_its_own_document_tells_is_not_guessed_in_another():
-    rewriting = WITHOUT_MESSAGE_LOOP["messages made anew"].replace(
+def test_a_turn_found_only_in_its_own_text_is_not_guessed_in_the_merged_text():
+    rewriting = WITHOUT_MESSAGE_LOOP["messages copied"].replace(
         "{{ message.content }}", "{{ message.content if loop.last else message.content | upper }}"
     )
-    # What a question shows of the turn before it is not what the turn's own document has.
+    # Before a question, the template writes the turn differently than in the turn's own text.
     assert isinstance(render(rewriting, *CONVERSATION, merge="always"), Reject)
 
 
-def test_a_template_that_writes_its_words_elsewhere_is_told_before_the_first_row():
+def test_a_template_whose_turns_are_not_found_is_detected_with_a_simple_dialogue():
     misleading = (
         "{% for message in messages %}<s>{{ message.role }}{% endfor %}"
         "{% for i in range(messages | length) %}{{ messages[i].content }}{% endfor %}"
@@ -137,60 +137,60 @@ def test_a_template_that_writes_its_words_elsewhere_is_told_before_the_first_row
     "opening",
     ["<s>", "<s>system:Be brief.<e>\n", "Be brief.\n\n"],
 )
-def test_what_opens_a_conversation_is_given_where_the_assistant_speaks_first(opening):
+def test_text_that_opens_a_conversation_is_not_trained_if_the_assistant_speaks_first(opening):
     inside = PLAIN.replace("<s>{{", f"{{% if loop.first %}}{opening}{{% endif %}}<s>{{{{", 1)
-    assert trained(inside, OTTER, BADGER, FERRET) == [
+    assert find_trained(inside, OTTER, BADGER, FERRET) == [
         (0, "otter<e>", False),
         (2, "ferret<e>", False),
     ]
 
 
-def test_a_scaffold_that_only_the_prompt_has_does_not_hide_the_header():
+def test_the_role_header_is_found_if_only_the_prompt_has_a_scaffold():
     source = PLAIN.replace("<s>{{", "{% if loop.first %}<s>system:<e>{% endif %}<s>{{", 1)
     source = source.replace(PROMPT, PROMPT.replace("assistant:", "assistant:<think>\n"))
-    assert trained(source, OTTER) == [(0, "otter<e>", False)]
+    assert find_trained(source, OTTER) == [(0, "otter<e>", False)]
 
 
-def test_a_token_that_closes_every_message_but_is_written_with_the_next_is_trained():
+def test_an_end_of_turn_token_that_is_written_with_the_next_message_is_trained():
     source = (
         "{% for message in messages %}{% if not loop.first %}<e>{% endif %}"
         "<s>{{ message.role }}:{{ message.content }}{% endfor %}<e>" + PROMPT
     )
-    assert trained(source, *CONVERSATION) == [
+    assert find_trained(source, *CONVERSATION) == [
         (1, "otter<e>", False),
         (3, "ferret<e>", False),
     ]
 
 
-def test_a_token_that_only_closes_the_conversation_ends_turns_that_have_no_other():
+def test_a_token_that_closes_the_conversation_ends_a_turn_without_another_control_token():
     closing = "{% if not add_generation_prompt %}<eos>{% endif %}" + PROMPT
     open_ended = PLAIN.replace("<e>\n", "").replace(PROMPT, closing)
-    assert trained(open_ended, *CONVERSATION) == [
+    assert find_trained(open_ended, *CONVERSATION) == [
         (1, "otter<eos>", True),
         (3, "ferret<eos>", False),
     ]
-    assert trained(open_ended, *CONVERSATION, merge="always") == [
+    assert find_trained(open_ended, *CONVERSATION, merge="always") == [
         (1, "otter", False),
         (3, "ferret<eos>", False),
     ]
-    assert trained(PLAIN.replace(PROMPT, closing), *CONVERSATION) == [
+    assert find_trained(PLAIN.replace(PROMPT, closing), *CONVERSATION) == [
         (1, "otter<e>", False),
         (3, "ferret<e>", False),
     ]
 
 
-def test_nothing_is_trained_of_a_message_that_the_prompt_says_already():
+def test_nothing_is_trained_of_a_message_that_the_prompt_contains():
     source = (
         "{% for message in messages %}<s>{{ message.role }}{% if message.content %}:"
         "{{ message.content }}<e>{% endif %}{% endfor %}" + PROMPT
     )
-    assert trained(source, USER, ("assistant", ""), BADGER, FERRET) == [
+    assert find_trained(source, USER, ("assistant", ""), BADGER, FERRET) == [
         (1, "", False),
         (3, "ferret<e>", False),
     ]
 
 
-def test_a_bent_turn_ends_where_an_answer_is_written_into_it():
+def test_a_bent_turn_ends_before_a_tool_answer_that_is_written_into_it():
     source = (
         "{% for message in messages %}{% if message.role != 'tool' %}<s>{{ message.role }}:"
         "{{ 'hm ' if loop.last }}{{ message.content }}"
@@ -204,9 +204,9 @@ def test_a_bent_turn_ends_where_an_answer_is_written_into_it():
     rendered = render(source, *turns, merge="always")
     call, answer = rendered.merged.turns
     assert call.flags & TurnFlag.BENT
-    assert trained(source, *turns, merge="always") == [
+    assert find_trained(source, *turns, merge="always") == [
         (1, "call<answer>", False),
         (3, "hm ferret<e>", False),
     ]
-    assert trained(source, *turns)[0] == (1, "hm call<answer>", True)
+    assert find_trained(source, *turns)[0] == (1, "hm call<answer>", True)
     assert answer.end == len(rendered.merged.text)

@@ -1,4 +1,4 @@
-"""fastokens gives the ids of tokenizers, or is not used; places follow from bytes, or are asked."""
+"""fastokens gives the ids of tokenizers or is not used; positions follow from byte lengths."""
 
 import gzip
 import itertools
@@ -18,27 +18,27 @@ from tokenizers import pre_tokenizers
 
 from mtpack.errors import SetupError
 from mtpack.token_batch import offsets_from_lengths
-from mtpack.tokenizer.byte_level import byte_level_of
+from mtpack.tokenizer.byte_level import build_byte_level
 from mtpack.tokenizer.engines import (
     Engine,
     EngineFailedError,
     FlatTokens,
-    first_difference,
+    find_first_difference,
     load_fast_engine,
-    reference_engine,
+    load_reference_engine,
 )
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
-from mtpack.tokenizer.probe import probe_texts, prove_equal
+from mtpack.tokenizer.probe import build_probe_texts, prove_equal
 from tests.conftest import shared
 from tests.support.hostile_texts import hostile_texts
 
 EMBEDDED = "embedded"
-SPELLING_BYTES = (EMBEDDED, "gpt2", "minimind", "qwen3")
-SERVED = (*SPELLING_BYTES, "phi-3-mini")
-NOT_SERVED = ("bert-base-uncased-wordpiece", "t5-small-unigram")
+BYTE_LEVEL_NAMES = (EMBEDDED, "gpt2", "minimind", "qwen3")
+SUPPORTED = (*BYTE_LEVEL_NAMES, "phi-3-mini")
+NOT_SUPPORTED = ("bert-base-uncased-wordpiece", "t5-small-unigram")
 MANY = 20_000
 
-# The patterns by which models cut text, as their files have them.
+# The patterns with which models cut text, from their files.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD = r"|[^\r\n\p{L}\p{N}]?"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -59,7 +59,7 @@ PATTERNS = {
         r""" ?[\p{P}\p{S}]+[RN]*|\s*[RN]+|\s+(?!\S)|\s+""".replace("RN", "\r\n"),
     ],
 }
-ODD_PATTERNS = {
+UNUSUAL_PATTERNS = {
     "gpt-2 as a regex": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "words": r"[^\w]?\w+|\d{1,3}|[[:punct:]]+|\s+",
 }
@@ -80,7 +80,7 @@ def loaded(name: str) -> LoadedTokenizer:
 
 @cache
 def engines(name: str) -> tuple[Engine, Engine]:
-    return reference_engine(loaded(name)), load_fast_engine(loaded(name))
+    return load_reference_engine(loaded(name)), load_fast_engine(loaded(name))
 
 
 @cache
@@ -95,9 +95,9 @@ def contents(tokenizer: LoadedTokenizer) -> list[str]:
 def changed(folder: Path, **changes: object) -> LoadedTokenizer:
     """Load the embedded tokenizer with some parts of tokenizer.json replaced."""
     stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text())
-    for place, value in changes.items():
+    for path, value in changes.items():
         part = stored
-        *outer, last = place.split("__")
+        *outer, last = path.split("__")
         for name in outer:
             part = part[name]
         part[last] = value
@@ -123,26 +123,27 @@ def added(number: int, content: str, **flags: bool) -> dict[str, object]:
 
 
 def assert_equal(reference: Engine, fast: Engine, texts: list[str]) -> None:
-    differing = first_difference(reference.encode(texts), fast.encode(texts))
+    differing = find_first_difference(reference.encode(texts), fast.encode(texts))
     assert differing is None, ascii(texts[differing])
 
 
-# What makes the ids
+# Equal ids
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_fastokens_gives_the_ids_of_tokenizers_on_hostile_texts(name):
     assert_equal(*engines(name), hostile_to(name))
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_fastokens_gives_the_ids_of_tokenizers_on_real_rows(name):
     assert_equal(*engines(name), real_rows())
 
 
 @cache
 def real_rows() -> list[str]:
-    """Return rows as they stand, JSON and all, and what is said in them."""
+    """Return rows as JSON text, and all strings in them."""
     lines = []
     for file, number in (("bench_en.jsonl.gz", 60), ("bench_zh.jsonl.gz", 40)):
         with gzip.open(shared(f"data/{file}"), "rt") as stream:
@@ -163,41 +164,41 @@ def strings_in(value: object) -> list[str]:
 def test_fastokens_gives_the_ids_of_tokenizers_with_the_patterns_of_other_models(family, tmp_path):
     tokenizer = changed(tmp_path, pre_tokenizer=splitting(*PATTERNS[family]))
     texts = hostile_texts(MANY // 4, contents(tokenizer), seed=1)
-    assert_equal(reference_engine(tokenizer), load_fast_engine(tokenizer), texts)
+    assert_equal(load_reference_engine(tokenizer), load_fast_engine(tokenizer), texts)
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "!", "1", "é", "ab ", "a\n", "\r\n "])
-def test_long_runs_make_no_difference(unit):
+def test_long_runs_have_the_same_ids(unit):
     assert_equal(*engines(EMBEDDED), [unit * (100_000 // len(unit)), "", f"x{unit * 20_000}y"])
 
 
-def test_the_reference_gives_what_tokenizers_gives():
-    for name in (EMBEDDED, *NOT_SERVED):
+def test_the_reference_gives_the_ids_of_tokenizers():
+    for name in (EMBEDDED, *NOT_SUPPORTED):
         texts = ["", "Hello, wörld!", "", *hostile_texts(50, contents(loaded(name)))]
-        tokens = reference_engine(loaded(name)).encode(texts)
+        tokens = load_reference_engine(loaded(name)).encode(texts)
         encodings = loaded(name).backend.encode_batch(texts, add_special_tokens=False)
         assert [tokens.of(i).tolist() for i in range(len(texts))] == [e.ids for e in encodings]
         assert (tokens.ids.dtype, tokens.offsets.dtype) == (np.int32, np.int64)
 
 
-def test_no_text_gives_no_token():
+def test_no_texts_give_no_tokens():
     for engine in engines(EMBEDDED):
         nothing = engine.encode([])
         assert (len(nothing.ids), nothing.offsets.tolist()) == (0, [0])
 
 
-def test_tokens_that_only_the_config_declares_are_known_to_both(tmp_path):
+def test_both_engines_know_tokens_that_only_the_config_declares(tmp_path):
     stored = (EMBEDDED_FOLDER / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(stored)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|over|>"}))
     tokenizer = load_tokenizer(str(tmp_path))
-    for engine in (reference_engine(tokenizer), load_fast_engine(tokenizer)):
+    for engine in (load_reference_engine(tokenizer), load_fast_engine(tokenizer)):
         number = tokenizer.backend.token_to_id("<|over|>")
         assert engine.encode(["<|over|>"]).ids.tolist() == [number]
     assert "<|over|>" not in stored
 
 
-def test_a_post_processor_adds_nothing(tmp_path):
+def test_a_post_processor_adds_no_tokens(tmp_path):
     bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     processor = {
         "type": "TemplateProcessing",
@@ -207,26 +208,26 @@ def test_a_post_processor_adds_nothing(tmp_path):
     }
     tokenizer = changed(tmp_path, post_processor=processor)
     expected = engines(EMBEDDED)[0].encode(["Hello"]).ids.tolist()
-    for engine in (reference_engine(tokenizer), load_fast_engine(tokenizer)):
+    for engine in (load_reference_engine(tokenizer), load_fast_engine(tokenizer)):
         assert engine.encode(["Hello"]).ids.tolist() == expected
 
 
-# What can't serve
+# Engines that can't be used
 
 
-@pytest.mark.parametrize("name", NOT_SERVED)
-def test_a_tokenizer_that_fastokens_does_not_know_is_refused_in_one_line(name):
+@pytest.mark.parametrize("name", NOT_SUPPORTED)
+def test_a_tokenizer_that_fastokens_does_not_support_is_refused_in_one_line(name):
     with pytest.raises(EngineFailedError, match=r"^fastokens can't load this tokenizer \(.*\)$"):
         load_fast_engine(loaded(name))
 
 
-def test_without_fastokens_there_is_a_reason(monkeypatch):
+def test_a_missing_fastokens_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastokens", None)
     with pytest.raises(EngineFailedError, match="can't be imported"):
         load_fast_engine(loaded(EMBEDDED))
 
 
-def test_a_text_that_can_not_be_encoded_is_a_failure_of_the_engine_that_met_it():
+def test_a_text_that_can_not_be_encoded_raises_the_error_of_its_engine():
     reference, fast = engines(EMBEDDED)
     with pytest.raises(SetupError, match="embedded: the tokenizer failed"):
         reference.encode(["\ud800"])
@@ -235,11 +236,11 @@ def test_a_text_that_can_not_be_encoded_is_a_failure_of_the_engine_that_met_it()
 
 
 class PanicException(BaseException):
-    """What a Rust library raises, by name."""
+    """An exception with the name of the one that Rust libraries raise."""
 
 
-def returning(result: object) -> Engine:
-    """Return the fast engine over a fastokens that answers so."""
+def engine_that_returns(result: object) -> Engine:
+    """Return the fast engine with a fastokens that returns or raises `result`."""
 
     class Tokenizer:
         @staticmethod
@@ -271,26 +272,26 @@ def buffers(ids: list[int], offsets: list[int]) -> tuple[bytes, bytes]:
         pytest.param(buffers([5, 6], [0, 3, 2]), id="texts that overlap"),
         pytest.param((b"\5\0\0\0\6\0\0", buffers([], [0, 1, 2])[1]), id="half a number"),
         pytest.param(buffers([5, -1], [0, 1, 2]), id="a negative id"),
-        pytest.param(buffers([5, 8192], [0, 1, 2]), id="an id behind the vocabulary"),
+        pytest.param(buffers([5, 8192], [0, 1, 2]), id="an id after the vocabulary"),
     ],
 )
-def test_whatever_goes_wrong_in_fastokens_is_a_failure_of_the_engine(result):
+def test_any_error_in_fastokens_raises_engine_failed_error(result):
     with pytest.raises(EngineFailedError, match=r"^fastokens .*$"):
-        returning(result).encode(["a", "b"])
+        engine_that_returns(result).encode(["a", "b"])
 
 
-def test_what_is_right_goes_through():
-    tokens = returning(buffers([5, 8191], [0, 1, 2])).encode(["a", "b"])
+def test_a_correct_result_is_returned():
+    tokens = engine_that_returns(buffers([5, 8191], [0, 1, 2])).encode(["a", "b"])
     assert (tokens.of(0).tolist(), tokens.of(1).tolist()) == ([5], [8191])
 
 
-def test_ctrl_c_is_no_failure_of_the_engine():
+def test_ctrl_c_is_not_an_engine_error():
     with pytest.raises(KeyboardInterrupt):
-        returning(KeyboardInterrupt()).encode(["a"])
+        engine_that_returns(KeyboardInterrupt()).encode(["a"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_loading_starts_no_thread_so_a_process_may_fork_then():
+def test_loading_starts_no_thread_so_that_the_process_may_fork():
     code = """
 import os
 from mtpack.tokenizer.loading import load_tokenizer
@@ -305,19 +306,19 @@ print(len(os.listdir("/proc/self/task")) - before)
     assert done.stdout.strip() == "0"
 
 
-# What the probe lets through
+# The probe
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_equal_engines_pass_the_probe(name):
-    texts = probe_texts(loaded(name).added_tokens, ["a row of the input"])
+    texts = build_probe_texts(loaded(name).added_tokens, ["a row of the input"])
     prove_equal(*engines(name), texts)
-    assert set(contents(loaded(name))) - {""} <= set(texts)  # the tokens of these are few
+    assert set(contents(loaded(name))) - {""} <= set(texts)  # these have few added tokens
     assert sum(len(text.encode()) for text in texts) < 150_000
 
 
-def with_other_ids(engine: Engine, is_wrong) -> Engine:
-    """Return an engine that gets one id of one text wrong, by its number and how many there are."""
+def make_ids_wrong(engine: Engine, is_wrong) -> Engine:
+    """Return an engine with a wrong first id where `is_wrong(text, number of texts)`."""
 
     def encode(texts: list[str]) -> FlatTokens:
         tokens = engine.encode(texts)
@@ -336,19 +337,19 @@ def with_other_ids(engine: Engine, is_wrong) -> Engine:
         pytest.param(lambda text, number: text == "a row of the input", id="one text"),
         pytest.param(lambda text, number: text == "é" and number > 1, id="in a batch only"),
         pytest.param(lambda text, number: text == "é" and number == 1, id="alone only"),
-        pytest.param(lambda text, number: "<|im_end|><|im_end|>" in text, id="tokens side by side"),
+        pytest.param(lambda text, number: "<|im_end|><|im_end|>" in text, id="adjacent tokens"),
         pytest.param(lambda text, number: "  \u180e" in text, id="a rare white space"),
         pytest.param(lambda text, number: len(text) > 15_000, id="a long text"),
     ],
 )
-def test_an_engine_that_gets_one_id_wrong_is_refused(is_wrong):
+def test_an_engine_with_one_wrong_id_is_refused(is_wrong):
     reference, fast = engines(EMBEDDED)
-    texts = probe_texts(loaded(EMBEDDED).added_tokens, ["a row of the input", "é"])
+    texts = build_probe_texts(loaded(EMBEDDED).added_tokens, ["a row of the input", "é"])
     with pytest.raises(EngineFailedError, match="fastokens gives other ids than tokenizers"):
-        prove_equal(reference, with_other_ids(fast, is_wrong), texts)
+        prove_equal(reference, make_ids_wrong(fast, is_wrong), texts)
 
 
-def test_an_engine_that_leaves_a_token_out_is_refused():
+def test_an_engine_that_omits_a_token_is_refused():
     reference, fast = engines(EMBEDDED)
 
     def encode(texts: list[str]) -> FlatTokens:
@@ -361,8 +362,8 @@ def test_an_engine_that_leaves_a_token_out_is_refused():
         prove_equal(reference, replace(fast, encode=encode), ["Hello", "world"])
 
 
-ODD = {
-    **{name: {"pre_tokenizer": splitting(odd)} for name, odd in ODD_PATTERNS.items()},
+UNUSUAL = {
+    **{name: {"pre_tokenizer": splitting(pattern)} for name, pattern in UNUSUAL_PATTERNS.items()},
     "lower case": {"normalizer": {"type": "Lowercase"}},
     "a prefix": {"normalizer": {"type": "Prepend", "prepend": "x"}},
     "a space before": {"pre_tokenizer": WITH_A_SPACE},
@@ -389,28 +390,28 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("oddity", ODD)
-def test_what_differs_anywhere_is_refused_by_the_probe(oddity, tmp_path):
-    tokenizer = changed(tmp_path, **ODD[oddity])
-    reference, fast = reference_engine(tokenizer), load_fast_engine(tokenizer)
+@pytest.mark.parametrize("change", UNUSUAL)
+def test_a_tokenizer_whose_ids_differ_anywhere_is_refused_by_the_probe(change, tmp_path):
+    tokenizer = changed(tmp_path, **UNUSUAL[change])
+    reference, fast = load_reference_engine(tokenizer), load_fast_engine(tokenizer)
     texts = hostile_texts(MANY // 4, contents(tokenizer), seed=2)
-    if first_difference(reference.encode(texts), fast.encode(texts)) is not None:
+    if find_first_difference(reference.encode(texts), fast.encode(texts)) is not None:
         with pytest.raises(EngineFailedError):
-            prove_equal(reference, fast, probe_texts(tokenizer.added_tokens, []))
+            prove_equal(reference, fast, build_probe_texts(tokenizer.added_tokens, []))
 
 
 def test_a_long_row_of_the_input_is_cut():
-    texts = probe_texts(loaded(EMBEDDED).added_tokens, ["x" * 30_000, "y" * 30_000, "z"])
+    texts = build_probe_texts(loaded(EMBEDDED).added_tokens, ["x" * 30_000, "y" * 30_000, "z"])
     assert texts[-2:] == ["x" * 30_000, "y" * 10_000]
 
 
-# Where tokens lie
+# Positions of tokens
 
 
-@pytest.mark.parametrize("name", SPELLING_BYTES)
-def test_places_from_byte_lengths_are_the_places_of_tokenizers(name):
+@pytest.mark.parametrize("name", BYTE_LEVEL_NAMES)
+def test_positions_from_byte_lengths_are_the_offsets_of_tokenizers(name):
     tokenizer, reference = loaded(name), engines(name)[0]
-    table = byte_level_of(tokenizer)
+    table = build_byte_level(tokenizer)
     texts = hostile_to(name)
     if table.normal_form is not None:
         texts = [text for text in texts if unicodedata.is_normalized(table.normal_form, text)]
@@ -427,36 +428,36 @@ def test_places_from_byte_lengths_are_the_places_of_tokenizers(name):
         ]
 
 
-def test_a_text_in_another_normal_form_or_with_swallowed_space_does_not_add_up(tmp_path):
+def test_byte_lengths_do_not_sum_up_with_absorbed_space_and_need_the_normal_form(tmp_path):
     tag = added(8192, "<TAG>", rstrip=True)
     tokenizer = changed(tmp_path, normalizer={"type": "NFC"}, added_tokens=[tag])
-    table = byte_level_of(tokenizer)
-    tokens = reference_engine(tokenizer).encode(["<TAG>x", "<TAG> x", "é", "e\u0301"])
+    table = build_byte_level(tokenizer)
+    tokens = load_reference_engine(tokenizer).encode(["<TAG>x", "<TAG> x", "é", "e\u0301"])
     sums = [int(table.lengths[tokens.of(number)].sum()) for number in range(4)]
     assert sums == [6, 6, 2, 2]
     assert table.normal_form == "NFC"
 
 
-def test_added_tokens_count_as_they_are_found(tmp_path):
-    spelled = "n\u0303"  # two characters that NFC makes one of
+def test_the_length_of_an_added_token_is_that_of_its_normal_form(tmp_path):
+    spelled = "n\u0303"  # two characters that NFC composes to one
     tokens = [added(8186, spelled, normalized=True), added(8187, spelled * 2)]
     tokenizer = changed(tmp_path, normalizer={"type": "NFC"}, added_tokens=tokens)
-    assert reference_engine(tokenizer).encode(["ñ", spelled * 2]).ids.tolist() == [8186, 8187]
-    assert byte_level_of(tokenizer).lengths[[8186, 8187]].tolist() == [2, 6]
+    assert load_reference_engine(tokenizer).encode(["ñ", spelled * 2]).ids.tolist() == [8186, 8187]
+    assert build_byte_level(tokenizer).lengths[[8186, 8187]].tolist() == [2, 6]
 
 
-def test_ids_that_are_none_stand_for_nothing(tmp_path):
+def test_unused_ids_have_length_zero(tmp_path):
     vocabulary = {letter: 2 * number for number, letter in enumerate(ALPHABET)}
     changes = {"model__vocab": vocabulary, "model__merges": [], "added_tokens": []}
-    assert byte_level_of(changed(tmp_path, **changes)).lengths.tolist() == [1, 0] * 255 + [1]
+    assert build_byte_level(changed(tmp_path, **changes)).lengths.tolist() == [1, 0] * 255 + [1]
 
 
 WITHOUT_A_BYTE = {letter: number for number, letter in enumerate(ALPHABET[1:])}
 
 
-@pytest.mark.parametrize("name", ["phi-3-mini", *NOT_SERVED])
-def test_bytes_do_not_tell_where_tokens_do_not_spell_bytes(name):
-    assert byte_level_of(loaded(name)) is None
+@pytest.mark.parametrize("name", ["phi-3-mini", *NOT_SUPPORTED])
+def test_there_is_no_table_if_tokens_do_not_spell_bytes(name):
+    assert build_byte_level(loaded(name)) is None
 
 
 @pytest.mark.parametrize(
@@ -476,5 +477,5 @@ def test_bytes_do_not_tell_where_tokens_do_not_spell_bytes(name):
     ],
     ids=str,
 )
-def test_bytes_do_not_tell_where_text_is_changed_or_lost(changes, tmp_path):
-    assert byte_level_of(changed(tmp_path, added_tokens=[], **changes)) is None
+def test_there_is_no_table_if_text_is_changed_or_lost(changes, tmp_path):
+    assert build_byte_level(changed(tmp_path, added_tokens=[], **changes)) is None

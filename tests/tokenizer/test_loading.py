@@ -1,4 +1,4 @@
-"""Tokenizers load as transformers loads them, or are refused in words that help."""
+"""Tokenizers load as in transformers, or are refused with a helpful message."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def save(folder: Path, tokenizer: str = TINY, config: dict | None = None) -> Pat
     return folder
 
 
-def with_model(**changes) -> str:
+def change_model(**changes) -> str:
     stored = json.loads(TINY)
     stored["model"] |= changes
     return json.dumps(stored)
@@ -72,14 +72,14 @@ def in_transformers(folder: Path):
 
 
 def refusal(source: Path | str) -> str:
-    """Return the words with which `source` is refused."""
+    """Return the message with which `source` is refused: one or two lines."""
     with pytest.raises(SetupError) as error:
         load_tokenizer(str(source))
     assert 1 <= len(str(error.value).splitlines()) <= 2
     return str(error.value)
 
 
-# What can be named
+# Sources
 
 
 def test_a_folder_is_loaded(tmp_path):
@@ -90,7 +90,7 @@ def test_a_folder_is_loaded(tmp_path):
     assert loaded.chat_templates == {}
 
 
-def test_a_file_alone_is_loaded(tmp_path):
+def test_a_single_file_is_loaded(tmp_path):
     alone = save(tmp_path) / "alone.json"
     (tmp_path / "tokenizer.json").rename(alone)
     loaded = load_tokenizer(str(alone))
@@ -99,7 +99,7 @@ def test_a_file_alone_is_loaded(tmp_path):
     assert loaded.special_tokens == {}
 
 
-def test_a_file_brings_what_stands_beside_it(tmp_path):
+def test_the_files_next_to_a_named_file_are_read(tmp_path):
     folder = save(tmp_path, config={"eos_token": "<unk>", "chat_template": "from the config"})
     loaded = load_tokenizer(str(folder / "tokenizer.json"))
     assert loaded.special_tokens == {"eos_token": "<unk>"}
@@ -115,10 +115,10 @@ def test_a_tokenizer_adds_no_special_token_to_a_text(tmp_path):
     assert 0 not in loaded.backend.encode("the walrus").ids
 
 
-# The embedded one
+# The embedded tokenizer
 
 
-def test_no_name_means_the_embedded_tokenizer():
+def test_without_a_name_the_embedded_tokenizer_is_loaded():
     assert EMBEDDED.source == "embedded"
     assert EMBEDDED.backend.get_vocab_size() == VOCABULARY_SIZE
     assert 8_000 <= VOCABULARY_SIZE <= 8_192
@@ -140,7 +140,7 @@ def test_the_embedded_tokenizer_encodes_any_text_without_loss(text):
     assert EMBEDDED.backend.decode(ids, skip_special_tokens=False) == text
 
 
-def test_training_again_gives_the_embedded_tokenizer_that_ships():
+def test_training_reproduces_the_embedded_tokenizer():
     shipped = (EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8")
     assert train(SAMPLE_DATA).to_str(pretty=True) == shipped
 
@@ -149,7 +149,7 @@ def test_training_again_gives_the_embedded_tokenizer_that_ships():
 
 
 def chat_text(tokenizer_folder: Path, tools: list | None) -> str:
-    """Render one message with the templates that the folder holds."""
+    """Render one message with the templates of the folder."""
     template = load_chat_template(load_tokenizer(str(tokenizer_folder)), None, (), "2026-01-31")
     return template.render([Message("user", {"role": "user", "content": "walrus"}, False)], tools)
 
@@ -163,7 +163,7 @@ def chat_text_in_transformers(tokenizer_folder: Path, tools: list | None) -> str
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
 
 
-def test_a_template_file_wins_over_the_config(tmp_path):
+def test_a_template_file_overrides_the_config(tmp_path):
     folder = save(tmp_path, config={"chat_template": "from the config"})
     assert load_tokenizer(str(folder)).chat_templates == {"default": "from the config"}
     (folder / "chat_template.jinja").write_text("from the file")
@@ -171,7 +171,7 @@ def test_a_template_file_wins_over_the_config(tmp_path):
     assert chat_text(folder, None) == chat_text_in_transformers(folder, None) == "from the file"
 
 
-def test_a_list_in_the_config_gives_named_templates(tmp_path):
+def test_a_list_in_the_config_contains_named_templates(tmp_path):
     templates = [
         {"name": "default", "template": "without {{ messages[0].content }}"},
         {"name": "tool_use", "template": "with {{ messages[0].content }}"},
@@ -187,7 +187,7 @@ def test_a_list_in_the_config_gives_named_templates(tmp_path):
     assert chat_text(folder, TOOLS) == "with walrus"
 
 
-def test_a_folder_of_additional_templates_gives_named_templates(tmp_path):
+def test_a_folder_of_additional_templates_contains_named_templates(tmp_path):
     folder = save(tmp_path)
     (folder / "chat_template.jinja").write_text("without {{ messages[0].content }}")
     more = folder / "additional_chat_templates"
@@ -199,13 +199,13 @@ def test_a_folder_of_additional_templates_gives_named_templates(tmp_path):
     assert chat_text(folder, TOOLS) == "with walrus"
 
 
-def test_a_tokenizer_without_a_template_asks_for_one(tmp_path):
+def test_a_tokenizer_without_a_template_is_refused(tmp_path):
     loaded = load_tokenizer(str(save(tmp_path)))
     with pytest.raises(SetupError, match="no chat template; name one with --chat-template"):
         load_chat_template(loaded, None, (), "2026-01-31")
 
 
-def test_a_template_of_the_tokenizer_that_is_not_valid_is_named_with_its_line(tmp_path):
+def test_an_invalid_template_of_a_tokenizer_is_refused_with_its_line(tmp_path):
     folder = save(tmp_path, config={"chat_template": "fine\n{% for %}"})
     with pytest.raises(SetupError, match=r"line 2: the chat template is not valid") as error:
         load_chat_template(load_tokenizer(str(folder)), None, (), "2026-01-31")
@@ -220,7 +220,7 @@ DECLARED = {
         NEXT_ID + 1: added("<|end|>", special=True),
     },
     "tags": {NEXT_ID: added("<tool>"), NEXT_ID + 1: added("</tool>", normalized=True)},
-    "white space taken on one side": {
+    "white space absorbed on one side": {
         NEXT_ID: added("<|start|>", special=True, rstrip=True),
         NEXT_ID + 1: added("<|end|>", special=True, lstrip=True),
     },
@@ -234,7 +234,7 @@ DECLARED = {
         NEXT_ID: {"content": "<tool>"},
         NEXT_ID + 1: {"content": "<|end|>", "special": True},
     },
-    "one that is stored already": {
+    "a token of tokenizer.json": {
         0: added("<unk>", special=True),
         NEXT_ID: added("<|end|>", special=True),
     },
@@ -288,12 +288,12 @@ def test_named_tokens_that_are_missing_are_added_in_the_order_of_transformers(tm
     assert special == {*names}
 
 
-FILES_BESIDE = {
-    "an older config leaves names to the map": {
+NEIGHBOR_FILES = {
+    "the map overrides an older config": {
         "tokenizer_config.json": {"eos_token": "<|old|>"},
         "special_tokens_map.json": {"eos_token": "<|end|>", "pad_token": {"content": "<|pad|>"}},
     },
-    "a newer config has said all": {
+    "a newer config is complete": {
         "tokenizer_config.json": {"added_tokens_decoder": {}, "eos_token": "<|end|>"},
         "special_tokens_map.json": {"eos_token": "<|other|>"},
     },
@@ -326,8 +326,8 @@ FILES_BESIDE = {
 }
 
 
-@pytest.mark.parametrize("files", FILES_BESIDE.values(), ids=FILES_BESIDE)
-def test_files_beside_the_tokenizer_count_as_in_transformers(tmp_path, files):
+@pytest.mark.parametrize("files", NEIGHBOR_FILES.values(), ids=NEIGHBOR_FILES)
+def test_the_files_next_to_the_tokenizer_are_read_as_in_transformers(tmp_path, files):
     folder = save(tmp_path, config=files["tokenizer_config.json"])
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
@@ -352,11 +352,11 @@ def test_declared_tokens_come_before_named_ones(tmp_path):
 
 
 @pytest.mark.parametrize("number", [NEXT_ID + 7, 5])
-def test_a_declared_id_that_can_not_be_had_is_refused(tmp_path, number):
+def test_a_declared_id_that_is_not_available_is_refused(tmp_path, number):
     config = {"added_tokens_decoder": {str(number): added("<tool>")}}
-    words = refusal(save(tmp_path, config=config))
-    assert f"gives <tool> the id {number}" in words
-    assert f"becomes {NEXT_ID}" in words
+    message = refusal(save(tmp_path, config=config))
+    assert f"gives <tool> the id {number}" in message
+    assert f"its id is {NEXT_ID}" in message
 
 
 @pytest.mark.parametrize(
@@ -369,10 +369,10 @@ def test_a_declared_id_that_can_not_be_had_is_refused(tmp_path, number):
         {str(NEXT_ID): added("<tool>") | {"content": 5}},
     ],
 )
-def test_declared_tokens_that_make_no_sense_are_refused(tmp_path, declared):
-    words = refusal(save(tmp_path, config={"added_tokens_decoder": declared}))
-    assert words.startswith(str(tmp_path / "tokenizer_config.json"))
-    assert "its tokens are malformed" in words
+def test_malformed_declared_tokens_are_refused(tmp_path, declared):
+    message = refusal(save(tmp_path, config={"added_tokens_decoder": declared}))
+    assert message.startswith(str(tmp_path / "tokenizer_config.json"))
+    assert "its tokens are malformed" in message
 
 
 # Special tokens
@@ -389,7 +389,7 @@ def test_real_tokenizers_have_the_special_tokens_of_transformers(name):
     assert loaded.pad_id == twin.pad_token_id
 
 
-def test_special_tokens_are_taken_however_the_config_writes_them(tmp_path):
+def test_special_tokens_are_read_in_every_form_of_the_config(tmp_path):
     config = {
         "bos_token": {"__type": "AddedToken", **added("<unk>")},
         "eos_token": "<unk>",
@@ -402,7 +402,7 @@ def test_special_tokens_are_taken_however_the_config_writes_them(tmp_path):
     assert loaded.special_tokens == in_transformers(tmp_path).special_tokens_map
 
 
-def test_special_tokens_map_fills_in_where_there_is_no_config(tmp_path):
+def test_special_tokens_map_is_read_if_there_is_no_config(tmp_path):
     folder = save(tmp_path)
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<unk>"}')
     assert load_tokenizer(str(folder)).special_tokens == {"eos_token": "<unk>"}
@@ -418,11 +418,13 @@ def test_special_tokens_map_fills_in_where_there_is_no_config(tmp_path):
         ({}, 0),
     ],
 )
-def test_padding_is_the_pad_token_or_the_end_of_sequence_or_zero(tmp_path, named, pad_id):
+def test_the_pad_id_is_that_of_the_pad_token_or_the_end_of_sequence_or_zero(
+    tmp_path, named, pad_id
+):
     assert load_tokenizer(str(save(tmp_path, config=named))).pad_id == pad_id
 
 
-# What is refused
+# Refused tokenizers
 
 
 def truncating() -> str:
@@ -440,19 +442,21 @@ def padding() -> str:
 @pytest.mark.parametrize(
     ("tokenizer", "name", "consequence"),
     [
-        (truncating(), "truncation", "long dialogues would be cut in silence"),
-        (padding(), "padding", "padding tokens would be taken for text"),
-        (with_model(dropout=0.1), "dropout", "every run would give other ids"),
+        (truncating(), "truncation", "long dialogues would be cut without a warning"),
+        (padding(), "padding", "padding tokens would be treated as text"),
+        (change_model(dropout=0.1), "dropout", "every run would give different ids"),
     ],
 )
-def test_settings_that_change_ids_in_silence_are_refused(tmp_path, tokenizer, name, consequence):
-    words = refusal(save(tmp_path, tokenizer))
-    assert words.startswith(f"{tmp_path / 'tokenizer.json'}: {name} is switched on")
-    assert consequence in words
+def test_settings_that_change_ids_without_a_warning_are_refused(
+    tmp_path, tokenizer, name, consequence
+):
+    message = refusal(save(tmp_path, tokenizer))
+    assert message.startswith(f"{tmp_path / 'tokenizer.json'}: {name} is enabled")
+    assert consequence in message
 
 
-def test_a_dropout_of_zero_is_none(tmp_path):
-    assert load_tokenizer(str(save(tmp_path, with_model(dropout=0.0)))).pad_id == 0
+def test_a_dropout_of_zero_is_accepted(tmp_path):
+    assert load_tokenizer(str(save(tmp_path, change_model(dropout=0.0)))).pad_id == 0
 
 
 @pytest.mark.parametrize(
@@ -467,13 +471,13 @@ def test_a_dropout_of_zero_is_none(tmp_path):
         ('{"model": null}', "not a tokenizer that can be loaded"),
         ('{"model": []}', "not a tokenizer that can be loaded"),
         ('{"version": "1.0", "model": {"type": "Nonsense"}}', "not a tokenizer that can be loaded"),
-        (with_model(vocab="walrus"), "not a tokenizer that can be loaded"),
-        (with_model(merges=[["no", "such"]]), "not a tokenizer that can be loaded"),
+        (change_model(vocab="walrus"), "not a tokenizer that can be loaded"),
+        (change_model(merges=[["no", "such"]]), "not a tokenizer that can be loaded"),
     ],
 )
-def test_a_tokenizer_file_that_holds_no_tokenizer_is_refused(tmp_path, content, complaint):
-    words = refusal(save(tmp_path, content))
-    assert words.startswith(f"{tmp_path / 'tokenizer.json'}: {complaint}")
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, content, complaint):
+    message = refusal(save(tmp_path, content))
+    assert message.startswith(f"{tmp_path / 'tokenizer.json'}: {complaint}")
 
 
 @pytest.mark.parametrize(
@@ -492,7 +496,7 @@ def test_a_template_that_is_not_utf_8_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
-def test_a_config_that_is_no_object_is_named(tmp_path, file):
+def test_a_config_that_is_not_an_object_is_named(tmp_path, file):
     save(tmp_path)
     (tmp_path / file).write_text("[]")
     assert refusal(tmp_path) == f"{tmp_path / file}: not a JSON object"
@@ -506,14 +510,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     "source",
     ["/no/such/folder", "./missing", "../missing/folder", "~/missing", "missing.json", "a/b/c"],
 )
-def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(source):
+def test_a_path_that_does_not_exist_is_refused_without_a_request_to_the_hub(source):
     assert refusal(source) == f"{source}: no such tokenizer file or folder"
 
 
 # Identity
 
 
-def test_sha256_tells_contents_apart_and_not_paths(tmp_path):
+def test_sha256_depends_on_contents_and_not_on_paths(tmp_path):
     config = {"added_tokens_decoder": {str(NEXT_ID): added("<tool>")}}
     one = save(tmp_path / "one", config=config)
     same = shutil.copytree(one, tmp_path / "same")
@@ -523,7 +527,7 @@ def test_sha256_tells_contents_apart_and_not_paths(tmp_path):
         plain,
         save(tmp_path / "other token", config={"eos_token": "<|end|>"}),
         save(tmp_path / "other flag", config=other_flag),
-        save(tmp_path / "other words", with_model(merges=[])),
+        save(tmp_path / "other merges", change_model(merges=[])),
     ]
     sha256 = {folder: load_tokenizer(str(folder)).sha256 for folder in (one, same, *others)}
     assert sha256[one] == sha256[same]
@@ -531,7 +535,7 @@ def test_sha256_tells_contents_apart_and_not_paths(tmp_path):
     assert load_tokenizer(str(plain / "tokenizer.json")).sha256 == sha256[plain]
 
 
-def test_sha256_is_of_what_makes_ids_and_not_of_the_template(tmp_path):
+def test_sha256_does_not_depend_on_the_template(tmp_path):
     plain = save(tmp_path / "plain")
     with_template = save(tmp_path / "with template", config={"chat_template": "hello"})
     assert load_tokenizer(str(plain)).sha256 == load_tokenizer(str(with_template)).sha256
@@ -558,7 +562,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def printed_by(code: str, tmp_path: Path, **environment: str) -> str:
-    """Run `code` in a Python of its own, away from the network and from folders of that name."""
+    """Return the output of `code`, run in another Python in a folder without such a model."""
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -570,18 +574,18 @@ def printed_by(code: str, tmp_path: Path, **environment: str) -> str:
     return ran.stdout
 
 
-def test_without_huggingface_hub_a_model_id_names_the_extra(tmp_path):
-    words = printed_by(WITHOUT_THE_EXTRA + LOAD_A_MODEL, tmp_path, HF_HUB_OFFLINE="1")
-    assert words == (
+def test_without_huggingface_hub_the_error_names_the_extra(tmp_path):
+    message = printed_by(WITHOUT_THE_EXTRA + LOAD_A_MODEL, tmp_path, HF_HUB_OFFLINE="1")
+    assert message == (
         "walrus/otter: no such folder; to load it from the Hugging Face Hub, "
         "install the extra: pip install 'mtpack[hub]'\n"
     )
 
 
-def test_a_model_id_that_the_hub_does_not_give_is_refused_in_one_line(tmp_path):
+def test_a_model_id_that_can_not_be_downloaded_is_refused_in_one_line(tmp_path):
     pytest.importorskip("huggingface_hub")
-    words = printed_by(LOAD_A_MODEL, tmp_path, HF_HUB_OFFLINE="1")
-    assert words.startswith(
-        "walrus/otter: no such folder, and the Hugging Face Hub did not give it"
+    message = printed_by(LOAD_A_MODEL, tmp_path, HF_HUB_OFFLINE="1")
+    assert message.startswith(
+        "walrus/otter: no such folder, and the download from the Hugging Face Hub failed"
     )
-    assert words.count("\n") == 1
+    assert message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`verify`, equivalence: packed equals one sample per turn, and what is wrong does not pass."""
+"""`verify`, equivalence: packed sequences equal one sample per turn, and wrong data fails."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ torch = pytest.importorskip("torch")
 
 from mtpack.torch_data import PackedDataset  # noqa: E402
 from mtpack.verify import causal_model, equivalence, steps  # noqa: E402
-from mtpack.verify.causal_model import built_in_model  # noqa: E402
+from mtpack.verify.causal_model import make_built_in_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
-from mtpack.verify.computing import compacted  # noqa: E402
+from mtpack.verify.computing import compact_ids  # noqa: E402
 from mtpack.verify.equivalence import Losses  # noqa: E402
 from mtpack.verify.model import Transformer  # noqa: E402
 from mtpack.verify.sampling import (  # noqa: E402
-    coverage_of,
+    count_coverage,
+    cut_to_turns,
     draw_sample,
-    leading_turns,
-    row_cost,
+    estimate_row_cost,
 )
 from mtpack.verify.structure import check_structure  # noqa: E402
 
@@ -35,7 +35,7 @@ ALIGNMENTS = ("aligned", "shifted")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    with steps.exact_and_repeatable(threads=1):
+    with steps.set_exact_arithmetic(threads=1):
         yield
 
 
@@ -50,9 +50,9 @@ def rows_of(
 
 
 def compare(rows: list[Row], alignment: str, dtype=torch.float64) -> tuple[Check, Losses]:
-    samples, vocabulary = compacted({"rows": rows})
-    model = built_in_model(vocabulary, "cpu", dtype)
-    return equivalence.compare(model, samples["rows"], alignment)
+    samples, vocabulary = compact_ids({"rows": rows})
+    model = make_built_in_model(vocabulary, "cpu", dtype)
+    return equivalence.check_equivalence(model, samples["rows"], alignment)
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -64,7 +64,7 @@ def test_packed_equals_one_sample_per_turn(tmp_path, alignment, multiple):
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_it_holds_over_blocks_of_attention_and_many_ids(tmp_path, alignment):
+def test_packed_equals_one_sample_per_turn_over_several_blocks_of_attention(tmp_path, alignment):
     sequences = random_sequences(0, 700, [[150, 300, 249], [600, 90]])
     shards = open_sequences(tmp_path, sequences, alignment, seq_len=700)
     assert check_structure(shards).violation is None
@@ -72,7 +72,7 @@ def test_it_holds_over_blocks_of_attention_and_many_ids(tmp_path, alignment):
 
 
 @pytest.mark.parametrize(("dtype", "ceiling"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_it_holds_in_coarser_numbers(tmp_path, dtype, ceiling):
+def test_packed_equals_one_sample_per_turn_in_lower_precision(tmp_path, dtype, ceiling):
     check, _ = compare(rows_of(tmp_path, hand_made_sequences()), "aligned", dtype)
     assert check.value <= check.tolerance <= ceiling
     assert check.value > 1e-9
@@ -95,17 +95,17 @@ def assert_fails(check: Check) -> None:
         assert part.value > 1e-3
 
 
-def test_the_token_mean_does_not_pass(tmp_path):
+def test_the_token_mean_fails(tmp_path):
     documents = [Document(0, [*range(9)], [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(4, 9)])])]
     (row,) = rows_of(tmp_path, [documents])
-    # Turns of 1 and 5 tokens: with 3 everywhere the weights still sum to the number of turns.
+    # Turns of 1 and 5 tokens: if every count is 3, the weights still sum to the number of turns.
     row = {**row, "loss_token_num": np.where(row["loss_mask"] == 1, 3, 1)}
     assert (row["loss_mask"] / row["loss_token_num"]).sum() == pytest.approx(row["turn_num"])
     assert_fails(compare([row], "aligned")[0])
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_one_wrong_count_does_not_pass(tmp_path, alignment):
+def test_one_wrong_count_fails(tmp_path, alignment):
     rows = rows_of(tmp_path, hand_made_sequences(), alignment)
     numbers = rows[1]["loss_token_num"].copy()
     numbers[rows[1]["turn_starts"][1]] += 1
@@ -113,29 +113,29 @@ def test_one_wrong_count_does_not_pass(tmp_path, alignment):
     assert_fails(compare(rows, alignment)[0])
 
 
-def test_a_wrong_number_of_turns_does_not_pass(tmp_path, monkeypatch):
-    batch_of = steps.batch_of
+def test_a_wrong_number_of_turns_fails(tmp_path, monkeypatch):
+    collate_rows = steps.collate_rows
 
     def miscounted(rows, model):
-        batch = batch_of(rows, model)
+        batch = collate_rows(rows, model)
         return {**batch, "turn_num": batch["turn_num"] + 1}
 
-    monkeypatch.setattr(equivalence, "batch_of", miscounted)
+    monkeypatch.setattr(equivalence, "collate_rows", miscounted)
     assert_fails(compare(rows_of(tmp_path, hand_made_sequences()), "aligned")[0])
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_attention_across_documents_does_not_pass(tmp_path, alignment, monkeypatch):
+def test_attention_across_documents_fails(tmp_path, alignment, monkeypatch):
     monkeypatch.setattr(
         causal_model,
-        "document_ids_of",
+        "read_document_ids",
         lambda batch: torch.zeros(batch["input_ids"].numel(), dtype=torch.int64),
     )
     assert_fails(compare(rows_of(tmp_path, hand_made_sequences(), alignment), alignment)[0])
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_labels_one_place_off_do_not_pass(tmp_path, alignment):
+def test_labels_shifted_by_one_position_fail(tmp_path, alignment):
     rows = rows_of(tmp_path, hand_made_sequences(), alignment)
     for number, row in enumerate(rows):
         trained = row["loss_mask"] == 1
@@ -145,12 +145,12 @@ def test_labels_one_place_off_do_not_pass(tmp_path, alignment):
     assert_fails(compare(rows, alignment)[0])
 
 
-def test_a_second_shift_does_not_pass(tmp_path):
+def test_shifting_labels_twice_fails(tmp_path):
     rows = rows_of(tmp_path, hand_made_sequences(), "shifted")
     assert_fails(compare(rows, "aligned")[0])
 
 
-def test_a_wrong_loss_from_hidden_states_does_not_pass(tmp_path, monkeypatch):
+def test_a_wrong_loss_from_hidden_states_fails(tmp_path, monkeypatch):
     def token_mean(states, weight, batch, *, label_alignment):
         total, turns = equivalence_loss(
             states, weight, batch, label_alignment=label_alignment, normalization="token_mean"
@@ -165,7 +165,7 @@ def test_a_wrong_loss_from_hidden_states_does_not_pass(tmp_path, monkeypatch):
     assert not check.ok
 
 
-def test_the_three_losses_are_those_computed_by_hand(tmp_path, monkeypatch):
+def test_the_three_losses_equal_those_computed_by_hand(tmp_path, monkeypatch):
     documents = [
         Document(0, [1, 2, 3, 4, 5], [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(3, 5)])]),
         Document(1, [6, 7], [Turn(1, 0, [(1, 2)])]),
@@ -175,7 +175,7 @@ def test_the_three_losses_are_those_computed_by_hand(tmp_path, monkeypatch):
     token_losses[0, [1, 3, 4, 6, 8, 9]] = torch.tensor([1, 2, 4, 8, 16, 32]).double()
     monkeypatch.setattr(
         equivalence,
-        "token_losses",
+        "compute_token_losses",
         lambda model, batch, label_alignment: token_losses + 0 * model.output.sum(),
     )
     _, losses = compare(rows_of(tmp_path, [documents]), "aligned")
@@ -184,7 +184,7 @@ def test_the_three_losses_are_those_computed_by_hand(tmp_path, monkeypatch):
     assert losses.dialogue_mean == pytest.approx(((1 + 2 + 4) / 3 + 8 + (16 + 32) / 2) / 3)
 
 
-def test_the_model_sees_neither_the_future_nor_other_documents():
+def test_the_model_attends_neither_to_the_future_nor_to_other_documents():
     model = Transformer(50, seed=0).double()
     documents = torch.tensor([0] * 300 + [1] * 200)
     positions = torch.cat((torch.arange(300), torch.arange(200)))
@@ -198,7 +198,7 @@ def test_the_model_sees_neither_the_future_nor_other_documents():
     assert differs.nonzero().ravel().tolist() == list(range(280, 300))
 
 
-def test_equal_seeds_give_equal_weights_and_leave_torch_alone():
+def test_equal_seeds_give_equal_weights_and_keep_the_random_state_of_torch():
     state = torch.random.get_rng_state()
     one, other = Transformer(9, 1).state_dict(), Transformer(9, 1).state_dict()
     third = Transformer(9, 2).state_dict()
@@ -209,36 +209,36 @@ def test_equal_seeds_give_equal_weights_and_leave_torch_alone():
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_leading_turns_are_a_sound_sequence(tmp_path, alignment, multiple):
+def test_a_sequence_cut_to_its_first_turns_is_sound(tmp_path, alignment, multiple):
     for row in rows_of(tmp_path, hand_made_sequences(), alignment, multiple):
         for turns in range(1, row["turn_num"] + 1):
-            cut = leading_turns(row, turns, alignment)
+            cut = cut_to_turns(row, turns, alignment)
             assert cut["loss_mask"].sum() == sum(row["loss_token_num"][row["turn_starts"][:turns]])
             assert cut["seq_lengths"].sum() == len(cut["input_ids"]) == len(cut["labels"])
             assert (cut["document_lengths"] == cut["seq_lengths"])[-1]
             assert compare([cut], alignment)[0].ok
 
 
-def test_a_sample_keeps_to_its_budget_and_says_what_it_covers(tmp_path):
+def test_a_sample_stays_within_its_budget_and_its_coverage_is_counted(tmp_path):
     sequences = random_sequences(0, 300, [[100, 90, 66]] * 40)
     shards = open_sequences(tmp_path, sequences, seq_len=300)
     dataset = PackedDataset(tmp_path / "out")
-    costs = [row_cost(row, row["turn_num"], "aligned") for row in shards]
+    costs = [estimate_row_cost(row, row["turn_num"], "aligned") for row in shards]
     rows = draw_sample(dataset, budget=sum(costs) / 4)
     assert 5 <= len(rows) <= 15
-    assert sum(row_cost(row, row["turn_num"], "aligned") for row in rows) <= sum(costs) / 4
-    coverage = coverage_of(rows, shards)
+    assert sum(estimate_row_cost(row, row["turn_num"], "aligned") for row in rows) <= sum(costs) / 4
+    coverage = count_coverage(rows, shards)
     assert (coverage["sequences"], coverage["sequences_of"]) == (len(rows), 40)
     assert (coverage["tokens"], coverage["tokens_of"]) == (256 * len(rows), 256 * 40)
     assert coverage["turns_of"] == sum(row["turn_num"] for row in shards)
     assert len(draw_sample(dataset, budget=2 * sum(costs))) == 40
 
 
-def test_a_sequence_beyond_the_budget_gives_its_leading_turns(tmp_path):
+def test_a_sequence_beyond_the_budget_is_cut_to_its_first_turns(tmp_path):
     shards = open_sequences(tmp_path, random_sequences(0, 700, [[700]]), seq_len=700)
     dataset = PackedDataset(tmp_path / "out")
     row = shards[0]
-    (cut,) = draw_sample(dataset, row_cost(row, 5, "aligned"))
+    (cut,) = draw_sample(dataset, estimate_row_cost(row, 5, "aligned"))
     assert cut["turn_num"] == 5
     (cut,) = draw_sample(dataset, budget=1e-9)
     assert cut["turn_num"] == 1

@@ -1,4 +1,4 @@
-"""`verify`, invariance: no division of the global batch changes anything, and wrong ones fail."""
+"""`verify`, invariance: no division of the global batch changes the step; wrong ones fail."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.support.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
 
-from mtpack.context_parallel import places_on_rank  # noqa: E402
+from mtpack.context_parallel import find_positions_on_rank  # noqa: E402
 from mtpack.loss import turn_mean_loss  # noqa: E402
 from mtpack.torch_data import PackedDataset, collate  # noqa: E402
 from mtpack.verify import invariance, ranks, steps  # noqa: E402
-from mtpack.verify.causal_model import CausalModel, built_in_model  # noqa: E402
+from mtpack.verify.causal_model import CausalModel, make_built_in_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
-from mtpack.verify.computing import compacted  # noqa: E402
+from mtpack.verify.computing import compact_ids  # noqa: E402
 from mtpack.verify.invariance import (  # noqa: E402
     compare_context_parallel,
     compare_micro_batches,
-    comparison,
+    compare_results,
     reference_step,
 )
-from mtpack.verify.padding import lengthened, with_padded_documents  # noqa: E402
+from mtpack.verify.padding import pad_documents, pad_sequence  # noqa: E402
 from mtpack.verify.sampling import draw_short_rows  # noqa: E402
 
 ALIGNMENTS = ("aligned", "shifted")
@@ -35,7 +35,7 @@ VOCABULARY = 64
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    with steps.exact_and_repeatable(threads=1):
+    with steps.set_exact_arithmetic(threads=1):
         yield
 
 
@@ -45,11 +45,11 @@ def rows_of(tmp_path, alignment: str = "aligned") -> list[Row]:
     sequences = [*hand_made_sequences(), *single]
     sequences.append([Document(11, [5, 6, 7], [Turn(1, 0, [(1, 3)])])])
     shards = open_sequences(tmp_path, sequences, alignment)
-    return compacted({"rows": list(shards)})[0]["rows"]
+    return compact_ids({"rows": list(shards)})[0]["rows"]
 
 
 def model_of() -> CausalModel:
-    return built_in_model(VOCABULARY, "cpu", torch.float64)
+    return make_built_in_model(VOCABULARY, "cpu", torch.float64)
 
 
 def check_of(compare, rows: list[Row], alignment: str = "aligned") -> Check:
@@ -59,74 +59,74 @@ def check_of(compare, rows: list[Row], alignment: str = "aligned") -> Check:
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("compare", [compare_micro_batches, compare_context_parallel])
-def test_it_holds_for_every_division_within_a_process(tmp_path, alignment, compare):
+def test_every_division_within_a_process_gives_the_same_step(tmp_path, alignment, compare):
     check = check_of(compare, rows_of(tmp_path, alignment), alignment)
     assert check.value <= check.tolerance <= 1e-10
 
 
-def test_dividing_each_micro_batch_by_its_own_turns_does_not_pass(tmp_path, monkeypatch):
+def test_dividing_each_micro_batch_by_its_own_turns_fails(tmp_path, monkeypatch):
     rows = rows_of(tmp_path)
     model = model_of()
     expected = reference_step(model, rows, "aligned")
     one = torch.ones((), dtype=torch.int64)
-    right = steps.micro_batch_sums
+    right = steps.sum_micro_batch
 
     def mean_of_the_micro_batch(model, batch, alignment):
         loss_sum, turns = right(model, batch, alignment)
         return loss_sum / turns, one
 
-    monkeypatch.setattr(steps, "micro_batch_sums", mean_of_the_micro_batch)
+    monkeypatch.setattr(steps, "sum_micro_batch", mean_of_the_micro_batch)
     check = compare_micro_batches(model, rows, "aligned", expected)
     assert not check.ok
     assert check.value > 1e-3
 
 
-def test_counting_a_turn_on_every_rank_that_has_a_part_of_it_does_not_pass(tmp_path, monkeypatch):
+def test_counting_a_turn_on_every_rank_that_has_a_part_of_it_fails(tmp_path, monkeypatch):
     def turns_seen(losses, mask, token_num, heads):
         loss_sum, _ = turn_mean_loss(losses, mask, token_num, heads)
         starts_here = mask.diff(prepend=mask.new_zeros(1)) == 1
         return loss_sum, starts_here.sum()
 
-    monkeypatch.setattr(invariance, "slice_sums", turns_seen)
+    monkeypatch.setattr(invariance, "sum_slice", turns_seen)
     assert check_of(compare_context_parallel, rows_of(tmp_path)).value > 1e-2
 
 
-def test_rounding_the_shares_of_turns_does_not_pass(tmp_path, monkeypatch):
+def test_rounding_the_shares_of_turns_fails(tmp_path, monkeypatch):
     def rounded(losses, mask, token_num, heads):
         loss_sum, _ = turn_mean_loss(losses, mask, token_num, heads)
         return loss_sum, (mask / token_num).sum().long()
 
-    monkeypatch.setattr(invariance, "slice_sums", rounded)
+    monkeypatch.setattr(invariance, "sum_slice", rounded)
     assert check_of(compare_context_parallel, rows_of(tmp_path)).value > 1e-2
 
 
-def test_losing_a_rank_s_slice_does_not_pass(tmp_path, monkeypatch):
-    def places_but_of_the_first(cu_seqlens, size, rank):
-        return places_on_rank(cu_seqlens, size, rank)[: None if rank else 0]
+def test_losing_the_slice_of_a_rank_fails(tmp_path, monkeypatch):
+    def positions_except_first_rank(cu_seqlens, size, rank):
+        return find_positions_on_rank(cu_seqlens, size, rank)[: None if rank else 0]
 
-    monkeypatch.setattr(invariance, "places_on_rank", places_but_of_the_first)
+    monkeypatch.setattr(invariance, "find_positions_on_rank", positions_except_first_rank)
     assert check_of(compare_context_parallel, rows_of(tmp_path)).value > 1e-2
 
 
 @pytest.mark.parametrize("ranks_num", [1, 2, 3])
-def test_zigzag_slices_hold_every_place_once_and_equal_parts_of_each_document(ranks_num):
+def test_zigzag_slices_have_every_position_once_and_equal_parts_of_each_document(ranks_num):
     multiple = 2 * ranks_num
     lengths = np.array([1, 3, 2]) * multiple
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     bounds = torch.from_numpy(cu_seqlens)
-    slices = [places_on_rank(bounds, ranks_num, rank).numpy() for rank in range(ranks_num)]
+    slices = [find_positions_on_rank(bounds, ranks_num, rank).numpy() for rank in range(ranks_num)]
     assert sorted(np.concatenate(slices)) == list(range(cu_seqlens[-1]))
-    for rank, places in enumerate(slices):
+    for rank, positions in enumerate(slices):
         for start, length in zip(cu_seqlens, lengths, strict=False):
-            own = places[(places >= start) & (places < start + length)] - start
+            own = positions[(positions >= start) & (positions < start + length)] - start
             chunks = np.arange(length).reshape(multiple, -1)
             assert own.tolist() == [*chunks[rank], *chunks[multiple - 1 - rank]]
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_padding_documents_moves_every_token_with_its_columns(tmp_path, alignment):
+def test_padding_documents_moves_tokens_together_with_their_columns(tmp_path, alignment):
     for row in rows_of(tmp_path, alignment):
-        padded = lengthened(with_padded_documents(row, 8), 64)
+        padded = pad_sequence(pad_documents(row, 8), 64)
         assert (np.array(padded["seq_lengths"][:-1]) % 8 == 0).all()
         assert padded["seq_lengths"].sum() == len(padded["labels"]) == 64
         for name in ("labels", "loss_token_num"):
@@ -137,12 +137,12 @@ def test_padding_documents_moves_every_token_with_its_columns(tmp_path, alignmen
         assert heads[0].tolist() == heads[1].tolist()
 
 
-def test_rows_that_are_too_long_give_leading_turns_of_equal_lengths(tmp_path):
+def test_rows_that_are_too_long_are_cut_and_padded_to_the_same_length(tmp_path):
     open_sequences(tmp_path, random_sequences(0, 700, [[300, 390]] * 6), seq_len=700)
     dataset = PackedDataset(tmp_path / "out")
 
-    def tokens(places):
-        return float(len(places))
+    def tokens(documents):
+        return float(len(documents))
 
     rows = draw_short_rows(dataset, 4, 200.0, tokens)
     assert len(rows) == 4
@@ -152,51 +152,53 @@ def test_rows_that_are_too_long_give_leading_turns_of_equal_lengths(tmp_path):
     assert {len(row["input_ids"]) for row in whole} == {700}
 
 
-def outcomes_of(rows: list[Row]) -> list[steps.StepResult]:
-    return ranks.data_parallel_outcomes(rows, "aligned", VOCABULARY, "cpu", torch.float64)
+def results_of(rows: list[Row]) -> list[steps.StepResult]:
+    return ranks.run_data_parallel_step(rows, "aligned", VOCABULARY, "cpu", torch.float64)
 
 
-def test_ranks_that_all_reduce_end_with_the_same_gradients_as_one_process(tmp_path):
+def test_ranks_that_all_reduce_have_the_same_gradients_as_one_process(tmp_path):
     rows = rows_of(tmp_path)
-    outcomes = outcomes_of(rows)
-    assert len(outcomes) == 2
-    check = comparison(outcomes, reference_step(model_of(), rows, "aligned"), torch.float64, rows)
+    results = results_of(rows)
+    assert len(results) == 2
+    check = compare_results(
+        results, reference_step(model_of(), rows, "aligned"), torch.float64, rows
+    )
     assert check.value <= check.tolerance <= 1e-10
 
 
 def mean_of_the_rank(task: ranks.RankTask) -> steps.StepResult:
-    """Divide before the ranks' sums are added up, as data-parallel training usually does."""
-    all_reduced = ranks._all_reduced
+    """Divide before the sums of the ranks are added up, as data-parallel training usually does."""
+    all_reduced = ranks._all_reduce
 
     def averaged(sums, device):
         mean = steps.normalize(sums)
         ones = torch.ones((), dtype=torch.int64)
         return all_reduced(steps.StepSums(mean.loss, ones, mean.gradients), device)
 
-    ranks._all_reduced = averaged
-    return ranks.rank_step(task)
+    ranks._all_reduce = averaged
+    return ranks.take_rank_step(task)
 
 
-def test_ranks_that_divide_by_their_own_turns_do_not_pass(tmp_path, monkeypatch):
+def test_ranks_that_divide_by_their_own_turns_fail(tmp_path, monkeypatch):
     rows = rows_of(tmp_path)
-    monkeypatch.setattr(ranks, "rank_step", mean_of_the_rank)
-    check = comparison(
-        outcomes_of(rows), reference_step(model_of(), rows, "aligned"), torch.float64, rows
+    monkeypatch.setattr(ranks, "take_rank_step", mean_of_the_rank)
+    check = compare_results(
+        results_of(rows), reference_step(model_of(), rows, "aligned"), torch.float64, rows
     )
     assert not check.ok
     assert check.value > 1e-3
 
 
-def test_rows_are_dealt_out_unevenly_and_completely(tmp_path):
+def test_rows_are_divided_unevenly_and_completely(tmp_path):
     rows = [{"number": number} for number in range(5)]
     for number in (2, 3, 8):
-        shares = ranks.rank_shares(rows, number)
+        shares = ranks.divide_rows(rows, number)
         assert len(shares) == number
         assert sorted(row["number"] for share in shares for row in share) == [0, 1, 2, 3, 4]
         assert len(shares[0]) == 3
 
 
-def test_a_machine_without_processes_is_told_of_in_one_line(tmp_path, monkeypatch):
+def test_a_machine_that_starts_no_processes_is_reported_in_one_line(tmp_path, monkeypatch):
     class NoProcesses:
         def Process(self, **_):
             return self
@@ -206,4 +208,4 @@ def test_a_machine_without_processes_is_told_of_in_one_line(tmp_path, monkeypatc
 
     monkeypatch.setattr(ranks, "get_context", lambda method: NoProcesses())
     with pytest.raises(ranks.RanksFailed, match=r"^a process can't be started: [^\n]+$"):
-        outcomes_of(rows_of(tmp_path))
+        results_of(rows_of(tmp_path))

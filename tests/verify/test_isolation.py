@@ -1,4 +1,4 @@
-"""`verify`, isolation: neighbours and padding change nothing, and a model that mixes fails."""
+"""`verify`, isolation: other documents and padding change no loss; a model that leaks fails."""
 
 from __future__ import annotations
 
@@ -12,63 +12,63 @@ torch = pytest.importorskip("torch")
 
 from mtpack.torch_data import PackedDataset  # noqa: E402
 from mtpack.verify import causal_model, steps  # noqa: E402
-from mtpack.verify.causal_model import CausalModel, built_in_model  # noqa: E402
-from mtpack.verify.computing import compacted  # noqa: E402
+from mtpack.verify.causal_model import CausalModel, make_built_in_model  # noqa: E402
+from mtpack.verify.computing import compact_ids  # noqa: E402
 from mtpack.verify.isolation import (  # noqa: E402
     check_isolation,
-    predicted_places,
-    token_places,
-    with_other_tokens,
+    find_document_tokens,
+    find_predicting_positions,
+    replace_tokens,
 )
-from mtpack.verify.sampling import draw_neighbours, leading_parts  # noqa: E402
+from mtpack.verify.sampling import cut_documents, draw_neighbours  # noqa: E402
 
 KINDS = ["documents", "padding_tokens", "padding_added"]
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    with steps.exact_and_repeatable(threads=1):
+    with steps.set_exact_arithmetic(threads=1):
         yield
 
 
 def rows_of(tmp_path, alignment: str = "aligned", multiple: int = 1) -> list[Row]:
     shards = open_sequences(tmp_path, hand_made_sequences(), alignment, multiple)
-    return compacted({"rows": list(shards)})[0]["rows"]
+    return compact_ids({"rows": list(shards)})[0]["rows"]
 
 
 def model_of() -> CausalModel:
-    return built_in_model(64, "cpu", torch.float64)
+    return make_built_in_model(64, "cpu", torch.float64)
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_neighbours_and_padding_change_nothing(tmp_path, alignment, multiple):
+def test_other_documents_and_padding_change_no_loss(tmp_path, alignment, multiple):
     report = check_isolation(model_of(), rows_of(tmp_path, alignment, multiple))
     parts = report.check.parts
     assert sorted(parts) == sorted(KINDS)
-    assert parts["documents"].value == parts["padding_tokens"].value == 0  # to the bit
+    assert parts["documents"].value == parts["padding_tokens"].value == 0  # bit by bit
     assert parts["padding_added"].value <= parts["padding_added"].tolerance <= 1e-10
-    # Two sequences of two documents, and every token but the first of each kept one.
+    # Two of the three sequences have two documents, each of which is changed.
     assert report.counts["documents"] == 4
     assert report.counts["sequences"] == 3
 
 
-def test_attention_across_documents_does_not_pass(tmp_path, monkeypatch):
+def test_attention_across_documents_fails(tmp_path, monkeypatch):
     rows = rows_of(tmp_path)
     monkeypatch.setattr(
         causal_model,
-        "document_ids_of",
+        "read_document_ids",
         lambda batch: torch.zeros(batch["input_ids"].numel(), dtype=torch.int64),
     )
     check = check_isolation(model_of(), rows).check
     assert not check.ok
     assert check.parts["documents"].value > 1e-3
-    assert not check.parts["padding_tokens"].ok  # of a document, read by the next one
+    assert not check.parts["padding_tokens"].ok  # padding of a document, read by the next document
     assert not check.parts["padding_added"].ok
 
 
-def test_a_leak_from_one_token_to_the_next_does_not_pass(tmp_path):
-    """As of a short convolution that is not told where documents start."""
+def test_a_leak_from_one_token_to_the_next_fails(tmp_path):
+    """As with a short convolution that does not know where documents start."""
     model = model_of()
 
     def leaking(input_ids, position_ids, document_ids):
@@ -80,7 +80,7 @@ def test_a_leak_from_one_token_to_the_next_does_not_pass(tmp_path):
     assert not check.parts["documents"].ok
 
 
-def test_a_model_that_looks_ahead_into_padding_does_not_pass(tmp_path):
+def test_a_model_that_reads_later_padding_fails(tmp_path):
     model = model_of()
 
     def looking_ahead(input_ids, position_ids, document_ids):
@@ -88,46 +88,46 @@ def test_a_model_that_looks_ahead_into_padding_does_not_pass(tmp_path):
         padding = document_ids == document_ids.max()
         return logits + 1e-3 * logits[padding].sum(dim=0)
 
-    bent = CausalModel(model.module, looking_ahead, model.vocabulary, "bent", "nothing")
-    check = check_isolation(bent, rows_of(tmp_path)[2:]).check
+    ahead = CausalModel(model.module, looking_ahead, model.vocabulary, "ahead", "nothing")
+    check = check_isolation(ahead, rows_of(tmp_path)[2:]).check
     assert not check.parts["padding_tokens"].ok
     assert not check.parts["padding_added"].ok
-    assert "documents" not in check.parts  # a document without a neighbour
+    assert "documents" not in check.parts  # the sequence has one document
 
 
-def test_a_loss_that_is_no_number_does_not_pass(tmp_path):
+def test_a_loss_of_nan_fails(tmp_path):
     model = model_of()
     with torch.no_grad():
         model.module.output.weight[:] = np.nan
     assert not check_isolation(model, rows_of(tmp_path)).check.ok
 
 
-def test_places_are_told_apart(tmp_path):
-    row = rows_of(tmp_path, multiple=8)[0]  # documents of 10 and 4 tokens, in 16 and 8 places
+def test_positions_of_tokens_and_of_predictions_are_found(tmp_path):
+    row = rows_of(tmp_path, multiple=8)[0]  # documents of 10 and 4 tokens, in 16 and 8 positions
     tokens = [*range(10), *range(16, 20)]
-    assert np.flatnonzero(token_places(row)).tolist() == tokens
-    assert np.flatnonzero(predicted_places(row)).tolist() == [*range(9), *range(16, 19)]
-    places = token_places(row)
-    changed = with_other_tokens(row, places, vocabulary=64)
-    assert ((changed["input_ids"] != row["input_ids"]) == places).all()
+    assert np.flatnonzero(find_document_tokens(row)).tolist() == tokens
+    assert np.flatnonzero(find_predicting_positions(row)).tolist() == [*range(9), *range(16, 19)]
+    is_token = find_document_tokens(row)
+    changed = replace_tokens(row, is_token, vocabulary=64)
+    assert ((changed["input_ids"] != row["input_ids"]) == is_token).all()
 
 
-def test_long_documents_are_cut_so_that_neighbours_can_be_tried(tmp_path):
+def test_long_documents_are_cut_so_that_the_sample_has_several(tmp_path):
     open_sequences(tmp_path, random_sequences(0, 900, [[400, 480]] * 2), seq_len=900)
     rows = draw_neighbours(
-        PackedDataset(tmp_path / "out"), 2, 300.0, lambda places: float(len(places))
+        PackedDataset(tmp_path / "out"), 2, 300.0, lambda documents: float(len(documents))
     )
     assert [row["seq_lengths"].tolist() for row in rows] == [[120, 120, 20]] * 2
-    samples, vocabulary = compacted({"rows": rows})
-    model = built_in_model(vocabulary, "cpu", torch.float64)
+    samples, vocabulary = compact_ids({"rows": rows})
+    model = make_built_in_model(vocabulary, "cpu", torch.float64)
     report = check_isolation(model, samples["rows"])
     assert report.check.ok
     assert report.counts["documents"] == 4
 
 
-def test_cut_documents_keep_the_turns_that_start_in_them(tmp_path):
+def test_cut_documents_keep_the_turns_that_start_before_the_cut(tmp_path):
     for row in rows_of(tmp_path):
-        cut = leading_parts(row, 6)
+        cut = cut_documents(row, 6)
         assert cut["seq_lengths"].sum() == len(cut["input_ids"])
         assert (cut["loss_mask"][cut["turn_starts"]] == 1).all()
         assert cut["turn_num"] == len(cut["turn_starts"])

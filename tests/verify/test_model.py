@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from mtpack.report.verify_view import show  # noqa: E402
 from mtpack.verify import causal_model, computing, ranks, speed, verify  # noqa: E402
-from mtpack.verify.causal_model import loaded_model  # noqa: E402
+from mtpack.verify.causal_model import load_model  # noqa: E402
 
 SMALL = {
     "vocab_size": 80,
@@ -28,12 +28,12 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Start no processes: they use the built-in model whatever the user's is."""
+    """Start no processes: they always use the built-in model."""
 
     def refuse(*_):
         raise ranks.RanksFailed("not here")
 
-    monkeypatch.setattr(computing, "data_parallel_outcomes", refuse)
+    monkeypatch.setattr(computing, "run_data_parallel_step", refuse)
     monkeypatch.setitem(speed.SIZES, "cpu", speed.Sizes(32, 8, 50, "float32"))
 
 
@@ -57,7 +57,7 @@ def output(tmp_path):
     return tmp_path / "out"
 
 
-def test_a_model_that_goes_by_positions_passes_all_checks(tmp_path, output):
+def test_a_model_that_separates_documents_by_positions_passes(tmp_path, output):
     report = verify.verify(output, "cpu", model=llama(tmp_path / "llama"))
     assert report.ok, report.checks
     assert report.numeric.model == f"LlamaForCausalLM from {tmp_path / 'llama'}"
@@ -67,14 +67,15 @@ def test_a_model_that_goes_by_positions_passes_all_checks(tmp_path, output):
 
 
 def test_a_model_that_mixes_documents_fails_isolation_and_is_named(tmp_path, output):
-    """Its short convolution runs over all places, and nothing tells it where documents start."""
+    """Its short convolution runs over all positions and does not know where documents start."""
     config = transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
     torch.manual_seed(0)
     folder = saved(tmp_path / "mixes", transformers.Lfm2ForCausalLM(config), scale=5)
     result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
     assert result.exit_code == 1, result.output
-    assert "Lfm2ForCausalLM" in result.stdout
-    assert "documents of a sequence see each other" in result.stdout
+    words = " ".join(result.stdout.split())  # the console wraps lines
+    assert "Lfm2ForCausalLM" in words
+    assert "documents of a sequence see each other" in words
     report = verify.verify(output, "cpu", model=folder)
     assert not report.checks["isolation"].parts["documents"].ok
     assert not report.checks["equivalence"].ok
@@ -82,12 +83,12 @@ def test_a_model_that_mixes_documents_fails_isolation_and_is_named(tmp_path, out
 
 def refusal(path) -> str:
     with pytest.raises(SetupError) as caught:
-        loaded_model(path, "cpu", torch.float32)
+        load_model(path, "cpu", torch.float32)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_what_is_no_such_model_is_refused_in_one_line(tmp_path):
+def test_a_folder_without_a_causal_model_is_refused_in_one_line(tmp_path):
     assert "no config.json there" in refusal(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"')
     assert "transformers can't load it" in refusal(tmp_path)
@@ -97,7 +98,7 @@ def test_what_is_no_such_model_is_refused_in_one_line(tmp_path):
     assert "transformers can't load it" in refusal(tmp_path)
 
 
-def test_code_of_the_folder_is_not_run(tmp_path):
+def test_code_in_the_model_folder_is_not_run(tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
     (tmp_path / "config.json").write_text(
         '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", '
@@ -114,11 +115,11 @@ def test_a_model_that_takes_no_positions_is_refused(tmp_path):
 
 def test_a_model_with_too_few_token_ids_is_refused(tmp_path, output):
     folder = llama(tmp_path / "llama", vocab_size=20)
-    with pytest.raises(SetupError, match="it knows 20 token ids, and the shards hold 77; name"):
+    with pytest.raises(SetupError, match="it has 20 token ids, but the shards contain id 77; use"):
         verify.verify(output, "cpu", model=folder)
 
 
-def test_documents_longer_than_the_model_can_read_are_told_in_one_line(tmp_path, output):
+def test_documents_too_long_for_the_model_are_reported_in_one_line(tmp_path, output):
     config = transformers.GPT2Config(vocab_size=80, n_embd=16, n_layer=1, n_head=2, n_positions=8)
     folder = saved(tmp_path / "gpt2", transformers.GPT2LMHeadModel(config))
     with pytest.raises(SetupError, match=r"it can't read documents of \d+ tokens: [^\n]*$"):
@@ -130,7 +131,7 @@ def test_float64_is_refused_for_a_model_that_computes_parts_in_float32(tmp_path,
         verify.verify(output, "cpu", dtype="float64", model=llama(tmp_path / "llama"))
 
 
-def test_without_transformers_the_command_names_it_and_exits_2(tmp_path, output, monkeypatch):
+def test_without_transformers_the_command_fails_with_status_2(tmp_path, output, monkeypatch):
     monkeypatch.setattr(causal_model, "find_spec", lambda name: None)
     result = CliRunner().invoke(
         main, ["verify", str(output), "--device", "cpu", "--model", str(tmp_path)]
@@ -140,11 +141,12 @@ def test_without_transformers_the_command_names_it_and_exits_2(tmp_path, output,
     assert result.stderr.count("\n") == 1
 
 
-def test_the_report_says_which_model_and_how_it_keeps_documents_apart(tmp_path, output):
+def test_the_report_has_the_model_and_how_it_separates_documents(tmp_path, output):
     import io
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=300)
+    console = Console(file=io.StringIO(), width=80)
     show(verify.verify(output, "cpu", model=llama(tmp_path / "llama")), console)
-    assert "apart by restarting position_ids (sdpa attention)" in console.file.getvalue()
+    words = " ".join(console.file.getvalue().split())
+    assert "documents separated by restarting position_ids (sdpa attention)" in words

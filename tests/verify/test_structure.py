@@ -1,4 +1,4 @@
-"""`verify`, structure: a sound output passes; every broken law is named with its place."""
+"""`verify`, structure: a sound output passes; every broken law is named with its position."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mtpack.packing.columns import Columns
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.shards.dataset import open_shards
 from mtpack.shards.manifest import MANIFEST
-from mtpack.verify.batch import Batch
-from mtpack.verify.structure import LAWS, check_structure, first_breach
-from tests.packing.test_columns import assembled, cases
+from mtpack.verify.batch import ColumnBatch
+from mtpack.verify.structure import LAWS, check_structure, find_first_breach
+from tests.packing.test_columns import assemble_case, cases
 from tests.support.builders import (
     PAD_ID,
     columns_of_sequences,
@@ -27,7 +27,8 @@ from tests.support.builders import (
 )
 
 LAYOUTS = [(alignment, multiple) for alignment in ("aligned", "shifted") for multiple in (1, 8)]
-Place = tuple[int, int | None]
+Location = tuple[int, int | None]
+"""The sequence that breaks a law, and the position in it."""
 
 
 @dataclass
@@ -73,10 +74,10 @@ class Draft:
         for name in ("seq_lengths", "document_lengths", "dialogue_ids"):
             self.set(**{name: np.delete(getattr(self.columns, name), entry)})
 
-    def drop_loss(self, row: int, places: slice) -> None:
-        self.columns.loss_mask[row, places] = 0
-        self.columns.labels[row, places] = -100
-        self.columns.loss_token_num[row, places] = 1
+    def drop_loss(self, row: int, positions: slice) -> None:
+        self.columns.loss_mask[row, positions] = 0
+        self.columns.labels[row, positions] = -100
+        self.columns.loss_token_num[row, positions] = 1
 
 
 def draft_of(alignment: str, multiple: int) -> Draft:
@@ -86,13 +87,13 @@ def draft_of(alignment: str, multiple: int) -> Draft:
     return Draft(copied, metadata)
 
 
-BREAKS: list[tuple[str, Callable[[Draft], Place]]] = []
+BREAKS: list[tuple[str, Callable[[Draft], Location]]] = []
 
 
-def breaks(law: str) -> Callable[[Callable[[Draft], Place]], Callable[[Draft], Place]]:
-    """Register a way to break a law; it returns where the law is then broken."""
+def breaks(law: str) -> Callable[[Callable[[Draft], Location]], Callable[[Draft], Location]]:
+    """Register a function that breaks a law and returns the location of the breach."""
 
-    def register(change: Callable[[Draft], Place]) -> Callable[[Draft], Place]:
+    def register(change: Callable[[Draft], Location]) -> Callable[[Draft], Location]:
         BREAKS.append((law, change))
         return change
 
@@ -106,7 +107,7 @@ def one_turn_too_many(draft):
 
 
 @breaks("seq_lengths_positive")
-def an_entry_of_no_length(draft):
+def an_entry_of_length_0(draft):
     draft.columns.seq_lengths[draft.entry(1, 1)] = 0
     return 1, 24
 
@@ -118,7 +119,7 @@ def lengths_beyond_the_sequence(draft):
 
 
 @breaks("seq_lengths_multiple")
-def a_length_that_is_no_multiple(draft):
+def a_length_that_is_not_a_multiple(draft):
     if draft.multiple == 1:
         pytest.skip("every length is a multiple of 1")
     draft.columns.seq_lengths[draft.entry(0, 0)] -= 1
@@ -127,7 +128,7 @@ def a_length_that_is_no_multiple(draft):
 
 
 @breaks("dialogue_ids")
-def a_dialogue_below_padding(draft):
+def a_dialogue_id_below_that_of_padding(draft):
     draft.columns.dialogue_ids[draft.entry(0, 2)] = -2
     return 0, 14 if draft.multiple == 1 else 24
 
@@ -139,7 +140,7 @@ def padding_before_a_document(draft):
 
 
 @breaks("has_document")
-def nothing_but_padding(draft):
+def a_sequence_of_padding_only(draft):
     draft.drop_entry(2, 0)
     draft.columns.seq_lengths[draft.entry(2, 0)] = 32
     return 2, None
@@ -158,7 +159,7 @@ def a_document_longer_than_its_entry(draft):
 
 
 @breaks("document_lengths")
-def padding_that_has_tokens(draft):
+def padding_with_a_document_length(draft):
     draft.columns.document_lengths[draft.entry(2, 1)] = 1
     return 2, 13 if draft.multiple == 1 else 16
 
@@ -177,7 +178,7 @@ def a_message_below_0(draft):
 
 
 @breaks("turn_starts_range")
-def a_turn_behind_the_sequence(draft):
+def a_turn_after_the_sequence(draft):
     draft.columns.turn_starts[draft.turn(1, 3)] = 32
     return 1, 32
 
@@ -189,7 +190,7 @@ def a_turn_before_the_sequence(draft):
 
 
 @breaks("turn_starts_ascend")
-def two_turns_at_one_place(draft):
+def two_turns_at_one_position(draft):
     draft.columns.turn_starts[draft.turn(1, 1)] = draft.start(1, 0)
     return 1, draft.start(1, 0)
 
@@ -220,7 +221,7 @@ def a_token_in_the_padding(draft):
 
 
 @breaks("padding_ids")
-def a_token_behind_its_document(draft):
+def a_token_after_its_document(draft):
     draft.columns.input_ids[2, 13] = PAD_ID + 1
     return 2, 13
 
@@ -233,9 +234,9 @@ def loss_in_the_padding(draft):
 
 @breaks("first_token_loss")
 def loss_that_nothing_predicts(draft):
-    place = 31 if draft.shift else 24
-    draft.columns.loss_mask[1, place] = 1
-    return 1, place
+    position = 31 if draft.shift else 24
+    draft.columns.loss_mask[1, position] = 1
+    return 1, position
 
 
 @breaks("labels_ignored")
@@ -246,14 +247,14 @@ def a_label_without_loss(draft):
 
 @breaks("labels_token")
 def a_label_of_another_token(draft):
-    place = draft.start(1, 2)
-    draft.columns.labels[1, place] += 1
-    return 1, place
+    position = draft.start(1, 2)
+    draft.columns.labels[1, position] += 1
+    return 1, position
 
 
 @breaks("labels_token")
 def labels_shifted_twice(draft):
-    draft.columns.labels[draft.columns.loss_mask == 1] += 1  # ids of documents count up
+    draft.columns.labels[draft.columns.loss_mask == 1] += 1  # ids of documents ascend by 1
     return 0, draft.start(0, 0)
 
 
@@ -299,9 +300,9 @@ def a_document_without_a_turn(draft):
 
 @breaks("loss_token_num")
 def a_wrong_count_on_one_token(draft):
-    place = draft.start(1, 3) + 4
-    draft.columns.loss_token_num[1, place] += 1
-    return 1, place
+    position = draft.start(1, 3) + 4
+    draft.columns.loss_token_num[1, position] += 1
+    return 1, position
 
 
 @breaks("loss_token_num")
@@ -331,7 +332,7 @@ def a_lost_loss_token(draft):
 
 
 @breaks("document_end")
-def a_document_that_goes_on_behind_its_last_turn(draft):
+def a_document_that_continues_after_its_last_turn(draft):
     start = draft.start(2, 1)
     draft.drop_loss(2, slice(start + 3, start + 4))
     draft.columns.loss_token_num[2, start : start + 3] = 3
@@ -365,7 +366,7 @@ def test_a_sound_shard_passes(tmp_path, alignment, multiple, batch_rows):
 @pytest.mark.parametrize(
     ("law", "change"), BREAKS, ids=[f"{law}-{change.__name__}" for law, change in BREAKS]
 )
-def test_a_broken_law_is_named_with_its_place(
+def test_a_broken_law_is_named_with_its_position(
     tmp_path, law, change, alignment, multiple, batch_rows
 ):
     draft = draft_of(alignment, multiple)
@@ -379,16 +380,16 @@ def test_a_broken_law_is_named_with_its_place(
     assert "\n" not in violation.detail
 
 
-def test_every_law_is_broken_once():
+def test_every_law_is_broken_by_a_case():
     assert {law for law, _ in BREAKS} == {*LAWS, "turn_unique"}
 
 
 @given(cases())
-def test_whatever_is_assembled_keeps_every_law(case):
-    assert first_breach(Batch(assembled(case), case.layout)) is None
+def test_assembled_columns_keep_every_law(case):
+    assert find_first_breach(ColumnBatch(assemble_case(case), case.layout)) is None
 
 
-def test_rows_count_over_all_shards(tmp_path):
+def test_sequences_are_counted_over_all_shards(tmp_path):
     sound, broken = draft_of("aligned", 1), draft_of("aligned", 1)
     broken.columns.dialogue_ids[broken.columns.dialogue_ids >= 0] += 100
     _, position = a_wrong_count_on_one_token(broken)
@@ -400,7 +401,7 @@ def test_rows_count_over_all_shards(tmp_path):
     assert report.rows == 3
 
 
-def test_a_turn_that_is_in_two_shards_is_named(tmp_path):
+def test_a_turn_in_two_shards_is_found(tmp_path):
     draft = draft_of("aligned", 1)
     folder = write_output(tmp_path / "out", [draft.columns, draft.columns], draft.metadata)
     violation = check_structure(open_shards(folder)).violation
@@ -410,13 +411,13 @@ def test_a_turn_that_is_in_two_shards_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("alignment", "other"), [("aligned", "shifted"), ("shifted", "aligned")])
-def test_metadata_of_the_other_alignment_is_found(tmp_path, alignment, other):
+def test_metadata_with_the_other_alignment_is_found(tmp_path, alignment, other):
     draft = draft_of(alignment, 1)
     write_columns(tmp_path / "shard.arrow", draft.columns, metadata_of(other))
     assert check_structure(open_shards(tmp_path / "shard.arrow")).violation is not None
 
 
-def test_no_token_is_told(tmp_path):
+def test_a_violation_does_not_contain_a_token(tmp_path):
     draft = draft_of("aligned", 1)
     draft.columns.labels[1, draft.start(1, 2)] = 987_654
     write_columns(tmp_path / "shard.arrow", draft.columns, draft.metadata)
@@ -426,7 +427,7 @@ def test_no_token_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(("alignment", "multiple"), LAYOUTS)
-def test_a_sound_output_agrees_with_its_manifest(tmp_path, alignment, multiple):
+def test_a_sound_output_with_a_manifest_passes(tmp_path, alignment, multiple):
     draft = draft_of(alignment, multiple)
     folder = write_output(tmp_path / "out", [draft.columns], draft.metadata)
     report = check_structure(open_shards(folder))
@@ -434,10 +435,10 @@ def test_a_sound_output_agrees_with_its_manifest(tmp_path, alignment, multiple):
     assert report.hashes_checked
 
 
-def test_other_bytes_than_the_manifest_records_are_found(tmp_path):
+def test_a_hash_that_differs_from_the_manifest_is_found(tmp_path):
     draft = draft_of("aligned", 1)
     folder = write_output(tmp_path / "out", [draft.columns], draft.metadata)
-    draft.columns.input_ids[0, 0] += 1  # untrained, so no law knows
+    draft.columns.input_ids[0, 0] += 1  # not trained, so no law detects it
     write_columns(folder / "shard-00000.arrow", draft.columns, draft.metadata)
     violation = check_structure(open_shards(folder)).violation
     assert violation is not None
@@ -448,7 +449,7 @@ def test_other_bytes_than_the_manifest_records_are_found(tmp_path):
 @pytest.mark.parametrize(
     "name", ["rows_packed", "documents", "turns_packed", "tokens", "loss_tokens", "sequences"]
 )
-def test_a_figure_that_the_shards_do_not_hold_is_found(tmp_path, name):
+def test_a_count_that_differs_from_the_manifest_is_found(tmp_path, name):
     draft = draft_of("aligned", 8)
     true = getattr(tally_of([draft.columns]), name)
     tally = tally_of([draft.columns], **{name: true + 1})
@@ -459,7 +460,7 @@ def test_a_figure_that_the_shards_do_not_hold_is_found(tmp_path, name):
     assert f"{true + 1} {name}; the shards hold {true}" in violation.detail
 
 
-def test_shards_without_a_sequence_are_refused(tmp_path):
+def test_shards_without_a_sequence_fail(tmp_path):
     metadata = metadata_of()
     columns = columns_of_sequences([], metadata.layout)
     write_columns(tmp_path / "shard.arrow", columns, metadata)

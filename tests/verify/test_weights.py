@@ -1,4 +1,4 @@
-"""What other means would do: the share of the loss that turns of each length decide."""
+"""The share of the loss that turns of each length have, under several means."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.console import Console
 
 from mtpack.report.verify_view import show
 from mtpack.verify.verify import VerifyReport
-from mtpack.verify.weights import MEANS, weight_bins
+from mtpack.verify.weights import MEANS, compute_weight_bins
 from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
 from tests.support.strategies import Document, Turn
 
 
-def by_definition(sequences: list[list[Document]]) -> list[tuple[int, dict[str, float]]]:
-    """The length of every turn, and what it weighs under each mean, document by document."""
+def compute_by_definition(sequences: list[list[Document]]) -> list[tuple[int, dict[str, float]]]:
+    """Return the length of every turn and its weight under each mean, document by document."""
     found = []
     for document in (document for sequence in sequences for document in sequence):
         lengths = [sum(stop - start for start, stop in turn.spans) for turn in document.turns]
@@ -40,9 +40,9 @@ def by_definition(sequences: list[list[Document]]) -> list[tuple[int, dict[str, 
     "sequences",
     [hand_made_sequences(), random_sequences(3, 200, [[90, 60, 50], [200], [30, 40]])],
 )
-def test_every_turn_weighs_what_the_definition_says(tmp_path, alignment, sequences):
-    bins = weight_bins(open_sequences(tmp_path, sequences, alignment, seq_len=224))
-    turns = by_definition(sequences)
+def test_weights_equal_those_of_the_definition(tmp_path, alignment, sequences):
+    bins = compute_weight_bins(open_sequences(tmp_path, sequences, alignment, seq_len=224))
+    turns = compute_by_definition(sequences)
     for mean in MEANS:
         whole = sum(weights[mean] for _, weights in turns)
         for one in bins:
@@ -58,10 +58,10 @@ def test_every_turn_weighs_what_the_definition_says(tmp_path, alignment, sequenc
         assert one.token_share == pytest.approx(one.weights["token_mean"])
 
 
-def test_bins_are_powers_of_two_without_a_gap(tmp_path):
+def test_bins_are_powers_of_two_without_a_gap_between_them(tmp_path):
     turns = [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(10, 15)])]
     document = Document(0, [*range(15)], turns)
-    bins = weight_bins(open_sequences(tmp_path, [[document]]))
+    bins = compute_weight_bins(open_sequences(tmp_path, [[document]]))
     assert [(one.label, one.turns, one.tokens) for one in bins] == [
         ("1", 1, 1),
         ("2-3", 0, 0),
@@ -70,7 +70,7 @@ def test_bins_are_powers_of_two_without_a_gap(tmp_path):
     assert [one.weights["token_mean"] for one in bins] == pytest.approx([1 / 6, 0, 5 / 6])
 
 
-def test_the_table_says_how_much_a_turn_counts_under_the_token_mean(tmp_path):
+def test_the_table_has_the_weight_of_a_turn_under_the_token_mean(tmp_path):
     document = Document(
         0, [*range(15)], [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(4, 9)]), Turn(5, 0, [(9, 15)])]
     )
@@ -81,12 +81,12 @@ def test_the_table_says_how_much_a_turn_counts_under_the_token_mean(tmp_path):
         device="cpu",
         violation=None,
         tally=None,
-        weights=weight_bins(open_sequences(tmp_path, [[document]])),
+        weights=compute_weight_bins(open_sequences(tmp_path, [[document]])),
     )
     console = Console(file=io.StringIO(), width=80)
     show(report, console)
     lines = [line.split() for line in console.file.getvalue().splitlines()]
-    # Turns of 1, 5 and 6 tokens: 1/12 of the tokens against 1/3 of the turns.
+    # Turns of 1, 5 and 6 tokens: the first has 1/12 of the tokens, and is 1/3 of the turns.
     assert ["1", "1", "33.3%", "8.3%", "8.3%", "17.6%", "0.25"] in lines
     assert np.isclose(1 / (1 + 5**0.5 + 6**0.5), 0.176, atol=5e-4)
     assert ["2-3", "0", "0.0%", "0.0%", "0.0%", "0.0%"] in lines

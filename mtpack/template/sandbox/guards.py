@@ -1,7 +1,8 @@
-"""What a template can make much of in one step, guarded: operators, methods, filters.
+"""Guards for all that can make a large value in one step: operators, methods, filters.
 
-Each guard works out from the arguments how much would be made and tells the meter; the original
-does the work. What can't grow passes untouched, and so does what the original refuses.
+Each guard computes from the arguments how large the result would be, and counts that with the
+meter. Then the original does the work. Values that can't grow are not counted, nor is a call that
+the original refuses.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jinja2.runtime import Context, markup_join
 from mtpack.template.sandbox.limits import CHARACTERS_PER_STEP, Meter
 
 Guard = Callable[..., None]
-"""(meter, value, *arguments): raises TemplateLimitError."""
+"""(meter, value, *arguments): counts the result; raises TemplateLimitError."""
 
 _NUMBER = re.compile(r"[0-9]{1,20}")
 
@@ -30,20 +31,20 @@ def add(meter: Meter, values: Sequence[Any]) -> Any:
     characters = 0
     for value in values:
         if type(value) is not str:
-            return _add_in_turn(meter, values)
+            return _add_one_by_one(meter, values)
         characters += len(value)
     if characters >= CHARACTERS_PER_STEP:
-        meter.text(characters)
+        meter.count_text(characters)
     return "".join(values)
 
 
-def _add_in_turn(meter: Meter, values: Sequence[Any]) -> Any:
+def _add_one_by_one(meter: Meter, values: Sequence[Any]) -> Any:
     total = values[0]
     for value in values[1:]:
         if isinstance(total, str) and isinstance(value, str):
-            meter.text(str.__len__(total) + str.__len__(value))
+            meter.count_text(str.__len__(total) + str.__len__(value))
         elif isinstance(total, bytes | list | tuple) and isinstance(value, type(total)):
-            meter.step(len(total) + len(value))
+            meter.count_steps(len(total) + len(value))
         total = total + value
     return total
 
@@ -52,8 +53,8 @@ def concatenate(meter: Meter, context: Context, values: Sequence[Any]) -> str:
     """Return `values[0] ~ values[1] ~ ...`."""
     characters = 0
     for value in values:
-        characters += len(value) if type(value) is str else meter.length(value)
-    meter.text(characters)
+        characters += len(value) if type(value) is str else meter.measure(value)
+    meter.count_text(characters)
     if context.eval_ctx.autoescape:
         return markup_join(values)
     return "".join(map(str, values))
@@ -66,35 +67,35 @@ def guard_times(meter: Meter, left: Any, right: Any) -> None:
     if not isinstance(right, int):
         return
     if isinstance(left, int):
-        meter.number(left.bit_length() + right.bit_length())
+        meter.check_number(left.bit_length() + right.bit_length())
     elif isinstance(left, str | bytes):
-        meter.text(_size(left) * right)
+        meter.count_text(_size(left) * right)
     elif isinstance(left, list | tuple):
-        meter.step(len(left) * max(right, 0))
+        meter.count_steps(len(left) * max(right, 0))
 
 
 def guard_power(meter: Meter, left: Any, right: Any) -> None:
     """Guard `left ** right`."""
     if isinstance(left, int) and isinstance(right, int) and right > 0:
-        meter.number(left.bit_length() * right)
+        meter.check_number(left.bit_length() * right)
 
 
 def guard_percent(meter: Meter, left: Any, right: Any) -> None:
-    """Guard `left % right` where it fills in a format."""
+    """Guard `left % right` if `left` is a format."""
     if not isinstance(left, str | bytes):
         return
     text = left if isinstance(left, str) else left.decode("latin-1")
-    filled = meter.length(right)
-    if isinstance(right, dict):  # whose values may be named over and over
+    filled = meter.measure(right)
+    if isinstance(right, dict):  # the format may use a value many times
         filled *= str.count(text, "%")
-    widths = widths_in(text)
-    if "*" in text and isinstance(right, tuple):  # widths may be among the values
+    widths = sum_widths(text)
+    if "*" in text and isinstance(right, tuple):  # a `*` takes its width from the values
         widths += sum(abs(value) for value in right if isinstance(value, int))
-    meter.text(_size(text) + filled + widths)
+    meter.count_text(_size(text) + filled + widths)
 
 
-def widths_in(text: str) -> int:
-    """Return the sum of the numbers in a format, widths and precisions among them."""
+def sum_widths(text: str) -> int:
+    """Return the sum of all numbers in a format, which include its widths and precisions."""
     return sum(map(int, _NUMBER.findall(text)))
 
 
@@ -106,31 +107,31 @@ OPERATORS: dict[str, Guard] = {"*": guard_times, "**": guard_power, "%": guard_p
 
 def _guard_width(meter: Meter, text: Any, width: Any = 80, *rest: Any) -> None:
     if isinstance(width, int):
-        meter.text(max(meter.length(text), width))
+        meter.count_text(max(meter.measure(text), width))
 
 
 def _guard_tabs(meter: Meter, text: Any, tabsize: Any = 8) -> None:
     if isinstance(tabsize, int):
         tabs = str.count(text, "\t") if isinstance(text, str) else bytes.count(text, b"\t")
-        meter.text(_size(text) + tabs * tabsize)
+        meter.count_text(_size(text) + tabs * tabsize)
 
 
 def _guard_replace(meter: Meter, text: Any, old: Any, new: Any, *rest: Any, **named: Any) -> None:
     kind: Any = str if isinstance(text, str) else bytes
     if isinstance(old, kind) and isinstance(new, kind):
-        meter.text(_size(text) + kind.count(text, old) * _size(new))
+        meter.count_text(_size(text) + kind.count(text, old) * _size(new))
 
 
 def _guard_translate(meter: Meter, text: Any, table: Any, *rest: Any, **named: Any) -> None:
     if isinstance(text, str):
         values = table.values() if isinstance(table, dict) else table
         longest = max((_size(value) for value in values if isinstance(value, str)), default=1)
-        meter.text(_size(text) * longest)
+        meter.count_text(_size(text) * longest)
 
 
 def _guard_bytes(meter: Meter, number: int, length: Any = 1, *rest: Any, **named: Any) -> None:
     if isinstance(length, int):
-        meter.text(length)
+        meter.count_text(length)
 
 
 METHODS: dict[str, Guard] = {
@@ -145,14 +146,14 @@ METHODS: dict[str, Guard] = {
 }
 
 
-def guarded_method(meter: Meter, method: Any) -> Callable[..., Any]:
-    """Return a method of a text or a number so that it makes no more than it may."""
+def guard_method(meter: Meter, method: Any) -> Callable[..., Any]:
+    """Return a method of a text or a number, guarded if its result can be large."""
     owner, name = method.__self__, method.__name__
     if name == "join":
 
         def join(values: Any) -> Any:
             values = list(values)
-            meter.text(_joined_size(meter, owner, values))
+            meter.count_text(_measure_join(meter, owner, values))
             return method(values)
 
         return update_wrapper(join, method)
@@ -170,25 +171,25 @@ def guarded_method(meter: Meter, method: Any) -> Callable[..., Any]:
 # Filters
 
 
-def _guard_walk(meter: Meter, values: Any, *rest: Any, **named: Any) -> None:
-    if hasattr(values, "__len__"):  # what is made item by item is counted item by item
-        meter.step(len(values))
+def _guard_items(meter: Meter, values: Any, *rest: Any, **named: Any) -> None:
+    if hasattr(values, "__len__"):  # an iterator is counted while it is read
+        meter.count_steps(len(values))
 
 
 def _guard_written(meter: Meter, value: Any, *rest: Any, **named: Any) -> None:
-    meter.text(meter.length(value))
+    meter.count_text(meter.measure(value))
 
 
 def guard_json(meter: Meter, value: Any, indent: Any, separators: Any) -> None:
-    """Guard that `value` is written as JSON."""
-    characters = meter.length(value)
-    meter.text(characters)
-    values = characters // 2  # at most: each counts two, for what stands around it
+    """Guard `value` written as JSON."""
+    characters = meter.measure(value)
+    meter.count_text(characters)
+    values = characters // 2  # at most, since `measure` adds two for each
     if separators is not None:
-        meter.text(values * sum(map(_size, separators)))
+        meter.count_text(values * sum(map(_size, separators)))
     if isinstance(indent, int | str):
         width = indent if isinstance(indent, int) else _size(indent)
-        meter.text(values * width * _depth(value))
+        meter.count_text(values * width * _depth(value))
 
 
 def _depth(value: Any) -> int:
@@ -207,10 +208,10 @@ def _depth(value: Any) -> int:
 def _guard_batch(
     meter: Meter, values: Any, linecount: Any, fill_with: Any = None, **named: Any
 ) -> None:
-    _guard_walk(meter, values)
+    _guard_items(meter, values)
     if isinstance(linecount, int) and fill_with is not None:
-        meter.step(max(linecount, 0))
-        meter.nest([fill_with, fill_with])
+        meter.count_steps(max(linecount, 0))
+        meter.check_nesting([fill_with, fill_with])
 
 
 def _guard_format(meter: Meter, value: Any, *args: Any, **named: Any) -> None:
@@ -220,7 +221,7 @@ def _guard_format(meter: Meter, value: Any, *args: Any, **named: Any) -> None:
 def _guard_indent(meter: Meter, s: Any, width: Any = 4, *rest: Any, **named: Any) -> None:
     if isinstance(s, str) and isinstance(width, int | str):
         indent = width if isinstance(width, int) else _size(width)
-        meter.text(_size(s) + (len(str.splitlines(s)) + 1) * max(indent, 0))
+        meter.count_text(_size(s) + (len(str.splitlines(s)) + 1) * max(indent, 0))
 
 
 def _guard_replaced(meter: Meter, s: Any, old: Any, new: Any, *rest: Any, **named: Any) -> None:
@@ -230,74 +231,74 @@ def _guard_replaced(meter: Meter, s: Any, old: Any, new: Any, *rest: Any, **name
 
 def _guard_round(meter: Meter, value: Any, precision: Any = 0, *rest: Any, **named: Any) -> None:
     if isinstance(precision, int):
-        meter.number(4 * abs(precision))  # ten to the power of it
+        meter.check_number(4 * abs(precision))  # 10 ** precision is computed
 
 
 def _guard_each_piece(meter: Meter, s: Any, *args: Any, **named: Any) -> None:
-    """Guard what puts texts of the template between the words of `s`."""
+    """Guard a filter that adds its arguments between the words of `s`."""
     if isinstance(s, str):
         added = sum(_size(value) for value in (*args, *named.values()) if isinstance(value, str))
         words = len(str.split(s)) + _size(s) // 79
-        meter.text(_size(s) + words * added)
+        meter.count_text(_size(s) + words * added)
 
 
 FILTERS: dict[str, Guard] = {
     "batch": _guard_batch,
     "center": _guard_width,
-    "dictsort": _guard_walk,
+    "dictsort": _guard_items,
     "format": _guard_format,
-    "groupby": _guard_walk,
+    "groupby": _guard_items,
     "indent": _guard_indent,
-    "list": _guard_walk,
-    "map": _guard_walk,
-    "max": _guard_walk,
-    "min": _guard_walk,
+    "list": _guard_items,
+    "map": _guard_items,
+    "max": _guard_items,
+    "min": _guard_items,
     "pprint": _guard_written,
-    "reject": _guard_walk,
-    "rejectattr": _guard_walk,
+    "reject": _guard_items,
+    "rejectattr": _guard_items,
     "replace": _guard_replaced,
     "round": _guard_round,
-    "select": _guard_walk,
-    "selectattr": _guard_walk,
-    "slice": _guard_walk,
-    "sort": _guard_walk,
+    "select": _guard_items,
+    "selectattr": _guard_items,
+    "slice": _guard_items,
+    "sort": _guard_items,
     "string": _guard_written,
-    "sum": _guard_walk,
-    "unique": _guard_walk,
+    "sum": _guard_items,
+    "unique": _guard_items,
     "urlize": _guard_each_piece,
     "wordwrap": _guard_each_piece,
     "xmlattr": _guard_written,
 }
 
 
-def guarded_filter(meter: Meter, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter so that it makes no more than it may; what it yields is counted."""
+def guard_filter(meter: Meter, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter, guarded; the items that it yields are counted."""
     guard = FILTERS[name]
-    given = 1 if hasattr(function, "jinja_pass_arg") else 0  # a context stands before the value
+    skipped = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context comes before the value
 
     def guarded(*args: Any, **named: Any) -> Any:
-        guard(meter, *args[given:], **named)
+        guard(meter, *args[skipped:], **named)
         result = function(*args, **named)
-        return meter.counted(result) if isinstance(result, types.GeneratorType) else result
+        return meter.count_each(result) if isinstance(result, types.GeneratorType) else result
 
     return update_wrapper(guarded, function)
 
 
-def guarded_join(meter: Meter, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the filter `join` so that it makes no more than it may."""
+def guard_join(meter: Meter, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the filter `join`, guarded."""
 
     def join(context: Any, value: Any, d: Any = "", attribute: Any = None) -> Any:
-        values = list(value)  # they may come one by one, and have to be known
-        meter.text(_joined_size(meter, d, values))
+        values = list(value)  # they may come from an iterator, and are needed twice
+        meter.count_text(_measure_join(meter, d, values))
         return function(context, values, d, attribute)
 
     return update_wrapper(join, function)
 
 
-def _joined_size(meter: Meter, separator: Any, values: list[Any]) -> int:
-    return meter.length(values) + meter.length(separator) * len(values)
+def _measure_join(meter: Meter, separator: Any, values: list[Any]) -> int:
+    return meter.measure(values) + meter.measure(separator) * len(values)
 
 
 def _size(text: str | bytes) -> int:
-    """Return the length of a text of any kind, without asking its kind."""
+    """Return the length of a text, without calling methods of a subclass."""
     return str.__len__(text) if isinstance(text, str) else bytes.__len__(text)

@@ -1,8 +1,8 @@
-"""A sandbox that counts: the environment of Jinja in which templates do no more than they may.
+"""A sandbox that counts: the Jinja environment that limits what templates may do.
 
-Loops, macros and blocks get a call that counts their passes, `~` and `+` become calls that know
-how long their result will be, and what is written is looked at first. All of it is done in the
-parsed template, so the text and the rules of white space are those of Jinja.
+Calls are added to the parsed template. In loops, macros and blocks they count the passes. `~` and
+`+` become calls that know the length of their result. Each value is measured before it is written.
+Since only the parsed template changes, the text and the white space rules remain those of Jinja.
 """
 
 from __future__ import annotations
@@ -22,80 +22,80 @@ from jinja2.visitor import NodeTransformer
 from mtpack.template.sandbox import guards
 from mtpack.template.sandbox.limits import CHARACTERS_PER_STEP, Meter
 
-# No template can name them: a name has no space.
+# No template can use these names: they contain a space.
 _STEP = "mtpack step"
 _ADD = "mtpack add"
 _CONCATENATE = "mtpack concatenate"
-_LOOK = "mtpack look"
+_MEASURE = "mtpack measure"
 _NEST = "mtpack nest"
 
-_STEPS_OF_A_CALL = 8  # a macro takes several times as long as a pass of a loop
+_STEPS_PER_CALL = 8  # a macro takes several times as long as a loop pass
 
 
 class MeteredEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox of transformers, with a meter in everything that can grow."""
+    """The sandbox of transformers, with a meter for everything that can grow."""
 
     intercepted_binops = frozenset(guards.OPERATORS)
 
     def __init__(self, meter: Meter, **settings: Any) -> None:
-        """settings: of a Jinja environment."""
-        # Unoptimized: constants that are made of constants would be made before anyone counts.
+        """settings: those of a Jinja environment."""
+        # Not optimized: otherwise constant expressions would be computed before they are counted.
         super().__init__(optimized=False, **settings)
         self.meter = meter
         for name in guards.FILTERS:
-            self.filters[name] = guards.guarded_filter(meter, name, self.filters[name])
-        self.filters["join"] = guards.guarded_join(meter, self.filters["join"])
-        self.filters |= _counting_filters(meter)
-        self.filters["random"] = self.globals["lipsum"] = _refuse_to_draw
+            self.filters[name] = guards.guard_filter(meter, name, self.filters[name])
+        self.filters["join"] = guards.guard_join(meter, self.filters["join"])
+        self.filters |= _make_counting_filters(meter)
+        self.filters["random"] = self.globals["lipsum"] = _refuse_random
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a template, a macro or a block has written."""
-        return self.meter.joined(pieces)
+        """Join the pieces that a template, a macro or a block writes."""
+        return self.meter.join(pieces)
 
     def parse(self, source: str, *args: Any, **named: Any) -> nodes.Template:
-        """Parse a template, so that it is counted what it does; what is added later is not."""
+        """Parse a template and add the calls that count; nodes added later are not counted."""
         tree: nodes.Template = _Counting().visit(super().parse(source, *args, **named))
         tree.set_environment(self)
         return tree
 
     def from_string(self, source: str | nodes.Template, *args: Any, **named: Any) -> Any:
-        """Compile a template, or one that has been parsed."""
+        """Compile a template from its source or from its parsed tree."""
         tree = self.parse(source) if isinstance(source, str) else source
         return super().from_string(tree, *args, **named)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `left operator right`, if it is not too much."""
+        """Compute `left operator right`; raise TemplateLimitError if the result is too large."""
         guards.OPERATORS[operator](self.meter, left, right)
         return self.binop_table[operator](left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., Any] | None:
-        """Return what stands for a method that is not safe as it is, or None."""
+        """Return the guarded form of a method, or None if `value` needs no guard."""
         if not isinstance(value, types.BuiltinMethodType | types.MethodType):
             return None
         owner = value.__self__
         if not isinstance(owner, str | bytes | int):
             return None
         if value.__name__ not in ("format", "format_map"):
-            return guards.guarded_method(self.meter, value)
-        return _guarded_format(self, value) if isinstance(owner, str) else None
+            return guards.guard_method(self.meter, value)
+        return _guard_str_format(self, value) if isinstance(owner, str) else None
 
 
-def _refuse_to_draw(*args: Any, **named: Any) -> None:
-    raise jinja2.TemplateError("the template draws at random, so no run could be repeated")
+def _refuse_random(*args: Any, **named: Any) -> None:
+    raise jinja2.TemplateError("the template uses random values, so its output can't be reproduced")
 
 
-def _counting_filters(meter: Meter) -> dict[str, Callable[..., Any]]:
-    """Return what `_Counting` puts into a template.
+def _make_counting_filters(meter: Meter) -> dict[str, Callable[..., Any]]:
+    """Return the filters that `_Counting` adds to a template.
 
-    They run for every pass and every value of every render, so what is short is not worth a call.
-    They ask for a context because such filters are not run at compile time.
+    They run for every pass and every value of every render, so short code is not moved into
+    functions. They take a context because Jinja does not run such filters at compile time.
     """
 
     @jinja2.pass_context
     def step(context: Context, steps: int) -> bool:
         meter.steps_left -= steps
         if meter.steps_left < 0:
-            meter.step()
+            meter.count_steps()
         return True
 
     @jinja2.pass_context
@@ -107,62 +107,68 @@ def _counting_filters(meter: Meter) -> dict[str, Callable[..., Any]]:
         return guards.concatenate(meter, context, values)
 
     @jinja2.pass_context
-    def look(context: Context, value: Any) -> Any:
+    def measure(context: Context, value: Any) -> Any:
         meter.steps_left -= 1
         if type(value) is not str:
-            meter.text(meter.length(value))
+            meter.count_text(meter.measure(value))
         elif len(value) >= CHARACTERS_PER_STEP:
-            meter.text(len(value))
+            meter.count_text(len(value))
         return value
 
     @jinja2.pass_context
-    def nest(context: Context, container: Any) -> Any:
-        meter.nest(container)
+    def check_nesting(context: Context, container: Any) -> Any:
+        meter.check_nesting(container)
         return container
 
-    return {_STEP: step, _ADD: add, _CONCATENATE: concatenate, _LOOK: look, _NEST: nest}
+    return {
+        _STEP: step,
+        _ADD: add,
+        _CONCATENATE: concatenate,
+        _MEASURE: measure,
+        _NEST: check_nesting,
+    }
 
 
 class _Counting(NodeTransformer):
-    """Puts the counting filters into a parsed template."""
+    """Adds the counting filters to a parsed template."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         if node.test is None:
-            return _counted_body(node, 1)
-        node.test = nodes.And(_filtered(nodes.Const(1), _STEP), node.test)
+            return _add_step_count(node, 1)
+        node.test = nodes.And(_filter(nodes.Const(1), _STEP), node.test)
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        return _counted_body(self.generic_visit(node), _STEPS_OF_A_CALL)
+        return _add_step_count(self.generic_visit(node), _STEPS_PER_CALL)
 
     def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
-        return _counted_body(self.generic_visit(node), _STEPS_OF_A_CALL)
+        return _add_step_count(self.generic_visit(node), _STEPS_PER_CALL)
 
     def visit_Block(self, node: nodes.Block) -> nodes.Node:
-        return _counted_body(self.generic_visit(node), _STEPS_OF_A_CALL)
+        return _add_step_count(self.generic_visit(node), _STEPS_PER_CALL)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
         node.nodes = [
-            child if isinstance(child, _LOOKED_AT) else _filtered(child, _LOOK)
+            child if isinstance(child, _CONSTANTS) else _filter(child, _MEASURE)
             for child in node.nodes
         ]
         return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
-        return _counted_container(self.generic_visit(node), node.items)
+        return _add_nesting_check(self.generic_visit(node), node.items)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        return node if node.ctx == "store" else _counted_container(node, node.items)
+        return node if node.ctx == "store" else _add_nesting_check(node, node.items)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        return _counted_container(self.generic_visit(node), [pair.value for pair in node.items])
+        return _add_nesting_check(self.generic_visit(node), [pair.value for pair in node.items])
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(nodes.Tuple(node.nodes, "load"), _CONCATENATE)
+        return _filter(nodes.Tuple(node.nodes, "load"), _CONCATENATE)
 
     def visit_Add(self, node: nodes.Add) -> nodes.Node:
         terms: list[nodes.Expr] = [node.right]
@@ -171,30 +177,30 @@ class _Counting(NodeTransformer):
             terms.append(left.right)
             left = left.left
         terms.append(left)
-        return _filtered(nodes.Tuple([self.visit(term) for term in reversed(terms)], "load"), _ADD)
+        return _filter(nodes.Tuple([self.visit(term) for term in reversed(terms)], "load"), _ADD)
 
 
-_LOOKED_AT = (nodes.TemplateData, nodes.Const)
+_CONSTANTS = (nodes.TemplateData, nodes.Const)
 
 
-def _filtered(value: nodes.Expr, name: str) -> nodes.Filter:
+def _filter(value: nodes.Expr, name: str) -> nodes.Filter:
     return nodes.Filter(value, name, [], [], None, None)
 
 
-def _counted_body(node: Any, steps: int) -> nodes.Node:
-    count = _filtered(nodes.Const(steps), _STEP)
+def _add_step_count(node: Any, steps: int) -> nodes.Node:
+    count = _filter(nodes.Const(steps), _STEP)
     node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
     return node  # type: ignore[no-any-return]  # visitors are untyped
 
 
-def _counted_container(node: Any, items: Sequence[nodes.Node]) -> nodes.Node:
+def _add_nesting_check(node: Any, items: Sequence[nodes.Node]) -> nodes.Node:
     if all(isinstance(item, nodes.Const) for item in items):
         return node  # type: ignore[no-any-return]  # visitors are untyped
-    return _filtered(node, _NEST)
+    return _filter(node, _NEST)
 
 
 class _Formatter(jinja2.sandbox.SandboxedFormatter):
-    """Fills in the fields of `str.format`, none wider than a text may be."""
+    """Fills in the fields of `str.format`, with their widths checked."""
 
     def __init__(self, meter: Meter, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -202,23 +208,23 @@ class _Formatter(jinja2.sandbox.SandboxedFormatter):
         self._characters = 0
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        self._meter.text(self._meter.length(value))
+        self._meter.count_text(self._meter.measure(value))
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        characters = self._meter.length(value) + guards.widths_in(format_spec)
-        self._meter.text(characters)
+        characters = self._meter.measure(value) + guards.sum_widths(format_spec)
+        self._meter.count_text(characters)
         self._characters += characters
         self._meter.check_text(self._characters)
         return super().format_field(value, format_spec)
 
 
 class _EscapeFormatter(_Formatter, jinja2.sandbox.SandboxedEscapeFormatter):
-    """The same for text that is marked as safe."""
+    """The same for text that is marked as safe (Markup)."""
 
 
-def _guarded_format(environment: MeteredEnvironment, method: Any) -> Callable[..., str]:
-    """Return `str.format` or `str.format_map`, as the sandbox has them, with guarded fields."""
+def _guard_str_format(environment: MeteredEnvironment, method: Any) -> Callable[..., str]:
+    """Return the sandbox's `str.format` or `str.format_map`, with guarded fields."""
     text = method.__self__
     takes_mapping = method.__name__ == "format_map"
 

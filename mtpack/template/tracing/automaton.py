@@ -1,10 +1,10 @@
-"""What is known of a template: a graph of events, grown by recordings and walked by replays.
+"""All recordings of a template as one graph of events, which replays follow.
 
-A node holds the event that comes next, and leads on by its answer. A recording adds the path that
-its dialogue took; where a step begins, it goes on at the node of all steps with the same loop and
-the same description, so that the graph has circles: what was learned of a message at one place of
-one dialogue is known at every place of every other. A walk goes along the answers of another
-dialogue. Where its answer is new, nothing is known, and the dialogue is recorded in its turn.
+A node has the next event, and one edge for each answer to it. A recording adds the path of its
+dialogue. All steps with the same loop and the same live values are one node, so the graph has
+cycles: what was recorded for a message at one position of one dialogue is used at every position of
+every other dialogue. A replay follows the answers of another dialogue. Where it comes to an answer
+that has no edge, that dialogue is recorded as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtpack.template.tracing.tracers import Untraceable
 
 
 class Node:
-    """A place in a template's run: what comes next, and where each answer leads."""
+    """A state in a template's run: the next event, and the next node for each answer."""
 
     __slots__ = ("edges", "event")
 
@@ -28,33 +28,33 @@ class Node:
 
 @dataclass(slots=True)
 class Automaton:
-    """The runs of one template that are known."""
+    """The recorded runs of one template."""
 
     root: Node = field(default_factory=Node)
     size: int = 0
-    """Events that are known."""
+    """The number of events."""
     is_contradicted: bool = False
-    """Whether nothing is known any more, for good."""
+    """Whether two recordings contradicted each other; the template is not replayed any more."""
     _steps: dict[Any, Node] = field(default_factory=dict)
 
     def learn(self, events: list[tuple[Event, Any]]) -> None:
-        """Add a recording; raise Untraceable where it contradicts what is known.
+        """Add a recording; raise Untraceable if it contradicts earlier ones.
 
-        That would mean that a run depends on something beside its answers.
+        It can do so only if a run depends on something other than its answers.
         """
         if self.is_contradicted:
-            raise Untraceable("the template is not to be replayed")
+            raise Untraceable("the template must not be replayed")
         node = self.root
-        for event, led_to in events:
+        for event, label in events:
             if node.event is None:
                 node.event = event
                 self.size += 1
-            is_step = event.what == "step"
-            if node.event != event or (is_step and {led_to, *node.edges} != {led_to}):
+            is_step = event.kind == "step"
+            if node.event != event or (is_step and {label, *node.edges} != {label}):
                 self._give_up()
-            if led_to not in node.edges:
-                node.edges[led_to] = self._steps.setdefault(led_to, Node()) if is_step else Node()
-            node = node.edges[led_to]
+            if label not in node.edges:
+                node.edges[label] = self._steps.setdefault(label, Node()) if is_step else Node()
+            node = node.edges[label]
 
     def _give_up(self) -> NoReturn:
         self.is_contradicted = True

@@ -1,9 +1,9 @@
-"""Walk through what is known of a template with another dialogue: its text, without rendering it.
+"""Replay the recorded events of a template with the values of another dialogue.
 
-What a walk meets is sorted by what it depends on. Much is settled by the dialogue's *shape*: how
-many messages there are, their roles, which fields they have and of which kinds. Questions about
-that are answered here, once for the shape. What depends on the texts goes to a `Sheet`, as a
-formula or as a guard. So a walk is good for every dialogue of its shape that fills the sheet.
+Many values and answers depend only on the dialogue's *shape*: how many messages there are, their
+roles, which fields they have and of which kinds. They are computed here, once for the shape. What
+depends on the texts is added to a `Program`, as an operation or as a guard. So the result is valid
+for every dialogue of the same shape for which the guards of the program hold.
 """
 
 from __future__ import annotations
@@ -15,343 +15,363 @@ from typing import Any
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Node
 from mtpack.template.tracing.operations import Operation
-from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Messages, Sheet
+from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Messages, Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Ref
 
-Piece = str | int | tuple[Any, ...]
-"""Of a text: a plain string, the cell that holds a string, or a mark: its kind and its message."""
+TextPiece = str | int | tuple[Any, ...]
+"""A piece of a text: a string, the slot of a string, or a mark: (kind,) or (kind, message)."""
 
-_WHOLE = 2**62
-
-
-class UnknownError(Exception):
-    """The automaton does not know the run of this dialogue."""
+_END_OF_DIALOGUE = 2**62  # larger than the index of any message
 
 
-class RaisedError(Exception):
-    """The template raises."""
+class UnrecordedError(Exception):
+    """No recording has the run of this dialogue."""
+
+
+class ReplayRaisedError(Exception):
+    """The template raises an error for this dialogue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A value in a walk."""
+class Value:
+    """A value in a replay."""
 
     value: Any
-    """The value itself, or a `range` of messages, or a message's index."""
-    sort: str
-    """`plain`: settled by the shape; `messages`, `message`; `cell`: of the sheet."""
-    reach: int
-    """The last message that it depends on, or `_WHOLE` where the dialogue's end plays a part.
+    """The value itself; for `messages` a `range` of indices, for `message` an index."""
+    category: str
+    """`plain`: the same for the whole shape; `messages`; `message`; `slot`: in the program."""
+    last_message_read: int
+    """The last message that it depends on; `_END_OF_DIALOGUE` if it depends on where that is.
 
-    Messages from some place up to the last one depend on none as long as nothing is asked of them.
+    -1: it depends on no message, as a range up to the last one until a question is asked about it.
     """
-    cell: int = 0
+    slot: int = 0
+    """The slot of the program that has the value."""
     kind: Any = None
-    """Of a cell, where it is the same for all dialogues of the shape."""
+    """The kind of the value in the slot, if it is the same for all dialogues of the shape."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a walk was when it asked for the first time whether there is a further message."""
+class _ResumePoint:
+    """The state of a replay when the template first asks whether a certain message exists."""
 
     node: Node
-    values: list[Known]
+    values: list[Value]
     num_pieces: int
-    prompted: bool
+    prompt_read: bool
 
 
 @dataclass(slots=True)
-class Walk:
-    """A walk, and the text that it gave."""
+class Interpreter:
+    """Executes recorded events for one dialogue; the result is the `pieces` of its text."""
 
-    sheet: Sheet
+    program: Program
     messages: Messages
-    """Those that are rendered."""
+    """The fields of the messages that are rendered."""
     tools: Any
     prompt: bool
-    pieces: list[Piece] = field(default_factory=list)
-    places: dict[int, _Place] = field(default_factory=dict)
-    """By the number of messages that had been asked for."""
-    _reach: int = -1
-    """The last message that an answer depended on."""
-    _prompted: bool = False
-    """Whether it was asked if there is to be a generation prompt."""
-    _flag: Known = field(init=False)
+    pieces: list[TextPiece] = field(default_factory=list)
+    resume_points: dict[int, _ResumePoint] = field(default_factory=dict)
+    """By the index of the message that the template asked for."""
+    _last_message_read: int = -1
+    """The last message that an answer or the text depended on."""
+    _prompt_read: bool = False
+    """Whether the template has read `add_generation_prompt`."""
+    _prompt_value: Value = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make the value that tells whether there is to be a generation prompt."""
-        self._flag = Known(self.prompt, "plain", -1)
+        """Make the value of `add_generation_prompt`."""
+        self._prompt_value = Value(self.prompt, "plain", -1)
 
-    def from_start(self, root: Node) -> Walk:
-        """Walk the whole way; raise UnknownError, RaisedError."""
+    def run_from_start(self, root: Node) -> Interpreter:
+        """Replay the whole run; raise UnrecordedError or ReplayRaisedError."""
         whole = range(len(self.messages))
-        tools = Known(self.tools, "cell", -1, TOOLS, "list")
+        tools = Value(self.tools, "slot", -1, TOOLS, "list")
         if self.tools is None:
-            tools = Known(None, "plain", -1)
-        return self._on(root, [Known(whole, "messages", -1), tools, self._flag])
+            tools = Value(None, "plain", -1)
+        return self._run(root, [Value(whole, "messages", -1), tools, self._prompt_value])
 
-    def shorter(self, num_messages: int, prompt: bool) -> Walk | None:
-        """Walk as if the dialogue ended earlier, from where that makes a difference on.
+    def resume_at(self, num_messages: int, prompt: bool) -> Interpreter | None:
+        """Replay the first `num_messages` messages, from the point where the end matters.
 
-        Up to there the run was the same, and so is the text. None where no such place is known.
+        Up to that point the run is the same, and so is the text. None if no such point is known.
+        Raises UnrecordedError, ReplayRaisedError.
         """
-        place = self.places.get(num_messages)
-        if place is None or (place.prompted and prompt != self.prompt):
+        point = self.resume_points.get(num_messages)
+        if point is None or (point.prompt_read and prompt != self.prompt):
             return None
-        values = [_shortened(value, num_messages) for value in place.values]
+        values = [_shorten(value, num_messages) for value in point.values]
         if None in values:
             return None
-        walk = Walk(self.sheet, self.messages[:num_messages], self.tools, prompt)
-        walk.pieces = self.pieces[: place.num_pieces]
-        walk._reach, walk._prompted = num_messages - 1, place.prompted
-        known = [value for value in values if value is not None]
-        known[2] = walk._flag
-        return walk._on(place.node, known)
+        interpreter = Interpreter(self.program, self.messages[:num_messages], self.tools, prompt)
+        interpreter.pieces = self.pieces[: point.num_pieces]
+        interpreter._last_message_read = num_messages - 1
+        interpreter._prompt_read = point.prompt_read
+        live = [value for value in values if value is not None]
+        live[2] = interpreter._prompt_value
+        return interpreter._run(point.node, live)
 
-    def _on(self, node: Node, values: list[Known]) -> Walk:
+    def _run(self, node: Node, values: list[Value]) -> Interpreter:
         while (event := node.event) is not None:
-            led_to: Any = None
+            label: Any = None
             if event.operation is not None:
-                arguments = [_argument(values, item) for item in event.arguments]
-                self._prompted |= any(item is self._flag for item in arguments)
-                if event.what == "apply":
+                arguments = [_read_argument(values, item) for item in event.arguments]
+                self._prompt_read |= any(item is self._prompt_value for item in arguments)
+                if event.kind == "apply":
                     values.append(self._apply(event.operation, arguments))
                 else:
                     if event.operation is operations.HAS_ITEM:
-                        self._note_place(node, values, arguments)
-                    led_to = self._ask(event.operation, arguments)
-            elif event.what == "step":
-                (led_to,) = node.edges
-                values = [*values[: len(INPUTS)], *_handed_on(values, event.arguments)]
-            elif event.what == "end":
+                        self._save_resume_point(node, values, arguments)
+                    label = self._ask(event.operation, arguments)
+            elif event.kind == "step":
+                (label,) = node.edges
+                values = [*values[: len(INPUTS)], *_select_live(values, event.arguments)]
+            elif event.kind == "end":
                 return self
             else:
-                self._note(event, values)
-            if led_to not in node.edges:
+                self._emit(event, values)
+            if label not in node.edges:
                 break
-            node = node.edges[led_to]
-        raise UnknownError
+            node = node.edges[label]
+        raise UnrecordedError
 
-    def _note(self, event: Event, values: list[Known]) -> None:
-        if event.what == "raise":
-            raise RaisedError
-        if event.what == "mark":
+    def _emit(self, event: Event, values: list[Value]) -> None:
+        if event.kind == "raise":
+            raise ReplayRaisedError
+        if event.kind == "mark":
             self._mark(event.arguments, values)
         else:
             (written,) = event.arguments
             self._write(written if isinstance(written, str) else values[written.number])
 
-    def _note_place(self, node: Node, values: list[Known], arguments: list[Known]) -> None:
-        of, index = arguments
-        if of.sort == "messages" and index.sort == "plain" and of.reach == index.reach == -1:
-            asked_for = of.value.start + index.value
-            if asked_for > self._reach and asked_for not in self.places:
-                place = _Place(node, list(values), len(self.pieces), self._prompted)
-                self.places[asked_for] = place
+    def _save_resume_point(self, node: Node, values: list[Value], arguments: list[Value]) -> None:
+        target, index = arguments
+        if (
+            target.category == "messages"
+            and index.category == "plain"
+            and target.last_message_read == index.last_message_read == -1
+        ):
+            asked_for = target.value.start + index.value
+            if asked_for > self._last_message_read and asked_for not in self.resume_points:
+                point = _ResumePoint(node, list(values), len(self.pieces), self._prompt_read)
+                self.resume_points[asked_for] = point
 
-    def _apply(self, operation: Operation, arguments: list[Known]) -> Known:
-        if operation.name in _FOLLOWED:
-            found = _FOLLOWED[operation.name](self, arguments)
+    def _apply(self, operation: Operation, arguments: list[Value]) -> Value:
+        if operation.name in _APPLY_BY_SHAPE:
+            found = _APPLY_BY_SHAPE[operation.name](self, arguments)
             if found is not None:
                 return found
-        reach = max((_reach_of(item) for item in arguments), default=-1)
+        last_read = max((_find_last_message_read(item) for item in arguments), default=-1)
         try:
-            if all(item.sort == "plain" for item in arguments):
+            if all(item.category == "plain" for item in arguments):
                 value = operation.call(*(item.value for item in arguments))
-                return Known(value, "plain", reach)
-            cell = self.sheet.compute(operation, tuple(map(self._cell, arguments)))
-        except Exception as error:  # it would have raised in the template, too
-            raise UnknownError from error
-        kind = "str" if _gives_text(operation, arguments[0]) else None
-        return Known(self.sheet.values[cell], "cell", reach, cell, kind)
+                return Value(value, "plain", last_read)
+            slot = self.program.compute(operation, tuple(map(self._to_argument, arguments)))
+        except Exception as error:  # it would also have raised in the template
+            raise UnrecordedError from error
+        kind = "str" if _returns_text(operation, arguments[0]) else None
+        return Value(self.program.values[slot], "slot", last_read, slot, kind)
 
-    def _ask(self, operation: Operation, arguments: list[Known]) -> Any:
-        settled = None
-        if operation.name in _SETTLED:
-            settled = _SETTLED[operation.name](self, arguments)
-        if settled is not None:
-            answer, reach = settled
+    def _ask(self, operation: Operation, arguments: list[Value]) -> Any:
+        answered = None
+        if operation.name in _ANSWER_BY_SHAPE:
+            answered = _ANSWER_BY_SHAPE[operation.name](self, arguments)
+        if answered is not None:
+            answer, last_read = answered
         else:
-            reach = max(map(_reach_of, arguments))
+            last_read = max(map(_find_last_message_read, arguments))
             try:
-                if all(item.sort == "plain" for item in arguments):
+                if all(item.category == "plain" for item in arguments):
                     answer = operation.call(*(item.value for item in arguments))
                 else:
-                    answer = self.sheet.guard(operation, tuple(map(self._cell, arguments)))
+                    answer = self.program.guard(operation, tuple(map(self._to_argument, arguments)))
             except Exception as error:
-                raise UnknownError from error
-        self._reach = max(self._reach, reach)
+                raise UnrecordedError from error
+        self._last_message_read = max(self._last_message_read, last_read)
         return answer
 
-    def _write(self, written: str | Known) -> None:
+    def _write(self, written: str | Value) -> None:
         if isinstance(written, str):
             self.pieces.append(written)
             return
-        self._reach = max(self._reach, _reach_of(written))
-        self.pieces.append(str(written.value) if written.sort == "plain" else written.cell)
+        self._last_message_read = max(self._last_message_read, _find_last_message_read(written))
+        self.pieces.append(str(written.value) if written.category == "plain" else written.slot)
 
-    def _mark(self, arguments: tuple[Any, ...], values: list[Known]) -> None:
-        kind, *of = arguments
-        if not of:
+    def _mark(self, arguments: tuple[Any, ...], values: list[Value]) -> None:
+        kind, *refs = arguments
+        if not refs:
             self.pieces.append((kind,))
             return
-        message = values[of[0].number]
-        if message.sort != "message":
-            raise UnknownError
+        message = values[refs[0].number]
+        if message.category != "message":
+            raise UnrecordedError
         self.pieces.append((kind, message.value))
 
-    def _cell(self, known: Known) -> Argument:
-        """Return what stands for a value in the sheet."""
-        if known.sort == "cell":
-            return known.cell
-        if known.sort == "plain":
-            return (known.value,)
-        if known.sort == "message":
-            return self.sheet.compute(operations.ITEM, (MESSAGES, (known.value,)))
-        bounds = known.value or range(0)
+    def _to_argument(self, value: Value) -> Argument:
+        """Return a value as an argument in the program."""
+        if value.category == "slot":
+            return value.slot
+        if value.category == "plain":
+            return (value.value,)
+        if value.category == "message":
+            return self.program.compute(operations.ITEM, (MESSAGES, (value.value,)))
+        bounds = value.value or range(0)
         stop = bounds.stop if bounds.stop >= 0 else None
-        return self.sheet.compute(
+        return self.program.compute(
             operations.SLICE, (MESSAGES, (bounds.start,), (stop,), (bounds.step,))
         )
 
-    # What the shape settles
+    # Results and answers that depend on the shape alone; None for any other
 
-    def _get(self, arguments: list[Known]) -> Known | None:
-        of, name = arguments
-        if of.sort != "message" or name.sort != "plain":
+    def _apply_get(self, arguments: list[Value]) -> Value | None:
+        target, name = arguments
+        if target.category != "message" or name.category != "plain":
             return None
-        value = self.messages[of.value].get(name.value, operations.MISSING)
-        kind = operations.kind(value)
+        value = self.messages[target.value].get(name.value, operations.MISSING)
+        kind = operations.classify(value)
         if name.value == "role" or kind not in ("str", "list", "dict"):
-            return Known(value, "plain", of.value)
-        return Known(value, "cell", of.value, self.sheet.field(of.value, name.value), kind)
+            return Value(value, "plain", target.value)
+        return Value(
+            value, "slot", target.value, self.program.load_field(target.value, name.value), kind
+        )
 
-    def _item(self, arguments: list[Known]) -> Known | None:
-        of, index = arguments
-        if of.sort != "messages" or index.sort != "plain":
+    def _apply_item(self, arguments: list[Value]) -> Value | None:
+        target, index = arguments
+        if target.category != "messages" or index.category != "plain":
             return None
-        found = of.value[index.value]
-        return Known(found, "message", found if _from_start(of, index) else _WHOLE)
+        found = target.value[index.value]
+        return Value(
+            found, "message", found if _is_independent_of_end(target, index) else _END_OF_DIALOGUE
+        )
 
-    def _slice(self, arguments: list[Known]) -> Known | None:
-        of, *bounds = arguments
-        if of.sort != "messages" or any(bound.sort != "plain" for bound in bounds):
+    def _apply_slice(self, arguments: list[Value]) -> Value | None:
+        target, *bounds = arguments
+        if target.category != "messages" or any(bound.category != "plain" for bound in bounds):
             return None
         start, stop, step = (bound.value for bound in bounds)
         to_the_end = stop is None and step in (None, 1) and (start is None or start >= 0)
-        open_still = to_the_end and all(item.reach == -1 for item in arguments)
-        return Known(of.value[start:stop:step], "messages", -1 if open_still else _WHOLE)
+        is_open = to_the_end and all(item.last_message_read == -1 for item in arguments)
+        return Value(target.value[start:stop:step], "messages", -1 if is_open else _END_OF_DIALOGUE)
 
-    def _length(self, arguments: list[Known]) -> Known | None:
-        (of,) = arguments
-        return Known(len(of.value), "plain", _WHOLE) if of.sort == "messages" else None
+    def _apply_length(self, arguments: list[Value]) -> Value | None:
+        (target,) = arguments
+        return (
+            Value(len(target.value), "plain", _END_OF_DIALOGUE)
+            if target.category == "messages"
+            else None
+        )
 
-    def _same(self, arguments: list[Known]) -> Known | None:
+    def _apply_value(self, arguments: list[Value]) -> Value | None:
         return arguments[0]
 
-    def _elements(self, arguments: list[Known]) -> Known | None:
-        return arguments[0] if arguments[0].sort == "messages" else None
+    def _apply_elements(self, arguments: list[Value]) -> Value | None:
+        return arguments[0] if arguments[0].category == "messages" else None
 
-    def _reversed(self, arguments: list[Known]) -> Known | None:
-        (of,) = arguments
-        return Known(of.value[::-1], "messages", _WHOLE) if of.sort == "messages" else None
+    def _apply_reversed(self, arguments: list[Value]) -> Value | None:
+        (target,) = arguments
+        return (
+            Value(target.value[::-1], "messages", _END_OF_DIALOGUE)
+            if target.category == "messages"
+            else None
+        )
 
-    def _text(self, arguments: list[Known]) -> Known | None:
+    def _apply_text(self, arguments: list[Value]) -> Value | None:
         return arguments[0] if arguments[0].kind == "str" else None
 
-    def _kind(self, arguments: list[Known]) -> tuple[Any, int] | None:
-        (of,) = arguments
-        if of.sort == "plain":
-            return operations.kind(of.value), of.reach
-        if of.sort != "cell":
-            return {"messages": "list", "message": "dict"}[of.sort], -1
-        return (of.kind, of.reach) if of.kind is not None else None
+    def _answer_kind(self, arguments: list[Value]) -> tuple[Any, int] | None:
+        (target,) = arguments
+        if target.category == "plain":
+            return operations.classify(target.value), target.last_message_read
+        if target.category != "slot":
+            return {"messages": "list", "message": "dict"}[target.category], -1
+        return (target.kind, target.last_message_read) if target.kind is not None else None
 
-    def _has_item(self, arguments: list[Known]) -> tuple[Any, int] | None:
-        of, index = arguments
-        if of.sort != "messages" or index.sort != "plain":
+    def _answer_has_item(self, arguments: list[Value]) -> tuple[Any, int] | None:
+        target, index = arguments
+        if target.category != "messages" or index.category != "plain":
             return None
-        has = -len(of.value) <= index.value < len(of.value)
-        return has, of.value[index.value] if has and _from_start(of, index) else _WHOLE
+        has = -len(target.value) <= index.value < len(target.value)
+        is_early = has and _is_independent_of_end(target, index)
+        return has, target.value[index.value] if is_early else _END_OF_DIALOGUE
 
-    def _truth(self, arguments: list[Known]) -> tuple[Any, int] | None:
-        (of,) = arguments
-        if of.sort == "messages":
-            return self._has_item([of, Known(0, "plain", -1)])
-        return (True, of.reach) if of.sort == "message" else None
+    def _answer_truth(self, arguments: list[Value]) -> tuple[Any, int] | None:
+        (target,) = arguments
+        if target.category == "messages":
+            return self._answer_has_item([target, Value(0, "plain", -1)])
+        return (True, target.last_message_read) if target.category == "message" else None
 
-    def _contains(self, arguments: list[Known]) -> tuple[Any, int] | None:
-        of, name = arguments
-        if of.sort != "message" or name.sort != "plain":
+    def _answer_contains(self, arguments: list[Value]) -> tuple[Any, int] | None:
+        target, name = arguments
+        if target.category != "message" or name.category != "plain":
             return None
-        return name.value in self.messages[of.value], of.reach
+        return name.value in self.messages[target.value], target.last_message_read
 
-    def _holds_message(self, arguments: list[Known]) -> tuple[Any, int] | None:
-        (of,) = arguments
-        if of.sort == "messages":
-            return self._truth(arguments)
-        return self._is_message(arguments)
+    def _answer_holds_message(self, arguments: list[Value]) -> tuple[Any, int] | None:
+        (target,) = arguments
+        if target.category == "messages":
+            return self._answer_truth(arguments)
+        return self._answer_is_message(arguments)
 
-    def _is_message(self, arguments: list[Known]) -> tuple[Any, int] | None:
-        (of,) = arguments
-        if of.sort == "message":
-            return True, of.reach
-        if of.reach == _WHOLE:  # it may come from what was made of the messages
-            raise UnknownError
-        return False, of.reach
+    def _answer_is_message(self, arguments: list[Value]) -> tuple[Any, int] | None:
+        (target,) = arguments
+        if target.category == "message":
+            return True, target.last_message_read
+        if target.last_message_read == _END_OF_DIALOGUE:  # it may be computed from the messages
+            raise UnrecordedError
+        return False, target.last_message_read
 
 
-_FOLLOWED: dict[str, Callable[[Walk, list[Known]], Known | None]] = {
-    operations.GET.name: Walk._get,
-    operations.ITEM.name: Walk._item,
-    operations.SLICE.name: Walk._slice,
-    operations.LENGTH.name: Walk._length,
-    operations.VALUE.name: Walk._same,
-    operations.ELEMENTS.name: Walk._elements,
-    operations.REVERSED.name: Walk._reversed,
-    operations.TEXT.name: Walk._text,
+_APPLY_BY_SHAPE: dict[str, Callable[[Interpreter, list[Value]], Value | None]] = {
+    operations.GET.name: Interpreter._apply_get,
+    operations.ITEM.name: Interpreter._apply_item,
+    operations.SLICE.name: Interpreter._apply_slice,
+    operations.LENGTH.name: Interpreter._apply_length,
+    operations.VALUE.name: Interpreter._apply_value,
+    operations.ELEMENTS.name: Interpreter._apply_elements,
+    operations.REVERSED.name: Interpreter._apply_reversed,
+    operations.TEXT.name: Interpreter._apply_text,
 }
-_SETTLED: dict[str, Callable[[Walk, list[Known]], tuple[Any, int] | None]] = {
-    operations.KIND.name: Walk._kind,
-    operations.HAS_ITEM.name: Walk._has_item,
-    operations.TRUTH.name: Walk._truth,
-    operations.CONTAINS.name: Walk._contains,
-    operations.IS_MESSAGE.name: Walk._is_message,
-    operations.HOLDS_MESSAGE.name: Walk._holds_message,
+_ANSWER_BY_SHAPE: dict[str, Callable[[Interpreter, list[Value]], tuple[Any, int] | None]] = {
+    operations.KIND.name: Interpreter._answer_kind,
+    operations.HAS_ITEM.name: Interpreter._answer_has_item,
+    operations.TRUTH.name: Interpreter._answer_truth,
+    operations.CONTAINS.name: Interpreter._answer_contains,
+    operations.IS_MESSAGE.name: Interpreter._answer_is_message,
+    operations.HOLDS_MESSAGE.name: Interpreter._answer_holds_message,
 }
 
-_FROM_TEXT_TO_TEXT = {
+_TEXT_TO_TEXT = {
     *(".strip", ".lstrip", ".rstrip", ".replace", ".upper", ".lower", ".title", ".capitalize"),
     *("|trim()", "|upper()", "|lower()", "|replace()", "|capitalize()", "|title()", "slice"),
 }
 
 
-def _gives_text(operation: Operation, first: Known) -> bool:
-    if operation.name in _FROM_TEXT_TO_TEXT:
+def _returns_text(operation: Operation, first: Value) -> bool:
+    if operation.name in _TEXT_TO_TEXT:
         return bool(first.kind == "str")
     return operation.name.startswith("|tojson(") or operation.name in ("join", "text")
 
 
-def _handed_on(values: list[Known], arguments: tuple[Any, ...]) -> Iterator[Known]:
+def _select_live(values: list[Value], arguments: tuple[Any, ...]) -> Iterator[Value]:
     return (values[item.number] for item in arguments)
 
 
-def _reach_of(known: Known) -> int:
-    return _WHOLE if known.sort == "messages" else known.reach
+def _find_last_message_read(value: Value) -> int:
+    return _END_OF_DIALOGUE if value.category == "messages" else value.last_message_read
 
 
-def _argument(values: list[Known], item: Any) -> Known:
-    return values[item.number] if type(item) is Ref else Known(item, "plain", -1)
+def _read_argument(values: list[Value], item: Any) -> Value:
+    return values[item.number] if type(item) is Ref else Value(item, "plain", -1)
 
 
-def _from_start(of: Known, index: Known) -> bool:
-    """Return whether an element is the same however many messages follow it."""
-    is_early: bool = of.reach == index.reach == -1 and index.value >= 0
+def _is_independent_of_end(target: Value, index: Value) -> bool:
+    """Return whether an element is the same, however many messages follow it."""
+    is_early: bool = target.last_message_read == index.last_message_read == -1 and index.value >= 0
     return is_early
 
 
-def _shortened(value: Known, num_messages: int) -> Known | None:
-    """Return a value as it is when the dialogue ends earlier, or None where that is unknown."""
-    if value.sort == "messages" and value.reach == -1:
-        return Known(range(value.value.start, num_messages), "messages", -1)
-    return value if value.reach < num_messages else None
+def _shorten(value: Value, num_messages: int) -> Value | None:
+    """Return a value for a dialogue that ends earlier, or None if it is not known."""
+    if value.category == "messages" and value.last_message_read == -1:
+        return Value(range(value.value.start, num_messages), "messages", -1)
+    return value if value.last_message_read < num_messages else None

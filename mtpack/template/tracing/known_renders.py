@@ -1,4 +1,4 @@
-"""The renders of one template that are known: recorded once, then walked through."""
+"""The renders of one template that are known: recorded once, then replayed."""
 
 from __future__ import annotations
 
@@ -12,107 +12,119 @@ from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import IndexedMessage
 from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.instrument import RecordingEnvironment, compile_recording
-from mtpack.template.tracing.interpreter import RaisedError, UnknownError, Walk
-from mtpack.template.tracing.program import Messages, Sheet
+from mtpack.template.tracing.interpreter import Interpreter, ReplayRaisedError, UnrecordedError
+from mtpack.template.tracing.program import Messages, Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Recorder
 from mtpack.template.tracing.tracers import Untraceable
 
 Render = tuple[int, bool]
-"""How many of a dialogue's messages are rendered, and whether with a generation prompt."""
+"""The number of a dialogue's messages that are rendered, and whether with a generation prompt."""
 
 
 @dataclass(slots=True)
 class KnownRenders:
-    """What is known of one template, for dialogues with tools or for those without."""
+    """The recordings of one template, either for dialogues with tools or for those without."""
 
     template: ChatTemplate
     name: str
-    """Of the one of its sources."""
-    asks_before: bool = False
-    """Whether finding turns takes renders of what stands before them, without a prompt."""
-    missing: list[tuple[Messages, bool]] = field(default_factory=list)
-    """Renders of other messages that were asked for and are not known, with or without prompt."""
+    """The name of the source that is recorded (`ChatTemplate.sources`)."""
+    needs_text_before_turns: bool = False
+    """Whether turns are found only with renders of the messages before them, without a prompt."""
+    missing_renders: list[tuple[Messages, bool]] = field(default_factory=list)
+    """Other renders that were needed and are not known: the messages, and whether with a prompt."""
     most_steps: int = 0
-    """Of the recorded renders (`Meter`)."""
+    """The largest number of steps in a recorded render, as `Meter` counts them."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
-    def walk(
-        self, sheet: Sheet, messages: Messages, tools: Any, wanted: Iterator[Render]
-    ) -> dict[Render, Walk | None]:
-        """Walk through the whole dialogue and the wanted renders; None for one that raises.
+    def interpret(
+        self, program: Program, messages: Messages, tools: Any, wanted: Iterator[Render]
+    ) -> dict[Render, Interpreter | None]:
+        """Replay the whole dialogue and the wanted renders; None for a render that raises.
 
-        Raises UnknownError where one is not known, or if the template refuses the dialogue.
+        Raises UnrecordedError if a render is not known, or if the template refuses the dialogue.
         """
-        whole = self._walk(sheet, messages, tools, (len(messages), False), None)
+        whole = self._interpret(program, messages, tools, (len(messages), False), None)
         if whole is None:
-            raise UnknownError
-        walks: dict[Render, Walk | None] = {(len(messages), False): whole}
+            raise UnrecordedError
+        interpreters: dict[Render, Interpreter | None] = {(len(messages), False): whole}
         for render in wanted:
-            if render not in walks:
-                walks[render] = self._walk(sheet, messages, tools, render, whole)
-            if walks[render] is None and render[1]:  # then it is asked for behind the message
-                behind = render[0] + 1, True
-                walks[behind] = self._walk(sheet, messages, tools, behind, whole)
-        return walks
+            if render not in interpreters:
+                interpreters[render] = self._interpret(program, messages, tools, render, whole)
+            if interpreters[render] is None and render[1]:  # then the prompt after it is needed
+                after = render[0] + 1, True
+                interpreters[after] = self._interpret(program, messages, tools, after, whole)
+        return interpreters
 
-    def walk_other(self, messages: Messages, tools: Any, prompt: bool) -> tuple[Sheet, Walk | None]:
-        """Walk through one render; None if it raises. Raises UnknownError."""
-        sheet = Sheet(messages, tools)
+    def interpret_other(
+        self, messages: Messages, tools: Any, prompt: bool
+    ) -> tuple[Program, Interpreter | None]:
+        """Replay one render of other messages; None if it raises. Raises UnrecordedError."""
+        program = Program(messages, tools)
         try:
-            return sheet, self._walk(sheet, messages, tools, (len(messages), prompt), None)
-        except UnknownError:
-            self.missing.append((messages, prompt))
+            return program, self._interpret(program, messages, tools, (len(messages), prompt), None)
+        except UnrecordedError:
+            self.missing_renders.append((messages, prompt))
             raise
 
     def is_within_limits(self, num_messages: int, tools: list[Any] | None) -> bool:
-        """Return whether no render of so much can meet the limit on what a template does.
+        """Return whether no render of so many messages can exceed the limit on steps (`Limits`).
 
-        What happens between two steps of a walk has happened in one recorded render, and a
-        template goes over the messages four times at most.
+        Everything between two steps of a loop in a replay was recorded in one render, and a
+        template iterates over the messages at most four times.
         """
         passes = 4 * (num_messages + 1) + len(tools or ())
         return passes * self.most_steps <= self.template.meter.limits.steps
 
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
-        """Record those of the renders that are not known; raise Untraceable where that can't be."""
-        sheet = Sheet(messages, tools)
-        whole = self._learn(sheet, messages, tools, (len(messages), False), None)
+        """Record the renders that are not known; raise Untraceable if one can't be recorded."""
+        program = Program(messages, tools)
+        whole = self._learn(program, messages, tools, (len(messages), False), None)
         for render in wanted:
-            if self._learn(sheet, messages, tools, render, whole) is None and render[1]:
-                self._learn(sheet, messages, tools, (render[0] + 1, True), whole)
+            if self._learn(program, messages, tools, render, whole) is None and render[1]:
+                self._learn(program, messages, tools, (render[0] + 1, True), whole)
 
     def learn_missing(self, tools: Any) -> None:
-        """Record what was asked for and not known; raise Untraceable where that can't be."""
-        missing, self.missing = self.missing, []
-        for messages, prompt in missing:
+        """Record the missing renders; raise Untraceable if one can't be recorded."""
+        missing_renders, self.missing_renders = self.missing_renders, []
+        for messages, prompt in missing_renders:
             self.automaton.learn(self._record(messages, tools, prompt))
 
     def _learn(
-        self, sheet: Sheet, messages: Messages, tools: Any, render: Render, whole: Walk | None
-    ) -> Walk | None:
+        self,
+        program: Program,
+        messages: Messages,
+        tools: Any,
+        render: Render,
+        whole: Interpreter | None,
+    ) -> Interpreter | None:
         try:
-            return self._walk(sheet, messages, tools, render, whole)
-        except UnknownError:
-            number, prompt = render
-            self.automaton.learn(self._record(messages[:number], tools, prompt))
+            return self._interpret(program, messages, tools, render, whole)
+        except UnrecordedError:
+            num_messages, prompt = render
+            self.automaton.learn(self._record(messages[:num_messages], tools, prompt))
         try:
-            return self._walk(sheet, messages, tools, render, None)
-        except UnknownError as error:
-            raise Untraceable("a recording that can't be walked through") from error
+            return self._interpret(program, messages, tools, render, None)
+        except UnrecordedError as error:
+            raise Untraceable("a recording that can't be replayed") from error
 
-    def _walk(
-        self, sheet: Sheet, messages: Messages, tools: Any, render: Render, whole: Walk | None
-    ) -> Walk | None:
-        number, prompt = render
+    def _interpret(
+        self,
+        program: Program,
+        messages: Messages,
+        tools: Any,
+        render: Render,
+        whole: Interpreter | None,
+    ) -> Interpreter | None:
+        num_messages, prompt = render
         try:
-            walk = None if whole is None else whole.shorter(number, prompt)
-            if walk is None:
-                walk = Walk(sheet, messages[:number], tools, prompt)
-                walk.from_start(self.automaton.root)
-        except RaisedError:
+            interpreter = None if whole is None else whole.resume_at(num_messages, prompt)
+            if interpreter is None:
+                interpreter = Interpreter(program, messages[:num_messages], tools, prompt)
+                interpreter.run_from_start(self.automaton.root)
+        except ReplayRaisedError:
             return None
-        return walk
+        return interpreter
 
     def _record(self, messages: Messages, tools: Any, prompt: bool) -> list[tuple[Event, Any]]:
         if self._compiled is None:
@@ -124,23 +136,23 @@ class KnownRenders:
         environment, template = self._compiled
         environment.recorder = recorder = Recorder()
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
-        given = map(recorder.input, (indexed, tools, prompt))
+        inputs = map(recorder.trace_input, (indexed, tools, prompt))
         variables = {
-            **dict(zip(INPUTS, given, strict=True)),
+            **dict(zip(INPUTS, inputs, strict=True)),
             "documents": None,
             **self.template.variables,
         }
-        what = "end"
+        last = "end"
         try:
             for text in template.root_render_func(template.new_context(variables)):
                 recorder.write(text)
         except (jinja2.TemplateRuntimeError, jinja2.TemplateError) as error:
-            # Raised by the template itself, or for something that is not there: that hangs on
-            # the answers so far, as everything does. Other errors may be the stand-ins'.
+            # The template itself raised, or used an undefined value. This depends only on the
+            # answers so far, like any event. Other errors may come from the tracers.
             if type(error) not in (jinja2.TemplateError, jinja2.UndefinedError):
                 raise Untraceable(str(error)) from error
-            what = "raise"
+            last = "raise"
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
-        recorder.events.append((Event(what), None))
+        recorder.events.append((Event(last), None))
         return recorder.events

@@ -1,4 +1,4 @@
-"""The pure functions that templates apply to what they are given, by name."""
+"""The pure functions that templates apply to their inputs; each has a name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jinja2.sandbox import safe_range
 from markupsafe import Markup
 
 MISSING = jinja2.Undefined()
-"""What a template gets where there is nothing."""
+"""The value that a template gets for a missing key or element."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A function of plain values; the name tells operations apart."""
+    """A function of plain values. Operations of the same name are equal."""
 
     name: str
     call: Callable[..., Any]
@@ -31,11 +31,11 @@ class Operation:
 
 
 class View(list[Any]):
-    """The elements of what can be iterated over and counted, and is no list: a dict's keys."""
+    """The elements of a view of a dict: of `keys()`, `values()` or `items()`."""
 
 
 class Iteration(list[Any]):
-    """The elements of what can be iterated over once, such as most filters give."""
+    """The elements of an iterator; most filters return one."""
 
 
 _KINDS: dict[type, Any] = {
@@ -51,10 +51,10 @@ _KINDS: dict[type, Any] = {
 }
 
 
-def kind(value: Any) -> Any:
-    """Return what sort of value this is, as far as templates can tell without looking into it.
+def classify(value: Any) -> Any:
+    """Return the kind of a value: what a template can detect without reading its content.
 
-    `None`, `True` and `False` are their own kind, and a tuple's has its length.
+    `None`, `True` and `False` are their own kinds. The kind of a tuple includes its length.
     """
     if value is None or value is True or value is False:
         return value
@@ -63,12 +63,12 @@ def kind(value: Any) -> Any:
         return found
     if isinstance(value, dict):
         return "dict"
-    if type(value) is tuple:  # others have names for their elements
+    if type(value) is tuple:  # not a named tuple, whose elements have names
         return ("tuple", len(value))
     return type(value).__name__
 
 
-def _item(values: Any, index: int) -> Any:
+def _get_item(values: Any, index: int) -> Any:
     """Return the element at `index`, in the order of iteration."""
     if isinstance(values, dict):
         return next(islice(values, index, None))
@@ -79,13 +79,13 @@ def _has_item(values: Any, index: int) -> bool:
     return bool(-len(values) <= index < len(values))
 
 
-def _get(values: Any, key: Any) -> Any:
+def _get_value(values: Any, key: Any) -> Any:
     """Return the value of a key, or `MISSING`."""
     return values.get(key, MISSING)
 
 
-def _plain(value: Any) -> Any:
-    """Turn what is left to be iterated over into a list that knows what it was."""
+def _to_plain(value: Any) -> Any:
+    """Replace a view or an iterator by a list of its elements that keeps its kind."""
     if isinstance(value, str | int | float | list | range | tuple | dict | jinja2.Undefined | None):
         return value
     if isinstance(value, KeysView | ValuesView | ItemsView):
@@ -93,25 +93,27 @@ def _plain(value: Any) -> Any:
     return Iteration(value) if isinstance(value, Iterable) else value
 
 
-def method(name: str) -> Operation:
-    """Return the method `name` of the first argument."""
-    return Operation(f".{name}", lambda value, *rest: _plain(getattr(value, name)(*rest)))
+def make_method(name: str) -> Operation:
+    """Make the operation that calls the method `name` of its first argument."""
+    return Operation(f".{name}", lambda value, *rest: _to_plain(getattr(value, name)(*rest)))
 
 
-def filtered(name: str, function: Callable[..., Any], keywords: tuple[str, ...] = ()) -> Operation:
-    """Return the filter or test `name`; the last arguments are those of `keywords`."""
+def make_function(
+    name: str, function: Callable[..., Any], keywords: tuple[str, ...] = ()
+) -> Operation:
+    """Make the operation of a filter, test or macro; its last arguments are those of `keywords`."""
 
     def call(*arguments: Any) -> Any:
         cut = len(arguments) - len(keywords)
         named = dict(zip(keywords, arguments[cut:], strict=True))
-        return _plain(function(*arguments[:cut], **named))
+        return _to_plain(function(*arguments[:cut], **named))
 
     return Operation(f"|{name}({','.join(keywords)})", call)
 
 
-KIND = Operation("kind", kind)
-GET = Operation("get", _get)
-ITEM = Operation("item", _item)
+KIND = Operation("kind", classify)
+GET = Operation("get", _get_value)
+ITEM = Operation("item", _get_item)
 HAS_ITEM = Operation("has item", _has_item)
 LENGTH = Operation("length", len)
 TRUTH = Operation("truth", bool)
@@ -151,8 +153,8 @@ _FOR_VIEWS = {
 _FOR_ITERATIONS = _FOR_VIEWS - {"length", "truth", "contains"}
 
 
-def may_take(operation: Operation, value: Any) -> bool:
-    """Return whether an operation makes the same of a list as of what the list stands for."""
+def is_applicable(operation: Operation, value: Any) -> bool:
+    """Return whether an operation gives the same for the list `value` as for what it replaces."""
     name = operation.name.partition("(")[0]
     if isinstance(value, View):
         return name in _FOR_VIEWS

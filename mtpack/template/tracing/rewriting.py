@@ -1,10 +1,10 @@
-"""Rewrite a parsed template so that it can run on stand-ins.
+"""Rewrite a parsed template so that it can run on tracers.
 
-Where compiled templates use Python's own operators on text (output, `~`, `in`, what a `set` block
-gathers), they are made to call a function instead (`mtpack_write`, `mtpack_concat`, `mtpack_in`,
-`mtpack_captured`). Loops at the top level of a template become loops of steps (`Recorder.step`):
-they iterate over `mtpack_iterate`, and each iteration begins with `mtpack_step`. Loops that look
-for parts of a content, and find none in the characters of a text, skip these (`mtpack_parts`).
+Compiled templates use Python's own operators on text: for output, `~`, `in`, and the text of a
+`set` block. The rewritten template calls a function instead (`mtpack_write`, `mtpack_concat`,
+`mtpack_in`, `mtpack_captured`). Loops at the top level become loops of steps: they iterate over
+`mtpack_iterate`, and each iteration begins with `mtpack_step` (`Recorder.begin_step`). Loops that
+search the parts of a content do not iterate over the characters of a text (`mtpack_parts`).
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ def _call(function: str, *arguments: nodes.Expr) -> nodes.Call:
 
 
 def _skip_characters(tree: nodes.Template) -> None:
-    """Spare loops over parts of a content the characters of a content that is a text.
+    """Let loops over the parts of a content skip the characters of a content that is a text.
 
     `{% for part in content %}{% if part.type == 'image' %}...` does nothing for a character, since
-    it has no `type`; but it would be one question for each.
+    it has no `type`. Without this, each character would be a question.
     """
     for loop in tree.find_all(nodes.For):
         target = loop.target
         if isinstance(target, nodes.Name) and not (loop.else_ or loop.test):
-            written = [node for node in loop.body if not _is_of_marking(node)]
-            if all(_asks_for_a_key(node, target.name) for node in written):
+            written = [node for node in loop.body if not _is_marker_node(node)]
+            if all(_only_tests_keys(node, target.name) for node in written):
                 assert isinstance(loop.iter, nodes.Expr)
                 loop.iter = _call("mtpack_parts", loop.iter)
 
 
-def _is_of_marking(node: nodes.Node) -> bool:
-    """Return whether marking put this here; it marks messages, which are no characters."""
+def _is_marker_node(node: nodes.Node) -> bool:
+    """Return whether `markers.py` added this node; it marks messages, never characters."""
     match node:
         case nodes.Assign(target=nodes.Name(name=name)):
             return str(name).startswith("mtpack_")
@@ -62,26 +62,28 @@ def _is_of_marking(node: nodes.Node) -> bool:
     return False
 
 
-def _asks_for_a_key(node: nodes.Node, name: str) -> bool:
-    """Return whether a node is an `if` without `else` that wants a key of `name` to be a text."""
+def _only_tests_keys(node: nodes.Node, name: str) -> bool:
+    """Return whether a node is an `if` without `else` that only compares keys of `name`."""
     if not isinstance(node, nodes.If) or node.else_:
         return False
-    return _wants_a_key(node.test, name) and all(
-        _asks_for_a_key(branch, name) for branch in node.elif_
+    return _tests_a_key(node.test, name) and all(
+        _only_tests_keys(branch, name) for branch in node.elif_
     )
 
 
-def _wants_a_key(test: nodes.Node, name: str) -> bool:
+def _tests_a_key(test: nodes.Node, name: str) -> bool:
+    """Return whether a test compares a key of `name`, which no character has, to a text."""
     match test:
         case nodes.Or():
-            return _wants_a_key(test.left, name) and _wants_a_key(test.right, name)
+            return _tests_a_key(test.left, name) and _tests_a_key(test.right, name)
         case nodes.Compare(expr=asked, ops=[nodes.Operand(op="eq", expr=nodes.Const(value=str()))]):
-            key = _key_of(asked, name)
+            key = _read_key(asked, name)
             return key is not None and not hasattr(str, key)
     return False
 
 
-def _key_of(asked: nodes.Node, name: str) -> str | None:
+def _read_key(asked: nodes.Node, name: str) -> str | None:
+    """Return the key of `name` that an expression reads, or None if it is another expression."""
     match asked:
         case nodes.Getattr(node=nodes.Name(name=of), attr=key) if of == name:
             return str(key)
@@ -93,7 +95,7 @@ def _key_of(asked: nodes.Node, name: str) -> str | None:
 
 
 class _Rewriter(NodeTransformer):
-    """Replaces what would join or search text behind the back of stand-ins."""
+    """Replaces operators that would join or search text without calling a tracer."""
 
     def visit_Output(self, node: nodes.Output) -> nodes.Output:
         self.generic_visit(node)
@@ -122,10 +124,10 @@ class _Rewriter(NodeTransformer):
 
 
 def _make_steps(tree: nodes.Template) -> set[str]:
-    """Make the iterations of loops at the top level steps; return the variables of that level."""
+    """Make each iteration of a top-level loop a step; return the variables of the top level."""
     loops: list[nodes.For] = []
     names: set[str] = set()
-    _look_through(tree.body, loops, names)
+    _collect_loops_and_names(tree.body, loops, names)
     for number, loop in enumerate(loops):
         if loop.recursive or loop.test is not None:
             continue
@@ -141,29 +143,31 @@ def _make_steps(tree: nodes.Template) -> set[str]:
     return names
 
 
-def _look_through(body: Sequence[nodes.Node], loops: list[nodes.For], names: set[str]) -> None:
+def _collect_loops_and_names(
+    body: Sequence[nodes.Node], loops: list[nodes.For], names: set[str]
+) -> None:
     """Collect the loops and the variables of the outermost scope."""
     for node in body:
         if isinstance(node, nodes.For):
             loops.append(node)
         elif isinstance(node, nodes.If):
             for branch in (node.body, node.elif_, node.else_):
-                _look_through(branch, loops, names)
+                _collect_loops_and_names(branch, loops, names)
         elif isinstance(node, nodes.Assign | nodes.AssignBlock):
-            names |= {name.name for name in _names_in(node.target) if name.ctx == "store"}
+            names |= {name.name for name in _find_names(node.target) if name.ctx == "store"}
         elif isinstance(node, nodes.Macro):
             names.add(node.name)
         elif not isinstance(node, nodes.Output | nodes.ExprStmt | nodes.CallBlock):
             raise Untraceable(f"a {type(node).__name__}")
 
 
-def _names_in(target: nodes.Expr) -> list[nodes.Name]:
+def _find_names(target: nodes.Expr) -> list[nodes.Name]:
     inside = list(target.find_all(nodes.Name))
     return [target, *inside] if isinstance(target, nodes.Name) else inside
 
 
 def _rename_loop(node: nodes.Node, variable: str) -> None:
-    """Let `loop` mean the stepping one, but in loops inside it."""
+    """Replace `loop` by `variable` in the body of a loop, but not inside nested loops."""
     if isinstance(node, nodes.Name) and node.name == "loop":
         node.name = variable
     for name, value in node.iter_fields():

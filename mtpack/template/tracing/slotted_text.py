@@ -1,7 +1,7 @@
-"""Texts with blanks: what is the same in every text of a shape, and where its marks stand.
+"""Texts with slots: the literal text that all dialogues of a shape share, and its marks.
 
-An outline is plain text with cells of a sheet in between. A place in it is (how many cells lie
-before it, how many plain characters lie before it); in a filled text that is one position.
+Between the literals are slots, each with the number of a program's slot. A `SlotPosition` is the
+number of slots and the number of literal characters before it. In a filled text, that is one index.
 """
 
 from __future__ import annotations
@@ -14,63 +14,67 @@ from os.path import commonprefix
 from typing import Any
 
 from mtpack.template.markers import MarkedText, Range
-from mtpack.template.tracing.interpreter import Piece
-from mtpack.template.turn_columns import Place
+from mtpack.template.tracing.interpreter import TextPiece
+from mtpack.template.turn_columns import SlotPosition
 
 
 @dataclass(frozen=True, slots=True)
 class SlottedMark:
-    """A mark, and where it stands."""
+    """A mark and its position."""
 
     kind: str
     message: int | None
-    place: Place
+    position: SlotPosition
 
 
 @dataclass(frozen=True, slots=True)
 class SlottedText:
-    """A text with blanks. `literals` has one more element than `cells`."""
+    """A text with slots: literals[0], slots[0], literals[1], ..., slots[-1], literals[-1]."""
 
     literals: list[str]
-    cells: list[int]
+    slots: list[int]
+    """The number of the program's slot whose text goes here."""
     marks: list[SlottedMark]
 
     @property
-    def end(self) -> Place:
-        """The place behind everything."""
-        return len(self.cells), sum(map(len, self.literals))
+    def end(self) -> SlotPosition:
+        """The position after the last character."""
+        return len(self.slots), sum(map(len, self.literals))
 
-    def without_marks(self) -> SlottedText:
-        """Return the text alone."""
-        return SlottedText(self.literals, self.cells, [])
+    def drop_marks(self) -> SlottedText:
+        """Return a copy without marks."""
+        return SlottedText(self.literals, self.slots, [])
 
-    def literal_before(self, place: Place) -> str:
-        """Return the plain text that stands directly before a place."""
-        num_cells, num_chars = place
-        return self.literals[num_cells][: num_chars - sum(map(len, self.literals[:num_cells]))]
+    def find_literal_before(self, position: SlotPosition) -> str:
+        """Return the literal text between the last slot before a position and the position."""
+        num_slots, num_chars = position
+        return self.literals[num_slots][: num_chars - sum(map(len, self.literals[:num_slots]))]
 
-    def filled(self, values: Sequence[Any]) -> tuple[str, list[int]]:
-        """Return the text for a sheet's values, and how many characters lie in its first cells."""
-        texts = [values[cell] for cell in self.cells]
-        return self.joined(texts), list(accumulate(map(len, texts), initial=0))
+    def fill(self, values: Sequence[Any]) -> tuple[str, list[int]]:
+        """Return the text for a program's values, and its slot offsets.
 
-    def joined(self, texts: Sequence[str]) -> str:
-        """Return the text for what the cells hold."""
+        slot_offsets[n] is the number of characters in the first n slots.
+        """
+        texts = [values[slot] for slot in self.slots]
+        return self.join(texts), list(accumulate(map(len, texts), initial=0))
+
+    def join(self, texts: Sequence[str]) -> str:
+        """Return the text for the texts of its slots."""
         parts = [""] * (len(self.literals) + len(texts))
         parts[::2] = self.literals
         parts[1::2] = texts
         return "".join(parts)
 
-    def marked(self, values: Sequence[Any], has_generations: bool) -> MarkedText:
-        """Return the text, and what its marks say (`marking.read_marks` for outlines)."""
-        text, sums = self.filled(values)
+    def fill_marked(self, values: Sequence[Any], has_generations: bool) -> MarkedText:
+        """Return the filled text and its regions, as `read_marks` does for a marked text."""
+        text, slot_offsets = self.fill(values)
         opened: list[tuple[int, int]] = []  # message, start
         regions: dict[int, list[Range]] = defaultdict(list)
         empty_regions: dict[int, int] = {}
         generations: list[Range] = []
         generation_start = 0
         for mark in self.marks:
-            position = sums[mark.place[0]] + mark.place[1]
+            position = slot_offsets[mark.position[0]] + mark.position[1]
             if mark.message is not None:
                 opened.append((mark.message, position))
             elif mark.kind == "generation":
@@ -88,47 +92,50 @@ class SlottedText:
             regions={message: found[0] for message, found in regions.items() if len(found) == 1},
             generations=generations if has_generations else None,
             empty_regions={
-                message: place for message, place in empty_regions.items() if message not in regions
+                message: position
+                for message, position in empty_regions.items()
+                if message not in regions
             },
         )
 
 
-def slotted_text_of(pieces: Sequence[Piece]) -> SlottedText:
-    """Return the outline of a walk's text."""
-    literals, cells, marks = [""], [], []
+def make_slotted_text(pieces: Sequence[TextPiece]) -> SlottedText:
+    """Make a text with slots from the pieces that an interpreter wrote."""
+    literals, slots, marks = [""], [], []
     num_chars = 0
     for piece in pieces:
         if isinstance(piece, str):
             literals[-1] += piece
             num_chars += len(piece)
         elif isinstance(piece, int):
-            cells.append(piece)
+            slots.append(piece)
             literals.append("")
         else:
             message = piece[1] if len(piece) > 1 else None
-            marks.append(SlottedMark(piece[0], message, (len(cells), num_chars)))
-    return SlottedText(literals, cells, marks)
+            marks.append(SlottedMark(piece[0], message, (len(slots), num_chars)))
+    return SlottedText(literals, slots, marks)
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two outlines are the same, whatever their cells hold."""
+    """How far two texts with slots are equal, whatever text fills the slots."""
 
-    place: Place
+    position: SlotPosition
+    """The end of their common prefix."""
     differs: bool
-    """Whether they surely differ there; otherwise one ends there, or it depends on cells."""
+    """Whether they certainly differ there; otherwise one ends there, or it depends on slots."""
 
 
-def agreement(one: SlottedText, other: SlottedText) -> Agreement:
-    """Compare two outlines from their start."""
+def find_agreement(one: SlottedText, other: SlottedText) -> Agreement:
+    """Find the common prefix of two texts with slots."""
     num_chars = 0
-    for number, (literal, twin) in enumerate(zip(one.literals, other.literals, strict=False)):
+    for index, (literal, twin) in enumerate(zip(one.literals, other.literals, strict=False)):
         if literal is not twin and literal != twin:
             shared = len(commonprefix([literal, twin]))  # noqa: RUF071 (by character, as meant)
             return Agreement(
-                (number, num_chars + shared), shared < len(literal) and shared < len(twin)
+                (index, num_chars + shared), shared < len(literal) and shared < len(twin)
             )
         num_chars += len(literal)
-        if one.cells[number : number + 1] != other.cells[number : number + 1]:
-            return Agreement((number, num_chars), False)
-    return Agreement((len(one.cells), num_chars), False)
+        if one.slots[index : index + 1] != other.slots[index : index + 1]:
+            return Agreement((index, num_chars), False)
+    return Agreement((len(one.slots), num_chars), False)

@@ -1,8 +1,8 @@
-"""Stand-ins for what a template is given: they write down what is done with them.
+"""Tracers: values that record which operations a template applies to them.
 
-To a template they look like the values they stand for (methods, operators, iteration). To anything
-else they don't: none is a string, a number, a list or a dict, so a function that is not meant for
-them fails.
+A template can use a tracer like the value that it wraps (methods, operators, iteration). Other code
+can't: no tracer is a string, a number, a list or a dict, so a function that was not written for
+tracers fails on one.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from mtpack.template.tracing.operations import ARITHMETIC, COMPARISONS, Operatio
 
 
 class Untraceable(BaseException):
-    """The template does something that the recorder does not understand.
+    """The template does something that the recorder can't record.
 
-    No `Exception`, so that nothing in a template's run takes it for an error of its own.
+    It is not an `Exception`, so that no code in a template's run handles it as an error of its own.
     """
 
 
 class EventLog(Protocol):
-    """What stand-ins are written down in: a `Recorder`."""
+    """Where tracers record their operations: the part of a `Recorder` that they use."""
 
     epoch: int
 
     def apply(self, operation: Operation, *arguments: Any, kind: Any = None) -> Any:
-        """Apply a function to values and return the outcome's stand-in."""
+        """Apply a function to values and return a tracer of its result."""
 
     def ask(self, operation: Operation, *arguments: Any) -> Any:
-        """Ask something of values; the answer is a plain one."""
+        """Ask a question about values and return its answer, a plain value."""
 
 
 class Opaque:
-    """What belongs to a stand-in and is of no use alone: a template can't look at it."""
+    """A part of a tracer, such as a method, that a template can use but not read as a value."""
 
     def __iter__(self) -> NoReturn:
-        raise Untraceable(f"a look at a {type(self).__name__}")
+        raise Untraceable(f"reads a {type(self).__name__} as a value")
 
 
 class Tracer:
-    """A stand-in: the real value, and its number among the events."""
+    """A real value, and its number in the recording."""
 
     __slots__ = ("_epoch", "_number", "recorder", "value")
 
@@ -53,7 +53,7 @@ class Tracer:
 
     @property
     def number(self) -> int:
-        """The number; only for values of this step."""
+        """The number of the value; raises Untraceable unless the value is live in this step."""
         if self._epoch is not None and self._epoch != self.recorder.epoch:
             raise Untraceable("a value of an earlier step")
         if self._number is None:
@@ -62,19 +62,19 @@ class Tracer:
 
     @property
     def is_input(self) -> bool:
-        """Whether this is something that the template is given, with the same number always."""
+        """Whether this is an input of the template, which has the same number in every step."""
         return self._epoch is None
 
-    def keep(self) -> None:
-        """Make this an input."""
+    def make_input(self) -> None:
+        """Make this an input of the template."""
         self._epoch = None
 
     def renumber(self, number: int) -> None:
-        """Hand the value on to the step that begins."""
+        """Give the value a new number in the step that begins."""
         self._number, self._epoch = number, self.recorder.epoch
 
-    def parts(self) -> list[Any]:
-        """Return what a text with this value in it is made of."""
+    def to_parts(self) -> list[Any]:
+        """Return the parts that this value adds to a text: plain strings, tracers, marks."""
         return [self.recorder.apply(operations.TEXT, self, kind="str")]
 
     def __bool__(self) -> bool:
@@ -102,7 +102,7 @@ class Tracer:
         raise Untraceable("a hash")
 
     def __str__(self) -> NoReturn:
-        raise Untraceable("text made outside of the template")
+        raise Untraceable("a conversion to text outside of the template")
 
     __repr__ = __str__
 
@@ -125,14 +125,14 @@ class Tracer:
         return self.recorder.apply(ARITHMETIC["mod"], other, self)
 
 
-class Flag(Tracer):
-    """Stands for true or false."""
+class FlagTracer(Tracer):
+    """Traces `True` or `False`."""
 
     __slots__ = ()
 
 
-class Number(Tracer):
-    """Stands for a whole or a floating-point number."""
+class NumberTracer(Tracer):
+    """Traces an int or a float."""
 
     __slots__ = ()
 
@@ -151,13 +151,13 @@ class Number(Tracer):
     def __neg__(self) -> Any:
         return self.recorder.apply(ARITHMETIC["neg"], self)
 
-    def settled(self) -> Any:
-        """Return the number itself; the recording holds for this number only."""
+    def specialize(self) -> Any:
+        """Return the number itself; the recording is then valid for this number only."""
         return self.recorder.ask(operations.VALUE, self)
 
 
-class Collection(Tracer):
-    """What can be counted, iterated over and asked for elements."""
+class CollectionTracer(Tracer):
+    """Traces a value with a length, elements and iteration."""
 
     __slots__ = ()
 
@@ -169,8 +169,8 @@ class Collection(Tracer):
 
     def __iter__(self) -> Iterator[Any]:
         index = 0
-        while self.has(index):
-            yield self.item(index)
+        while self.has_item(index):
+            yield self.get_item(index)
             index += 1
 
     def __getitem__(self, key: Any) -> Any:
@@ -178,40 +178,40 @@ class Collection(Tracer):
             bounds = (key.start, key.stop, key.step)
             return self.recorder.apply(operations.SLICE, self, *bounds)
         if isinstance(key, Tracer):
-            raise Untraceable("an element whose place depends on the dialogue")
-        return self.item(key)
+            raise Untraceable("an element whose index depends on the dialogue")
+        return self.get_item(key)
 
-    def has(self, index: Any) -> bool:
+    def has_item(self, index: Any) -> bool:
         """Return whether there is an element at `index`."""
         return bool(self.recorder.ask(operations.HAS_ITEM, self, index))
 
-    def item(self, index: Any) -> Any:
-        """Return the element at `index`, which must be there."""
+    def get_item(self, index: Any) -> Any:
+        """Return the element at `index`, which must exist."""
         return self.recorder.apply(operations.ITEM, self, index)
 
 
-class Listing(Collection):
-    """Stands for a list or a range."""
+class ListTracer(CollectionTracer):
+    """Traces a list or a range."""
 
     __slots__ = ()
 
 
-class View(Collection):
-    """Stands for what can be iterated over and counted, but has no elements by number."""
+class ViewTracer(CollectionTracer):
+    """Traces a view of a dict: it has a length and can be iterated over, but not indexed."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.elements())
+        return iter(self.list_elements())
 
-    def elements(self) -> Listing:
-        """Return what it iterates over."""
-        elements: Listing = self.recorder.apply(operations.ELEMENTS, self, kind="list")
+    def list_elements(self) -> ListTracer:
+        """Return the list of its elements."""
+        elements: ListTracer = self.recorder.apply(operations.ELEMENTS, self, kind="list")
         return elements
 
 
-class Iteration(View):
-    """Stands for what can be iterated over once."""
+class IterationTracer(ViewTracer):
+    """Traces an iterator, which can be iterated over once."""
 
     __slots__ = ("is_used",)
 
@@ -220,153 +220,156 @@ class Iteration(View):
         self.is_used = False
 
     def use(self) -> None:
-        """Note that it is iterated over."""
+        """Record that it is iterated over; raise Untraceable for the second time."""
         if self.is_used:
-            raise Untraceable("a second iteration over what can be iterated over once")
+            raise Untraceable("a second iteration over an iterator")
         self.is_used = True
 
     def __bool__(self) -> bool:
         return True
 
 
-class Pieces(Collection):
-    """Stands for a tuple; its length is known without asking."""
+class TupleTracer(CollectionTracer):
+    """Traces a tuple; its length is a part of its kind, so it is no question."""
 
     __slots__ = ()
 
     def __len__(self) -> int:
         return len(self.value)
 
-    def has(self, index: Any) -> bool:
-        """Return whether there is an element at `index`."""
+    def has_item(self, index: Any) -> bool:
+        """Return whether there is an element at `index`, which asks no question here."""
         return bool(-len(self.value) <= index < len(self.value))
 
 
-class Mapping(Collection):
-    """Stands for a dict."""
+class DictTracer(CollectionTracer):
+    """Traces a dict."""
 
     __slots__ = ()
 
     def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of a key, or `default`."""
-        found = self.lookup(key)
-        return default if operations.kind(found) == "missing" else found
+        found = self.look_up(key)
+        return default if operations.classify(found) == "missing" else found
 
-    def lookup(self, key: Any) -> Any:
-        """Return the value of a key, or what stands for nothing."""
+    def look_up(self, key: Any) -> Any:
+        """Return the value of a key, or an undefined value where the key is missing."""
         return self.recorder.apply(operations.GET, self, key)
 
 
-class Text(Collection):
-    """Stands for a string."""
+class TextTracer(CollectionTracer):
+    """Traces a string."""
 
     __slots__ = ()
 
-    def parts(self) -> list[Any]:
+    def to_parts(self) -> list[Any]:
         """Return the text itself."""
         return [self]
 
     def __add__(self, other: Any) -> Any:
-        return self._joined(self, other, other)
+        return self._concatenate(self, other, other)
 
     def __radd__(self, other: Any) -> Any:
-        return self._joined(other, self, other)
+        return self._concatenate(other, self, other)
 
-    def _joined(self, first: Any, second: Any, other: Any) -> Any:
-        # Markup escapes what it is joined with, so that is left to its own operator.
+    def _concatenate(self, first: Any, second: Any, other: Any) -> Any:
+        # Markup escapes what is added to it, so its own operator does that.
         if type(self.value) is not str or type(getattr(other, "value", other)) is not str:
             return self.recorder.apply(ARITHMETIC["add"], first, second)
-        parts = [[text] if isinstance(text, str) else text.parts() for text in (first, second)]
-        return Composite(self.recorder, [*parts[0], *parts[1]])
+        parts = [[text] if isinstance(text, str) else text.to_parts() for text in (first, second)]
+        return CompositeTracer(self.recorder, [*parts[0], *parts[1]])
 
 
-class Composite(Text):
-    """A text of several parts: plain strings, stand-ins, marks. It has no number until asked."""
+class CompositeTracer(TextTracer):
+    """Traces a text of several parts: plain strings, tracers, marks.
+
+    The parts are joined, as an event, only when the number of the joined text is needed.
+    """
 
     __slots__ = ("pieces",)
 
     def __init__(self, recorder: EventLog, pieces: list[Any]) -> None:
-        super().__init__(recorder, "".join(_shown(piece) for piece in pieces), None)
+        super().__init__(recorder, "".join(_read_text(piece) for piece in pieces), None)
         self.pieces = pieces
 
-    def parts(self) -> list[Any]:
-        """Return the parts."""
+    def to_parts(self) -> list[Any]:
+        """Return the parts of the text."""
         return self.pieces
 
     @property
     def number(self) -> int:
-        """The number of the joined text."""
+        """The number of the joined text; joins the parts if that was not done yet."""
         if self._number is None:
-            self.renumber(self._joined_pieces().number)
+            self.renumber(self._join_pieces().number)
         return super().number
 
-    def without_marks(self) -> Composite:
-        """Return the text alone."""
+    def drop_marks(self) -> CompositeTracer:
+        """Return the text without its marks."""
         pieces = [piece for piece in self.pieces if not isinstance(piece, Mark)]
-        return Composite(self.recorder, pieces)
+        return CompositeTracer(self.recorder, pieces)
 
-    def settle(self) -> None:
-        """Make this a text of one part."""
-        self.pieces = [self._joined_pieces()]
+    def collapse(self) -> None:
+        """Join the parts, so that this is a text of one part."""
+        self.pieces = [self._join_pieces()]
 
     def forget_number(self) -> None:
-        """Hand the parts on, but not the joined text."""
+        """Forget the joined text, so that a step carries over the parts only."""
         self._number = None
 
-    def _joined_pieces(self) -> Any:
-        pieces = _without_silent_marks(self.pieces)
+    def _join_pieces(self) -> Any:
+        pieces = _drop_marks_of_empty_regions(self.pieces)
         if any(isinstance(piece, Mark) for piece in pieces):
-            raise Untraceable("marks in a text that is looked at")
+            raise Untraceable("marks in a text that the template reads")
         return self.recorder.apply(operations.JOIN, *pieces, kind="str")
 
 
 class Mark:
-    """A place in the text: where the output for a message, or of a tag, starts or ends."""
+    """A position in the text: where the output of a message or of a tag starts or ends."""
 
-    def __init__(self, kind: str, message: Mapping | None = None) -> None:
+    def __init__(self, kind: str, message: DictTracer | None = None) -> None:
         self.kind = kind
         """`enter`, `leave`, `generation`, `end_generation`."""
         self.message = message
 
-    def parts(self) -> list[Any]:
+    def to_parts(self) -> list[Any]:
         """Return the mark itself."""
         return [self]
 
 
-def _without_silent_marks(pieces: list[Any]) -> list[Any]:
-    """Return the pieces without marks of messages that nothing is written for."""
+def _drop_marks_of_empty_regions(pieces: list[Any]) -> list[Any]:
+    """Return the pieces without the marks of messages that have no output."""
     kept: list[Any] = []
     for piece in pieces:
         last = kept[-1] if kept else None
-        silent = isinstance(piece, Mark) and piece.kind == "leave"
-        if silent and isinstance(last, Mark) and last.kind == "enter":
+        closes_region = isinstance(piece, Mark) and piece.kind == "leave"
+        if closes_region and isinstance(last, Mark) and last.kind == "enter":
             kept.pop()
         else:
             kept.append(piece)
     return kept
 
 
-def _shown(piece: Any) -> str:
+def _read_text(piece: Any) -> str:
     if isinstance(piece, Mark):
         return ""
     return str(piece.value) if isinstance(piece, Tracer) else str(piece)
 
 
-TRACERS: dict[Any, type[Tracer]] = {
-    "str": Text,
-    "markup": Text,
-    "int": Number,
-    "float": Number,
-    "list": Listing,
-    "range": Listing,
-    "view": View,
-    "iteration": Iteration,
-    "dict": Mapping,
+TRACERS_BY_KIND: dict[Any, type[Tracer]] = {
+    "str": TextTracer,
+    "markup": TextTracer,
+    "int": NumberTracer,
+    "float": NumberTracer,
+    "list": ListTracer,
+    "range": ListTracer,
+    "view": ViewTracer,
+    "iteration": IterationTracer,
+    "dict": DictTracer,
 }
 
 
 def holds_tracer(value: Any) -> bool:
-    """Return whether a value is a stand-in or has one in it."""
+    """Return whether a value is a tracer or contains one."""
     if isinstance(value, Tracer | Opaque):
         return True
     if isinstance(value, dict):

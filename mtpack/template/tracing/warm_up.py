@@ -1,6 +1,6 @@
-"""Dialogues that a template is recorded on before there is any data.
+"""Made-up dialogues for the warm-up: a template is recorded on them before any data is read.
 
-What is learned from them, forked workers share; each shape that a worker meets first costs it 2 ms.
+Forked workers share what was recorded. Otherwise each worker needs 2 ms for every new shape.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from itertools import product
 
 from mtpack.input.dialogue import Dialogue, Origin, TextMessages
 
-_MOST_TURNS = 24
+_MAX_EXCHANGES = 24
 _SYSTEM = (("system", "Be brief."),)
-_ASKED, _ANSWERED = ("user", "Why?"), ("assistant", "Because.")
-_EXCHANGE = (_ASKED, _ANSWERED)
-_IN_PIECES = (_ASKED, _ASKED, _ANSWERED, _ANSWERED, *_EXCHANGE, _ANSWERED)
+_QUESTION, _ANSWER = ("user", "Why?"), ("assistant", "Because.")
+_EXCHANGE = (_QUESTION, _ANSWER)
+_REPEATED_SPEAKERS = (_QUESTION, _QUESTION, _ANSWER, _ANSWER, *_EXCHANGE, _ANSWER)
 
 
 def warm_up_dialogues() -> Iterator[Dialogue]:
-    """Yield dialogues of one exchange to 24, with a system message or not, answered or not.
+    """Yield dialogues of 1 to 24 exchanges.
 
-    Before them, such in which somebody speaks twice in a row: most is learned from those.
+    Each comes with and without a system message, and with and without a last, unanswered question.
+    Before them come dialogues with messages of the same role in a row: most is learned from those.
     """
-    exchanges = [_EXCHANGE * turns for turns in range(1, _MOST_TURNS + 1)]
-    for asked, opening, closing in product([_IN_PIECES, *exchanges], (1, 0), (1, 0)):
-        said = _SYSTEM[:opening] + asked + _EXCHANGE[:closing]
-        roles, texts = zip(*said, strict=True)
-        yield Dialogue(0, Origin("rehearsal", 1), TextMessages.of(roles, texts), None)
+    exchanges = [_EXCHANGE * turns for turns in range(1, _MAX_EXCHANGES + 1)]
+    for middle, opening, closing in product([_REPEATED_SPEAKERS, *exchanges], (1, 0), (1, 0)):
+        messages = _SYSTEM[:opening] + middle + _EXCHANGE[:closing]
+        roles, texts = zip(*messages, strict=True)
+        yield Dialogue(0, Origin("warm-up", 1), TextMessages.of(roles, texts), None)

@@ -1,4 +1,4 @@
-"""A template can't do too much: the row is refused by name, and nothing else changes."""
+"""A template that does too much has its row rejected; below the limits nothing changes."""
 
 import json
 import sys
@@ -30,8 +30,8 @@ def compiled(source: str, limits: Limits = SMALL) -> ChatTemplate:
     return ChatTemplate({"default": source}, {"huge": "a" * 900_000}, DATE, limits)
 
 
-def doubled(start: str, twice: str, then: str = "") -> str:
-    """Return a template that computes `twice` a hundred times over, each from the one before."""
+def double(start: str, twice: str, then: str = "") -> str:
+    """Return a template that computes `twice` a hundred times, each time from the last result."""
     return (
         f"{{% set ns = namespace(x={start}) %}}{{% for _ in range(100) %}}"
         f"{{% set ns.x = {twice} %}}{{% endfor %}}{then}"
@@ -41,35 +41,35 @@ def doubled(start: str, twice: str, then: str = "") -> str:
 TOO_MUCH_TEXT = {
     "repetition": "{{ 'a' * 300000000 }}",
     "repetition from the right": "{{ 300000000 * 'a' }}",
-    "repetition that nobody sees": "{% set x = 'a' * 300000000 %}",
+    "repetition that is not written": "{% set x = 'a' * 300000000 %}",
     "repetition of safe text": "{{ ('a' | safe) * 300000000 }}",
     "repetition of bytes": "{{ 'a'.encode() * 300000000 }}",
     "a width": "{{ '%300000000d' % 1 }}",
     "a precision": "{{ '%.300000000f' % 1.5 }}",
-    "a width among the values": "{{ '%*d' % (300000000, 1) }}",
-    "a name used over and over": "{{ ('%(x)s' * 10) % {'x': huge} }}",
+    "a width from the values": "{{ '%*d' % (300000000, 1) }}",
+    "a name used many times": "{{ ('%(x)s' * 10) % {'x': huge} }}",
     "the filter format": "{{ '%300000000s' | format(1) }}",
     "a format field": "{{ '{:300000000}'.format(1) }}",
     "a format field with a field": "{{ '{:{w}}'.format(1, w=300000000) }}",
     "a format field of safe text": "{{ ('{:300000000}' | safe).format(1) }}",
     "many format fields": "{{ '{0}{0}{0}'.format(huge) }}",
     "a format map": "{{ '{x:300000000}'.format_map({'x': 1}) }}",
-    "doubling by ~": doubled("'ab'", "ns.x ~ ns.x"),
-    "doubling by +": doubled("'ab'", "ns.x + ns.x"),
-    "doubling of safe text by +": doubled("'ab' | safe", "ns.x + ns.x"),
-    "doubling by the filter join": doubled("'ab'", "[ns.x, ns.x] | join"),
-    "doubling by the method join": doubled("'ab'", "''.join([ns.x, ns.x])"),
-    "doubling by the filter replace": doubled("'ab'", "ns.x | replace('a', 'aa')"),
-    "doubling by the method replace": doubled("'ab'", "ns.x.replace('a', 'aa')"),
+    "doubling by ~": double("'ab'", "ns.x ~ ns.x"),
+    "doubling by +": double("'ab'", "ns.x + ns.x"),
+    "doubling of safe text by +": double("'ab' | safe", "ns.x + ns.x"),
+    "doubling by the filter join": double("'ab'", "[ns.x, ns.x] | join"),
+    "doubling by the method join": double("'ab'", "''.join([ns.x, ns.x])"),
+    "doubling by the filter replace": double("'ab'", "ns.x | replace('a', 'aa')"),
+    "doubling by the method replace": double("'ab'", "ns.x.replace('a', 'aa')"),
     "doubling by a macro": "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}"
-    + doubled("'a'", "f(ns.x)"),
+    + double("'a'", "f(ns.x)"),
     "doubling by a block of set": (
         "{% set ns = namespace(x='a') %}{% for _ in range(100) %}"
         "{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = x %}{% endfor %}"
     ),
     "a separator": "{{ range(100) | join(huge) }}",
     "the filter center": "{{ 'a' | center(300000000) }}",
-    "the filter center by way of map": "{{ ['a'] | map('center', 300000000) | list }}",
+    "the filter center called by map": "{{ ['a'] | map('center', 300000000) | list }}",
     "the filter indent": "{{ 'a\nb' | indent(300000000) }}",
     "the filter indent with text": "{{ 'a\nb\nc' | indent(huge) }}",
     "the filter wordwrap": "{{ 'a b c' | wordwrap(1, wrapstring=huge) }}",
@@ -98,27 +98,27 @@ TOO_MANY_STEPS = {
     "nested ranges": (
         "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
     ),
-    "a loop that skips all": "{% for i in range(100000) if false %}{% endfor %}",
-    "a loop that loops": (
+    "a loop that skips all items": "{% for i in range(100000) if false %}{% endfor %}",
+    "a loop that calls itself on its items": (
         "{% for i in [range(50000)] recursive %}{{ loop(i) if i is iterable }}{% endfor %}"
     ),
     "macros that call each other": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     ),
     "slices of nothing": "{% for x in [] | slice(10 ** 10) %}{{ loop.length }}{% endfor %}",
-    "a batch filled up": "{{ [1] | batch(300000000, 'a') | list }}",
-    "filters that go through all": "{% for i in range(9) %}{{ range(9000) | sum }}{% endfor %}",
-    "what map yields": "{{ range(30000) | map('string') | list }}",
-    "text made again and again": "{% for i in range(1000) %}{% set x = huge ~ i %}{% endfor %}",
+    "a batch with a fill value": "{{ [1] | batch(300000000, 'a') | list }}",
+    "filters that read all items": "{% for i in range(9) %}{{ range(9000) | sum }}{% endfor %}",
+    "items that map yields": "{{ range(30000) | map('string') | list }}",
+    "text made many times": "{% for i in range(1000) %}{% set x = huge ~ i %}{% endfor %}",
     "repetition of a list": "{{ [0] * 300000000 }}",
-    "doubling of a list": doubled("[1]", "ns.x + ns.x"),
-    "a list of lists of lists": doubled("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
-    "a list of lists of lists as JSON": doubled("[1]", "[ns.x, ns.x]", "{{ ns.x | tojson }}"),
-    "a dict of dicts of dicts": doubled("{}", "{1: ns.x, 2: ns.x}", "{{ ns.x ~ '' }}"),
-    "a tuple of tuples of tuples": doubled("()", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"),
-    "a list of lists by +": doubled("[]", "[ns.x] + [ns.x]", "{{ ns.x == ns.x }}"),
-    "a list of lists by batch": doubled("[]", "'a' | batch(3, ns.x) | list"),
-    "a dict of dicts by dict": doubled("[1]", "[dict(a=ns.x, b=ns.x)]", "{{ ns.x | string }}"),
+    "doubling of a list": double("[1]", "ns.x + ns.x"),
+    "a list of lists of lists": double("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
+    "a list of lists of lists as JSON": double("[1]", "[ns.x, ns.x]", "{{ ns.x | tojson }}"),
+    "a dict of dicts of dicts": double("{}", "{1: ns.x, 2: ns.x}", "{{ ns.x ~ '' }}"),
+    "a tuple of tuples of tuples": double("()", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"),
+    "a list of lists by +": double("[]", "[ns.x] + [ns.x]", "{{ ns.x == ns.x }}"),
+    "a list of lists by batch": double("[]", "'a' | batch(3, ns.x) | list"),
+    "a dict of dicts by dict": double("[1]", "[dict(a=ns.x, b=ns.x)]", "{{ ns.x | string }}"),
     "a list in a list in a list": (
         "{% set ns = namespace(x=[]) %}{% for _ in range(5000) %}{% set ns.x = [ns.x] %}"
         "{% endfor %}{{ ns.x | tojson }}"
@@ -126,8 +126,8 @@ TOO_MANY_STEPS = {
 }
 TOO_LARGE_NUMBERS = {
     "a power": "{{ 9 ** (9 ** 9) }}",
-    "a power of a power": doubled("3", "ns.x ** 2"),
-    "a product of a product": doubled("3", "ns.x * ns.x"),
+    "a power of a power": double("3", "ns.x ** 2"),
+    "a product of a product": double("3", "ns.x * ns.x"),
     "rounding": "{{ 1 | round(1000000000, 'ceil') }}",
     "rounding to the left": "{{ 1 | round(-1000000000) }}",
 }
@@ -141,8 +141,8 @@ TOO_DEEP = {
     ),
 }
 HOSTILE = [
-    pytest.param(source, words, id=name)
-    for words, sources in (
+    pytest.param(source, error_text, id=name)
+    for error_text, sources in (
         (CHARACTERS, TOO_MUCH_TEXT),
         (STEPS, TOO_MANY_STEPS),
         (BITS, TOO_LARGE_NUMBERS),
@@ -152,27 +152,27 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(("source", "words"), HOSTILE)
-def test_a_template_that_does_too_much_is_told_which_limit_it_meets(source, words):
+@pytest.mark.parametrize(("source", "error_text"), HOSTILE)
+def test_a_render_that_exceeds_a_limit_names_the_limit(source, error_text):
     template = compiled(source)
     for render in (template.render, template.render_marked):
-        with pytest.raises(TemplateLimitError, match=words):
+        with pytest.raises(TemplateLimitError, match=error_text):
             render(MESSAGES, None)
 
 
 @pytest.mark.parametrize("call", ["lipsum(3)", "[1, 2] | random"])
-def test_a_template_that_draws_at_random_is_refused(call):
-    with pytest.raises(TemplateRaisedError, match="draws at random"):
+def test_a_template_that_uses_random_values_is_refused(call):
+    with pytest.raises(TemplateRaisedError, match="uses random values"):
         compiled(f"{{{{ {call} }}}}").render(MESSAGES, None)
 
 
-def test_every_render_has_its_limits_to_itself():
+def test_each_render_is_counted_alone():
     template = compiled("{% for i in range(15000) %}{% endfor %}")
     for _ in range(3):
         assert template.render_marked(MESSAGES, None).text == ""
 
 
-def test_how_deep_a_template_may_go_does_not_depend_on_what_calls_it():
+def test_the_allowed_depth_does_not_depend_on_the_stack_of_the_caller():
     template = compiled(
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% endif %}.{% endmacro %}{{ f(100) }}"
     )
@@ -184,7 +184,7 @@ def test_how_deep_a_template_may_go_does_not_depend_on_what_calls_it():
     assert render_below(sys.getrecursionlimit() - 300) == "." * 101
 
 
-# Under the limits nothing changes
+# Below the limits nothing changes
 
 
 SAME = [
@@ -226,7 +226,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("source", SAME)
-def test_under_the_limits_a_text_is_what_transformers_renders(source):
+def test_below_the_limits_the_text_is_that_of_transformers(source):
     messages = [message.fields for message in MESSAGES]
     variables = {"content": "walrus"}
     expected, _ = chat_template_utils.render_jinja_template(
@@ -237,7 +237,7 @@ def test_under_the_limits_a_text_is_what_transformers_renders(source):
     assert template.render_marked(MESSAGES, None).text == expected[0]
 
 
-# The row is refused
+# The row is rejected
 
 
 LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -246,21 +246,21 @@ LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
 @pytest.mark.parametrize(
     "when",
     ["messages | length == 4", "messages | length == 2", "add_generation_prompt"],
-    ids=["in the whole dialogue", "in a document of its own", "in a prompt"],
+    ids=["in the whole dialogue", "in its own document", "in a prompt"],
 )
-def test_a_limit_that_any_render_of_a_dialogue_meets_refuses_the_row(when):
+def test_a_limit_exceeded_in_any_render_of_a_dialogue_rejects_the_row(when):
     template = compiled(LOOP + f"{{% if {when} %}}{{{{ 'a' * 300000000 }}}}{{% endif %}}")
     dialogue = Dialogue(5, Origin("rows.jsonl", 6), MESSAGES * 2, None)
     added_tokens = load_tokenizer(None).added_tokens
-    refused = render_dialogue(template, added_tokens, dialogue, "auto")
-    assert isinstance(refused, Reject)
-    assert str(refused) == (
+    rejected = render_dialogue(template, added_tokens, dialogue, "auto")
+    assert isinstance(rejected, Reject)
+    assert str(rejected) == (
         "rows.jsonl line 6: template_limit: the chat template makes a text of more than 1,000,000 "
         "characters; shorten the dialogue or use another --chat-template"
     )
 
 
-def test_a_row_that_is_too_much_for_its_template_is_skipped_where_that_is_asked_for(tmp_path):
+def test_a_row_that_exceeds_a_limit_stops_the_run_or_is_skipped_as_the_option_says(tmp_path):
     template = tmp_path / "hostile.jinja"
     template.write_text(
         LOOP + "{% if 'boom' in messages[0].content %}{{ 9 ** (9 ** 9) }}{% endif %}"

@@ -1,7 +1,7 @@
-"""Replays of real dialogues are what rendering them gives, and nearly all dialogues are replayed.
+"""Replays of real dialogues give the same as rendering, and nearly all dialogues are replayed.
 
-The slow test goes over every template and every row, which takes hours; the quick one over
-a seeded tenth of one file for each template. Both print what became of them with `-s`:
+The slow test runs every template on every row, which takes hours. The fast one runs each template
+on a seeded tenth of one file. With `-s`, both print a table of how the dialogues were rendered:
 
     python -m pytest -m slow -s tests/template/tracing/test_real_data.py
 """
@@ -23,7 +23,7 @@ from mtpack.template.turn_spans import RenderedDialogue, render_dialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import shared
-from tests.template.test_chat_template import TEMPLATES, compiled
+from tests.template.test_chat_template import TEMPLATES, compile_named
 
 MERGES = ("auto", "always", "never")
 
@@ -38,26 +38,27 @@ FILES = (*BENCHMARKS, *TOOL_FILES)
 
 
 @dataclass
-class Figures:
-    """What became of the dialogues of a file."""
+class ReplayCounts:
+    """How many dialogues of a file were replayed, or not."""
 
     replayed: int = 0
     first: int = 0
-    """Rendered, and replayed when they come again: the first of their shape."""
-    declined: int = 0
-    """Rendered, and rendered again."""
-    refused: int = 0
+    """Rendered with Jinja, and replayed the second time: the first dialogues of their shape."""
+    rendered: int = 0
+    """Rendered with Jinja both times."""
+    rejected: int = 0
+    """Rejected, as the template refuses them."""
 
-    def row(self, template: str, file: str) -> str:
-        """Return a line of the table."""
-        return f"{template:52} {file:24}" + "".join(f"{figure:9}" for figure in astuple(self))
+    def format_row(self, template: str, file: str) -> str:
+        """Format a line of the table."""
+        return f"{template:52} {file:24}" + "".join(f"{count:9}" for count in astuple(self))
 
 
-HEADER = f"{'template':52} {'file':24}{'replayed':>9}{'first':>9}{'declined':>9}{'refused':>9}"
+HEADER = f"{'template':52} {'file':24}{'replayed':>9}{'first':>9}{'rendered':>9}{'rejected':>9}"
 
 
 @cache
-def dialogues_of(file: str) -> list[Dialogue]:
+def read_dialogues(file: str) -> list[Dialogue]:
     path = shared(f"data/{file}")
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         rows = [
@@ -68,12 +69,12 @@ def dialogues_of(file: str) -> list[Dialogue]:
 
 
 @cache
-def added_tokens() -> AddedTokens:
+def load_added_tokens() -> AddedTokens:
     return load_tokenizer(str(shared("tokenizers/qwen3"))).added_tokens
 
 
-def rendered(replayer: Replayer, dialogue: Dialogue) -> tuple[RenderedDialogue | Reject, bool]:
-    """Return what a replayer gives, and whether it replayed that."""
+def render(replayer: Replayer, dialogue: Dialogue) -> tuple[RenderedDialogue | Reject, bool]:
+    """Return the result of a replayer, and whether it was replayed."""
     replayed = replayer.replayed
     found = replayer.render_dialogue(dialogue)
     return found, replayer.replayed > replayed
@@ -81,56 +82,64 @@ def rendered(replayer: Replayer, dialogue: Dialogue) -> tuple[RenderedDialogue |
 
 def replay_all(
     template: ChatTemplate, dialogues: Sequence[Dialogue], sample: Sequence[Dialogue]
-) -> Figures:
-    """Replay dialogues, compare the text of each, and everything about those of a sample."""
-    replayers = {merge: Replayer(template, added_tokens(), merge) for merge in MERGES}
-    figures = Figures()
+) -> ReplayCounts:
+    """Replay dialogues; compare the text of each, and the whole result for those of a sample."""
+    replayers = {merge: Replayer(template, load_added_tokens(), merge) for merge in MERGES}
+    counts = ReplayCounts()
     for dialogue in dialogues:
-        found, was_replayed = rendered(replayers["auto"], dialogue)
+        found, was_replayed = render(replayers["auto"], dialogue)
         if was_replayed:
             assert isinstance(found, RenderedDialogue)
             text = template.render(dialogue.messages, dialogue.tools)
             assert found.merged.text == text, str(dialogue.origin)
-            figures.replayed += 1
+            counts.replayed += 1
         elif isinstance(found, Reject):
-            figures.refused += 1
-        elif rendered(replayers["auto"], dialogue)[1]:
-            figures.first += 1
+            counts.rejected += 1
+        elif render(replayers["auto"], dialogue)[1]:
+            counts.first += 1
         else:
-            figures.declined += 1
+            counts.rendered += 1
     assert replayers["auto"].audit_mismatches == 0
     for number, dialogue in enumerate(sample):
-        for merge in MERGES:  # documents of their own, and prompts, are rendered by all
-            found, was_replayed = rendered(replayers[merge], dialogue)
+        for merge in MERGES:  # all replayers render the sample; one of them is compared
+            found, was_replayed = render(replayers[merge], dialogue)
             if was_replayed and merge == MERGES[number % 3]:
-                expected = render_dialogue(template, added_tokens(), dialogue, merge)
+                expected = render_dialogue(template, load_added_tokens(), dialogue, merge)
                 assert found == expected, f"{dialogue.origin}, --merge {merge}"
-    return figures
+    return counts
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_row_is_replayed_as_it_is_rendered(name):
-    figures = {}
+def test_a_replay_of_every_row_gives_the_same_as_rendering(name):
+    counts = {}
     for file in FILES:
-        dialogues = dialogues_of(file)
+        dialogues = read_dialogues(file)
         sample = random.Random(file).sample(dialogues, min(200, len(dialogues)))
-        figures[file] = replay_all(compiled(name), dialogues, sample)
-    print("", HEADER, *(row.row(name, file) for file, row in figures.items()), sep="\n")
+        counts[file] = replay_all(compile_named(name), dialogues, sample)
+    print(
+        "",
+        HEADER,
+        *(file_counts.format_row(name, file) for file, file_counts in counts.items()),
+        sep="\n",
+    )
     for file in BENCHMARKS:
-        row = figures[file]
-        assert row.replayed >= 0.97 * (row.replayed + row.first + row.declined), file
+        file_counts = counts[file]
+        assert file_counts.replayed >= 0.97 * (
+            file_counts.replayed + file_counts.first + file_counts.rendered
+        ), file
     for file in TOOL_FILES:
-        row = figures[file]
-        assert row.replayed >= 0.95 * (row.replayed + row.declined), file
+        file_counts = counts[file]
+        assert file_counts.replayed >= 0.95 * (file_counts.replayed + file_counts.rendered), file
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("number", range(len(TEMPLATES)), ids=TEMPLATES)
-def test_a_tenth_of_a_file_is_replayed_as_it_is_rendered(number):
+def test_a_replay_of_a_tenth_of_a_file_gives_the_same_as_rendering(number):
     """One file for each template, so that every file meets many templates."""
     file = FILES[number % len(FILES)]
     dialogues = random.Random(number).sample(
-        dialogues_of(file), min(200, len(dialogues_of(file)) // 10)
+        read_dialogues(file), min(200, len(read_dialogues(file)) // 10)
     )
-    figures = replay_all(compiled(TEMPLATES[number]), dialogues, dialogues[:3])
-    print("", HEADER, figures.row(TEMPLATES[number], file), sep="\n")
+    counts = replay_all(compile_named(TEMPLATES[number]), dialogues, dialogues[:3])
+    print("", HEADER, counts.format_row(TEMPLATES[number], file), sep="\n")

@@ -1,4 +1,4 @@
-"""The account of the turns: what is out of the ordinary, why, at what cost, and what avoids it."""
+"""Notices about the turns: what is counted, the reason, the cost and the remedy."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from rich.console import Console
 
 import mtpack
 from mtpack.cli import main
-from mtpack.report.findings import notices_of, turn_summary
+from mtpack.report.notices import notices_of, turn_summary
 from mtpack.report.pack_report import show_report
 from mtpack.shards.manifest import PackReport, RunInfo, ShardRecord, Tally
 
@@ -46,40 +46,46 @@ EVERYTHING = replace(
 GOLDEN_REPORT = """\
 rows          20  all packed
 turns         60  all packed
-rendered       0  dialogues; 0 filled in without that, exactly the same
-documents     50
+rendered       4  dialogues, by the chat template
+replayed      16  dialogues, from a trace of the template: identical by
+                  construction, and checked on a sample
+documents     50  in sequences, each a dialogue or a piece of one
 tokens     8,000  12.5% carry loss
-sequences      4  of 2,048 tokens, 97.66% filled; no plan has fewer than 2
+sequences      4  of 2,048 tokens, 97.66% filled; at least 2 are needed
 
-Turns, as the chat template writes them
-merging exact      27  turns: proven, one by one, to be the same in one document
-                       as alone
-own document       30  turns: merging them is not exact, as the chat template
-                       rewrites history; a template that keeps it avoids this,
-                       --merge always accepts it
-repeated        4,000  tokens: 8,000 in 4 sequences, 2.00 times what one
-                       document a dialogue would have: 4,000 in about 2
-bent                1  turns: merged though the chat template rewrites history,
-                       so they are trained behind what the model won't see;
-                       --merge auto avoids it
-unproven            2  turns: merged unproven, as the chat template refuses the
-                       dialogue up to them; another template may take it
-prompt differs      3  turns: they start otherwise than the model's prompt ends;
-                       --template-arg enable_thinking=false, say, may avoid it
-no end of turn      4  turns: no control token ends them, so the model won't
-                       learn to stop; a template that writes one avoids it
+What to know about the turns
+merging exact      27  turns: each, with all text before it, is proven to be the
+                       same in the merged document as at inference
+own document       30  turns: each has a document of its own, because the chat
+                       template rewrites history, so merging is not exact; a
+                       template that keeps history avoids this, --merge always
+                       merges anyway
+repeated        4,000  tokens: 8,000 in 4 sequences, 2.00 times as many as with
+                       one document per dialogue: 4,000 in about 2
+bent                1  turns: merged although the chat template rewrites
+                       history, so they are trained after a text that the model
+                       does not get at inference; --merge auto avoids this
+unproven            2  turns: merged without proof, because the chat template
+                       can't render the dialogue up to them; another template
+                       may be able to
+prompt_differs      3  turns: they do not continue the prompt that the model
+                       gets at inference; a template argument may avoid this,
+                       such as --template-arg enable_thinking=false
+no_eot              4  turns: no control token ends them, so the model does not
+                       learn to stop; a template that writes one avoids this
 never shown         7  assistant messages: their tool calls, or some of them
 never shown        20  system messages: their content
 never shown         9  rows: their tools
                        The chat template leaves this out, so the model never
-                       sees it; what may help: another template, or arguments
-                       given as objects, or the system's words put into the
-                       user's first message
-given, trained      5  tokens: the prompt gives them, but the template's
-                       generation tags have them trained
-straddling          6  tokens: over the edge of a turn, so without loss
+                       sees it; possible remedies: another template, or
+                       arguments given as objects, or the system's text at the
+                       start of the first user message
+given_trained       5  tokens: part of the prompt, but trained, because the
+                       template's generation tags mark them
+straddles           6  tokens: partly inside and partly outside a turn, so they
+                       carry no loss
 
-packed: 1 shard, 0.1 MiB, in 1.5 s after 0.5 s of loading
+packed: 1 shard, 0.1 MiB; packed in 1.5 s, after 0.5 s of loading
 """
 
 
@@ -91,6 +97,8 @@ def report_of(tally: Tally) -> str:
         seconds={"start": 0.5, "total": 1.5},
         warnings=[],
         inputs=[],
+        rendered=4,
+        replayed=16,
     )
     shards = [ShardRecord("shard-00000.arrow", tally.sequences, 2**17, "0")]
     console = Console(width=80, force_terminal=False, file=io.StringIO())
@@ -100,23 +108,23 @@ def report_of(tally: Tally) -> str:
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
 
-def test_a_report_reads_like_this():
+def test_the_output_for_a_report():
     assert report_of(EVERYTHING) == GOLDEN_REPORT
 
 
-def test_a_run_out_of_which_nothing_stands_out_has_one_line_on_its_turns():
+def test_an_ordinary_run_has_one_line_about_its_turns():
     assert notices_of(ORDINARY) == []
     (line,) = turn_summary(ORDINARY)
     assert (line.name, line.count) == ("merging exact", 60)
 
 
-def test_a_count_of_zero_is_not_spoken_of():
-    names = [finding.name for finding in notices_of(replace(EVERYTHING, bent=0, unproven=0))]
+def test_a_count_of_zero_has_no_notice():
+    names = [notice.name for notice in notices_of(replace(EVERYTHING, bent=0, unproven=0))]
     assert "own document" in names
     assert not {"bent", "unproven"} & set(names)
 
 
-def test_tokens_that_the_overlong_policy_left_out_are_no_negative_cost():
+def test_tokens_dropped_by_the_overlong_policy_are_not_a_negative_cost():
     assert notices_of(replace(ORDINARY, tokens=3000)) == []
 
 
@@ -160,26 +168,26 @@ def pack(rows, merge="auto") -> PackReport:
         ("never", {"merging exact": 2, "own document": 4}),
     ],
 )
-def test_every_packed_turn_is_accounted_for_once(rows, merge, expected):
+def test_the_summary_counts_every_packed_turn_once(rows, merge, expected):
     tally = pack(rows, merge).tally
-    account = {finding.name: finding.count for finding in turn_summary(tally)}
-    assert {name: account.get(name) for name in expected} == expected
+    counts = {notice.name: notice.count for notice in turn_summary(tally)}
+    assert {name: counts.get(name) for name in expected} == expected
     kinds = ("merging exact", "own document", "bent", "unproven")
-    assert sum(account.get(name, 0) for name in kinds) == tally.turns_packed == 6
+    assert sum(counts.get(name, 0) for name in kinds) == tally.turns_packed == 6
 
 
-def test_the_cost_is_that_of_the_merged_run(rows):
+def test_the_repeated_tokens_are_compared_with_the_merged_run(rows):
     auto, merged = pack(rows).tally, pack(rows, "always").tally
     assert auto.tokens_if_merged == merged.tokens
-    (repeated,) = [found for found in notices_of(auto) if found.name == "repeated"]
+    (repeated,) = [notice for notice in notices_of(auto) if notice.name == "repeated"]
     assert repeated.count == auto.tokens - merged.tokens
     times = auto.tokens / merged.tokens
-    assert f"{times:.2f} times what one document a dialogue would have: {merged.tokens}" in (
+    assert f"{times:.2f} times as many as with one document per dialogue: {merged.tokens}" in (
         repeated.text
     )
 
 
-def test_pack_and_inspect_tell_the_same_in_words_and_in_figures(rows):
+def test_pack_and_inspect_show_the_same_text_and_figures(rows):
     report = pack(rows)
     folder = str(rows.with_name("auto"))
     arguments = ["pack", str(rows), "-o", folder, "--seq-len", "128"]
@@ -187,10 +195,10 @@ def test_pack_and_inspect_tell_the_same_in_words_and_in_figures(rows):
     packed, inspected = (
         CliRunner().invoke(main, command) for command in (arguments, ["inspect", folder])
     )
-    for finding in turn_summary(report.tally):
+    for notice in turn_summary(report.tally):
         for output in (packed.stdout, inspected.stdout):
             words = " ".join(output.split())
-            assert " ".join(f"{finding.name} {finding.count} {finding.text}".split()) in words
+            assert " ".join(f"{notice.name} {notice.count} {notice.text}".split()) in words
     for command in ([*arguments, "--json"], ["inspect", folder, "--json"]):
         printed = json.loads(CliRunner().invoke(main, command).stdout)
         figures = printed.get("tally", printed)

@@ -1,0 +1,158 @@
+"""Golden cases: one page each, a dialogue and what is trained in it (`tests/cases/*.txt`).
+
+A case holds an explanation, `# options` of `mtpack pack`, perhaps a `# template`, `# rows` as JSON,
+and `# output`: each document as text with its loss tokens in ⟦brackets⟧, the turns with the weight
+of each of their loss tokens, and what the report counts. The output is written by
+
+    python -m pytest tests/test_cases.py --update-cases
+
+so a change of behaviour is a change of these files: read the diff before you commit it. The cases
+use the tokenizer that comes with mtpack, which knows `<|im_start|>`, `<|im_end|>`, `<|endoftext|>`,
+`<think>`, `</think>`, `<tool_call>` and `</tool_call>` as single tokens.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+import mtpack
+from mtpack.cli import main
+from mtpack.tokenizer.loading import load_tokenizer
+from tests.conftest import ROOT
+
+CASES = sorted((ROOT / "tests" / "cases").glob("*.txt"))
+HEADINGS = ("options", "template", "rows", "output")
+# What a report counts of rows, turns and tokens beyond a plain run; shown where it is not 0.
+COUNTS = (
+    "rows_dropped",
+    "rows_rejected",
+    "turns_dropped",
+    "turns_own_document",
+    "bent",
+    "unproven",
+    "prompt_differs",
+    "no_eot",
+    "given_trained",
+    "straddles",
+    "content_dropped",
+    "control_tokens",
+    "control_tokens_literal",
+)
+
+
+def sections_of(case: str) -> dict[str, str]:
+    """Return the sections of a case by heading; the explanation has the heading ''."""
+    parts = re.split(rf"^# ({'|'.join(HEADINGS)})\n", case, flags=re.MULTILINE)
+    return dict(zip(["", *parts[1::2]], parts[::2], strict=True))
+
+
+def lines_of(rows: str) -> str:
+    """Return JSON values, each over as many lines as it likes, as JSONL."""
+    decoder, lines, start = json.JSONDecoder(), [], 0
+    while start < len(rows.rstrip()):
+        start = re.compile(r"\s*").match(rows, start).end()
+        end = decoder.raw_decode(rows, start)[1]
+        lines.append(re.sub(r"\n\s*", " ", rows[start:end]) + "\n")
+        start = end
+    return "".join(lines)
+
+
+def run_case(sections: dict[str, str], folder: Path) -> Iterator[str]:
+    """Pack the rows of a case with the command's own options; yield what comes out, as lines."""
+    (folder / "rows.jsonl").write_text(lines_of(sections["rows"]), encoding="utf-8")
+    arguments = ["rows.jsonl", *shlex.split(sections["options"])]
+    if "template" in sections:
+        (folder / "template.jinja").write_text(sections["template"][:-1], encoding="utf-8")
+        arguments += ["--chat-template", "template.jinja"]
+    with click.Context(main), main.commands["pack"].make_context("pack", arguments) as context:
+        options = {name: value for name, value in context.params.items() if name != "inputs"}
+    for name in ("as_json", "quiet"):
+        del options[name]
+    warnings: list[str] = []
+    callbacks = mtpack.Callbacks(warn=warnings.append)
+    try:
+        report = mtpack.pack("rows.jsonl", callbacks=callbacks, **options | {"workers": 1})
+    except mtpack.MtpackError as error:
+        yield f"error, exit status {error.exit_status}: {error}"
+        return
+    yield from documents_of(mtpack.open_shards("packed"))
+    for line in Path("packed/rejects.jsonl").read_text(encoding="utf-8").splitlines():
+        reject = json.loads(line)
+        yield f"rejected: row {reject['row']}, {reject['reason']}: {reject['detail']}"
+    for warning in warnings:
+        if "small tokenizer" not in warning:
+            yield warning
+    figures = report.as_dict()
+    counted = {name: figures[name] for name in COUNTS if figures[name]}
+    yield "counted: " + (json.dumps(counted)[1:-1].replace('"', "") or "nothing unusual")
+
+
+def documents_of(shards: mtpack.Shards) -> Iterator[str]:
+    """Yield every document, in the order of its dialogue and its turns."""
+    documents = []
+    for number, row in enumerate(shards):
+        ends = np.cumsum(row["seq_lengths"])
+        for dialogue, start, end in zip(
+            row["dialogue_ids"], ends - row["seq_lengths"], ends, strict=True
+        ):
+            inside = (start <= row["turn_starts"]) & (row["turn_starts"] < end)
+            turns = list(zip(row["turn_starts"][inside], row["turn_messages"][inside], strict=True))
+            if dialogue >= 0:
+                key = (int(dialogue), -len(turns), int(turns[0][1]))
+                documents.append((key, number, list(document_of(row, start, end, turns))))
+    for key, number, lines in sorted(documents):
+        yield f"--- dialogue {key[0]}, in sequence {number}: {lines[0]}"
+        yield from lines[1:]
+
+
+def document_of(row, start: int, end: int, turns: list[tuple[int, int]]) -> Iterator[str]:
+    """Yield a document's length, its text, and its turns."""
+    decode = load_tokenizer(None).backend.decode
+    mask = row["loss_mask"][start:end]
+    edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), int(end - start)]
+    heads = {int(turn - start) for turn, _ in turns}
+    edges = sorted({*edges, *heads})  # a turn may begin where another ends
+    text = ""
+    for first, last in pairwise(edges):
+        run = decode(row["input_ids"][start + first : start + last], skip_special_tokens=False)
+        text += f"⟦{run}⟧" if mask[first] else run
+    yield f"{end - start} tokens"
+    yield re.sub(r" (?=\n|$)", "␣", text)
+    for head, message in turns:
+        number = row["loss_token_num"][head]
+        assert (row["labels"][head], row["loss_mask"][head]) == (row["input_ids"][head], 1)
+        tokens = "1 loss token" if number == 1 else f"{number} loss tokens, each"
+        yield f"turn: message {message}, {tokens} with weight 1/{number}"
+
+
+@pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])
+def test_a_case_gives_what_its_page_says(path, tmp_path, monkeypatch, request):
+    case = path.read_text(encoding="utf-8")
+    sections = sections_of(case)
+    monkeypatch.chdir(tmp_path)
+    output = "\n".join(run_case(sections, tmp_path)) + "\n"
+    if request.config.getoption("--update-cases"):
+        before = case.partition("# output\n")[0]
+        path.write_text(f"{before.rstrip()}\n\n# output\n{output}", encoding="utf-8")
+    else:
+        assert output.splitlines() == sections["output"].splitlines()
+
+
+def test_every_case_explains_itself_and_is_an_example_in_the_docs():
+    assert len(CASES) >= 25
+    page = (ROOT / "docs" / "turns.md").read_text(encoding="utf-8")
+    for path in CASES:
+        sections = sections_of(path.read_text(encoding="utf-8"))
+        assert sections[""].strip(), path
+        assert page.count(f"[{path.stem}]") == 2, f"docs/turns.md does not link {path.name}"
+        assert [name for name in sections if name] in (
+            ["options", "rows", "output"],
+            ["options", "template", "rows", "output"],
+        ), path
