@@ -20,16 +20,17 @@ from benchmarks.setting import Figures, Setting
 BATCH_ROWS = 8
 _TOKEN_COLUMNS = ["input_ids", "labels", "loss_mask", "loss_token_num"]
 _COLUMNS = [*_TOKEN_COLUMNS, "turn_num", "turn_starts", "seq_lengths"]
-_SECONDS = 1.0  # for each way
 
 
 def load_batches(setting: Setting) -> Figures:
     """Load in a separate process, so that no other way inherits its libraries."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(load_all_ways, ensure_output(setting), setting.workers).result()
+        return executor.submit(
+            load_all_ways, ensure_output(setting), setting.workers, setting.read_seconds
+        ).result()
 
 
-def load_all_ways(output: Path, workers: int) -> Figures:
+def load_all_ways(output: Path, workers: int, seconds: float) -> Figures:
     import datasets
     import torch
 
@@ -43,7 +44,7 @@ def load_all_ways(output: Path, workers: int) -> Figures:
     return {
         f"batches.{name}.{setup}": figure
         for setup, num_workers in (("alone", 0), ("workers", workers))
-        for name, figure in _measure_rows_per_second(ways, num_workers).items()
+        for name, figure in _measure_rows_per_second(ways, num_workers, seconds).items()
     }
 
 
@@ -73,21 +74,23 @@ def _check_same_batches(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert values.tolist() == theirs[name].tolist(), name
 
 
-def _measure_rows_per_second(ways: dict[str, Any], num_workers: int) -> dict[str, float]:
-    """Load random batches with all ways in turns, for `_SECONDS` each, in ten intervals."""
+def _measure_rows_per_second(
+    ways: dict[str, Any], num_workers: int, seconds: float
+) -> dict[str, float]:
+    """Load random batches with all ways in turns, for so many seconds each, in ten intervals."""
     batches = {name: _load_endlessly(*way, num_workers) for name, way in ways.items()}
-    seconds, counts = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
+    elapsed, counts = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
     for interval in range(11):
         for name in ways:
             started = time.perf_counter()
             count = 0
-            while time.perf_counter() - started < _SECONDS / 10:
+            while time.perf_counter() - started < seconds / 10:
                 next(batches[name])
                 count += BATCH_ROWS
             if interval > 0:  # the first one is a warm-up
-                seconds[name] += time.perf_counter() - started
+                elapsed[name] += time.perf_counter() - started
                 counts[name] += count
-    return {name: counts[name] / seconds[name] for name in ways}
+    return {name: counts[name] / elapsed[name] for name in ways}
 
 
 def _load_endlessly(rows: Any, collate: Callable[..., Any], num_workers: int) -> Iterator[Any]:

@@ -121,6 +121,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Limit TRL's way to the first rows: quicker, but its fixed costs then weigh more.",
 )
 @click.option(
+    "--read-seconds",
+    default=1.0,
+    show_default=True,
+    help="How long each way to read rows or batches is measured.",
+)
+@click.option(
     "--only",
     default=",".join(WAYS),
     callback=_parse_ways,

@@ -20,16 +20,15 @@ from benchmarks.packing import ensure_output
 from benchmarks.setting import Figures, Setting
 
 FORMATS = (None, "numpy", "torch", "arrow")
-_SECONDS = 0.5  # for each way
 
 
 def read_rows(setting: Setting) -> Figures:
     """Read in a separate process, so that no other way inherits its libraries."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(read_all_ways, ensure_output(setting)).result()
+        return executor.submit(read_all_ways, ensure_output(setting), setting.read_seconds).result()
 
 
-def read_all_ways(output: Path) -> Figures:
+def read_all_ways(output: Path, seconds: float) -> Figures:
     import datasets
 
     from mtpack.shards.dataset import open_shards
@@ -38,22 +37,26 @@ def read_all_ways(output: Path) -> Figures:
     shards, packed = open_shards(output), PackedDataset(output)
     indices = np.random.default_rng(0).integers(len(shards), size=100_000).tolist()
     figures = {
-        "rows.mtpack": _measure_rows_per_second(shards.__getitem__, indices),
-        "rows.tensors": _measure_rows_per_second(lambda index: collate([packed[index]]), indices),
+        "rows.mtpack": _measure_rows_per_second(shards.__getitem__, indices, seconds),
+        "rows.tensors": _measure_rows_per_second(
+            lambda index: collate([packed[index]]), indices, seconds
+        ),
     }
     for name in FORMATS:
         loaded = datasets.load_from_disk(str(output)).with_format(name)
-        figures[f"rows.{name}"] = _measure_rows_per_second(loaded.__getitem__, indices)
+        figures[f"rows.{name}"] = _measure_rows_per_second(loaded.__getitem__, indices, seconds)
     return figures
 
 
-def _measure_rows_per_second(read: Callable[[int], object], indices: list[int]) -> float:
-    """Read sequences for `_SECONDS`, after a warm-up of ten."""
+def _measure_rows_per_second(
+    read: Callable[[int], object], indices: list[int], seconds: float
+) -> float:
+    """Read sequences for some seconds, after a warm-up of ten."""
     for index in indices[:10]:
         read(index)
     started = time.perf_counter()
     count = 0
-    while time.perf_counter() - started < _SECONDS:
+    while time.perf_counter() - started < seconds:
         read(indices[count % len(indices)])
         count += 1
     return count / (time.perf_counter() - started)

@@ -33,6 +33,8 @@ class Setting:
     workers: int
     trl_rows: int | None
     """The number of first rows for TRL's way; None: all."""
+    read_seconds: float
+    """How long each way to read rows or batches is measured."""
     folder: Path
     """For outputs and caches; it is deleted at the end of the run."""
 

@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "InputError": "errors",
     "Callbacks": "running.pack",
+    "InputError": "errors",
     "MtpackError": "errors",
     "PackOptions": "options",
     "PackReport": "shards.manifest",

@@ -16,8 +16,8 @@ SHARED = ROOT.parent / "shared"
 
 # One in so many of the comparisons marked `oracle` runs by default, and one in so many of the
 # examples that hypothesis draws; `--full` runs all.
-ORACLE_SHARE = 6
-EXAMPLE_SHARE = 3
+ORACLE_SHARE = 10
+EXAMPLE_SHARE = 4
 
 # The same examples in every run, so that a failure can be repeated; no deadline, since the
 # machines that run the tests are of all speeds.

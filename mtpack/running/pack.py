@@ -27,13 +27,13 @@ from mtpack.options import PackOptions, options_from
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
-from mtpack.running.shard_task import ShardTask, WrittenShard, write_one_shard
+from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_cache import find_run_folder, measure_store
 from mtpack.running.split_task import (
     FastPathMismatch,
     SplitRecord,
     SplitTask,
-    tokenize_split,
+    run_split_task,
 )
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.tokenize_split import REPLAY
@@ -281,7 +281,7 @@ class _PackRun:
                 write_rejects(rejects, record.rejects)
                 ready += windows.add(record)
         ready += windows.close()
-        for written in runner.run(write_one_shard, ready):
+        for written in runner.run(run_shard_task, ready):
             add_shard(written)
         state.counts.update(windows.counts)
         for file in setup.files:
@@ -381,8 +381,8 @@ def run_task(
 ) -> SplitRecord | FastPathMismatch | WrittenShard:
     """Run one task of either kind and return its result."""
     if isinstance(task, ShardTask):
-        return write_one_shard(pipeline, task)
-    return tokenize_split(pipeline, task)
+        return run_shard_task(pipeline, task)
+    return run_split_task(pipeline, task)
 
 
 def _explain_empty_run(files: list[InputFile], first_reject: Reject | None, tally: Tally) -> str:

@@ -49,7 +49,7 @@ class WrittenShard:
     """The time it took, by stage."""
 
 
-def write_one_shard(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
+def run_shard_task(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
     """Run one `ShardTask` and return its result."""
     watch = Stopwatch()
     options, metadata = pipeline.options, pipeline.shard_metadata

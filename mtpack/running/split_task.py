@@ -80,7 +80,7 @@ class FastPathMismatch:
     """What its audit counted: `audited` and `audit_mismatches`, at least."""
 
 
-def tokenize_split(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPathMismatch:
+def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPathMismatch:
     """Run one `SplitTask` and return its result."""
     watch = Stopwatch()
     split = task.split

@@ -149,6 +149,7 @@ def lengths_by_kind(seq_len: int) -> dict[str, np.ndarray]:
     return {kind: np.clip(drawn, 1, seq_len).astype(np.int64) for kind, drawn in kinds.items()}
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("seq_len", [2048, 32_768, 1_048_576])
 @pytest.mark.parametrize("kind", lengths_by_kind(64))
 def test_plans_are_near_the_bound_at_every_scale(kind, seq_len):

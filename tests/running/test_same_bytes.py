@@ -53,7 +53,7 @@ def test_the_input_has_several_shards_many_rows_and_rejects(expected):
     assert len(rejected_lines) > 2
 
 
-@pytest.mark.parametrize("workers", [2, 3, 7])
+@pytest.mark.parametrize("workers", [2, 7])
 @pytest.mark.parametrize("engine", ["tokenizers", "fastokens"])
 def test_workers_and_engine_do_not_change_the_output(pack, expected, workers, engine):
     assert pack(workers=workers, tokenizer_engine=engine) == expected

@@ -16,7 +16,7 @@ from mtpack.options import options_from
 from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import local_runner
-from mtpack.running.split_task import SplitTask, tokenize_split
+from mtpack.running.split_task import SplitTask, run_split_task
 from mtpack.running.watchdog import ProcessLimits, compute_process_limits, read_resident_memory
 from tests.conftest import ROOT
 
@@ -162,7 +162,7 @@ def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
         return SplitTask(Split(number, number, 1, (piece,)), tmp_path / f"split-{number}")
 
     tasks = (split(0, "fine"), split(1, "boom"))
-    said = stop(tokenize_split, SOON, 2, tasks, chat_template=str(template))
+    said = stop(run_split_task, SOON, 2, tasks, chat_template=str(template))
     assert said.startswith(
         f"rows.jsonl line 2: rendering with the chat template of {template} takes longer than"
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mtpack.running.shard_task
 from mtpack.options import PackOptions
 from mtpack.running.document_file import open_documents, save_batch
-from mtpack.running.shard_task import ShardTask, write_one_shard
+from mtpack.running.shard_task import ShardTask, run_shard_task
 from mtpack.running.split_task import SplitRecord
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.windows import Windows
@@ -183,7 +183,7 @@ def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions)
             for number, batch in enumerate(batches)
         ]
         tasks = tasks_of(Windows(options, Path(folder), Stopwatch()), splits)
-        written = [write_one_shard(pipeline_of(options), task) for task in tasks]
+        written = [run_shard_task(pipeline_of(options), task) for task in tasks]
         paths = [Path(folder, shard.record.path) for shard in written]
         assert [shard.record.bytes for shard in written] == [path.stat().st_size for path in paths]
         shards = open_shards(paths)
@@ -204,9 +204,9 @@ def test_a_shard_that_is_written_again_replaces_the_first(tmp_path):
     options = PackOptions(seq_len=8)
     windows = Windows(options, tmp_path, Stopwatch())
     (task,) = tasks_of(windows, [split_of(tmp_path / "split", BATCH)])
-    first = write_one_shard(pipeline_of(options), task)
+    first = run_shard_task(pipeline_of(options), task)
     (tmp_path / "shard-00000.arrow").write_bytes(b"half of one")
-    assert write_one_shard(pipeline_of(options), task).record == first.record
+    assert run_shard_task(pipeline_of(options), task).record == first.record
     assert {path.name for path in tmp_path.iterdir()} == {"split", "shard-00000.arrow"}
 
 
@@ -233,7 +233,7 @@ def test_each_document_file_is_opened_once_and_few_are_open_at_a_time(tmp_path, 
     options = PackOptions(seq_len=8, packing="none")
     splits = [split_of(tmp_path / str(number), BATCH, number) for number in range(5)]
     (task,) = tasks_of(Windows(options, tmp_path, Stopwatch()), splits)
-    once = write_one_shard(pipeline_of(options), task)
+    once = run_shard_task(pipeline_of(options), task)
     assert sorted(opened) == sorted(task.files)
     monkeypatch.setattr(mtpack.running.shard_task, "_MAX_OPEN_FILES", 1)
-    assert write_one_shard(pipeline_of(options), task).record == once.record
+    assert run_shard_task(pipeline_of(options), task).record == once.record

@@ -222,9 +222,7 @@ def test_no_worker_outlives_a_run_that_gets_a_signal(tmp_path, number):
             assert process.poll() is None
             os.sched_yield()
         process.send_signal(number)
-        errors = (
-            process.stderr.read().decode()
-        )  # ends when the last process with this pipe has ended
+        errors = process.stderr.read().decode()  # ends with the last process that holds the pipe
     if number != signal.SIGKILL:  # a killed parent can't stop a child from writing a traceback
         assert "Traceback" not in errors
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)

@@ -165,6 +165,7 @@ def test_the_error_text_is_one_line_of_limited_length():
 # The regions of messages
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_marks_never_change_the_text(name):
     template = compile_named(name)
@@ -174,6 +175,7 @@ def test_marks_never_change_the_text(name):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.oracle
 def test_regions_ascend_with_the_messages_and_share_no_character(name):
     """Except tool results: nested in each other in Command A, inside their call in Gemma 4."""
     template = compile_named(name)
@@ -185,6 +187,7 @@ def test_regions_ascend_with_the_messages_and_share_no_character(name):
         assert all(0 <= start < end <= len(text) for start, end in regions.values())
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_content_of_a_message_is_in_its_region(name):
     template = compile_named(name)

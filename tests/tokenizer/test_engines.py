@@ -136,6 +136,7 @@ def test_fastokens_gives_the_ids_of_tokenizers_on_hostile_texts(name):
     assert_equal(*engines(name), hostile_to(name))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_fastokens_gives_the_ids_of_tokenizers_on_real_rows(name):
     assert_equal(*engines(name), real_rows())
@@ -408,6 +409,7 @@ def test_a_long_row_of_the_input_is_cut():
 # Positions of tokens
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", BYTE_LEVEL_NAMES)
 def test_positions_from_byte_lengths_are_the_offsets_of_tokenizers(name):
     tokenizer, reference = loaded(name), engines(name)[0]
