@@ -1,13 +1,13 @@
 """The weighted sum of token losses from hidden states and the output matrix (torch only).
 
 The logits of a 150k vocabulary are by far the largest tensor of a training step. Here they are
-computed for trained rows only, some at a time, and the forward pass computes their gradients right
-away. This is possible because the weight of a token is known before its loss; the backward pass
-only scales. It takes three matrix products per trained row, as full logits do. Losses that get
-their weights later need the logits a second time. (Gradients in the forward pass:
+computed for the rows of loss tokens only, some at a time, and the forward pass computes their
+gradients right away. This is possible because the weight of a token is known before its loss; the
+backward pass only scales. It takes three matrix products per row, as full logits do. Losses that
+get their weights later need the logits a second time. (Gradients in the forward pass:
 efficient_cross_entropy by M. Malek, 2023, and Liger Kernel, arXiv 2410.10989.)
 
-It is one operator, opaque to torch.compile: the number of trained rows is known only at run time.
+It is one operator, opaque to torch.compile: the number of these rows is known only at run time.
 """
 
 from __future__ import annotations

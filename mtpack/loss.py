@@ -190,7 +190,7 @@ def _sum_weighted(losses: Tensor, weights: Tensor) -> Tensor:
     return torch.where(weights != 0, losses.to(weights.dtype) * weights, 0).sum()
 
 
-# Each returns the weight of every token (0 if it is not trained) and the count for the division.
+# Each returns the weight of every token (0 if it carries no loss) and the count for the division.
 
 
 def _weigh_by_turn(

@@ -61,7 +61,7 @@ class PackOptions:
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca"] = _option(
         "auto",
-        "Row format. auto: detect it per file, from its first valid row.",
+        "Row format. auto: detect it per file, from its first row that fits a format.",
     )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
@@ -111,8 +111,8 @@ class PackOptions:
     )
     tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
         "auto",
-        "Library that computes the token ids. auto: fastokens where it is proven to give the same "
-        "ids as tokenizers. The ids do not depend on this option.",
+        "Library that computes the token ids. auto: fastokens where a probe finds that it gives "
+        "the same ids as tokenizers. The ids do not depend on this option.",
         changes_output=False,
     )
     shard_size: str = _option(

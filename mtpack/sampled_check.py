@@ -1,6 +1,6 @@
-"""Sampled checks: some results of a fast path are computed by the reference too, and compared.
+"""The audit of a fast path: the reference computes some of its results again, to compare them.
 
-The check works on a sample. It can find that a fast path is wrong; it can't prove that it is right.
+It is a check on a sample. It can find that a fast path is wrong; it can't prove that it is right.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Audit:
-    """Draws the rows to check, by a seed, within a share of this process's time."""
+    """Draws the rows to audit, by a seed, within a share of this process's time."""
 
     seed: int
     one_in: int = 16
     """On average, one row in this many is drawn."""
     share: float = 0.02
-    """The checks may take this share of the time since the first call of `is_due`."""
+    """The audit may take this share of the time since the first call of `is_due`."""
     spent: float = 0.0
-    """Seconds that the checks took so far."""
+    """Seconds that the audit took so far."""
     done: int = 0
-    """The number of checks so far."""
+    """The number of comparisons so far."""
     _started: float | None = None
     """The time of the first call of `is_due`."""
 
     def is_due(self, row: int) -> bool:
-        """Return whether a row must be checked."""
+        """Return whether a row must be audited."""
         if self._started is None:
             self._started = time.perf_counter()
         drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
@@ -39,7 +39,7 @@ class Audit:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """Count a check and the time that it takes."""
+        """Count a comparison and the time that it takes."""
         start = time.perf_counter()
         yield
         self.spent += time.perf_counter() - start

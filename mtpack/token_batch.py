@@ -27,7 +27,7 @@ class TurnFlag(IntFlag):
     OWN_DOCUMENT = 1
     """Merging is not exact, so the turn has a document of its own."""
     PROMPT_DIFFERS = 2
-    """The rendered message does not start with the prompt that the model gets at inference."""
+    """The dialogue up to this turn does not start with the prompt that the model gets."""
     NO_EOT = 4
     """The turn does not end in a control token."""
     UNPROVEN = 8

@@ -83,7 +83,7 @@ class PackedDataset(Dataset[Row]):
         try:
             converted = convert(row, self.label_alignment)
         except InputError as error:
-            raise InputError(f"{self._paths[0]}: row {index}: {error}") from error
+            raise InputError(f"{self._paths[0]}: sequence {index}: {error}") from error
         for column in converted.values():
             column.flags.writeable = False
         return {**row, **converted}
@@ -113,10 +113,10 @@ class PackedDataset(Dataset[Row]):
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     """Build a batch from sequences of `PackedDataset`, with one copy.
 
-    Returns `input_ids`, `labels`, `position_ids`: int64 (rows, seq_len); positions start at 0 in
-    every document, and padding is a document of its own. `loss_mask`: uint8, `loss_token_num`:
-    int32, `turn_heads`: uint8, 1 on the first loss token of each turn, all (rows, seq_len).
-    `turn_num`: int64 (rows,). For variable length flash attention: `cu_seqlens`: int32
+    Returns `input_ids`, `labels`, `position_ids`: int64 (sequences, seq_len); positions start at 0
+    in every document, and padding is a document of its own. `loss_mask`: uint8, `loss_token_num`:
+    int32, `turn_heads`: uint8, 1 on the first loss token of each turn, all (sequences, seq_len).
+    `turn_num`: int64 (sequences,). For variable length flash attention: `cu_seqlens`: int32
     (documents + 1,), the start of each document in the flattened batch, and the end of the batch;
     `max_seqlen`: int32 (), the length of the longest document. Flash attention takes it as a
     Python int, so leave it on the CPU.

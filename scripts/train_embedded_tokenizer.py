@@ -1,4 +1,4 @@
-"""Trains the small tokenizer that ships with mtpack on the project's sample data.
+"""Trains the small tokenizer that comes with mtpack on the project's sample data.
 
     python -m scripts.train_embedded_tokenizer sample_data
 

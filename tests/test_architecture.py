@@ -108,6 +108,7 @@ def test_the_package_has_at_most_ten_floors():
 def test_the_pure_core_knows_no_file_format_and_no_tokenizer(module):
     outside = {name.split(".")[0] for name in imports_of(module)} - set(sys.stdlib_module_names)
     assert outside <= {"mtpack", "numpy"}
+    assert own_imports_of(module) <= set(PURE)
 
 
 def test_the_loss_needs_torch_and_nothing_else():

@@ -23,7 +23,7 @@ GOOD_ROW = json.dumps(
         ]
     }
 )
-WARNINGS = ("the small tokenizer that ships", ": read as ")
+WARNINGS = ("the small tokenizer that comes", ": read as ")
 BAD_FILES = sorted((SAMPLE_DATA / "bad").glob("*.jsonl"))
 
 

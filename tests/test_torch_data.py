@@ -20,7 +20,7 @@ from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, writ
 from mtpack.shards.dataset import Row, open_shards, row_of
 from mtpack.token_batch import offsets_from_lengths
 from mtpack.verify.batch import ColumnBatch
-from mtpack.verify.structure import find_first_breach
+from mtpack.verify.structure import find_first_violation
 from tests.packing.test_columns import Case, assemble_case, cases
 from tests.support.builders import (
     columns_of_sequences,
@@ -196,7 +196,7 @@ def test_converted_rows_satisfy_every_rule_of_a_shard(case, label_alignment):
     ]
     assume(rows)
     layout = replace(case.layout, label_alignment=label_alignment)
-    assert find_first_breach(ColumnBatch(build_columns(rows), layout)) is None
+    assert find_first_violation(ColumnBatch(build_columns(rows), layout)) is None
 
 
 @pytest.mark.parametrize("packed", ALIGNMENTS)
@@ -218,7 +218,7 @@ def test_loss_that_conversion_would_move_out_of_its_document_is_refused(tmp_path
     path = write_hand_made_shard(tmp_path, packed, change=change)
     dataset = PackedDataset(path, label_alignment=OTHER[packed])
     assert dataset[0]["turn_num"] == 3
-    with pytest.raises(InputError, match=r"shard\.arrow: row 1: damaged"):
+    with pytest.raises(InputError, match=r"shard\.arrow: sequence 1: damaged"):
         dataset[1]
 
 

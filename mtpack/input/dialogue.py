@@ -97,7 +97,7 @@ class Dialogue(NamedTuple):
 
 
 class Reason(StrEnum):
-    """Why a row is refused; the values are written to `rejects.jsonl` and to the counts."""
+    """Why a row is rejected; the values are written to `rejects.jsonl` and to the counts."""
 
     INVALID_JSON = "invalid_json"
     NOT_UTF8 = "not_utf8"
@@ -124,7 +124,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A refused row: which one, why, and what to do. It contains none of the row's content."""
+    """A rejected row: which one, why, and what to do. It contains none of the row's content."""
 
     row: int
     origin: Origin

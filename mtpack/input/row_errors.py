@@ -9,7 +9,7 @@ from mtpack.input.dialogue import Reason
 
 
 class RowError(Exception):
-    """The row is refused; `reason` is the category, the message says what is wrong."""
+    """The row is rejected; `reason` is the category, the message says what is wrong."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)

@@ -2,7 +2,7 @@
 
 Each of these has its own reason: duplicate keys (other parsers keep the last), NaN and infinities,
 lone surrogates, bytes that are not UTF-8, and nesting bombs. Integers keep all their digits; one
-that is too large for a double (309 digits and more) is refused as infinite.
+that is too large for a double (309 digits and more) is rejected as infinite.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONG_INTEGER = b"0" * 19
 
 
 class StrictJsonError(ValueError):
-    """The text is refused; `reason` is the category, the message says what is wrong."""
+    """The text is not strict JSON; `reason` is the category, the message says what is wrong."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)

@@ -303,7 +303,7 @@ def _broadcast_columns(
         item = next(data_iterator)
         stages = parallel_state.get_pipeline_model_parallel_world_size()
         if stages > 1 and item["tokens"].dim() == 2 and len(item["tokens"]) > 1:
-            # Sequences are concatenated here, but stages exchange (seq_len, rows, hidden).
+            # Sequences are concatenated here, but stages exchange (seq_len, sequences, hidden).
             raise SetupError("several pipeline stages need --micro-batch-size 1")
         columns = torch.stack(
             [item[name].to(device, torch.int32, non_blocking=True).flatten() for name in _COLUMNS]

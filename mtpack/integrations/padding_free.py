@@ -42,8 +42,8 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
     (documents + 1,); `max_length_q`, `max_length_k`: int; `seq_idx`: int32 (1, tokens), the number
     of a token's document. Also the inputs of the loss: `labels`: int64, `loss_mask`: uint8,
     `loss_token_num`: int32, all (1, tokens); `loss_positions`: int64 (loss tokens,), the positions
-    where `loss_mask` is 1; `turn_num`: int64 (rows,). If they have a `row_number`, also
-    `row_numbers`: int64 (rows,).
+    where `loss_mask` is 1; `turn_num`: int64 (sequences,). If they have a `row_number`, also
+    `row_numbers`: int64 (sequences,).
 
     Raises InputError for labels that are not aligned, and for sequences that `collate` refuses.
     """

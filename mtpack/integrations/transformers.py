@@ -78,7 +78,7 @@ class TurnMeanTrainer(Trainer):
         sequences of them.
         """
         args = TrainingArguments() if args is None else copy.copy(args)
-        refuse_first(_find_argument_faults(args, options))
+        raise_first_fault(_find_argument_faults(args, options))
         for dataset in (train_dataset, eval_dataset):
             _require_packed_sequences(dataset)
         args.remove_unused_columns = False
@@ -93,7 +93,7 @@ class TurnMeanTrainer(Trainer):
         self.train_dataset = train_dataset
         base_model = getattr(self.model, "get_base_model", lambda: self.model)()
         parameters = inspect.signature(base_model.forward).parameters
-        refuse_first(self._find_model_faults(set(parameters)))
+        raise_first_fault(self._find_model_faults(set(parameters)))
         takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         self._input_names = [name for name in MODEL_INPUTS if takes_any_name or name in parameters]
         self.add_callback(_LogLastSteps())
@@ -167,7 +167,7 @@ class TurnMeanTrainer(Trainer):
     def _compute_token_losses(
         self, model: torch.nn.Module, batch: dict[str, Any]
     ) -> tuple[Tensor, Any]:
-        """Return token losses (1, tokens), 0 where nothing is trained, and the model's outputs."""
+        """Return token losses (1, tokens), 0 except at loss tokens, and the model's outputs."""
         positions = batch["loss_positions"]
         outputs = model(**self._select_model_inputs(batch), logits_to_keep=positions - 1)
         logits = outputs.logits[0]
@@ -210,7 +210,7 @@ class TurnMeanTrainer(Trainer):
     ) -> dict[str, float]:
         """Return the stock metrics; `eval_loss` is the mean over all turns of the dataset.
 
-        `compute_metrics` is not supported: logits are computed for trained tokens only.
+        `compute_metrics` is not supported: logits are computed for loss tokens only.
         """
         self.eval_dataset = _number_sequences(self.eval_dataset)
         return super().evaluate(_number_sequences(eval_dataset), ignore_keys, metric_key_prefix)
@@ -301,11 +301,11 @@ def _number_sequences(dataset: Any) -> Any:
     return _NumberedSequences(dataset)
 
 
-def refuse_first(refusals: dict[str, bool]) -> None:
-    """Raise SetupError with the first reason that applies."""
-    for reason, applies in refusals.items():
+def raise_first_fault(faults: dict[str, bool]) -> None:
+    """Raise SetupError with the first fault that applies."""
+    for fault, applies in faults.items():
         if applies:
-            raise SetupError(f"TurnMeanTrainer: {reason}")
+            raise SetupError(f"TurnMeanTrainer: {fault}")
 
 
 def _find_argument_faults(args: TrainingArguments, options: dict[str, Any]) -> dict[str, bool]:
@@ -315,7 +315,7 @@ def _find_argument_faults(args: TrainingArguments, options: dict[str, Any]) -> d
         for name, why in (
             ("data_collator", "builds padding-free batches of packed sequences itself"),
             ("compute_loss_func", "computes the mean over turns itself"),
-            ("compute_metrics", "keeps the logits of trained tokens only"),
+            ("compute_metrics", "keeps the logits of loss tokens only"),
         )
     } | {
         "label_smoothing_factor: the loss is the mean of plain token losses; set it to 0": (
@@ -338,7 +338,7 @@ def _require_packed_sequences(dataset: Any) -> None:
     """Refuse a dataset, or one of several, without random access or without aligned labels."""
     for one in dataset.values() if isinstance(dataset, dict) else [dataset]:
         by_number = hasattr(one, "__getitem__") and not isinstance(one, IterableDataset)
-        refuse_first(
+        raise_first_fault(
             {
                 "a dataset without random access; use mtpack.torch_data.PackedDataset": (
                     one is not None and not by_number

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from mtpack.integrations.transformers import TurnMeanTrainer, refuse_first
+from mtpack.integrations.transformers import TurnMeanTrainer, raise_first_fault
 from mtpack.shards.dataset import Row
 
 
@@ -35,7 +35,7 @@ class TurnMeanSFTTrainer(TurnMeanTrainer, SFTTrainer):  # type: ignore[misc]  # 
     ) -> None:
         """Set up an SFTTrainer with its own arguments; all but the first two by name."""
         args = SFTConfig() if args is None else copy.copy(args)
-        refuse_first(
+        raise_first_fault(
             {
                 "packing and padding_free: the data is packed already; set both to False": (
                     args.packing or args.padding_free

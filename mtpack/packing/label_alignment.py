@@ -35,7 +35,7 @@ def convert(row: Mapping[str, Any], target: str) -> dict[str, NDArray[Any]]:
     shifting = target == "shifted"
     edges = ends - row["seq_lengths"] if shifting else ends - 1
     if row["loss_mask"].take(edges, mode="clip").any():
-        raise InputError("damaged: it has loss at a token that no token of its document predicts")
+        raise InputError("damaged: a loss token that no token of its document predicts")
     columns: dict[str, NDArray[Any]] = {}
     for name, without_loss in _WITHOUT_LOSS.items():
         columns[name] = np.empty_like(row[name])

@@ -56,7 +56,7 @@ def show_figures(figures: Figures, console: Console) -> None:
 
 
 def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
-    """Print one sequence with its trained tokens in brackets; as ids if there is no decoder."""
+    """Print one sequence with its loss tokens in brackets; as ids if there is no decoder."""
     loss_tokens = sum(turn.loss_token_num for turn in view.turns)
     counts = (
         _format_count(len(view.documents), "document"),

@@ -22,8 +22,8 @@ def show_report(report: PackReport, console: Console) -> None:
         (
             "replayed",
             about.replayed,
-            "dialogues, from a trace of the template: identical by construction, "
-            "and checked on a sample",
+            "dialogues, from recordings of the template: identical by construction, "
+            "and audited on a sample",
         ),
         ("documents", tally.documents, "in sequences, each a dialogue or a piece of one"),
         ("tokens", tally.tokens, f"{_format_share(tally.loss_tokens, tally.tokens)} carry loss"),

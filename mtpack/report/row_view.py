@@ -1,4 +1,4 @@
-"""One sequence as documents, turns and trained tokens, the same for both label alignments."""
+"""One sequence as documents, turns and loss tokens, the same for both label alignments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TurnView:
     message: int
     """The index of its message in its dialogue."""
     positions: Int64
-    """The positions of its trained tokens in the sequence (not of the tokens that predict them)."""
+    """The positions of its loss tokens in the sequence (not of the tokens that predict them)."""
     loss_token_num: int
 
     @property

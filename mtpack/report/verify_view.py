@@ -17,7 +17,7 @@ from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check
 from mtpack.verify.structure import Violation
 from mtpack.verify.verify import VerifyReport
-from mtpack.verify.weights import WeightBin
+from mtpack.verify.weights import WeightBucket
 
 if TYPE_CHECKING:
     from mtpack.verify.computing import NumericReport
@@ -115,7 +115,7 @@ def _build_loss_table(losses: dict[str, float]) -> Table:
     return table
 
 
-def _build_weight_table(bins: list[WeightBin]) -> Table:
+def _build_weight_table(buckets: list[WeightBucket]) -> Table:
     table = _make_table("right", "right", "right", "right", "right", "right", "right")
     heads = (
         "loss tokens",
@@ -127,12 +127,12 @@ def _build_weight_table(bins: list[WeightBin]) -> Table:
         "token : turn",
     )
     table.add_row(*(Text(head, style="dim") for head in heads))
-    for one in bins:
-        weights = one.weights
-        ratio = weights["token_mean"] / weights["turn_mean"] if one.turns else None
+    for bucket in buckets:
+        weights = bucket.weights
+        ratio = weights["token_mean"] / weights["turn_mean"] if bucket.turns else None
         table.add_row(
-            Text(one.label),
-            Text(f"{one.turns:,}"),
+            Text(bucket.label),
+            Text(f"{bucket.turns:,}"),
             Text(_format_percent(weights["turn_mean"])),
             Text(_format_percent(weights["token_mean"])),
             Text(_format_percent(weights["dialogue_mean"])),
@@ -145,7 +145,7 @@ def _build_weight_table(bins: list[WeightBin]) -> Table:
 def _print_speed(speed: SpeedReport, console: Console) -> None:
     sizes = speed.sizes
     line = (
-        f"{sizes.tokens:,} tokens, {_format_percent(speed.loss_share)} of them trained; hidden "
+        f"{sizes.tokens:,} tokens, {_format_percent(speed.loss_share)} loss tokens; hidden "
         f"{sizes.hidden:,}, vocabulary {sizes.vocabulary:,}, {sizes.dtype}"
     )
     console.print(_indent(Text(line)))
@@ -234,7 +234,7 @@ def _print_template(tally: Tally, console: Console) -> None:
     notices = notices_of(tally)
     if not notices:
         return
-    _print_heading("Reported by the run that packed these shards, not proved here", console)
+    _print_heading("Reported by the run that packed these shards, not proven here", console)
     console.print(_indent(build_notices_table(notices)))
 
 

@@ -12,7 +12,7 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     | plans consecutive splits,    |
     | cuts the plan into shards    |  ShardTask   +------------------------------------+
     |                              | -----------> | shard_task: assemble, write        |
-    | pack                         | ShardRecord  | reads document files               |
+    | pack                         | WrittenShard | reads document files               |
     | records, syncs, publishes    | <----------- +------------------------------------+
     +------------------------------+
 

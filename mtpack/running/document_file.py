@@ -1,4 +1,4 @@
-"""Files of tokenized splits, in which each document is two slices.
+"""Document files: the documents of tokenized splits, each as two slices of a file.
 
 Documents are shuffled, so a shard reads few documents from each of many files. The times that
 matter are those to open a file (15 µs; an Arrow file of nine columns took 350) and to read a

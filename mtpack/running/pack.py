@@ -146,7 +146,7 @@ class _PackRun:
         self.watch.lap("start")
         if pipeline.tokenizer.source == EMBEDDED:
             self.callbacks.warn(
-                "using the small tokenizer that ships with mtpack; "
+                "using the small tokenizer that comes with mtpack; "
                 "choose your model's with --tokenizer"
             )
         output = Path(self.options.output)
@@ -181,10 +181,10 @@ class _PackRun:
         return find_run_folder(Path(self.options.token_store), pipeline)
 
     def _choose_engine(self, setup: _RunSetup) -> _RunSetup:
-        # Splits in the store are most likely those of this run, so no engine is needed for them.
+        # Splits in the token store are most likely those of this run: then no engine is needed.
         is_stored = setup.store is not None and setup.store.exists()
-        own_texts = None if is_stored else _read_first_rows(setup.files)
-        pipeline, refused = choose_engine(setup.pipeline, setup.input_bytes, own_texts)
+        sample_texts = None if is_stored else _read_first_rows(setup.files)
+        pipeline, refused = choose_engine(setup.pipeline, setup.input_bytes, sample_texts)
         if refused is not None:
             self.callbacks.warn(refused)
         return replace(setup, pipeline=pipeline)

@@ -69,15 +69,16 @@ def load_pipeline(options: PackOptions) -> Pipeline:
 
 
 def choose_engine(
-    pipeline: Pipeline, input_bytes: int, own_texts: Iterable[str] | None
+    pipeline: Pipeline, input_bytes: int, sample_texts: Iterable[str] | None
 ) -> tuple[Pipeline, str | None]:
     """Choose the tokenizer engine of a run.
 
-    Returns the pipeline with that engine as its option, and why fastokens was refused, if it was.
+    Returns the pipeline with that engine as its option, and why fastokens can't be used, or None.
     Under `auto`, fastokens is chosen where the input is large enough to be worth the time to load
-    it; the ids are the same. Here it is loaded and proven on `own_texts`, and for a large input the
-    template is warmed up, so that forked workers share all of this. If `own_texts` is None, workers
-    do so when they need it. Raises SetupError if the engine that the user chose can't be used.
+    it; the ids are the same. Here it is loaded and probed with `sample_texts`, and for a large
+    input the template is warmed up, so that forked workers share all of this. If `sample_texts` is
+    None, workers do so when they need it. Raises SetupError if the engine that the user chose
+    can't be used.
     """
     gain = input_bytes * _SECONDS_PER_BYTE / pipeline.options.num_workers
     load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_PER_TOKEN
@@ -85,11 +86,11 @@ def choose_engine(
     if wanted == "auto":
         chosen = FASTOKENS if gain > load else TOKENIZERS
     refused = None
-    if own_texts is not None:
+    if sample_texts is not None:
         _ = pipeline.encoders.reference
         try:
             if chosen == FASTOKENS:
-                pipeline.encoders.prove_fast(own_texts)
+                pipeline.encoders.probe_fast(sample_texts)
         except EngineFailedError as error:
             if wanted == FASTOKENS:
                 remedy = "choose --tokenizer-engine auto or tokenizers"

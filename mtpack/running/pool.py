@@ -23,7 +23,7 @@ from mtpack.running.forking import defer_interrupts, release_freed_memory, start
 from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.watchdog import ProcessLimits, Watchdog, read_resident_memory
-from mtpack.running.worker import STOP, TaskResult, Unit, open_heartbeat, work
+from mtpack.running.worker import STOP, TaskFunction, TaskResult, open_heartbeat, work
 
 # A worker may be killed by mistake, or because another process used up the memory. So its task gets
 # a second try.
@@ -36,9 +36,9 @@ _LIKELY_CAUSE = "most likely because memory ran out; run again with fewer --work
 class Job:
     """A task that is submitted to a worker, with its result when it is done."""
 
-    def __init__(self, unit: Unit[Any, Any], task: Any) -> None:
-        """Pickle the unit and the task now, so that no free worker has to wait for that later."""
-        self.message = pickle.dumps((unit, task), pickle.HIGHEST_PROTOCOL)
+    def __init__(self, function: TaskFunction[Any, Any], task: Any) -> None:
+        """Pickle function and task now, so that no free worker has to wait for that later."""
+        self.message = pickle.dumps((function, task), pickle.HIGHEST_PROTOCOL)
         self.deaths = 0
         """How many workers have died while they ran it."""
         self.task_result: TaskResult | None = None

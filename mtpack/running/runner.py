@@ -20,7 +20,7 @@ from mtpack.running.watchdog import (
     compute_process_limits,
     watch_main_thread,
 )
-from mtpack.running.worker import Unit, keep_freed_memory, run_unit
+from mtpack.running.worker import TaskFunction, keep_freed_memory, run_function
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -55,8 +55,8 @@ class LocalRunner:
         limits = self._limits or compute_process_limits(num_workers)
         return Pool(num_workers, self._pipeline, limits, forked=self._may_fork)
 
-    def run(self, unit: Unit[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Run `unit` on each task and yield the results in the order of the tasks.
+    def run(self, function: TaskFunction[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Call `function` on each task and yield the results in the order of the tasks.
 
         Raises the error of the first task that fails, in that order.
         """
@@ -65,20 +65,20 @@ class LocalRunner:
         num_workers = self._pipeline.options.num_workers
         if num_workers == 1 or (len(first) == 1 and self._pool is None):
             for task in itertools.chain(first, tasks):
-                yield self._run_here(unit, task)
+                yield self._run_here(function, task)
             return
         if self._pool is None:
             self._pool = self._new_pool(num_workers)
-        yield from _run_in_pool(self._pool, unit, itertools.chain(first, tasks), num_workers)
+        yield from _run_in_pool(self._pool, function, itertools.chain(first, tasks), num_workers)
 
-    def _run_here(self, unit: Unit[Task, Result], task: Task) -> Result:
+    def _run_here(self, function: TaskFunction[Task, Result], task: Task) -> Result:
         if threading.current_thread() is not threading.main_thread():  # signals can't interrupt it
-            return run_unit(self._pipeline, unit, task)
+            return run_function(self._pipeline, function, task)
         keep_freed_memory()
         heartbeat = self._pipeline.heartbeat
         heartbeat.set_process(os.getpid())
         with watch_main_thread(heartbeat, self._limits or compute_process_limits(1)):
-            return run_unit(self._pipeline, unit, task)
+            return run_function(self._pipeline, function, task)
 
     def close(self) -> None:
         """End the workers after all results have been taken."""
@@ -92,7 +92,7 @@ class LocalRunner:
 
 
 def _run_in_pool(
-    pool: Pool, unit: Unit[Task, Result], tasks: Iterator[Task], num_workers: int
+    pool: Pool, function: TaskFunction[Task, Result], tasks: Iterator[Task], num_workers: int
 ) -> Iterator[Result]:
     jobs: deque[Job] = deque()  # in the order of the tasks; the first is the next to be yielded
     ready: deque[Job] = deque()  # those of them that no worker has yet
@@ -111,7 +111,7 @@ def _run_in_pool(
             if task is None:
                 there_are_more = False
             else:
-                jobs.append(Job(unit, task))
+                jobs.append(Job(function, task))
                 ready.append(jobs[-1])
             pool.wait(0)
         else:

@@ -1,10 +1,10 @@
-"""The store of tokenized splits for other runs (`--token-store`).
+"""The token store: tokenized splits that other runs can reuse (`--token-store`).
 
 A split is stored before the overlong policy is applied, so a run with another sequence length,
 packing or seed can reuse it. Its path depends on all that the split depends on: the contents of its
-rows, the tokenizer, the template, the options that matter, and the version of mtpack. An entry is
-two files: the documents, and next to them a record, which is written last and holds the sha256 of
-the documents. An entry that is incomplete or changed is ignored and replaced.
+rows, the tokenizer, the template, the options that matter, and the version of mtpack. A stored
+split is two files: a document file, and next to it a record, which is written last and holds the
+sha256 of the document file. A stored split that is incomplete or changed is ignored and replaced.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StoredSplit(NamedTuple):
 
 
 def find_run_folder(store: Path, pipeline: Pipeline) -> Path:
-    """Return the folder of the store for splits that are tokenized as in this run."""
+    """Return the folder of the token store for splits that are tokenized as in this run."""
     options = pipeline.options.output_options()
     described = {name: options[name] for name in _OPTIONS_THAT_MATTER}
     described["mtpack"] = __version__
@@ -69,7 +69,7 @@ def find_split(file: Path, split: Split, disabled: Collection[str]) -> StoredSpl
 
 
 def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
-    """Store a tokenized split; replace an entry that could not be used."""
+    """Store a tokenized split; replace a stored one that could not be used."""
     file.parent.mkdir(parents=True, exist_ok=True)
     _record_path(file).unlink(missing_ok=True)
     save_batch(file, tokenized.batch, split.first_row)
@@ -92,7 +92,7 @@ def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
 
 
 def measure_store(store: str | None) -> int:
-    """Return the size of all files in a store in bytes; 0 if `store` is None."""
+    """Return the size of all files in a token store in bytes; 0 if `store` is None."""
     if store is None:
         return 0
     return sum(file.stat().st_size for file in Path(store).rglob("*") if file.is_file())

@@ -53,7 +53,7 @@ class SplitTask:
 
 @dataclass(frozen=True, slots=True)
 class SplitRecord:
-    """The result of tokenizing a split."""
+    """The result of a `SplitTask`: the documents of a split, each of at most `seq_len` tokens."""
 
     file: Path
     """Holds its documents. A file in `SplitTask.store` is shared with other runs."""

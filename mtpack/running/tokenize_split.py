@@ -42,7 +42,7 @@ class TokenizedSplit:
 
     batch: TokenBatch
     row_turns: Int32
-    """(rows,): the number of trained assistant messages of each; -1 for a refused row."""
+    """(rows,): the number of trained assistant messages of each; -1 for a rejected row."""
     rejects: list[Reject]
     """In ascending order of rows."""
     counts: Counter[str]
@@ -53,7 +53,7 @@ class TokenizedSplit:
 
     @property
     def num_accepted(self) -> int:
-        """The number of rows that were not refused."""
+        """The number of rows that were not rejected."""
         return int(np.count_nonzero(self.row_turns >= 0))
 
 
@@ -68,7 +68,7 @@ def tokenize(
     """Read, render and tokenize the rows of a split.
 
     disabled: fast paths (`REPLAY`, `FASTOKENS`) that may not be used. overlong: the indices of rows
-    to refuse, because they are too long. Raises EngineFailedError if `FASTOKENS` fails.
+    to reject, because they are too long. Raises EngineFailedError if `FASTOKENS` fails.
     """
     if REPLAY in disabled:
         pipeline = replace(pipeline, renderer=pipeline.renderer.disable_replay())
@@ -84,7 +84,7 @@ def tokenize(
             effort=1 + sum(map(_num_chars, rendered)) / _CHARS_PER_BATCH,
         )
         if may_be_fast:
-            encoder = pipeline.encoders.prove_fast(dialogue.merged.text for dialogue in rendered)
+            encoder = pipeline.encoders.probe_fast(dialogue.merged.text for dialogue in rendered)
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
         rows.counts += found
@@ -117,7 +117,7 @@ class _RowRenderer:
     """
 
     def __init__(self, pipeline: Pipeline, overlong: Collection[int]) -> None:
-        """Start with no rows; overlong: the indices of rows to refuse."""
+        """Start with no rows; overlong: the indices of rows to reject."""
         self._pipeline = pipeline
         self._overlong = overlong
         self.rejects: list[Reject] = []

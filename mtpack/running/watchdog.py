@@ -1,6 +1,6 @@
 """Watch processes that run foreign code: none may hang, and none may use up the memory.
 
-These limits depend on the machine, so they never refuse a row. A process that exceeds one stops the
+These limits depend on the machine, so they never reject a row. A process that exceeds one stops the
 run, with one line that names its step.
 """
 

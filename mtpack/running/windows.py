@@ -98,7 +98,7 @@ class Windows:
         return tasks
 
     def _remove(self, file: Path) -> None:
-        if file.parent == self._folder:  # otherwise it belongs to the store, for other runs
+        if file.parent == self._folder:  # otherwise it belongs to the token store
             file.unlink()
 
     def remove_unneeded_files(self, shard: int) -> None:

@@ -30,8 +30,8 @@ from mtpack.running.watchdog import describe_out_of_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Unit = Callable[[Pipeline, Task], Result]
-"""A unit of work: a function that runs a task."""
+TaskFunction = Callable[[Pipeline, Task], Result]
+"""A function that runs a task."""
 
 STOP = b""
 """The message that ends a worker."""
@@ -52,7 +52,7 @@ class TaskResult:
 
 
 def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int) -> None:
-    """Receive pickled (unit, task) from the parent and send a pickled `TaskResult` for each.
+    """Receive pickled (function, task) from the parent and send a pickled `TaskResult` for each.
 
     slots, number: the heartbeats of all workers, and the index of this worker.
     """
@@ -106,10 +106,10 @@ def _end_with_parent() -> None:
 
 
 def _run_message(pipeline: Callable[[], Pipeline], message: bytes) -> bytes:
-    """Run a pickled (unit, task) and return the pickled `TaskResult`."""
+    """Run a pickled (function, task) and return the pickled `TaskResult`."""
     try:
-        unit, task = pickle.loads(message)
-        task_result = TaskResult(run_unit(pipeline(), unit, task))
+        function, task = pickle.loads(message)
+        task_result = TaskResult(run_function(pipeline(), function, task))
     except Exception as error:  # the parent raises it, after the results of earlier tasks
         task_result = TaskResult(error=_make_picklable(error))
     return pickle.dumps(task_result, pickle.HIGHEST_PROTOCOL)
@@ -138,10 +138,10 @@ def keep_freed_memory() -> None:
     np.empty(_LARGEST_BLOCK_BYTES, dtype=np.uint8)  # freed at once, and never written to
 
 
-def run_unit(pipeline: Pipeline, unit: Unit[Task, Result], task: Task) -> Result:
-    """Run a unit of work on a task; raise MtpackError if memory runs out."""
+def run_function(pipeline: Pipeline, function: TaskFunction[Task, Result], task: Task) -> Result:
+    """Call the function that runs a task; raise MtpackError if memory runs out."""
     try:
-        return unit(pipeline, task)
+        return function(pipeline, task)
     except MemoryError as error:
         what = pipeline.heartbeat.read().what or "a task"
         raise MtpackError(describe_out_of_memory(what, "more memory than is available")) from error

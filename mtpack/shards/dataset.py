@@ -68,7 +68,7 @@ class Shards(Sequence[Row]):
             return [self[row] for row in range(*index.indices(len(self)))]
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
+            raise IndexError(f"sequence {index} of {len(self)}")
         number = bisect_right(self._batch_ends, row)
         batch = self._batches[number]
         return row_of(batch, row - self._batch_ends[number] + len(batch.turn_num))

@@ -74,7 +74,7 @@ class Tally:
     control_tokens: int
     """Accepted rows whose input text spells a control token, which is encoded as that token."""
     control_tokens_literal: int
-    """Accepted rows whose input text spells a control token, which is encoded as plain text."""
+    """Accepted rows whose input text spells a control token, which is encoded as ordinary text."""
     sequences: int
     sequences_lower_bound: int
     """A lower bound of the number of sequences that any plan needs."""
@@ -113,14 +113,14 @@ class RunInfo:
     inputs: list[str]
     """The names of the input files, as the user gave them."""
     seconds: dict[str, float]
-    """By stage, summed over workers. `start`: to load tokenizer, template and engine, to prove the
-    engine, and to start workers. `total`: wall time without `start`."""
+    """By stage, summed over workers. `start`: to load tokenizer, template and engine, to probe the
+    engine, for the warm-up, and to start workers. `total`: wall time without `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
     rendered: int = 0
     """Dialogues rendered by the template."""
     replayed: int = 0
-    """Dialogues replayed from a trace instead (mtpack/template/tracing/README.md)."""
+    """Dialogues replayed from recordings instead (mtpack/template/tracing/README.md)."""
     reused: int = 0
     """Dialogues whose tokens came from `--token-store`."""
     token_store_bytes: int = 0

@@ -7,7 +7,7 @@ next assistant message. So a part that a template removes from the history only 
 dropped.
 
 This is tested once for every *kind* of message, not for every message. The template renders a
-small dialogue that is made from the kind alone, and renders it again with another word in the
+small dialogue that is made up from the kind alone, and renders it again with another word in the
 part. So the result does not depend on which dialogue of a kind comes first.
 """
 
@@ -86,7 +86,7 @@ class MessageKinds:
     def count_dropped(self, template: ChatTemplate) -> Counter[str]:
         """Count messages by the part that `template` drops (such as `assistant.tool_calls`).
 
-        `tools` counts dialogues. If the template refuses the small dialogue of a kind, no part of
+        `tools` counts dialogues. If the template refuses the made-up dialogue of a kind, no part of
         that kind is counted.
         """
         messages = self._messages.copy()

@@ -112,7 +112,7 @@ class TextEncoder:
     byte_level: ByteLevel | None
     """Gives the positions of tokens; None if only `tokenizers` can."""
     audit: Audit | None = None
-    """Chooses the texts that `tokenizers` encodes as well, to compare the ids."""
+    """Chooses the texts that `tokenizers` encodes as well, to compare the ids; None: no audit."""
 
     def encode(
         self, texts: Sequence[str], rows: Sequence[int], known: Mapping[int, EncodedText]
@@ -132,7 +132,7 @@ class TextEncoder:
             )
         unknown_texts = ["" if number in known else text for number, text in enumerate(texts)]
         flat = self.engine.encode(unknown_texts if known else texts)
-        self._check_sample(flat, unknown_texts, rows)
+        self._audit_sample(flat, unknown_texts, rows)
         positions = Positions.of(texts)
         edges = offsets_from_lengths(self.byte_level.lengths[flat.ids])
         fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
@@ -152,7 +152,7 @@ class TextEncoder:
             parts.append((flat.ids[first:last], moved[:-1], moved[1:]))
         return _join(parts, positions)
 
-    def _check_sample(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
+    def _audit_sample(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
         """Encode some texts with `tokenizers` too; raise EngineFailedError if the ids differ."""
         if self.audit is None:
             return

@@ -1,4 +1,4 @@
-"""The encoders of a process: the reference, and the fast one once it is proven."""
+"""The encoders of a process: the reference, and the fast one once the probe has passed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtpack.tokenizer.byte_level import ByteLevel, build_byte_level
 from mtpack.tokenizer.encode import TextEncoder
 from mtpack.tokenizer.engines import EngineFailedError, load_fast_engine, load_reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer
-from mtpack.tokenizer.probe import build_probe_texts, prove_equal
+from mtpack.tokenizer.probe import build_probe_texts, run_probe
 
 
 class Encoders:
@@ -23,7 +23,7 @@ class Encoders:
         """Create no encoder yet; seed: of the audit."""
         self._tokenizer = tokenizer
         self._audit = Audit(seed)
-        self._is_proven = False
+        self._is_probed = False
 
     @cached_property
     def reference(self) -> TextEncoder:
@@ -34,7 +34,7 @@ class Encoders:
 
     @cached_property
     def fast(self) -> TextEncoder:
-        """The fast encoder, not proven yet; raises EngineFailedError if it can't be used."""
+        """The fast encoder, not probed yet; raises EngineFailedError if it can't be used."""
         if self._byte_level is None:
             raise EngineFailedError(
                 "fastokens gives no token positions, and this tokenizer needs them"
@@ -51,14 +51,14 @@ class Encoders:
         """The number of texts that both engines have encoded since this process began."""
         return self._audit.done
 
-    def prove_fast(self, own_texts: Iterable[str]) -> TextEncoder:
-        """Return the fast encoder; prove it before its first use in this process.
+    def probe_fast(self, sample_texts: Iterable[str]) -> TextEncoder:
+        """Return the fast encoder; probe it before its first use in this process.
 
-        own_texts: texts to prove it on in addition to the probe. Raises EngineFailedError if it
-        can't be used, or gives other ids than the reference.
+        sample_texts: some texts of the run, which become part of the probe. Raises
+        EngineFailedError if it can't be used, or gives other ids than the reference.
         """
-        if not self._is_proven:
-            texts = build_probe_texts(self._tokenizer.added_tokens, own_texts)
-            prove_equal(self.reference.engine, self.fast.engine, texts)
-            self._is_proven = True
+        if not self._is_probed:
+            texts = build_probe_texts(self._tokenizer.added_tokens, sample_texts)
+            run_probe(self.reference.engine, self.fast.engine, texts)
+            self._is_probed = True
         return self.fast

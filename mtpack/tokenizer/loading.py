@@ -2,7 +2,7 @@
 
 A tokenizer is a folder with `tokenizer.json` (and `tokenizer_config.json`, `chat_template.jinja`,
 `additional_chat_templates/`), that file alone, a model id of the Hugging Face Hub, or, if none is
-named, the small one that ships with mtpack. All of these files are untrusted.
+named, the small one that comes with mtpack. All of these files are untrusted.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from mtpack.tokenizer.engines import Engine, EngineFailedError, find_first_diffe
 
 _TOKENS_IN_DETAIL = 64
 _TOKENS = 1000
-_OWN_CHARS = 40_000  # of 110,000 in all, which `tokenizers` encodes in 40 ms
+_SAMPLE_CHARS = 40_000  # of 110,000 in all, which `tokenizers` encodes in 40 ms
 # Engines have special code for long pieces, cut texts of 16 KiB or more into parts, and cache what
 # a text of 4 KiB has in common with the one before.
 _RUN = 2500
@@ -76,7 +76,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-def prove_equal(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
+def run_probe(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
     """Encode texts with both engines; raise EngineFailedError if any ids differ.
 
     `fast` encodes them in a batch, and also one by one.
@@ -93,16 +93,16 @@ def prove_equal(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
         )
 
 
-def build_probe_texts(added_tokens: AddedTokens, own_rows: Iterable[str]) -> list[str]:
-    """Return the texts of the probe: fixed ones, texts with the added tokens, and own rows.
+def build_probe_texts(added_tokens: AddedTokens, sample_texts: Iterable[str]) -> list[str]:
+    """Return the texts of the probe: fixed ones, texts with the added tokens, and a sample.
 
-    own_rows: some texts of the input; the first 40,000 characters are used.
+    sample_texts: some texts of the input; the first 40,000 characters are used.
     """
     texts = [*_WORDS, *_vary_characters(), *_vary_tokens(added_tokens.tokens), *_make_long_texts()]
-    room = _OWN_CHARS
-    for row in own_rows:
-        texts.append(row[:room])
-        room -= len(row)
+    room = _SAMPLE_CHARS
+    for text in sample_texts:
+        texts.append(text[:room])
+        room -= len(text)
         if room <= 0:
             break
     return texts

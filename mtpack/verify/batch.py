@@ -1,4 +1,4 @@
-"""A record batch as the laws of a shard see it, and the breach that a law reports."""
+"""A record batch as the laws of a shard see it, and the violation that a law reports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mtpack.token_batch import Bools, Int64, offsets_from_lengths, segment_ids
 
 
 @dataclass(frozen=True, slots=True)
-class Breach:
-    """The first position in a batch that breaks a law, and what is wrong there."""
+class BatchViolation:
+    """The violation of a law: the first position in a batch that breaks it, and what is wrong."""
 
     row: int
     """The index of the sequence in the batch."""
@@ -91,55 +91,59 @@ class ColumnBatch:
         """Return the index of the entry that each position is in."""
         return np.searchsorted(self.entry_starts, positions, side="right") - 1
 
-    def find_wrong_sequence(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Return the breach of the first wrong sequence: wrong is bool (sequences,)."""
+    def find_wrong_sequence(
+        self, wrong: Bools, detail: Callable[[int], str]
+    ) -> BatchViolation | None:
+        """Return the violation of the first wrong sequence: wrong is bool (sequences,)."""
         row = _first(wrong)
-        return None if row is None else Breach(row, None, detail(row))
+        return None if row is None else BatchViolation(row, None, detail(row))
 
-    def find_wrong_entry(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Return the breach of the first wrong entry: wrong is bool (entries,)."""
+    def find_wrong_entry(self, wrong: Bools, detail: Callable[[int], str]) -> BatchViolation | None:
+        """Return the violation of the first wrong entry: wrong is bool (entries,)."""
         entry = _first(wrong)
         if entry is None:
             return None
         offsets = self.columns.entry_offsets
         row = int(np.searchsorted(offsets, entry, side="right")) - 1
         before = self.columns.seq_lengths[offsets[row] : entry]
-        return Breach(row, int(before.sum(dtype=np.int64)), detail(entry))
+        return BatchViolation(row, int(before.sum(dtype=np.int64)), detail(entry))
 
-    def find_wrong_turn(self, wrong: Bools, detail: Callable[[int], str]) -> Breach | None:
-        """Return the breach of the first wrong turn: wrong is bool (turns,)."""
+    def find_wrong_turn(self, wrong: Bools, detail: Callable[[int], str]) -> BatchViolation | None:
+        """Return the violation of the first wrong turn: wrong is bool (turns,)."""
         turn = _first(wrong)
         if turn is None:
             return None
         row = int(np.searchsorted(self.columns.turn_offsets, turn, side="right")) - 1
-        return Breach(row, int(self.columns.turn_starts[turn]), detail(turn))
+        return BatchViolation(row, int(self.columns.turn_starts[turn]), detail(turn))
 
     def find_wrong_position(
         self, wrong: NDArray[Any], detail: Callable[[int], str]
-    ) -> Breach | None:
-        """Return the breach of the first wrong position: wrong is bool (sequences, seq_len)."""
+    ) -> BatchViolation | None:
+        """Return the violation of the first wrong position: wrong is bool (sequences, seq_len)."""
         position = _first(wrong.ravel())
-        return None if position is None else self.locate_breach(position, detail(position))
+        return None if position is None else self.locate_violation(position, detail(position))
 
     def find_wrong_among(
         self, positions: Int64, wrong: Bools, detail: Callable[[int], str]
-    ) -> Breach | None:
-        """Return the breach of the first wrong one of some positions: wrong is bool (positions,).
+    ) -> BatchViolation | None:
+        """Return the violation of the first wrong one of `positions`: wrong is bool (positions,).
 
         detail: called with the index into `positions`.
         """
         index = _first(wrong)
-        return None if index is None else self.locate_breach(int(positions[index]), detail(index))
+        return (
+            None if index is None else self.locate_violation(int(positions[index]), detail(index))
+        )
 
-    def locate_breach(self, position: int, detail: str) -> Breach:
-        """Return the breach at a position of the batch."""
+    def locate_violation(self, position: int, detail: str) -> BatchViolation:
+        """Return the violation at a position of the batch."""
         row, position_in_row = divmod(position, self.layout.seq_len)
-        return Breach(row, position_in_row, detail)
+        return BatchViolation(row, position_in_row, detail)
 
 
 def _first(wrong: NDArray[Any]) -> int | None:
     return int(wrong.argmax()) if wrong.any() else None
 
 
-Law = Callable[[ColumnBatch], Breach | None]
-"""Returns the first breach of the law in a batch, or None if the batch keeps the law."""
+Law = Callable[[ColumnBatch], BatchViolation | None]
+"""Returns the first violation of the law in a batch, or None if the batch keeps the law."""

@@ -59,15 +59,15 @@ class CausalModel:
         return self.parameters[0].dtype
 
     def logits(self, batch: ModelBatch) -> Tensor:
-        """Return the logits of a batch, float (rows, seq_len, vocabulary).
+        """Return the logits of a batch, float (sequences, seq_len, vocabulary).
 
-        The model reads all rows as one sequence, as in padding-free training.
+        The model reads the whole batch as one sequence, as in padding-free training.
         """
         return self.forward(*flatten_inputs(batch)).view(*batch["input_ids"].shape, -1)
 
 
 def flatten_inputs(batch: ModelBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return input_ids, position_ids and document_ids of a batch, int64 (rows * seq_len,) each."""
+    """Return input_ids, position_ids and document_ids, int64 (sequences * seq_len,) each."""
     return (
         batch["input_ids"].flatten(),
         batch["position_ids"].flatten(),
@@ -76,7 +76,7 @@ def flatten_inputs(batch: ModelBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def read_document_ids(batch: ModelBatch) -> Tensor:
-    """Return the document index at each position, int64 (rows * seq_len,), from `cu_seqlens`."""
+    """Return the document at each position, int64 (sequences * seq_len,), from `cu_seqlens`."""
     lengths = batch["cu_seqlens"].diff().long()
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 

@@ -73,13 +73,13 @@ def compare_context_parallel(
 def compare_results(
     results: list[StepResult], expected: StepResult, dtype: torch.dtype, rows: list[Row]
 ) -> Check:
-    """Compare the results of several divisions of the same rows with the expected one."""
+    """Compare the results of several divisions of the same sequences with the expected one."""
     value = max(measure_difference(result, expected, dtype) for result in results)
     return Check(value, choose_tolerance(dtype, sum(len(row["input_ids"]) for row in rows)))
 
 
 def make_micro_batches(rows: list[Row], size: int, seed: int) -> list[list[Row]]:
-    """Shuffle rows and divide them into micro-batches; the last one may be smaller."""
+    """Shuffle sequences and divide them into micro-batches; the last one may be smaller."""
     shuffled = [rows[number] for number in np.random.default_rng(seed).permutation(len(rows))]
     return [shuffled[start : start + size] for start in range(0, len(rows), size)]
 

@@ -4,9 +4,9 @@
     padding_tokens   replace the tokens of padding, after documents and at the end: no loss changes
     padding_added    add such padding: no loss changes
 
-All tokens that follow another token in their document are compared, trained or not: a leak from a
-neighbour shows most at the start of a document. For the first two, the model computes the same
-sums, so the losses stay the same bit by bit, except where tokens decide the order of a sum
+All tokens that follow another token in their document are compared, not only loss tokens: a leak
+from a neighbour shows most at the start of a document. For the first two, the model computes the
+same sums, so the losses stay the same bit by bit, except where tokens decide the order of a sum
 (experts, atomic additions on a GPU). Their tolerance allows only for that. Added padding changes
 the sums.
 """

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from mtpack.token_batch import offsets_from_lengths
-from mtpack.verify.batch import Breach, ColumnBatch, Law
+from mtpack.verify.batch import BatchViolation, ColumnBatch, Law
 
 
-def _turn_num(batch: ColumnBatch) -> Breach | None:
+def _turn_num(batch: ColumnBatch) -> BatchViolation | None:
     stored, found = batch.columns.turn_num, np.diff(batch.columns.turn_offsets)
     return batch.find_wrong_sequence(
         stored != found,
@@ -20,7 +20,7 @@ def _turn_num(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _seq_lengths_positive(batch: ColumnBatch) -> Breach | None:
+def _seq_lengths_positive(batch: ColumnBatch) -> BatchViolation | None:
     lengths = batch.columns.seq_lengths
     return batch.find_wrong_entry(
         lengths <= 0,
@@ -28,7 +28,7 @@ def _seq_lengths_positive(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _seq_lengths_sum(batch: ColumnBatch) -> Breach | None:
+def _seq_lengths_sum(batch: ColumnBatch) -> BatchViolation | None:
     sums = np.diff(batch.entry_starts[batch.columns.entry_offsets])
     seq_len = batch.layout.seq_len
     return batch.find_wrong_sequence(
@@ -36,7 +36,7 @@ def _seq_lengths_sum(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _seq_lengths_multiple(batch: ColumnBatch) -> Breach | None:
+def _seq_lengths_multiple(batch: ColumnBatch) -> BatchViolation | None:
     lengths, multiple = batch.columns.seq_lengths, batch.layout.pad_documents_to
     return batch.find_wrong_entry(
         lengths % multiple != 0,
@@ -46,21 +46,21 @@ def _seq_lengths_multiple(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _dialogue_ids(batch: ColumnBatch) -> Breach | None:
+def _dialogue_ids(batch: ColumnBatch) -> BatchViolation | None:
     ids = batch.columns.dialogue_ids
     return batch.find_wrong_entry(
         ids < -1, lambda entry: f"dialogue_ids has {ids[entry]}; expected -1 (padding) or 0 or more"
     )
 
 
-def _padding_last(batch: ColumnBatch) -> Breach | None:
+def _padding_last(batch: ColumnBatch) -> BatchViolation | None:
     return batch.find_wrong_entry(
         ~batch.is_document & ~batch.is_last,
         lambda entry: "a padding entry (dialogue_ids -1) is not the last of its sequence",
     )
 
 
-def _has_document(batch: ColumnBatch) -> Breach | None:
+def _has_document(batch: ColumnBatch) -> BatchViolation | None:
     documents = np.diff(
         offsets_from_lengths(batch.is_document.astype(np.int64))[batch.columns.entry_offsets]
     )
@@ -69,7 +69,7 @@ def _has_document(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _document_lengths(batch: ColumnBatch) -> Breach | None:
+def _document_lengths(batch: ColumnBatch) -> BatchViolation | None:
     lengths, available = batch.columns.document_lengths, batch.columns.seq_lengths
     wrong = np.where(batch.is_document, (lengths < 1) | (lengths > available), lengths != 0)
 
@@ -82,7 +82,7 @@ def _document_lengths(batch: ColumnBatch) -> Breach | None:
     return batch.find_wrong_entry(wrong, detail)
 
 
-def _document_padding(batch: ColumnBatch) -> Breach | None:
+def _document_padding(batch: ColumnBatch) -> BatchViolation | None:
     padding = batch.columns.seq_lengths - batch.columns.document_lengths
     multiple = batch.layout.pad_documents_to
     return batch.find_wrong_entry(
@@ -93,7 +93,7 @@ def _document_padding(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _turn_messages(batch: ColumnBatch) -> Breach | None:
+def _turn_messages(batch: ColumnBatch) -> BatchViolation | None:
     messages = batch.columns.turn_messages
     return batch.find_wrong_turn(
         messages < 0,
@@ -101,7 +101,7 @@ def _turn_messages(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _turn_starts_range(batch: ColumnBatch) -> Breach | None:
+def _turn_starts_range(batch: ColumnBatch) -> BatchViolation | None:
     starts, seq_len = batch.columns.turn_starts, batch.layout.seq_len
     return batch.find_wrong_turn(
         (starts < 0) | (starts >= seq_len),
@@ -109,7 +109,7 @@ def _turn_starts_range(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _turn_starts_ascend(batch: ColumnBatch) -> Breach | None:
+def _turn_starts_ascend(batch: ColumnBatch) -> BatchViolation | None:
     # Starts are in their range, so from one sequence to the next, positions always ascend.
     starts = batch.columns.turn_starts
     wrong = np.diff(batch.turn_positions, prepend=-1) <= 0

@@ -1,4 +1,4 @@
-"""Check 3 over data-parallel ranks: processes, each with its own rows, and an all-reduce.
+"""Check 3 over data-parallel ranks: processes, each with its own sequences, and an all-reduce.
 
 The processes are spawned, so they share only what `torch.distributed` transfers: over NCCL if there
 are two GPUs or more, else over gloo.
@@ -68,7 +68,7 @@ def choose_ranks(device: str) -> tuple[int, str]:
 
 
 def divide_rows(rows: list[Row], ranks: int) -> list[list[Row]]:
-    """Divide rows over ranks unevenly: the first rank gets half of them."""
+    """Divide sequences over ranks unevenly: the first rank gets half of them."""
     first = -(-len(rows) // 2)
     others = rows[first:]
     return [rows[:first], *(others[number :: ranks - 1] for number in range(ranks - 1))]
@@ -93,7 +93,7 @@ def run_data_parallel_step(
 
 
 def take_rank_step(task: RankTask) -> StepResult:
-    """Compute the step as one of the ranks: sum its own rows, all-reduce, divide once."""
+    """Compute the step as one of the ranks: sum its own sequences, all-reduce, divide once."""
     device = task.device
     if device == "cuda":
         device = f"cuda:{task.rank % torch.cuda.device_count()}"

@@ -52,7 +52,7 @@ SIZES = {
 
 
 Inputs = tuple[Tensor, Tensor]
-"""Hidden states (rows, seq_len, hidden) and an output matrix (vocabulary, hidden): leaf tensors."""
+"""Hidden states (1, tokens, hidden) and an output matrix (vocabulary, hidden): leaf tensors."""
 Way = Callable[[Tensor, Tensor, ModelBatch], Tensor]
 """A way to compute the loss of a step, from `Inputs` and collated columns with shifted labels."""
 
@@ -74,7 +74,7 @@ class SpeedReport:
 
     sizes: Sizes
     loss_share: float
-    """The share of the tokens that are trained."""
+    """The share of the tokens that are loss tokens."""
     ways: list[Measurement]
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def measure_losses(shards: Shards, device: str) -> SpeedReport:
 
 
 def make_batch(shards: Shards, sizes: Sizes, device: str) -> ModelBatch:
-    """Return columns with `sizes.tokens` tokens in one row, and random labels for loss tokens.
+    """Return columns with `sizes.tokens` tokens in one sequence, and random labels for loss tokens.
 
     They are those of the first sequences, which are repeated if there are too few.
     """

@@ -47,12 +47,12 @@ class StepResult:
 
 
 def collate_rows(rows: list[Row], model: CausalModel) -> ModelBatch:
-    """Collate rows, and move the tensors to the model's device."""
+    """Collate sequences, and move the tensors to the model's device."""
     return {name: values.to(model.device) for name, values in collate(rows).items()}
 
 
 def compute_token_losses(model: CausalModel, batch: ModelBatch, label_alignment: str) -> Tensor:
-    """Return the token losses, float (rows, seq_len), each at the position of its label."""
+    """Return the token losses, float (sequences, seq_len), each at the position of its label."""
     logits = model.logits(batch)
     if label_alignment == "aligned":  # the logits of a token are one position before its label
         logits = functional.pad(logits[:, :-1], (0, 0, 1, 0))
@@ -96,7 +96,7 @@ def accumulate(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> St
 
 
 def sum_step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> StepSums:
-    """Add up the micro-batches of a step; `parts` has the rows of each."""
+    """Add up the micro-batches of a step; `parts` has the sequences of each."""
     batches = (collate_rows(part, model) for part in parts)
     return accumulate(model, (sum_micro_batch(model, batch, label_alignment) for batch in batches))
 

@@ -14,7 +14,7 @@ from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import MANIFEST, Manifest
 from mtpack.token_batch import Int32, Int64
-from mtpack.verify.batch import Breach, ColumnBatch
+from mtpack.verify.batch import BatchViolation, ColumnBatch
 from mtpack.verify.list_laws import LIST_LAWS
 from mtpack.verify.token_laws import TOKEN_LAWS
 
@@ -24,7 +24,7 @@ LAWS = {**LIST_LAWS, **TOKEN_LAWS}
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken law, and the position that breaks it."""
+    """The violation of a law in a shard or in the manifest, as `verify` reports it."""
 
     shard: str
     """The path of the shard; of the manifest, if its figures are not those of the shards."""
@@ -84,11 +84,11 @@ def check_structure(shards: Shards) -> StructureReport:
     totals = _Totals()
     for shard, first_row, columns in _iterate_batches(shards):
         batch = ColumnBatch(columns, shards.metadata.layout)
-        broken = find_first_breach(batch)
+        broken = find_first_violation(batch)
         if broken is not None:
-            law, breach = broken
-            row = first_row + breach.row
-            violation = Violation(str(shard), row, breach.position, law, breach.detail)
+            law, found = broken
+            row = first_row + found.row
+            violation = Violation(str(shard), row, found.position, law, found.detail)
             return StructureReport(violation, totals.counts["sequences"], hashes_checked=False)
         totals.add(batch)
     rows = totals.counts["sequences"]
@@ -105,12 +105,12 @@ def check_structure(shards: Shards) -> StructureReport:
     return StructureReport(mismatch, rows, hashes_checked=True)
 
 
-def find_first_breach(batch: ColumnBatch) -> tuple[str, Breach] | None:
-    """Return the name of the first broken law and its breach, or None if all laws hold."""
+def find_first_violation(batch: ColumnBatch) -> tuple[str, BatchViolation] | None:
+    """Return the name of the first broken law and its violation, or None if all laws hold."""
     for name, law in LAWS.items():
-        breach = law(batch)
-        if breach is not None:
-            return name, breach
+        violation = law(batch)
+        if violation is not None:
+            return name, violation
     return None
 
 

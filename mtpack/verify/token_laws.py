@@ -1,6 +1,6 @@
 """The laws of the token columns, for sequences whose list columns are sound.
 
-Each law relies on those before it. Details of a breach have lengths and positions, never a token.
+Each law relies on those before it. Details have lengths and positions, never a token.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import numpy as np
 
 from mtpack.packing.columns import IGNORED
 from mtpack.token_batch import Int64, expand_ranges
-from mtpack.verify.batch import Breach, ColumnBatch, Law
+from mtpack.verify.batch import BatchViolation, ColumnBatch, Law
 
 
-def _input_ids(batch: ColumnBatch) -> Breach | None:
+def _input_ids(batch: ColumnBatch) -> BatchViolation | None:
     return batch.find_wrong_position(
         batch.columns.input_ids < 0, lambda position: "input_ids is below 0; expected a token id"
     )
 
 
-def _loss_mask(batch: ColumnBatch) -> Breach | None:
+def _loss_mask(batch: ColumnBatch) -> BatchViolation | None:
     mask = batch.columns.loss_mask
     return batch.find_wrong_position(
         mask > 1, lambda position: f"loss_mask is {mask.ravel()[position]}; expected 0 or 1"
@@ -31,7 +31,7 @@ def _find_padding(batch: ColumnBatch) -> Int64:
     return expand_ranges(starts, columns.seq_lengths - columns.document_lengths)
 
 
-def _padding_ids(batch: ColumnBatch) -> Breach | None:
+def _padding_ids(batch: ColumnBatch) -> BatchViolation | None:
     positions, pad_id = _find_padding(batch), batch.layout.pad_id
     return batch.find_wrong_among(
         positions,
@@ -40,7 +40,7 @@ def _padding_ids(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _padding_loss(batch: ColumnBatch) -> Breach | None:
+def _padding_loss(batch: ColumnBatch) -> BatchViolation | None:
     positions = _find_padding(batch)
     return batch.find_wrong_among(
         positions,
@@ -49,7 +49,7 @@ def _padding_loss(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _first_token_loss(batch: ColumnBatch) -> Breach | None:
+def _first_token_loss(batch: ColumnBatch) -> BatchViolation | None:
     positions = batch.entry_starts[:-1][batch.is_document]
     where = "on the first token of its document; expected 0: no token predicts it"
     if batch.layout.label_alignment == "shifted":
@@ -62,14 +62,14 @@ def _first_token_loss(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _labels_ignored(batch: ColumnBatch) -> Breach | None:
+def _labels_ignored(batch: ColumnBatch) -> BatchViolation | None:
     return batch.find_wrong_position(
         batch.has_no_loss & (batch.columns.labels != IGNORED),
         lambda position: f"labels is not {IGNORED} where loss_mask is 0",
     )
 
 
-def _labels_token(batch: ColumnBatch) -> Breach | None:
+def _labels_token(batch: ColumnBatch) -> BatchViolation | None:
     shift = 1 if batch.layout.label_alignment == "shifted" else 0
     targets = batch.loss_positions + shift
     wrong = (
@@ -86,7 +86,7 @@ def _labels_token(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _loss_token_num_ignored(batch: ColumnBatch) -> Breach | None:
+def _loss_token_num_ignored(batch: ColumnBatch) -> BatchViolation | None:
     numbers = batch.columns.loss_token_num
     return batch.find_wrong_position(
         batch.has_no_loss & (numbers != 1),
@@ -96,14 +96,14 @@ def _loss_token_num_ignored(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _turn_starts_loss(batch: ColumnBatch) -> Breach | None:
+def _turn_starts_loss(batch: ColumnBatch) -> BatchViolation | None:
     return batch.find_wrong_turn(
         batch.columns.loss_mask.ravel()[batch.turn_positions] == 0,
         lambda turn: "turn_starts points here, but loss_mask is 0; expected 1",
     )
 
 
-def _turn_starts_first(batch: ColumnBatch) -> Breach | None:
+def _turn_starts_first(batch: ColumnBatch) -> BatchViolation | None:
     """Check that no loss token comes before the first turn of its sequence."""
     seq_len = batch.layout.seq_len
     loss_rows, first = np.unique(batch.loss_positions // seq_len, return_index=True)
@@ -122,7 +122,7 @@ def _turn_starts_first(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _turn_crosses(batch: ColumnBatch) -> Breach | None:
+def _turn_crosses(batch: ColumnBatch) -> BatchViolation | None:
     """Check that every loss token is in the document in which its turn starts."""
     entries = batch.find_entries_at(batch.loss_positions)
     return batch.find_wrong_among(
@@ -132,7 +132,7 @@ def _turn_crosses(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _document_turn(batch: ColumnBatch) -> Breach | None:
+def _document_turn(batch: ColumnBatch) -> BatchViolation | None:
     turns = np.bincount(batch.turn_entries, minlength=len(batch.is_document))
     return batch.find_wrong_entry(
         batch.is_document & (turns == 0),
@@ -140,7 +140,7 @@ def _document_turn(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _loss_token_num(batch: ColumnBatch) -> Breach | None:
+def _loss_token_num(batch: ColumnBatch) -> BatchViolation | None:
     expected = np.repeat(batch.turn_lengths, batch.turn_lengths)
     found = batch.columns.loss_token_num.ravel()[batch.loss_positions]
     return batch.find_wrong_among(
@@ -152,7 +152,7 @@ def _loss_token_num(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _document_end(batch: ColumnBatch) -> Breach | None:
+def _document_end(batch: ColumnBatch) -> BatchViolation | None:
     shift = 1 if batch.layout.label_alignment == "shifted" else 0
     ends = (batch.entry_starts[:-1] + batch.columns.document_lengths)[batch.is_document]
     positions = ends - 1 - shift
@@ -165,7 +165,7 @@ def _document_end(batch: ColumnBatch) -> Breach | None:
     )
 
 
-def _turn_messages_ascend(batch: ColumnBatch) -> Breach | None:
+def _turn_messages_ascend(batch: ColumnBatch) -> BatchViolation | None:
     messages = batch.columns.turn_messages
     wrong = np.zeros(len(messages), np.bool_)
     wrong[1:] = (np.diff(batch.turn_entries) == 0) & (np.diff(messages) <= 0)

@@ -14,7 +14,7 @@ from mtpack.shards.dataset import Shards, open_shards
 from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check, ReportProgress
 from mtpack.verify.structure import Violation, check_structure
-from mtpack.verify.weights import WeightBin, compute_weight_bins
+from mtpack.verify.weights import WeightBucket, compute_weight_buckets
 
 if TYPE_CHECKING:
     from mtpack.verify.computing import NumericReport
@@ -40,7 +40,7 @@ class VerifyReport:
     violation: Violation | None
     tally: Tally | None
     """The counts of the run; None for shards without a manifest, whose hashes are unknown."""
-    weights: list[WeightBin] = field(default_factory=list)
+    weights: list[WeightBucket] = field(default_factory=list)
     """The weight of turns of each length under several means, over all shards; empty if the
     structure is broken."""
     numeric: NumericReport | None = None
@@ -123,7 +123,7 @@ def verify(
         device=device,
         violation=structure.violation,
         tally=shards.manifest.report.tally if shards.manifest else None,
-        weights=[] if broken else compute_weight_bins(shards),
+        weights=[] if broken else compute_weight_buckets(shards),
         numeric=numeric,
         speed=measured,
         missing_extra=None if has_torch else MISSING_EXTRA,

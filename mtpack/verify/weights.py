@@ -21,7 +21,7 @@ MEANS = ("turn_mean", "token_mean", "dialogue_mean", "square_root")
 
 
 @dataclass(frozen=True, slots=True)
-class WeightBin:
+class WeightBucket:
     """The turns with a number of loss tokens from one power of two up to the next."""
 
     low: int
@@ -57,8 +57,8 @@ class WeightBin:
         }
 
 
-def compute_weight_bins(shards: Shards) -> list[WeightBin]:
-    """Return the bins of shards that passed the structure check, from short to long turns.
+def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
+    """Return the buckets of shards that passed the structure check, from short to long turns.
 
     One pass over the record batches, with one sum for each mean and power of two.
     """
@@ -70,7 +70,7 @@ def compute_weight_bins(shards: Shards) -> list[WeightBin]:
     turns, tokens, *_ = sums.astype(np.int64)
     present = np.flatnonzero(turns)
     return [
-        WeightBin(
+        WeightBucket(
             low=2**exponent,
             high=2 ** (exponent + 1) - 1,
             turns=int(turns[exponent]),

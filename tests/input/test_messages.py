@@ -1,4 +1,4 @@
-"""Messages reach the template unchanged, or the row is refused without showing its content."""
+"""Messages reach the template unchanged, or the row is rejected without showing its content."""
 
 import json
 

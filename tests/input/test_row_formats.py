@@ -1,4 +1,4 @@
-"""A dialogue is the same in every format; a row of another format is refused with its format."""
+"""A dialogue is the same in every format; a row of another format is rejected with its format."""
 
 import json
 from pathlib import Path

@@ -47,8 +47,8 @@ GOLDEN_REPORT = """\
 rows          20  all packed
 turns         60  all packed
 rendered       4  dialogues, by the chat template
-replayed      16  dialogues, from a trace of the template: identical by
-                  construction, and checked on a sample
+replayed      16  dialogues, from recordings of the template: identical by
+                  construction, and audited on a sample
 documents     50  in sequences, each a dialogue or a piece of one
 tokens     8,000  12.5% carry loss
 sequences      4  of 2,048 tokens, 97.66% filled; at least 2 are needed

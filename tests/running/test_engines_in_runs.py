@@ -1,4 +1,4 @@
-"""Engines in runs: which one is chosen, how it is proven, and what happens if it is wrong."""
+"""Engines in runs: which one is chosen, how it is probed, and what happens if it is wrong."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
 def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch):
     is_dialogue = "<|im_start|>user\n"  # no text of the probe begins like this
     monkeypatch.setattr("mtpack.sampled_check.Audit.is_due", lambda audit, row: row % 3 == 0)
-    monkeypatch.setattr(encoders, "build_probe_texts", lambda added_tokens, own_rows: ["of no use"])
+    monkeypatch.setattr(encoders, "build_probe_texts", lambda tokens, sample_texts: ["of no use"])
     break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
     warnings = assert_tokenizers_makes_all_ids(tmp_path)
     assert sum("gave other ids" in line for line in warnings) == 1

@@ -75,27 +75,27 @@ def be_killed_between_rows(pipeline: Pipeline, task: int) -> None:
 
 
 def stop(
-    unit: Callable, limits: ProcessLimits, workers: int, tasks: tuple = (7, 7), **options
+    function: Callable, limits: ProcessLimits, workers: int, tasks: tuple = (7, 7), **options
 ) -> str:
-    """Run a unit that must stop the run, and return the error message."""
+    """Run tasks by a function that must stop the run, and return the error message."""
     pipeline = load_pipeline(options_from({"workers": workers, **options}))
     with (
         pytest.raises(MtpackError) as stopped,
         local_runner(pipeline, limits) as runner,
     ):
-        list(runner.run(unit, tasks))
+        list(runner.run(function, tasks))
     assert stopped.value.exit_status == 1
     assert "\n" not in str(stopped.value)
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("unit", [hang_in_foreign_code, hang_in_python, hang_outside_of_python])
-def test_a_worker_that_hangs_stops_the_run(unit):
-    said = stop(unit, SOON, workers=2)
+@pytest.mark.parametrize("function", [hang_in_foreign_code, hang_in_python, hang_outside_of_python])
+def test_a_worker_that_hangs_stops_the_run(function):
+    said = stop(function, SOON, workers=2)
     assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; remove the row")
 
 
-def test_a_unit_in_this_process_that_hangs_stops_the_run():
+def test_a_task_in_this_process_that_hangs_stops_the_run():
     said = stop(hang_in_python, SOON, workers=1)
     assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; remove the row")
 

@@ -271,12 +271,12 @@ from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.forking import may_fork
 
-def unit(pipeline, task):  # a spawned worker could not find it
+def run_one(pipeline, task):  # a spawned worker could not find it
     return pipeline is not the_pipeline, pipeline.tokenizer is the_pipeline.tokenizer
 
 the_pipeline = load_pipeline(options_from({"workers": 2}))
 with local_runner(the_pipeline) as runner:
-    print(may_fork(), *set(runner.run(unit, range(8))))
+    print(may_fork(), *set(runner.run(run_one, range(8))))
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(may_fork())
 """

@@ -28,7 +28,7 @@ from mtpack.tokenizer.engines import (
     load_reference_engine,
 )
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
-from mtpack.tokenizer.probe import build_probe_texts, prove_equal
+from mtpack.tokenizer.probe import build_probe_texts, run_probe
 from tests.conftest import shared
 from tests.support.hostile_texts import hostile_texts
 
@@ -313,7 +313,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_equal_engines_pass_the_probe(name):
     texts = build_probe_texts(loaded(name).added_tokens, ["a row of the input"])
-    prove_equal(*engines(name), texts)
+    run_probe(*engines(name), texts)
     assert set(contents(loaded(name))) - {""} <= set(texts)  # these have few added tokens
     assert sum(len(text.encode()) for text in texts) < 150_000
 
@@ -347,7 +347,7 @@ def test_an_engine_with_one_wrong_id_is_refused(is_wrong):
     reference, fast = engines(EMBEDDED)
     texts = build_probe_texts(loaded(EMBEDDED).added_tokens, ["a row of the input", "é"])
     with pytest.raises(EngineFailedError, match="fastokens gives other ids than tokenizers"):
-        prove_equal(reference, make_ids_wrong(fast, is_wrong), texts)
+        run_probe(reference, make_ids_wrong(fast, is_wrong), texts)
 
 
 def test_an_engine_that_omits_a_token_is_refused():
@@ -360,7 +360,7 @@ def test_an_engine_that_omits_a_token_is_refused():
         return FlatTokens(tokens.ids[:-1], offsets_from_lengths(lengths))
 
     with pytest.raises(EngineFailedError):
-        prove_equal(reference, replace(fast, encode=encode), ["Hello", "world"])
+        run_probe(reference, replace(fast, encode=encode), ["Hello", "world"])
 
 
 UNUSUAL = {
@@ -398,7 +398,7 @@ def test_a_tokenizer_whose_ids_differ_anywhere_is_refused_by_the_probe(change, t
     texts = hostile_texts(MANY // 4, contents(tokenizer), seed=2)
     if find_first_difference(reference.encode(texts), fast.encode(texts)) is not None:
         with pytest.raises(EngineFailedError):
-            prove_equal(reference, fast, build_probe_texts(tokenizer.added_tokens, []))
+            run_probe(reference, fast, build_probe_texts(tokenizer.added_tokens, []))
 
 
 def test_a_long_row_of_the_input_is_cut():

@@ -14,7 +14,7 @@ from mtpack.shards.arrow import ShardMetadata
 from mtpack.shards.dataset import open_shards
 from mtpack.shards.manifest import MANIFEST
 from mtpack.verify.batch import ColumnBatch
-from mtpack.verify.structure import LAWS, check_structure, find_first_breach
+from mtpack.verify.structure import LAWS, check_structure, find_first_violation
 from tests.packing.test_columns import assemble_case, cases
 from tests.support.builders import (
     PAD_ID,
@@ -91,7 +91,7 @@ BREAKS: list[tuple[str, Callable[[Draft], Location]]] = []
 
 
 def breaks(law: str) -> Callable[[Callable[[Draft], Location]], Callable[[Draft], Location]]:
-    """Register a function that breaks a law and returns the location of the breach."""
+    """Register a function that breaks a law and returns the location of the violation."""
 
     def register(change: Callable[[Draft], Location]) -> Callable[[Draft], Location]:
         BREAKS.append((law, change))
@@ -386,7 +386,7 @@ def test_every_law_is_broken_by_a_case():
 
 @given(cases())
 def test_assembled_columns_keep_every_law(case):
-    assert find_first_breach(ColumnBatch(assemble_case(case), case.layout)) is None
+    assert find_first_violation(ColumnBatch(assemble_case(case), case.layout)) is None
 
 
 def test_sequences_are_counted_over_all_shards(tmp_path):

@@ -101,7 +101,7 @@ def test_the_speed_of_the_loss_is_reported(report):
     assert 0 < printed["loss_share"] < 1
 
 
-def test_the_output_shows_the_coverage_and_what_is_not_proved(report):
+def test_the_output_shows_the_coverage_and_what_is_not_proven(report):
     output = shown(report)
     words = words_of(output)
     assert "FAILED" not in words

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mtpack.report.verify_view import show
 from mtpack.verify.verify import VerifyReport
-from mtpack.verify.weights import MEANS, compute_weight_bins
+from mtpack.verify.weights import MEANS, compute_weight_buckets
 from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
 from tests.support.strategies import Document, Turn
 
@@ -41,33 +41,33 @@ def compute_by_definition(sequences: list[list[Document]]) -> list[tuple[int, di
     [hand_made_sequences(), random_sequences(3, 200, [[90, 60, 50], [200], [30, 40]])],
 )
 def test_weights_equal_those_of_the_definition(tmp_path, alignment, sequences):
-    bins = compute_weight_bins(open_sequences(tmp_path, sequences, alignment, seq_len=224))
+    buckets = compute_weight_buckets(open_sequences(tmp_path, sequences, alignment, seq_len=224))
     turns = compute_by_definition(sequences)
     for mean in MEANS:
         whole = sum(weights[mean] for _, weights in turns)
-        for one in bins:
+        for bucket in buckets:
             expected = sum(
-                weights[mean] for length, weights in turns if one.low <= length <= one.high
+                weights[mean] for length, weights in turns if bucket.low <= length <= bucket.high
             )
-            assert one.weights[mean] == pytest.approx(expected / whole)
-        assert sum(one.weights[mean] for one in bins) == pytest.approx(1)
-    assert sum(one.turns for one in bins) == len(turns)
-    assert sum(one.tokens for one in bins) == sum(length for length, _ in turns)
-    for one in bins:
-        assert one.turn_share == pytest.approx(one.weights["turn_mean"])
-        assert one.token_share == pytest.approx(one.weights["token_mean"])
+            assert bucket.weights[mean] == pytest.approx(expected / whole)
+        assert sum(bucket.weights[mean] for bucket in buckets) == pytest.approx(1)
+    assert sum(bucket.turns for bucket in buckets) == len(turns)
+    assert sum(bucket.tokens for bucket in buckets) == sum(length for length, _ in turns)
+    for bucket in buckets:
+        assert bucket.turn_share == pytest.approx(bucket.weights["turn_mean"])
+        assert bucket.token_share == pytest.approx(bucket.weights["token_mean"])
 
 
-def test_bins_are_powers_of_two_without_a_gap_between_them(tmp_path):
+def test_buckets_are_powers_of_two_without_a_gap_between_them(tmp_path):
     turns = [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(10, 15)])]
     document = Document(0, [*range(15)], turns)
-    bins = compute_weight_bins(open_sequences(tmp_path, [[document]]))
-    assert [(one.label, one.turns, one.tokens) for one in bins] == [
+    buckets = compute_weight_buckets(open_sequences(tmp_path, [[document]]))
+    assert [(bucket.label, bucket.turns, bucket.tokens) for bucket in buckets] == [
         ("1", 1, 1),
         ("2-3", 0, 0),
         ("4-7", 1, 5),
     ]
-    assert [one.weights["token_mean"] for one in bins] == pytest.approx([1 / 6, 0, 5 / 6])
+    assert [bucket.weights["token_mean"] for bucket in buckets] == pytest.approx([1 / 6, 0, 5 / 6])
 
 
 def test_the_table_has_the_weight_of_a_turn_under_the_token_mean(tmp_path):
@@ -81,7 +81,7 @@ def test_the_table_has_the_weight_of_a_turn_under_the_token_mean(tmp_path):
         device="cpu",
         violation=None,
         tally=None,
-        weights=compute_weight_bins(open_sequences(tmp_path, [[document]])),
+        weights=compute_weight_buckets(open_sequences(tmp_path, [[document]])),
     )
     console = Console(file=io.StringIO(), width=80)
     show(report, console)

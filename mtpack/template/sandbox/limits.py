@@ -3,8 +3,8 @@
 A chat template is foreign code. Jinja's sandbox keeps it from doing harm, but not from doing too
 much. So its work is counted in steps. One step is: a pass of a loop, a value that is written, an
 item that a filter processes, or a KiB of text that is made. The call of a macro is eight steps.
-The count depends on what the template does, not on time. So a row that is refused on one machine
-is refused on every machine.
+The count depends on what the template does, not on time. So a row that is rejected on one machine
+is rejected on every machine.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class TurnPlan:
     """How one trained message becomes a turn of a document."""
 
     own: SlottedText | None
-    """The dialogue up to and with the message; None where the template refuses it."""
+    """The dialogue up to and including the message; None where the template refuses it."""
     turn: TurnPositions
     """The positions in `own`, or in the whole dialogue where `own` is None."""
     exact: bool | None

@@ -25,7 +25,7 @@ _END_OF_DIALOGUE = 2**62  # larger than the index of any message
 
 
 class UnrecordedError(Exception):
-    """No recording has the run of this dialogue."""
+    """No recording contains the run of this dialogue."""
 
 
 class ReplayRaisedError(Exception):

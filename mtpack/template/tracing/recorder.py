@@ -6,7 +6,7 @@ A template can do three things with tracers, and each is one event:
 
     apply   a pure function of tracers gives another tracer (`content.strip()`)
     ask     a question has a plain value as its answer, and the template can branch on it
-            (`message.role == 'user'`; is there one more message; which type has a value)
+            (`message.role == 'user'`; is there one more message; which type a value has)
     write   a value is added to the text
 
 It can't do anything else: a tracer is no string and no number, so any operation that the recorder

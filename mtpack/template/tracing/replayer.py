@@ -42,7 +42,7 @@ _MAX_EVENTS = 400_000
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
 _AUDIT_SHARE = 0.01
 _WARM_UP_SECONDS = 1.0
-# Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is refused.
+# Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**20
 
