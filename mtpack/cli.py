@@ -141,7 +141,7 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 
     shards = open_shards(path)
     if shards.manifest is None:
-        _warn(f"{path}: no manifest next to the shard, so hashes were not checked")
+        _warn(f"{path}: a single shard, so hashes were not checked; name its folder for that")
     if row is not None:
         view = view_row(shards, row)
         if as_json:

@@ -1,7 +1,7 @@
 """The plan: which documents share a sequence, in which order. Lengths in, indices out.
 
 Documents of many lengths must fill sequences of one length, with as little padding as possible.
-Two things are decided apart from each other:
+Two things are decided separately:
 
 1. Which *lengths* share a sequence. `cutting_stock.py` decides it on the histogram of the lengths.
    There are at most `seq_len` distinct lengths, so the work does not grow with the number of

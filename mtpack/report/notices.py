@@ -48,8 +48,8 @@ _OTHERS = {
     "literal tokens": "control_tokens_literal",
 }
 _TEXTS = {
-    "merging exact": "turns: each, with all text before it, is proven to be the same in the merged "
-    "document as at inference",
+    "merging exact": "turns: the merged document is proven to be, up to the end of each, the same "
+    "as the dialogue that ends with that turn",
     "own document": "turns: each has a document of its own, because the chat template rewrites "
     "history, so merging is not exact; a template that keeps history avoids this, --merge always "
     "merges anyway",

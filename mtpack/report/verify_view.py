@@ -188,7 +188,7 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
     """Yield what was checked, and how much of it."""
     yield "structure", f"{report.rows:,} of {_format_count(report.rows_of, 'sequence')}"
     if report.tally is None:
-        yield "", "hashes were not checked: there is no manifest"
+        yield "", "hashes were not checked: name the folder of the shards, which has a manifest"
     if report.weights:
         turns = sum(one.turns for one in report.weights)
         yield "share of the loss", f"all {_format_count(turns, 'turn')}"

@@ -28,7 +28,6 @@ from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
-from mtpack.running.split_cache import find_run_folder, measure_store
 from mtpack.running.split_task import (
     FastPathMismatch,
     SplitRecord,
@@ -36,6 +35,7 @@ from mtpack.running.split_task import (
     run_split_task,
 )
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.token_store import find_run_folder, measure_store
 from mtpack.running.tokenize_split import REPLAY
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background

@@ -17,8 +17,8 @@ from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
 from mtpack.running.pipeline import Pipeline
-from mtpack.running.split_cache import find_split, store_split
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.token_store import find_split, store_split
 from mtpack.running.tokenize_split import (
     REPLAY,
     TokenizedSplit,

@@ -78,8 +78,8 @@ The run that packed these shards
   sequences, lower bound  3  packed: 3
 
 What to know about the turns
-  merging exact   4  turns: each, with all text before it, is proven to be the
-                     same in the merged document as at inference
+  merging exact   4  turns: the merged document is proven to be, up to the end
+                     of each, the same as the dialogue that ends with that turn
   own document    1  turns: each has a document of its own, because the chat
                      template rewrites history, so merging is not exact; a
                      template that keeps history avoids this, --merge always

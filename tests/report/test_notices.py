@@ -54,8 +54,9 @@ tokens     8,000  12.5% carry loss
 sequences      4  of 2,048 tokens, 97.66% filled; at least 2 are needed
 
 What to know about the turns
-merging exact      27  turns: each, with all text before it, is proven to be the
-                       same in the merged document as at inference
+merging exact      27  turns: the merged document is proven to be, up to the end
+                       of each, the same as the dialogue that ends with that
+                       turn
 own document       30  turns: each has a document of its own, because the chat
                        template rewrites history, so merging is not exact; a
                        template that keeps history avoids this, --merge always
