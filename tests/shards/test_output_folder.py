@@ -212,12 +212,23 @@ def test_a_file_name_that_is_not_utf8_is_kept_in_the_manifest(tmp_path):
     assert mtpack.open_shards(tmp_path / "packed").manifest.report.about.inputs == [name]
 
 
+# As in a terminal, also where the tests run in the background of a shell, which ignores Ctrl-C.
+RUN_WITH_INTERRUPTS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mtpack.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_a_run_that_gets_a_signal(tmp_path, number):
     source = tmp_path / "rows.jsonl"
     source.write_bytes(SOURCE.read_bytes() * 200)
-    command = [sys.executable, "-m", "mtpack", "pack", str(source), "-o", str(tmp_path / "packed")]
-    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", RUN_WITH_INTERRUPTS, "pack", str(source), "--workers", "2"]
+    with subprocess.Popen(
+        [*command, "-o", str(tmp_path / "packed")], stderr=subprocess.PIPE
+    ) as process:
         while len(children_of(process.pid)) < 2:
             assert process.poll() is None
             os.sched_yield()
