@@ -65,8 +65,8 @@ class PackOptions:
     )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
-        "Whether to train all turns of a dialogue in one document. auto: the turns for which this is "
-        "exact. always: all turns. never: every turn gets its own document.",
+        "Whether to train all turns of a dialogue in one document. auto: the turns for which this "
+        "is exact. always: all turns. never: every turn gets its own document.",
     )
     overlong: Literal["turns", "split", "truncate", "drop", "error"] = _option(
         "turns",

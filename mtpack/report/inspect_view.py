@@ -6,73 +6,82 @@ characters that control a terminal are shown as escapes.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from mtpack.report.decoding import Decoder, decode_part
 from mtpack.report.figures import Bucket, Figures, Histogram
-from mtpack.report.notices import Notice, turn_summary
+from mtpack.report.notices import turn_summary
 from mtpack.report.row_view import DocumentView, RowView, TurnView
+from mtpack.report.terminal import (
+    CLOSE,
+    INDENT,
+    LINE_BREAK,
+    OPEN,
+    SPACE,
+    TAB,
+    build_notices_table,
+    escape,
+    format_count,
+    format_percent,
+    indent,
+    make_heads,
+    make_table,
+    print_heading,
+)
 from mtpack.shards.manifest import Tally
 from mtpack.token_batch import Int64
 
-_INDENT = "  "
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _DOCUMENT_BAR = 40  # columns
 _LOSS_BAR = 14
 _TURN_COLOURS = ("green", "magenta", "cyan")  # readable on dark and on light
-_OPEN, _CLOSE, _LINE_BREAK, _TAB, _SPACE = "⟦⟧⏎⇥␣"
-_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them as they are
-_CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates, separators
 
 
 def show_figures(figures: Figures, console: Console) -> None:
     """Print the figures of shards."""
     console.print(Text("Contents", style="bold"))
-    console.print(_indent(_build_contents_table(figures)))
-    _print_heading("Document lengths, in tokens", console)
+    console.print(indent(_build_contents_table(figures)))
+    print_heading("Document lengths, in tokens", console)
     console.print(_format_spread(figures.document_lengths))
-    console.print(_indent(_build_document_table(figures.document_lengths)))
-    _print_heading("Turn lengths, in loss tokens, and their share of the loss", console)
+    console.print(indent(_build_document_table(figures.document_lengths)))
+    print_heading("Turn lengths, in loss tokens, and their share of the loss", console)
     console.print(_format_spread(figures.turn_lengths))
-    console.print(_indent(_build_turn_table(figures.turn_lengths)))
+    console.print(indent(_build_turn_table(figures.turn_lengths)))
     console.print(
-        Text(f"{_INDENT}token mean: every token has the same weight; turn mean: every turn")
+        Text(f"{INDENT}token mean: every token has the same weight; turn mean: every turn")
     )
     if figures.tally is not None:
-        _print_heading("The run that packed these shards", console)
-        console.print(_indent(_build_tally_table(figures, figures.tally)))
-        _print_heading("What to know about the turns", console)
-        console.print(_indent(build_notices_table(turn_summary(figures.tally))))
+        print_heading("The run that packed these shards", console)
+        console.print(indent(_build_tally_table(figures, figures.tally)))
+        print_heading("What to know about the turns", console)
+        console.print(indent(build_notices_table(turn_summary(figures.tally))))
 
 
 def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
     """Print one sequence with its loss tokens in brackets; as ids if there is no decoder."""
     loss_tokens = sum(turn.loss_token_num for turn in view.turns)
     counts = (
-        _format_count(len(view.documents), "document"),
-        _format_count(len(view.turns), "turn"),
-        _format_count(loss_tokens, "loss token"),
+        format_count(len(view.documents), "document"),
+        format_count(len(view.turns), "turn"),
+        format_count(loss_tokens, "loss token"),
     )
     title = f"Sequence {view.number:,} (of {view.rows:,}, counted from 0): {', '.join(counts)}"
     console.print(Text(title, style="bold"))
-    legend = f"{_OPEN}…{_CLOSE} is trained, {_LINE_BREAK} is a trained line break, "
+    legend = f"{OPEN}…{CLOSE} is trained, {LINE_BREAK} is a trained line break, "
     console.print(Text(f"{legend}× 1/n is the weight of each token"))
     token_turns = view.token_turns
     turns_in = Counter(turn.document for turn in view.turns)
     for number, document in enumerate(view.documents):
         heading = (
             f"document {number + 1:,} of {len(view.documents):,}: dialogue {document.dialogue:,}, "
-            f"{_format_count(document.length, 'token')}, {_format_count(turns_in[number], 'turn')}"
+            f"{format_count(document.length, 'token')}, {format_count(turns_in[number], 'turn')}"
         )
         console.print()
         console.print(Text(heading, style="bold underline"))
@@ -83,32 +92,6 @@ def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
     if view.padding:
         console.print()
         console.print(_format_padding(view))
-
-
-def escape(text: str) -> str:
-    r"""Escape the characters that control a terminal, and those that this view uses as symbols.
-
-    >>> print(escape("a\x1b[2Jb"))
-    a\x1b[2Jb
-    """
-    return "".join(map(_escape_character, text))
-
-
-def _escape_character(character: str) -> str:
-    if character in "\n\t" or character in _JOINERS:
-        return character
-    if character in (_OPEN, _CLOSE, _LINE_BREAK, _TAB, _SPACE):
-        return _escape_code(character)
-    if not character.isprintable() and unicodedata.category(character) in _CONTROL_CATEGORIES:
-        return _escape_code(character)
-    return character
-
-
-def _escape_code(character: str) -> str:
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _render_document(
@@ -136,28 +119,23 @@ def _render_document(
 
 def _render_trained(text: str, number: int, turn: TurnView, stop: int) -> Iterator[Text]:
     """Yield a part of a turn's trained text and, after the last part, the weight of the turn."""
-    visible = text.replace("\n", f"{_LINE_BREAK}\n").replace("\t", f"{_TAB}\t")
+    visible = text.replace("\n", f"{LINE_BREAK}\n").replace("\t", f"{TAB}\t")
     if not text.strip(" "):
-        visible = _SPACE * len(text)
+        visible = SPACE * len(text)
     colour = _TURN_COLOURS[number % len(_TURN_COLOURS)]
-    yield Text(f"{_OPEN}{visible}{_CLOSE}", style=colour)
+    yield Text(f"{OPEN}{visible}{CLOSE}", style=colour)
     if turn.positions[-1] == stop - 1:
-        size = _format_count(turn.loss_token_num, "token")
+        size = format_count(turn.loss_token_num, "token")
         note = f"[message {turn.message}: {size} × 1/{turn.loss_token_num:,}]"
         yield Text(f" {note}", style="dim")
 
 
 def _format_padding(view: RowView) -> Text:
     inside = sum(document.padded_length - document.length for document in view.documents)
-    line = f"padding: {_format_count(view.padding, 'position')}"
+    line = f"padding: {format_count(view.padding, 'position')}"
     if inside:
         line += f", {inside:,} of them after documents to round up their lengths"
     return Text(line)
-
-
-def _print_heading(heading: str, console: Console) -> None:
-    console.print()
-    console.print(Text(heading, style="bold"))
 
 
 def _build_contents_table(figures: Figures) -> Table:
@@ -165,9 +143,9 @@ def _build_contents_table(figures: Figures) -> Table:
     pairs = (
         ("sequences", f"{figures.rows:,}", "tokens", f"{figures.tokens:,}"),
         ("sequence length", f"{figures.seq_len:,}", "padding", f"{figures.padding:,}"),
-        ("shards", f"{figures.shards:,}", "fill", _format_percent(figures.fill)),
+        ("shards", f"{figures.shards:,}", "fill", format_percent(figures.fill)),
         ("documents", f"{figures.documents:,}", "loss tokens", f"{figures.loss_tokens:,}"),
-        ("dialogues", f"{figures.dialogues:,}", "loss share", _format_percent(figures.loss_share)),
+        ("dialogues", f"{figures.dialogues:,}", "loss share", format_percent(figures.loss_share)),
         ("turns", f"{figures.turns:,}", "label alignment", figures.label_alignment),
         (
             "documents per sequence",
@@ -177,22 +155,22 @@ def _build_contents_table(figures: Figures) -> Table:
         ),
         ("turns per document", f"{figures.turns_per_document:,.1f}", "", ""),
     )
-    table = _make_table("left", "right", "left", "right")
+    table = make_table("left", "right", "left", "right")
     for pair in pairs:
         table.add_row(*map(Text, pair))
     return table
 
 
 def _build_document_table(lengths: Histogram) -> Table:
-    table = _make_table("right", "right", "right", "left")
-    table.add_row(*_make_heads("tokens", "documents", "share", ""))
+    table = make_table("right", "right", "right", "left")
+    table.add_row(*make_heads("tokens", "documents", "share", ""))
     most = max(bucket.count_share for bucket in lengths.buckets)
     for bucket in lengths.buckets:
         bar = _draw_bar(bucket.count_share, most, _DOCUMENT_BAR)
         table.add_row(
             _format_lengths(bucket),
             Text(f"{bucket.count:,}"),
-            Text(_format_percent(bucket.count_share)),
+            Text(format_percent(bucket.count_share)),
             Text(bar),
         )
     return table
@@ -200,13 +178,13 @@ def _build_document_table(lengths: Histogram) -> Table:
 
 def _build_turn_table(lengths: Histogram) -> Table:
     """Build the table of turn lengths, with their share of the loss under two means."""
-    table = _make_table("right", "right", "right", "left", "right", "left")
-    table.add_row(*_make_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
+    table = make_table("right", "right", "right", "left", "right", "left")
+    table.add_row(*make_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
     most = max(max(bucket.count_share, bucket.token_share) for bucket in lengths.buckets)
     for bucket in lengths.buckets:
         cells = [_format_lengths(bucket), Text(f"{bucket.count:,}")]
         for share in (bucket.token_share, bucket.count_share):
-            cells += [Text(_format_percent(share)), Text(_draw_bar(share, most, _LOSS_BAR))]
+            cells += [Text(format_percent(share)), Text(_draw_bar(share, most, _LOSS_BAR))]
         table.add_row(*cells)
     return table
 
@@ -219,18 +197,9 @@ def _build_tally_table(figures: Figures, tally: Tally) -> Table:
         ("turns dropped", sum(tally.turns_dropped.values()), _format_reasons(tally.turns_dropped)),
         ("sequences, lower bound", tally.sequences_lower_bound, f"packed: {figures.rows:,}"),
     )
-    table = _make_table("left", "right", "left")
+    table = make_table("left", "right", "left")
     for name, count, remark in lines:
         table.add_row(Text(name), Text(f"{count:,}"), Text(remark if count else ""))
-    return table
-
-
-def build_notices_table(notices: list[Notice]) -> Table:
-    """Build the table of notices: name, count and explanation."""
-    table = _make_table("left", "right", "left")
-    for notice in notices:
-        cells = (notice.name, f"{notice.count:,}", escape(notice.text))
-        table.add_row(*map(Text, cells))
     return table
 
 
@@ -241,20 +210,9 @@ def _format_reasons(counts: dict[str, int]) -> str:
 def _format_spread(lengths: Histogram) -> Text:
     median = f"{lengths.median:,.1f}".removesuffix(".0")
     return Text(
-        f"{_INDENT}min {lengths.min:,}, median {median}, "
+        f"{INDENT}min {lengths.min:,}, median {median}, "
         f"mean {lengths.mean:,.1f}, max {lengths.max:,}"
     )
-
-
-def _make_table(*alignments: Literal["left", "right"]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for alignment in alignments:
-        table.add_column(justify=alignment)
-    return table
-
-
-def _make_heads(*heads: str) -> list[Text]:
-    return [Text(head, style="dim") for head in heads]
 
 
 def _format_lengths(bucket: Bucket) -> Text:
@@ -268,15 +226,3 @@ def _draw_bar(share: float, most: float, width: int) -> str:
     if share and not eighths:
         eighths = 1
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
-
-
-def _format_count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def _format_percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _indent(table: Table) -> Padding:
-    return Padding(table, (0, 0, 0, len(_INDENT)), expand=False)

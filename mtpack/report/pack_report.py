@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mtpack.report.notices import turn_summary
+from mtpack.report.terminal import build_notices_table, make_table, print_heading
 from mtpack.shards.manifest import PackReport
 
 
 def show_report(report: PackReport, console: Console) -> None:
     """Print what was packed, what was left out, and the notices about the turns."""
     tally, about = report.tally, report.about
-    table = _make_table()
+    table = make_table("left", "right", "left")
     left_out = {**tally.rows_rejected, **tally.rows_dropped}
     lines = [
         ("rows", tally.rows_read, _format_left_out(tally.rows_packed, left_out)),
@@ -38,12 +37,8 @@ def show_report(report: PackReport, console: Console) -> None:
         if number or name != "replayed":
             table.add_row(name, f"{number:,}", remark)
     console.print(table)
-    console.print()
-    console.print(Text("What to know about the turns", style="bold"))
-    turns = _make_table()
-    for notice in turn_summary(tally):
-        turns.add_row(Text(notice.name), Text(f"{notice.count:,}"), Text(notice.text))
-    console.print(turns)
+    print_heading("What to know about the turns", console)
+    console.print(build_notices_table(turn_summary(tally)))
     console.print()
     num_bytes = sum(shard.bytes for shard in report.shards)
     shards = "1 shard" if len(report.shards) == 1 else f"{len(report.shards):,} shards"
@@ -58,14 +53,6 @@ def show_report(report: PackReport, console: Console) -> None:
             f"{about.reused:,} dialogues of this run were taken from it",
             soft_wrap=True,
         )
-
-
-def _make_table() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    return table
 
 
 def _format_left_out(packed: int, reasons: dict[str, int]) -> str:

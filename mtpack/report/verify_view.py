@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.report.inspect_view import build_notices_table, escape
 from mtpack.report.notices import notices_of
+from mtpack.report.terminal import (
+    INDENT,
+    build_notices_table,
+    escape,
+    format_count,
+    format_percent,
+    indent,
+    make_table,
+    print_heading,
+)
 from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check
 from mtpack.verify.structure import Violation
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
     from mtpack.verify.computing import NumericReport
     from mtpack.verify.speed import SpeedReport
 
-_INDENT = "  "
 # What each check and part compares: at most 32 characters, to fit into 80 columns.
 _CHECKED = {
     "structure": "every law, in every sequence",
@@ -51,37 +58,37 @@ def show(report: VerifyReport, console: Console) -> None:
     numeric = report.numeric
     how = f", in {numeric.dtype}" if numeric else ""
     console.print(Text(f"Checks, on {report.device}{how}", style="bold"))
-    console.print(_indent(_build_check_table(report.checks)))
+    console.print(indent(_build_check_table(report.checks)))
     if report.violation is not None:
         _print_violation(report.violation, console)
     if numeric is not None:
         _print_leak(numeric, console)
-        _print_heading("The loss of the sample, under three means", console)
-        console.print(_indent(_build_loss_table(asdict(numeric.losses))))
+        print_heading("The loss of the sample, under three means", console)
+        console.print(indent(_build_loss_table(asdict(numeric.losses))))
     if report.weights:
-        _print_heading("Share of the loss, by the length of turns", console)
-        console.print(_indent(_build_weight_table(report.weights)))
+        print_heading("Share of the loss, by the length of turns", console)
+        console.print(indent(_build_weight_table(report.weights)))
         note = "token : turn is the weight under the token mean / under the turn mean"
-        console.print(_indent(Text(note, style="dim")))
+        console.print(indent(Text(note, style="dim")))
     if report.speed is not None:
-        _print_heading("Speed of the loss on this device (information, not a check)", console)
+        print_heading("Speed of the loss on this device (information, not a check)", console)
         _print_speed(report.speed, console)
-    _print_heading("What the checks covered", console)
-    table = _make_table("left", "left")
+    print_heading("What the checks covered", console)
+    table = make_table("left", "left")
     for name, covered in _describe_coverage(report):
         table.add_row(Text(name), Text(covered))
-    console.print(_indent(table))
+    console.print(indent(table))
     if report.tally is not None:
         _print_template(report.tally, console)
 
 
 def _build_check_table(checks: dict[str, Check]) -> Table:
-    table = _make_table("left", "left", "right", "right", "left")
+    table = make_table("left", "left", "right", "right", "left")
     table.add_row(*(Text(head, style="dim") for head in ("", "", "found", "allowed", "")))
     for name, check in checks.items():
         table.add_row(*_make_check_cells(name, check, ""))
         for part_name, part in check.parts.items():
-            table.add_row(*_make_check_cells(part_name, part, _INDENT))
+            table.add_row(*_make_check_cells(part_name, part, INDENT))
     return table
 
 
@@ -103,11 +110,11 @@ def _print_leak(numeric: NumericReport, console: Console) -> None:
         f"{numeric.separates_documents_by} should separate them. Do not train this model on packed "
         "sequences in this way: try another attention implementation, or pack with --packing none."
     )
-    console.print(_indent(Text(escape(warning), style="red")))
+    console.print(indent(Text(escape(warning), style="red")))
 
 
 def _build_loss_table(losses: dict[str, float]) -> Table:
-    table = _make_table("left", "right", "left")
+    table = make_table("left", "right", "left")
     for name, loss in losses.items():
         table.add_row(
             Text(name.replace("_", " ")), Text(f"{loss:.6f}"), Text(_MEAN_TEXTS[name], style="dim")
@@ -116,7 +123,7 @@ def _build_loss_table(losses: dict[str, float]) -> Table:
 
 
 def _build_weight_table(buckets: list[WeightBucket]) -> Table:
-    table = _make_table("right", "right", "right", "right", "right", "right", "right")
+    table = make_table("right", "right", "right", "right", "right", "right", "right")
     heads = (
         "loss tokens",
         "turns",
@@ -133,10 +140,10 @@ def _build_weight_table(buckets: list[WeightBucket]) -> Table:
         table.add_row(
             Text(bucket.label),
             Text(f"{bucket.turns:,}"),
-            Text(_format_percent(weights["turn_mean"])),
-            Text(_format_percent(weights["token_mean"])),
-            Text(_format_percent(weights["dialogue_mean"])),
-            Text(_format_percent(weights["square_root"])),
+            Text(format_percent(weights["turn_mean"])),
+            Text(format_percent(weights["token_mean"])),
+            Text(format_percent(weights["dialogue_mean"])),
+            Text(format_percent(weights["square_root"])),
             Text("" if ratio is None else f"{ratio:.2f}"),
         )
     return table
@@ -145,11 +152,11 @@ def _build_weight_table(buckets: list[WeightBucket]) -> Table:
 def _print_speed(speed: SpeedReport, console: Console) -> None:
     sizes = speed.sizes
     line = (
-        f"{sizes.tokens:,} tokens, {_format_percent(speed.loss_share)} loss tokens; hidden "
+        f"{sizes.tokens:,} tokens, {format_percent(speed.loss_share)} loss tokens; hidden "
         f"{sizes.hidden:,}, vocabulary {sizes.vocabulary:,}, {sizes.dtype}"
     )
-    console.print(_indent(Text(line)))
-    table = _make_table("left", "right", "right", "right", "right")
+    console.print(indent(Text(line)))
+    table = make_table("left", "right", "right", "right", "right")
     table.add_row(
         *(Text(head, style="dim") for head in ("", "forward and backward", "", "peak memory", ""))
     )
@@ -162,7 +169,7 @@ def _print_speed(speed: SpeedReport, console: Console) -> None:
             Text("" if way.peak_bytes is None else f"{way.peak_bytes / 2**20:,.0f} MiB"),
             Text(_format_ratio(way.peak_bytes, first.peak_bytes), style="dim"),
         )
-    console.print(_indent(table))
+    console.print(indent(table))
 
 
 def _format_ratio(value: float | None, first: float | None) -> str:
@@ -175,23 +182,18 @@ def _print_violation(violation: Violation, console: Console) -> None:
         where += f", sequence {violation.row:,}"
     if violation.position is not None:
         where += f", position {violation.position:,}"
-    console.print(Text(f"{_INDENT}{where}:", style="red"), soft_wrap=True)
-    console.print(Text(f"{_INDENT}{violation.law}: {violation.detail}"), soft_wrap=True)
-
-
-def _print_heading(heading: str, console: Console) -> None:
-    console.print()
-    console.print(Text(heading, style="bold"))
+    console.print(Text(f"{INDENT}{where}:", style="red"), soft_wrap=True)
+    console.print(Text(f"{INDENT}{violation.law}: {violation.detail}"), soft_wrap=True)
 
 
 def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
     """Yield what was checked, and how much of it."""
-    yield "structure", f"{report.rows:,} of {_format_count(report.rows_of, 'sequence')}"
+    yield "structure", f"{report.rows:,} of {format_count(report.rows_of, 'sequence')}"
     if report.tally is None:
         yield "", "hashes were not checked: name the folder of the shards, which has a manifest"
     if report.weights:
         turns = sum(one.turns for one in report.weights)
-        yield "share of the loss", f"all {_format_count(turns, 'turn')}"
+        yield "share of the loss", f"all {format_count(turns, 'turn')}"
     if numeric := report.numeric:
         separated = f"documents separated by {numeric.separates_documents_by}"
         yield "model", f"{escape(numeric.model)}; {separated}"
@@ -209,9 +211,9 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
         isolated = numeric.covered["isolation"]
         yield (
             "isolation",
-            f"{_format_count(isolated['documents'], 'document')} changed in "
-            f"{_format_count(isolated['sequences'], 'sequence')}, and their padding; "
-            f"{_format_count(isolated['losses'], 'loss', 'losses')} compared (0: equal bit by bit)",
+            f"{format_count(isolated['documents'], 'document')} changed in "
+            f"{format_count(isolated['sequences'], 'sequence')}, and their padding; "
+            f"{format_count(isolated['losses'], 'loss', 'losses')} compared (0: equal bit by bit)",
         )
         for remark in numeric.remarks:
             yield "not checked", remark
@@ -234,28 +236,9 @@ def _print_template(tally: Tally, console: Console) -> None:
     notices = notices_of(tally)
     if not notices:
         return
-    _print_heading("Reported by the run that packed these shards, not proven here", console)
-    console.print(_indent(build_notices_table(notices)))
+    print_heading("Reported by the run that packed these shards, not proven here", console)
+    console.print(indent(build_notices_table(notices)))
 
 
 def _format_check_value(value: float) -> str:
     return str(int(value)) if value in (0, 1) else f"{value:.1e}"
-
-
-def _format_percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _format_count(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
-def _make_table(*alignments: Literal["left", "right"]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for alignment in alignments:
-        table.add_column(justify=alignment)
-    return table
-
-
-def _indent(shown: Table | Text) -> Padding:
-    return Padding(shown, (0, 0, 0, len(_INDENT)), expand=False)

@@ -1,0 +1,100 @@
+"""Text and tables in a terminal: readable without colour, in 80 columns.
+
+Text from shards and files is untrusted. It is shown as `rich.text.Text`, which ignores markup, and
+characters that control a terminal are shown as escapes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Literal
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mtpack.report.notices import Notice
+
+INDENT = "  "
+OPEN, CLOSE, LINE_BREAK, TAB, SPACE = "⟦⟧⏎⇥␣"
+"""Symbols around and inside text that is trained."""
+_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them as they are
+_CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates, separators
+
+
+def escape(text: str) -> str:
+    r"""Escape the characters that control a terminal, and the symbols above.
+
+    >>> print(escape("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(map(_escape_character, text))
+
+
+def _escape_character(character: str) -> str:
+    if character in "\n\t" or character in _JOINERS:
+        return character
+    if character in (OPEN, CLOSE, LINE_BREAK, TAB, SPACE):
+        return _escape_code(character)
+    if not character.isprintable() and unicodedata.category(character) in _CONTROL_CATEGORIES:
+        return _escape_code(character)
+    return character
+
+
+def _escape_code(character: str) -> str:
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def print_heading(heading: str, console: Console) -> None:
+    """Print an empty line and a heading."""
+    console.print()
+    console.print(Text(heading, style="bold"))
+
+
+def make_table(*alignments: Literal["left", "right"]) -> Table:
+    """Return an empty table without lines, with these columns."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for alignment in alignments:
+        table.add_column(justify=alignment)
+    return table
+
+
+def make_heads(*heads: str) -> list[Text]:
+    """Return the cells of a header row."""
+    return [Text(head, style="dim") for head in heads]
+
+
+def build_notices_table(notices: list[Notice]) -> Table:
+    """Build the table of notices: name, count and explanation."""
+    table = make_table("left", "right", "left")
+    for notice in notices:
+        cells = (notice.name, f"{notice.count:,}", escape(notice.text))
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun.
+
+    >>> format_count(1, "loss", "losses"), format_count(1000, "turn")
+    ('1 loss', '1,000 turns')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def format_percent(share: float) -> str:
+    """Return a share as a percentage.
+
+    >>> format_percent(0.615)
+    '61.5%'
+    """
+    return f"{share:.1%}"
+
+
+def indent(shown: Table | Text) -> Padding:
+    """Return a table or a text with two spaces before each line."""
+    return Padding(shown, (0, 0, 0, len(INDENT)), expand=False)
