@@ -5,6 +5,8 @@ fields of `PackOptions`. The metadata of a field:
 
     help            the help text
     changes_output  whether the option decides what the shards hold (it is then in the manifest)
+    changes_splits  whether it decides what a tokenized split holds, so that `--token-store` can't
+                    reuse splits of another value; by default as `changes_output`
     aliases         other spellings of a value: {spelling: value}
     minimum, maximum, size, short, metavar, show_default
 """
@@ -27,17 +29,29 @@ DEFAULT_DATE = "2026-01-01"
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-def _option(default: Any, help_text: str, *, changes_output: bool = True, **more: Any) -> Any:
-    return field(
-        default=default, metadata={"help": help_text, "changes_output": changes_output, **more}
-    )
+def _option(
+    default: Any,
+    help_text: str,
+    *,
+    changes_output: bool = True,
+    changes_splits: bool | None = None,
+    **more: Any,
+) -> Any:
+    metadata = {
+        "help": help_text,
+        "changes_output": changes_output,
+        "changes_splits": changes_output if changes_splits is None else changes_splits,
+    }
+    return field(default=default, metadata=metadata | more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackOptions:
     """The options of `mtpack pack`."""
 
-    seq_len: int = _option(4096, "Number of tokens in every sequence.", minimum=2, maximum=2**24)
+    seq_len: int = _option(
+        4096, "Number of tokens in every sequence.", minimum=2, maximum=2**24, changes_splits=False
+    )
     output: str = _option(
         "packed", "Folder for the shards.", changes_output=False, short="-o", metavar="DIR"
     )
@@ -62,6 +76,7 @@ class PackOptions:
     format: Literal["auto", "messages", "sharegpt", "alpaca"] = _option(
         "auto",
         "Row format. auto: detect it per file, from its first row that fits a format.",
+        changes_splits=False,  # the hash of the rows has it
     )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
@@ -73,6 +88,7 @@ class PackOptions:
         "What to do with a document longer than a sequence. turns: keep the leading turns that "
         "fit whole. split: also give each other turn its own document with the messages that fit "
         "before it. truncate: cut the document. drop: leave it out. error: treat the row as bad.",
+        changes_splits=False,
     )
     control_tokens: Literal["keep", "literal", "error"] = _option(
         "keep",
@@ -84,16 +100,19 @@ class PackOptions:
         "dense",
         "dense: fill each sequence with several documents. none: put one document into each.",
         aliases={"optimal": "dense"},
+        changes_splits=False,
     )
     label_alignment: Literal["aligned", "shifted"] = _option(
         "aligned",
         "aligned: labels[i] is input_ids[i], as Transformers expects. shifted: labels[i] is "
         "input_ids[i+1], as Megatron-LM expects.",
+        changes_splits=False,
     )
     pad_documents_to: int = _option(
         1,
         "Pad every document to a multiple of this number. Context parallelism needs 2*cp.",
         minimum=1,
+        changes_splits=False,
     )
     on_error: Literal["fail", "skip"] = _option(
         "fail",
@@ -101,7 +120,7 @@ class PackOptions:
         "continue.",
         changes_output=False,
     )
-    seed: int = _option(0, "Seed for shuffling.", minimum=0)
+    seed: int = _option(0, "Seed for shuffling.", minimum=0, changes_splits=False)
     workers: int = _option(
         0,
         "Number of worker processes. Default: the number of CPU cores.",
@@ -116,18 +135,27 @@ class PackOptions:
         changes_output=False,
     )
     shard_size: str = _option(
-        "256MiB", "Maximum size of a shard. Small outputs get smaller shards.", size="B"
+        "256MiB",
+        "Maximum size of a shard. Small outputs get smaller shards.",
+        size="B",
+        changes_splits=False,
     )
     compression: Literal["none", "lz4", "zstd"] = _option(
-        "none", "Compression of the shards. Only uncompressed shards can be memory-mapped."
+        "none",
+        "Compression of the shards. Only uncompressed shards can be memory-mapped.",
+        changes_splits=False,
     )
     ipc_format: Literal["stream", "file"] = _option(
         "stream",
         "Arrow IPC format. stream: the streaming format, which datasets reads. file: the "
         "random-access file format, which polars, duckdb and pyarrow.dataset read.",
+        changes_splits=False,
     )
     window: str = _option(
-        "256Mi", "Number of tokens that are planned and shuffled together.", size=""
+        "256Mi",
+        "Number of tokens that are planned and shuffled together.",
+        size="",
+        changes_splits=False,
     )
     date: str = _option(
         DEFAULT_DATE,
@@ -175,6 +203,15 @@ class PackOptions:
         if hasattr(os, "sched_getaffinity"):  # not on macOS; respects the limits of a container
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
+
+    def split_options(self) -> dict[str, Any]:
+        """Return the options that decide what a tokenized split holds, as plain JSON values."""
+        chosen = self.output_options()
+        return {
+            option.name: chosen[option.name]
+            for option in fields(self)
+            if option.metadata["changes_splits"]
+        }
 
     def output_options(self) -> dict[str, Any]:
         """Return the options that decide what the shards hold, as JSON values."""

@@ -1,4 +1,4 @@
-"""Aliases of option values: accepted wherever a value is, shown and stored nowhere."""
+"""Options: aliases are accepted wherever a value is, and what an option decides follows from it."""
 
 from dataclasses import fields, replace
 
@@ -83,3 +83,9 @@ def test_a_run_takes_the_complete_output_that_an_old_mtpack_wrote(tmp_path):
     Manifest(old, manifest.report).write(folder / MANIFEST)
     assert mtpack.pack(SOURCE, output=str(folder), workers=1) == read_manifest(folder).report
     assert stored_packing(folder) == "optimal"  # nothing was written again
+
+
+def test_stored_splits_depend_on_the_options_that_change_tokens():
+    names = {"template_arg", "merge", "control_tokens", "date"}
+    assert PackOptions().split_options().keys() == names
+    assert PackOptions().output_options().keys() > names

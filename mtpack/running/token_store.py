@@ -27,10 +27,6 @@ from mtpack.shards.atomic_file import atomic_file
 from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
 
-# Options, in addition to tokenizer and template, that a split depends on before the overlong
-# policy. The row format is part of the hash of the rows.
-_OPTIONS_THAT_MATTER = ("template_arg", "merge", "control_tokens", "date")
-
 # Counts that belong to a run, not to a split.
 _COUNTS_OF_A_RUN = ("rendered", "replayed", "audited", "audit_mismatches")
 
@@ -44,8 +40,7 @@ class StoredSplit(NamedTuple):
 
 def find_run_folder(store: Path, pipeline: Pipeline) -> Path:
     """Return the folder of the token store for splits that are tokenized as in this run."""
-    options = pipeline.options.output_options()
-    described = {name: options[name] for name in _OPTIONS_THAT_MATTER}
+    described = pipeline.options.split_options()
     described["mtpack"] = __version__
     described["tokenizer"] = pipeline.tokenizer.sha256
     described["template"] = pipeline.template.sha256
