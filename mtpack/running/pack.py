@@ -43,6 +43,7 @@ from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, S
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete_output,
+    make_bad_row_error,
     publish,
     refuse_foreign_files,
     was_interrupted,
@@ -294,10 +295,7 @@ class _PackRun:
         if isinstance(result, FastPathMismatch):
             raise _FastPathMismatchError(result, state.progress)
         if result.rejects and self.options.on_error == "fail":
-            raise InputError(
-                f"{result.rejects[0]}\n"
-                "repair or remove the row, or skip such rows with --on-error skip"
-            )
+            raise make_bad_row_error(str(result.rejects[0]))
         state.counts.update(result.counts)
         state.warnings |= result.warnings
         state.first_reject = state.first_reject or next(iter(result.rejects), None)

@@ -74,10 +74,7 @@ def find_complete_output(
     else:
         if difference is None and on_error == "fail" and found.report.tally.rows_rejected:
             reject = json.loads((folder / REJECTS).read_text(encoding="utf-8").split("\n")[0])
-            raise InputError(
-                "{file} line {line}: {reason}: {detail}\n".format(**reject)
-                + "repair or remove the row, or skip such rows with --on-error skip"
-            )
+            raise make_bad_row_error("{file} line {line}: {reason}: {detail}".format(**reject))
         if difference is None:
             return found.report
     if overwrite:
@@ -137,6 +134,12 @@ def _open_locked(path: Path) -> IO[bytes]:
         except FileNotFoundError:  # another run has just removed its work area
             path.parent.mkdir(exist_ok=True)
         file.close()
+
+
+def make_bad_row_error(reject: str) -> InputError:
+    """Return the error that stops a run at a bad row; reject: `str` of the `Reject`."""
+    remedy = "repair or remove the row, or skip such rows with --on-error skip"
+    return InputError(f"{reject}\n{remedy}")
 
 
 def write_rejects(file: TextIO, rejects: Iterable[Reject]) -> None:
