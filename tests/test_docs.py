@@ -68,7 +68,7 @@ def test_the_trainer_logs_the_mean_over_the_turns_of_a_step(tmp_path, monkeypatc
 
     rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(rows[:8]))
-    mtpack.pack(tmp_path / "rows.jsonl", output=str(tmp_path / "packed"), seq_len=1024, workers=1)
+    mtpack.pack(tmp_path / "rows.jsonl", output=str(tmp_path / "my_packed"), seq_len=1024, workers=1)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -80,7 +80,7 @@ def test_the_trainer_logs_the_mean_over_the_turns_of_a_step(tmp_path, monkeypatc
         initializer_range=0.3,  # so that turns differ in their loss
     )
     model = transformers.LlamaForCausalLM(config)
-    sequences = mtpack.open_shards("packed")
+    sequences = mtpack.open_shards("my_packed")
     assert 2 < len(sequences) <= 8  # several micro-batches, and no more than a step takes
     with torch.no_grad():
         expected = compute_mean_over_turns(model, list(sequences)).item()
