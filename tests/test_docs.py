@@ -68,8 +68,8 @@ def test_the_trainer_logs_the_mean_over_the_turns_of_a_step(tmp_path, monkeypatc
 
     rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(rows[:8]))
-    mtpack.pack(tmp_path / "rows.jsonl", output=str(tmp_path / "my_packed"), seq_len=1024, workers=1)
     monkeypatch.chdir(tmp_path)
+    mtpack.pack("rows.jsonl", output="my_packed", seq_len=1024, workers=1)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=8192,
