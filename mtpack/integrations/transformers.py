@@ -184,9 +184,8 @@ class TurnMeanTrainer(Trainer):
         return {name: batch[name] for name in self._input_names} | {"use_cache": False}
 
     def _require_separate_documents(self, model: torch.nn.Module) -> None:
-        model = getattr(
-            model, "_orig_mod", model
-        )  # do not compile it for the lengths of this check
+        # The model without torch.compile, which would compile it for the lengths of this check.
+        model = getattr(model, "_orig_mod", model)
 
         def logits_of(batch: dict[str, Any]) -> Tensor:
             logits: Tensor = model(**self._select_model_inputs(self._prepare_inputs(batch))).logits

@@ -30,6 +30,7 @@ from mtpack.report.terminal import (
     escape,
     format_count,
     format_percent,
+    format_reasons,
     indent,
     make_heads,
     make_table,
@@ -192,19 +193,15 @@ def _build_turn_table(lengths: Histogram) -> Table:
 def _build_tally_table(figures: Figures, tally: Tally) -> Table:
     lines: tuple[tuple[str, int, str], ...] = (
         ("rows read", tally.rows_read, ""),
-        ("rows dropped", sum(tally.rows_dropped.values()), _format_reasons(tally.rows_dropped)),
-        ("rows rejected", sum(tally.rows_rejected.values()), _format_reasons(tally.rows_rejected)),
-        ("turns dropped", sum(tally.turns_dropped.values()), _format_reasons(tally.turns_dropped)),
+        ("rows dropped", sum(tally.rows_dropped.values()), format_reasons(tally.rows_dropped)),
+        ("rows rejected", sum(tally.rows_rejected.values()), format_reasons(tally.rows_rejected)),
+        ("turns dropped", sum(tally.turns_dropped.values()), format_reasons(tally.turns_dropped)),
         ("sequences, lower bound", tally.sequences_lower_bound, f"packed: {figures.rows:,}"),
     )
     table = make_table("left", "right", "left")
     for name, count, remark in lines:
         table.add_row(Text(name), Text(f"{count:,}"), Text(remark if count else ""))
     return table
-
-
-def _format_reasons(counts: dict[str, int]) -> str:
-    return ", ".join(f"{escape(reason)} {count:,}" for reason, count in counts.items())
 
 
 def _format_spread(lengths: Histogram) -> Text:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 from mtpack.report.notices import turn_summary
-from mtpack.report.terminal import build_notices_table, make_table, print_heading
+from mtpack.report.terminal import (
+    build_notices_table,
+    format_count,
+    format_percent,
+    format_reasons,
+    make_table,
+    print_heading,
+)
 from mtpack.shards.manifest import PackReport
 
 
@@ -25,7 +32,7 @@ def show_report(report: PackReport, console: Console) -> None:
             "and audited on a sample",
         ),
         ("documents", tally.documents, "in sequences, each a dialogue or a piece of one"),
-        ("tokens", tally.tokens, f"{_format_share(tally.loss_tokens, tally.tokens)} carry loss"),
+        ("tokens", tally.tokens, f"{format_percent(tally.loss_tokens / tally.tokens)} carry loss"),
         (
             "sequences",
             tally.sequences,
@@ -41,7 +48,7 @@ def show_report(report: PackReport, console: Console) -> None:
     console.print(build_notices_table(turn_summary(tally)))
     console.print()
     num_bytes = sum(shard.bytes for shard in report.shards)
-    shards = "1 shard" if len(report.shards) == 1 else f"{len(report.shards):,} shards"
+    shards = format_count(len(report.shards), "shard")
     console.print(
         f"{report.output}: {shards}, {num_bytes / 2**20:,.1f} MiB; packed in "
         f"{about.seconds['total']:.1f} s, after {about.seconds['start']:.1f} s of loading",
@@ -58,9 +65,4 @@ def show_report(report: PackReport, console: Console) -> None:
 def _format_left_out(packed: int, reasons: dict[str, int]) -> str:
     if not reasons:
         return "all packed"
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    return f"{packed:,} packed; left out: {counts}"
-
-
-def _format_share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "0%"
+    return f"{packed:,} packed; left out: {format_reasons(reasons)}"

@@ -95,6 +95,15 @@ def format_percent(share: float) -> str:
     return f"{share:.1%}"
 
 
+def format_reasons(counts: dict[str, int]) -> str:
+    """Return reasons with their counts, in one line.
+
+    >>> format_reasons({"no_turn": 2, "overlong": 1000})
+    'no_turn 2, overlong 1,000'
+    """
+    return ", ".join(f"{escape(reason)} {count:,}" for reason, count in counts.items())
+
+
 def indent(shown: Table | Text) -> Padding:
     """Return a table or a text with two spaces before each line."""
     return Padding(shown, (0, 0, 0, len(INDENT)), expand=False)

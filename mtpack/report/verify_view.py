@@ -18,6 +18,7 @@ from mtpack.report.terminal import (
     format_count,
     format_percent,
     indent,
+    make_heads,
     make_table,
     print_heading,
 )
@@ -84,7 +85,7 @@ def show(report: VerifyReport, console: Console) -> None:
 
 def _build_check_table(checks: dict[str, Check]) -> Table:
     table = make_table("left", "left", "right", "right", "left")
-    table.add_row(*(Text(head, style="dim") for head in ("", "", "found", "allowed", "")))
+    table.add_row(*make_heads("", "", "found", "allowed", ""))
     for name, check in checks.items():
         table.add_row(*_make_check_cells(name, check, ""))
         for part_name, part in check.parts.items():
@@ -133,7 +134,7 @@ def _build_weight_table(buckets: list[WeightBucket]) -> Table:
         "square root",
         "token : turn",
     )
-    table.add_row(*(Text(head, style="dim") for head in heads))
+    table.add_row(*make_heads(*heads))
     for bucket in buckets:
         weights = bucket.weights
         ratio = weights["token_mean"] / weights["turn_mean"] if bucket.turns else None
@@ -157,9 +158,7 @@ def _print_speed(speed: SpeedReport, console: Console) -> None:
     )
     console.print(indent(Text(line)))
     table = make_table("left", "right", "right", "right", "right")
-    table.add_row(
-        *(Text(head, style="dim") for head in ("", "forward and backward", "", "peak memory", ""))
-    )
+    table.add_row(*make_heads("", "forward and backward", "", "peak memory", ""))
     first = speed.ways[0]
     for way in speed.ways:
         table.add_row(

@@ -35,9 +35,8 @@ _LIST_TYPES = {
     for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
 }
 _BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
-_BATCH_BYTES = (
-    4 * 2**20
-)  # of a record batch without compression: few batches, each small enough to decode
+# Of a record batch without compression: few batches, each small enough to decode.
+_BATCH_BYTES = 4 * 2**20
 _SMALL_SHARD_BYTES = 8 * 2**20
 _SHARDS_TO_SHARE = 64
 
@@ -194,10 +193,7 @@ def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:
         if not table.schema.equals(expected):
             raise InputError(f"{path}: does not have the columns of an mtpack shard")
         table.validate()
-        for name in (
-            "turn_num",
-            *_LIST_TYPES,
-        ):  # offsets that are out of bounds would crash a reader
+        for name in ("turn_num", *_LIST_TYPES):  # offsets out of bounds would crash a reader
             table.column(name).validate(full=True)
         if any(_num_nulls(chunk) for column in table.columns for chunk in column.chunks):
             raise InputError(f"{path}: damaged: it contains nulls")

@@ -32,9 +32,7 @@ class Transformer(nn.Module):
 
     def __init__(self, vocabulary: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # creating layers draws weights; keep the caller's state
+        with torch.random.fork_rng(devices=[]):  # layers draw weights; keep the caller's state
             self.embedding = nn.Embedding(vocabulary, WIDTH)
             self.layers = nn.ModuleList(_Layer() for _ in range(LAYERS))
             self.norm = nn.RMSNorm(WIDTH, eps=1e-6)

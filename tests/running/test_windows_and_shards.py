@@ -115,9 +115,8 @@ def test_a_window_is_planned_when_the_next_split_does_not_fit(tmp_path):
 
 
 def test_the_files_of_a_window_are_removed_when_its_last_shard_is_written(tmp_path):
-    windows = windows_of(
-        tmp_path, seq_len=8, window="16", shard_size="104B"
-    )  # one sequence per shard
+    one_sequence = "104B"
+    windows = windows_of(tmp_path, seq_len=8, window="16", shard_size=one_sequence)
     splits = [split_of_lengths(tmp_path / str(number), [8, 8]) for number in range(2)]
     assert [task.number for task in tasks_of(windows, splits)] == [0, 1, 2, 3]
     left = []
