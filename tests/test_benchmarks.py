@@ -199,7 +199,8 @@ def test_memory_is_summed_over_all_processes_of_a_command():
 
 
 def test_a_watched_command_returns_its_output_or_raises():
-    watched = run_watched([sys.executable, "-c", "print('done')"])
+    # It works for a while, so that it has not ended before the first sample on a busy machine.
+    watched = run_watched([sys.executable, "-c", "sum(range(10**7)); print('done')"])
     assert watched.stdout == b"done\n"
     assert watched.peak_bytes > 0
     with pytest.raises(subprocess.CalledProcessError):
