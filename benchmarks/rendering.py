@@ -21,7 +21,7 @@ from statistics import median
 
 import click
 
-from mtpack.input.dialogue import Dialogue, TextMessages
+from mtpack.input.dialogue import Dialogue
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
 from mtpack.options import DEFAULT_DATE
@@ -88,12 +88,8 @@ def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
 def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
     """Write the text of a ChatML template and the spans of turns, for messages of text."""
     parts, spans, position = [], [], 0
-    messages = dialogue.messages
-    if isinstance(messages, TextMessages):
-        pairs = zip(messages.roles, messages.texts, strict=True)
-    else:
-        pairs = ((message.role, message.fields.get("content", "")) for message in messages)
-    for role, content in pairs:
+    texts = dialogue.texts or [message.get("content", "") for message in dialogue.messages]
+    for role, content in zip(dialogue.roles, texts, strict=True):
         header = f"<|im_start|>{role}\n"
         body = f"{content}<|im_end|>"
         parts.append(f"{header}{body}\n")

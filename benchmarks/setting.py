@@ -76,9 +76,9 @@ class Setting:
 def format_json_line(dialogue: Dialogue, suffix: str = "") -> str:
     """Return a dialogue as a row of messages, with a suffix at the end of every text content."""
     messages = [
-        {**message.fields, "content": content + suffix}
-        if isinstance(content := message.fields.get("content"), str)
-        else message.fields
+        {**message, "content": content + suffix}
+        if isinstance(content := message.get("content"), str)
+        else message
         for message in dialogue.messages
     ]
     tools = {} if dialogue.tools is None else {"tools": dialogue.tools}

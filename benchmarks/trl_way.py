@@ -51,7 +51,7 @@ def _write_rows_for_trl(setting: Setting) -> tuple[Path, float]:
         for dialogue, size in zip(
             setting.dialogues[: setting.trl_rows], setting.text_sizes, strict=False
         ):
-            if any(message.role == "assistant" for message in dialogue.messages):
+            if "assistant" in dialogue.roles:
                 file.write(format_json_line(dialogue))
                 num_bytes += size
     return path, num_bytes / 1e6

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from mtpack.input.dialogue import Dialogue, Message
+from mtpack.input.dialogue import Dialogue, Messages
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
 # A Unicode noncharacter, like the marks of template/markers.py, which end at U+FDD4.
@@ -72,16 +72,16 @@ class SpelledTokens:
 
     def find_first(self, dialogue: Dialogue) -> SpelledToken | None:
         """Return the first control token that the input text of a dialogue spells, or None."""
-        messages = dialogue.text_messages
+        texts = dialogue.joined_texts
         # Faster than selecting input text, and nearly always enough.
-        if messages is not None and not self._may_occur_in(messages.joined_texts):
+        if texts is not None and not self._may_occur_in(texts):
             return None
         if not self._search(_list_input_texts(dialogue.messages, dialogue.tools)):
             return None
         for index, message in enumerate(dialogue.messages):
-            if found := self._search(_list_input_texts((message,), None)):
-                return SpelledToken(f"message {index} ({message.role})", found[0])
-        found = self._search(_list_input_texts((), dialogue.tools))
+            if found := self._search(_list_input_texts([message], None)):
+                return SpelledToken(f"message {index} ({message['role']})", found[0])
+        found = self._search(_list_input_texts([], dialogue.tools))
         return SpelledToken("the tools", found[0]) if found else None
 
     def _search(self, texts: list[str]) -> re.Match[str] | None:
@@ -101,15 +101,12 @@ class SpelledTokens:
 
     def mark(self, dialogue: Dialogue) -> Dialogue:
         """Return the dialogue with marks in the control tokens that its input text spells."""
-        return dialogue._replace(
-            messages=tuple(
-                message
-                if message.role == "assistant"
-                else message._replace(fields=self._mark_fields(message.fields))
-                for message in dialogue.messages
-            ),
-            tools=self._mark_value(dialogue.tools),
-        )
+        messages = [
+            message if message["role"] == "assistant" else self._mark_fields(message)
+            for message in dialogue.messages
+        ]
+        tools = self._mark_value(dialogue.tools)
+        return dialogue._replace(messages=messages, tools=tools, texts=None, joined_texts=None)
 
     def _mark_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         marked: dict[str, Any] = self._mark_value(fields)
@@ -139,19 +136,19 @@ class SpelledTokens:
         return value
 
 
-def _list_input_texts(messages: Sequence[Message], tools: list[Any] | None) -> list[str]:
+def _list_input_texts(messages: Messages, tools: list[Any] | None) -> list[str]:
     """Return every string in the tools and in the messages of all roles but the assistant."""
     texts: list[str] = []
     for message in messages:
-        if message.role == "assistant":
+        if message["role"] == "assistant":
             continue
-        content = message.fields.get("content")
-        if isinstance(content, str) and len(message.fields) == 2:  # the other field is the role
+        content = message.get("content")
+        if isinstance(content, str) and len(message) == 2:  # the other field is the role
             texts.append(content)
             continue
         if isinstance(content, list):  # a token may continue from one part into the next
             texts.append("".join(part["text"] for part in content))
-        _collect_strings(message.fields, texts)
+        _collect_strings(message, texts)
     _collect_strings(tools, texts)
     return texts
 

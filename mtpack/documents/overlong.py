@@ -10,7 +10,7 @@ import numpy as np
 
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_document
-from mtpack.input.dialogue import Dialogue, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Reason, Reject, make_dialogue
 from mtpack.token_batch import (
     Bools,
     Int32,
@@ -124,10 +124,8 @@ def suffix_renderer(
 
     def render_suffix(row: int, message: int) -> TokenBatch | None:
         dialogue = dialogue_of(row)
-        first = 1 if dialogue.messages[0].role in ("system", "developer") else 0
-        users = [
-            index for index in range(first, message) if dialogue.messages[index].role == "user"
-        ]
+        first = 1 if dialogue.roles[0] in ("system", "developer") else 0
+        users = [index for index in range(first, message) if dialogue.roles[index] == "user"]
         # A run that starts later is shorter. So search backwards from the latest start, with steps
         # that double until a run is too long, and then halve. This renders no run much longer than
         # a sequence, however long the dialogue is.
@@ -163,12 +161,9 @@ def _render_one_suffix(
     num_system: 1 if the dialogue opens with a system message, else 0. start, message: the first and
     the last message of the run.
     """
-    kept = [*range(num_system), *range(start, message + 1)]
-    suffix = Dialogue(
-        dialogue.row,
-        dialogue.origin,
-        tuple(dialogue.messages[index]._replace(trained=index == message) for index in kept),
-        dialogue.tools,
+    kept = [*dialogue.messages[:num_system], *dialogue.messages[start : message + 1]]
+    suffix = make_dialogue(
+        dialogue.row, dialogue.origin, kept, dialogue.tools, untrained=range(len(kept) - 1)
     )
     rendered = renderer.render(suffix, "never")
     if isinstance(rendered, Reject):

@@ -7,5 +7,5 @@ In: the names of files, folders and patterns. Out: a `Dialogue` or a `Reject` fo
     splits.py       a split: consecutive rows, or their position in a file
     rows.py         reads one row in the format of its file
       row_formats.py, messages.py, sharegpt.py, alpaca.py, message.py, tools.py, row_errors.py
-    dialogue.py     the result: `Dialogue`, `Message`, `Reject`
+    dialogue.py     the result: `Dialogue`, `Reject`
 """

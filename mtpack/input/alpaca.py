@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.message import ParsedRow, read_messages
+from mtpack.input.message import ParsedRow
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.sharegpt import read_system
 from mtpack.input.tools import read_tools
@@ -23,9 +23,7 @@ def parse_alpaca(row: dict[str, Any]) -> ParsedRow:
         _read_text(row, "output"),
     ]
     roles = ("user", "assistant") * (len(contents) // 2)
-    messages = read_messages(
-        {"role": role, "content": text} for role, text in zip(roles, contents, strict=True)
-    )
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
     return ParsedRow([*read_system(row), *messages], read_tools(row.get("tools") or None))
 
 

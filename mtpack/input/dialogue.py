@@ -1,14 +1,21 @@
-"""The data model of the input: messages, dialogues, their origin, and rejected rows."""
+"""The data model of the input: dialogues, their origin, and rejected rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLES = frozenset(ROLES)
+_NONE: frozenset[int] = frozenset()
+
+Messages = list[dict[str, Any]]
+"""What the template sees of each message: `role`, `content`, `tool_calls` and all other keys."""
 
 
-# Types with one instance per message or row are named tuples: creating a frozen data class takes
+# Types with one instance per row are named tuples: creating a frozen data class takes
 # twice as long.
 class Origin(NamedTuple):
     """The position of a row: the file as the user named it, and the line (or row) from 1."""
@@ -20,80 +27,71 @@ class Origin(NamedTuple):
         return f"{self.file} line {self.line}"
 
 
-class Message(NamedTuple):
-    """One message as it is passed to the chat template, and whether its turn carries loss."""
-
-    role: str
-    fields: dict[str, Any]
-    """What the template sees: `role`, `content`, `tool_calls` and all other keys of the row."""
-    trained: bool
-
-
-class TextMessages(Sequence[Message]):
-    """Messages that have a role and a text each, as columns; those of assistants are trained.
-
-    Most dialogues are like this. Creating a `Message` for each would take longer than rendering
-    and encoding them.
-    """
-
-    __slots__ = ("_fields", "joined_texts", "roles", "texts")
-    __hash__ = None  # type: ignore[assignment]  # it equals a tuple but has no such hash
-
-    def __init__(
-        self, roles: tuple[str, ...], texts: tuple[str, ...], fields: Sequence[dict[str, Any]]
-    ) -> None:
-        """Store the columns, one element per message; fields: what the template sees of each.
-
-        Raises TypeError if an element of `texts` is not a string.
-        """
-        self.roles = roles
-        self.texts = texts
-        self.joined_texts = "\0".join(texts)
-        """All texts, separated by NUL: one search covers them all."""
-        self._fields = fields
-
-    @classmethod
-    def of(cls, roles: tuple[str, ...], texts: tuple[str, ...]) -> TextMessages:
-        """Create messages that do not come from a row."""
-        pairs = zip(roles, texts, strict=True)
-        return cls(roles, texts, [{"role": role, "content": text} for role, text in pairs])
-
-    def __len__(self) -> int:
-        return len(self.roles)
-
-    @overload
-    def __getitem__(self, index: int) -> Message: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Message, ...]: ...
-    def __getitem__(self, index: int | slice) -> Message | tuple[Message, ...]:
-        if isinstance(index, slice):
-            return tuple(map(self.__getitem__, range(*index.indices(len(self)))))
-        role = self.roles[index]
-        return Message(role, self._fields[index], trained=role == "assistant")
-
-    def __eq__(self, other: object) -> bool:
-        return tuple(self) == (tuple(other) if isinstance(other, TextMessages) else other)
-
-
 class Dialogue(NamedTuple):
-    """One accepted input row."""
+    """One accepted input row, its messages as columns; `make_dialogue` makes it.
+
+    In the usual case, each message is a role and a text and nothing else, every assistant message
+    carries loss, and there are no tools. Then `texts` and `joined_texts` have the contents.
+    """
 
     row: int
     """The row's index over all inputs, from 0; blank lines are not rows."""
     origin: Origin
-    messages: tuple[Message, ...] | TextMessages
+    roles: tuple[str, ...]
+    messages: Messages
     tools: list[Any] | None
-
-    @property
-    def text_messages(self) -> TextMessages | None:
-        """The messages, if each is a role and a text and there are no tools; else None."""
-        if type(self.messages) is TextMessages and self.tools is None:
-            return self.messages
-        return None
+    untrained: frozenset[int]
+    """Indices of the assistant messages that carry no loss; all others carry loss."""
+    texts: tuple[str, ...] | None
+    """The content of each message in the usual case, else None."""
+    joined_texts: str | None
+    """All of `texts`, separated by NUL: one search covers them all."""
 
     def trained_messages(self) -> list[int]:
-        """Return the indices of the messages that carry loss."""
-        return [index for index, message in enumerate(self.messages) if message.trained]
+        """Return the indices of the messages that carry loss, ascending."""
+        return [
+            index
+            for index, role in enumerate(self.roles)
+            if role == "assistant" and index not in self.untrained
+        ]
+
+
+def make_dialogue(
+    row: int,
+    origin: Origin,
+    messages: Messages,
+    tools: list[Any] | None = None,
+    untrained: Collection[int] = (),
+) -> Dialogue:
+    """Make a dialogue of messages as the template sees them; each has a role.
+
+    untrained: indices of messages without loss; only those of assistants matter.
+    """
+    without_loss = frozenset(
+        [index for index in untrained if messages[index]["role"] == "assistant"]
+    )
+    if tools is None and not without_loss and set(map(len, messages)) == {2}:
+        dialogue = make_text_dialogue(row, origin, messages)
+        if dialogue is not None:
+            return dialogue
+    roles = tuple([message["role"] for message in messages])
+    return Dialogue(row, origin, roles, messages, tools, without_loss, None, None)
+
+
+def make_text_dialogue(row: int, origin: Origin, messages: list[Any]) -> Dialogue | None:
+    """Make a dialogue in the usual case; None if a message lacks a known role or a text.
+
+    The messages have no other key. Checking them all at once takes 0.2 µs per message; reading one
+    by one takes 2.
+    """
+    try:
+        roles = tuple([message["role"] for message in messages])
+        texts = tuple([message["content"] for message in messages])
+        if not _ROLES.issuperset(roles):
+            return None
+        return Dialogue(row, origin, roles, messages, None, _NONE, texts, "\0".join(texts))
+    except (KeyError, TypeError):  # not an object, no role, or no text
+        return None
 
 
 class Reason(StrEnum):

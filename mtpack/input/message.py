@@ -8,15 +8,13 @@ does. The text of a content part is stored under `text`. The loss switches (`tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import Message, Reason, TextMessages
+from mtpack.input.dialogue import ROLES, Reason
 from mtpack.input.row_errors import RowError, describe_type, quote_name
 from mtpack.input.tools import check_tool_calls
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_ROLES = frozenset(ROLES)
 _LOSS_SWITCHES = ("train", "loss")
 _LOSS_WEIGHTS = ("weight", "loss_weight")
 # The names of a message's reasoning, the standard one first (transformers, `apply_chat_template`).
@@ -28,59 +26,40 @@ _PART_TEXT_KEYS = ("text", "content", "value")
 class ParsedRow(NamedTuple):
     """The messages and tools of a row, in whatever format."""
 
-    messages: Sequence[Message]
+    messages: list[dict[str, Any]]
     tools: list[Any] | None
+    untrained: Collection[int] = ()
+    """Indices of messages whose loss is switched off."""
 
 
 def read_messages(
-    messages: Iterable[Any], first: int = 0, trained: bool = True
-) -> list[Message] | TextMessages:
-    """Read messages of the chat APIs. Raises RowError.
+    messages: list[Any], num_context: int = 0
+) -> tuple[list[dict[str, Any]], set[int]]:
+    """Read messages of the chat APIs; return them and the indices of those without loss.
 
-    first: the index of the first message, for error messages. trained: whether an assistant message
-    without a loss switch is trained.
+    num_context: so many first messages have no loss, unless they have a loss switch that says so.
+    Raises RowError.
     """
-    messages = list(messages)
-    return (_read_text_messages(messages) if trained else None) or [
-        _read_message(index, message, trained) for index, message in enumerate(messages, first)
+    untrained = set(range(num_context))
+    fields = [
+        message if _is_role_and_text(message) else _read_message(index, message, untrained)
+        for index, message in enumerate(messages)
     ]
+    return fields, untrained
 
 
-def _read_text_messages(messages: list[Any]) -> TextMessages | None:
-    """Return messages that have exactly a role and a text, and so need no change, as columns.
-
-    None if any message is different.
-    """
-    try:
-        return to_text_messages(messages) if set(map(len, messages)) == {2} else None
-    except TypeError:  # a message that has no length
-        return None
-
-
-def to_text_messages(messages: list[Any]) -> TextMessages | None:
-    """Return messages with a role and a text as columns; None if any message is different.
-
-    The caller has checked that there is no other key. Most rows are like this. Checking all
-    messages at once takes 0.2 µs per message; reading one by one takes 2.
-    """
-    try:
-        roles = tuple([message["role"] for message in messages])
-        texts = tuple([message["content"] for message in messages])
-        return TextMessages(roles, texts, messages) if _ROLES.issuperset(roles) else None
-    except (KeyError, TypeError):  # not an object, no role, or no text
-        return None
+def _is_role_and_text(message: Any) -> bool:
+    """Return whether a message has exactly a role and a text, so that nothing is to be read."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and type(message.get("content")) is str
+        and message.get("role") in ROLES
+    )
 
 
-def compact_messages(messages: Sequence[Message]) -> tuple[Message, ...] | TextMessages:
-    """Return messages as a dialogue stores them: as columns if each is a role and a text."""
-    if isinstance(messages, TextMessages):
-        return messages
-    fields = [message.fields for message in messages]
-    usual = all(message.trained == (message.role == "assistant") for message in messages)
-    return (_read_text_messages(fields) if usual else None) or tuple(messages)
-
-
-def _read_message(index: int, message: Any, trained: bool) -> Message:
+def _read_message(index: int, message: Any, untrained: set[int]) -> dict[str, Any]:
+    """Return the fields of a message; a loss switch adds it to `untrained`, or removes it."""
     fields = read_fields(index, message)
     role = fields.get("role")
     if role not in ROLES:
@@ -90,14 +69,12 @@ def _read_message(index: int, message: Any, trained: bool) -> Message:
         )
     where = f"message {index} ({role})"
     switch = _pop_loss_switches(where, role, fields)
+    if switch is not None:
+        (untrained.discard if switch else untrained.add)(index)
     _read_content(where, role, fields)
     if "tool_calls" in fields:
         check_tool_calls(where, fields["tool_calls"])
-    return Message(
-        role,
-        _add_reasoning_aliases(where, fields),
-        trained=role == "assistant" and (trained if switch is None else switch),
-    )
+    return _add_reasoning_aliases(where, fields)
 
 
 def read_fields(index: int, message: Any) -> dict[str, Any]:

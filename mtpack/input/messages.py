@@ -7,54 +7,47 @@ have a loss switch that says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from mtpack.input.dialogue import Message, Reason, TextMessages
-from mtpack.input.message import ParsedRow, read_messages, to_text_messages
+from mtpack.input.dialogue import Reason
+from mtpack.input.message import ParsedRow, read_messages
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.strict_json import has_num_strings
 from mtpack.input.tools import read_tools
 
-# Types whose values are neither nested nor rounded. (float: an integer above 64 bits is read as
-# one, and rounded.)
-_SAFE = {str, int, bool, type(None)}
+_NOT_NESTED = {str, int, float, bool, type(None)}
 
 
 def parse_messages(row: Any) -> ParsedRow:
     """Return the messages and tools of a row; raise RowError."""
     if isinstance(row, list):
-        return ParsedRow(read_messages(row), tools=None)
+        row = {"messages": row}
     if row.get("messages") is not None:
-        listed = require_message_list("messages", row["messages"])
-        messages: Sequence[Message] = read_messages(listed)
+        messages, untrained = read_messages(require_message_list("messages", row["messages"]))
     else:
         prompt = _to_message_list(row, "prompt", "user")
         completion = _to_message_list(row, "completion", "assistant")
-        context = read_messages(prompt, trained=False)
-        messages = [*context, *read_messages(completion, first=len(prompt))]
-    return ParsedRow(messages, read_tools(row.get("tools")))
+        messages, untrained = read_messages([*prompt, *completion], num_context=len(prompt))
+    return ParsedRow(messages, read_tools(row.get("tools")), untrained)
 
 
-def read_text_messages_row(row: Any, text: bytes) -> TextMessages | None:
-    """Return the messages of a row of text messages, the usual case, and None for other rows.
+def find_text_messages(row: Any, text: bytes) -> list[Any] | None:
+    """Return the messages of a row if no key is in them but `role` and `content`, else None.
 
-    row: the value of `text`, not validated yet. What this returns needs no `validate`.
+    row: the value of `text`, not validated yet. It is valid if each message has both keys.
     """
     if type(row) is not dict or type(row.get("messages")) is not list or "tools" in row:
         return None
-    messages = row["messages"]
+    messages: list[Any] = row["messages"]
     # A message has at least two keys, a role and a text. If the row has exactly as many strings as
     # this makes, then no message has another key, and no key appears twice.
     num_strings = 4 * len(messages) + len(row)
     if len(row) > 1:
         types = [type(value) for key, value in row.items() if key != "messages"]
-        if not _SAFE.issuperset(types):
+        if not _NOT_NESTED.issuperset(types):
             return None
         num_strings += types.count(str)
-    if not messages or not has_num_strings(text, num_strings):
-        return None
-    return to_text_messages(messages)
+    return messages if messages and has_num_strings(text, num_strings) else None
 
 
 def require_message_list(key: str, messages: Any) -> list[Any]:

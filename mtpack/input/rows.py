@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.alpaca import parse_alpaca
-from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
-from mtpack.input.message import compact_messages
-from mtpack.input.messages import parse_messages, read_text_messages_row
+from mtpack.input.dialogue import (
+    Dialogue,
+    Origin,
+    Reason,
+    Reject,
+    make_dialogue,
+    make_text_dialogue,
+)
+from mtpack.input.messages import find_text_messages, parse_messages
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.row_formats import find_shapes
 from mtpack.input.sharegpt import parse_sharegpt
@@ -37,12 +43,12 @@ def read_dialogue(
             )
         value = loads(text)
         if row_format in _OF_MESSAGES:
-            messages = read_text_messages_row(value, text)
-            if messages is not None:
-                return Dialogue(row, origin, messages, None)
+            texts = find_text_messages(value, text)
+            dialogue = texts and make_text_dialogue(row, origin, texts)
+            if dialogue:
+                return dialogue
         value = validate(text, value)
-        parsed = _READERS[_choose_format(value, row_format)](value)
-        return Dialogue(row, origin, compact_messages(parsed.messages), parsed.tools)
+        return make_dialogue(row, origin, *_READERS[_choose_format(value, row_format)](value))
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.input.dialogue import Message, Reason
+from mtpack.input.dialogue import Reason
 from mtpack.input.message import ParsedRow, read_fields, read_messages
 from mtpack.input.messages import require_message_list
 from mtpack.input.row_errors import RowError, describe_type, quote_name
@@ -30,19 +30,23 @@ def parse_sharegpt(row: dict[str, Any]) -> ParsedRow:
     """Return the messages and tools of a row; raise RowError."""
     key = next(key for key in ("conversations", "conversation") if row.get(key) is not None)
     conversation = require_message_list(key, row[key])
-    messages = read_messages(
-        _to_chat_message(index, message) for index, message in enumerate(conversation)
+    messages, untrained = read_messages(
+        [_to_chat_message(index, message) for index, message in enumerate(conversation)]
     )
     system = read_system(row)
-    if system and messages[0].role == "system":
+    if system and messages[0]["role"] == "system":
         raise RowError(
             Reason.INVALID_ROW,
             f'the row has a "system" and a system message in "{key}"; keep one of them',
         )
-    return ParsedRow([*system, *messages], read_tools(row.get("tools") or None))
+    return ParsedRow(
+        [*system, *messages],
+        read_tools(row.get("tools") or None),
+        [index + len(system) for index in untrained],
+    )
 
 
-def read_system(row: dict[str, Any]) -> list[Message]:
+def read_system(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row's `system` as a list of one message, or no message; raise RowError."""
     system = row.get("system")
     if system is None or system == "":  # tables have the column, with a value or without
@@ -51,7 +55,7 @@ def read_system(row: dict[str, Any]) -> list[Message]:
         raise RowError(
             Reason.INVALID_ROW, f'"system" must be a string, found {describe_type(system)}'
         )
-    return [Message("system", {"role": "system", "content": system}, trained=False)]
+    return [{"role": "system", "content": system}]
 
 
 def _to_chat_message(index: int, message: Any) -> dict[str, Any]:

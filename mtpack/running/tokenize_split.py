@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from mtpack.documents.token_spans import encode_dialogues
-from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
+from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.input.splits import Split
@@ -224,8 +224,8 @@ def _reject_overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
 
 
 def _has_text_arguments(dialogue: Dialogue) -> bool:
-    return not isinstance(dialogue.messages, TextMessages) and any(
+    return dialogue.texts is None and any(
         isinstance(call.get("function", call).get("arguments"), str)
         for message in dialogue.messages
-        for call in message.fields.get("tool_calls", ())
+        for call in message.get("tool_calls", ())
     )

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from mtpack.errors import SetupError
-from mtpack.input.dialogue import Message
+from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
 from mtpack.template.markers import (
     IndexedMessage,
@@ -65,26 +65,23 @@ class ChatTemplate:
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
 
-    def render(
-        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
-    ) -> str:
+    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False) -> str:
         """Return the rendered text; with `prompt`, it ends with the generation prompt.
 
         Raises TemplateRaisedError, and TemplateLimitError if the render exceeds a limit.
         """
-        fields = [message.fields for message in self.join_text_parts(messages)]
-        return self._write(self._plain, fields, tools, prompt)
+        return self._write(self._plain, self.join_text_parts(messages), tools, prompt)
 
     def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+        self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
     ) -> MarkedText:
         """Return the same text as `render`, and the region of each message in it.
 
         Raises the errors of `render`. If the marks change the text, no message has a region.
         """
-        fields = [message.fields for message in self.join_text_parts(messages)]
-        text = self._write(self._plain, fields, tools, prompt)
-        indexed = [IndexedMessage(message, index) for index, message in enumerate(fields)]
+        joined = self.join_text_parts(messages)
+        text = self._write(self._plain, joined, tools, prompt)
+        indexed = [IndexedMessage(message, index) for index, message in enumerate(joined)]
         has_generations = self.choose_name(tools) in self.tagged
         without_regions = MarkedText(text, {}, [] if has_generations else None, {})
         try:
@@ -138,14 +135,14 @@ class ChatTemplate:
             except RecursionError as error:
                 raise TemplateLimitError("nests deeper than Python can follow") from error
 
-    def join_text_parts(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def join_text_parts(self, messages: Messages) -> Messages:
         """Join the text parts of each content that the template can't read as a list."""
-        if all(isinstance(message.fields.get("content", ""), str) for message in messages):
+        if all(isinstance(message.get("content", ""), str) for message in messages):
             return messages
         return [
-            message._replace(fields=message.fields | {"content": _join_texts(content)})
-            if isinstance(content := message.fields.get("content"), list)
-            and message.role not in self._roles_with_parts
+            message | {"content": _join_texts(content)}
+            if isinstance(content := message.get("content"), list)
+            and message.get("role") not in self._roles_with_parts
             else message
             for message in messages
         ]
@@ -156,7 +153,7 @@ class ChatTemplate:
         parts = [{"type": "text", "text": _PROBE}]
         user = {"role": "user", "content": "probe"}
         call = {"function": {"name": "probe"}}
-        probes: dict[str, list[dict[str, Any]]] = {
+        probes: dict[str, Messages] = {
             "system": [{"role": "system", "content": parts}, user],
             "developer": [{"role": "developer", "content": parts}, user],
             "user": [{"role": "user", "content": parts}],
@@ -182,7 +179,7 @@ class ChatTemplate:
         )
         return f'\\"{_PROBE}\\"' in text
 
-    def _probe(self, messages: list[dict[str, Any]]) -> str:
+    def _probe(self, messages: Messages) -> str:
         """Return the text of `messages`; "" if it is refused or shows a list of parts as it is."""
         try:
             text = self._write(self._plain, messages, None, False)

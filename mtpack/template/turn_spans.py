@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from mtpack.input.dialogue import Dialogue, Message, Origin, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Messages, Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.markers import MarkedText, Range, has_mark_characters
 from mtpack.template.sandbox.limits import TemplateLimitError
@@ -91,19 +91,17 @@ class RenderedDialogue(NamedTuple):
     """The end of the last turn in `full`, if all turns were trained in it."""
 
 
-_QUESTION = Message("user", {"role": "user", "content": "?"}, trained=False)
+_QUESTION = {"role": "user", "content": "?"}
 
 
 class Template(Protocol):
     """Renders dialogues: a chat template, or a replay of one."""
 
-    def render(
-        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
-    ) -> str:
+    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False) -> str:
         """Return the rendered text; raise TemplateRaisedError."""
 
     def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+        self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
     ) -> MarkedText:
         """Return the rendered text and its regions; raise TemplateRaisedError."""
 
@@ -144,8 +142,8 @@ def render_dialogue(
 
 def finds_turns(template: Template, added_tokens: AddedTokens) -> bool:
     """Return whether the turn of a simple dialogue is found, or the template refuses it."""
-    answer = Message("assistant", {"role": "assistant", "content": "mtpackprobe"}, trained=True)
-    dialogue = Dialogue(0, Origin("probe", 1), (_QUESTION, answer), None)
+    answer = {"role": "assistant", "content": "mtpackprobe"}
+    dialogue = make_dialogue(0, Origin("probe", 1), [_QUESTION, answer])
     rendered = render_dialogue(template, added_tokens, dialogue, "never")
     if isinstance(rendered, Reject):
         return rendered.reason is not Reason.TURN_NOT_FOUND
@@ -156,7 +154,7 @@ def finds_turns(template: Template, added_tokens: AddedTokens) -> bool:
 
 def _hide_content(error_text: str, dialogue: Dialogue) -> str:
     """Return a template's error text, or a replacement if it quotes the dialogue."""
-    contents = (str(message.fields.get("content", "")).strip() for message in dialogue.messages)
+    contents = (str(message.get("content", "")).strip() for message in dialogue.messages)
     if any(len(content) > 2 and content in error_text for content in contents):
         return "its message is not shown because it quotes the dialogue"
     return error_text
@@ -283,7 +281,7 @@ class _TurnFinder:
         starts with `own`. Then the added text is exactly what the template writes for the message.
         """
         before = self.dialogue.messages[:message]
-        with_question = (*self.dialogue.messages[: message + 1], _QUESTION)
+        with_question = [*self.dialogue.messages[: message + 1], _QUESTION]
         try:
             prefix = self.template.render(before, self.dialogue.tools)
             continued = self.template.render(with_question, self.dialogue.tools)
@@ -343,9 +341,9 @@ class _TurnFinder:
             length = self.added_tokens.find_last_boundary(header, length - 1)
         return region[0], False
 
-    def _find_generation_prompt(self, messages: tuple[Message, ...]) -> str:
+    def _find_generation_prompt(self, messages: Messages) -> str:
         """Return the generation prompt after `messages`, or else after a question; "" if none."""
-        for before in (messages, (_QUESTION,)):
+        for before in (messages, [_QUESTION]):
             try:
                 prompt = self.template.render_marked(before, self.dialogue.tools, prompt=True)
                 without = self.template.render(before, self.dialogue.tools)
@@ -358,7 +356,7 @@ class _TurnFinder:
         return ""
 
     def _is_empty(self, message: int) -> bool:
-        fields = self.dialogue.messages[message].fields
+        fields = self.dialogue.messages[message]
         return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
 
     def _find_common_end(self, prompt: str, text: str) -> int:

@@ -4,6 +4,7 @@ A suffix is the system message and a run of messages that ends with the turn.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from mtpack.documents.control_tokens import load_renderer
 from mtpack.documents.overlong import suffix_renderer
-from mtpack.input.dialogue import Dialogue, Message, Origin
+from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
@@ -30,21 +31,20 @@ TOOLS = [
 ]
 
 
-def say(role: str, content: str, **fields) -> Message:
-    message = {"role": role, "content": content, **fields}
-    return Message(role, message, trained=role == "assistant")
+def say(role: str, content: str, **fields) -> dict:
+    return {"role": role, "content": content, **fields}
 
 
-def call_weather() -> Message:
+def call_weather() -> dict:
     function = {"name": "weather", "arguments": {"city": "Oslo"}}
     return say("assistant", "", tool_calls=[{"type": "function", "function": function}])
 
 
-def as_dialogue(*messages: Message, tools: list | None = None) -> Dialogue:
-    return Dialogue(ROW, Origin("rows.jsonl", ROW + 1), messages, tools)
+def as_dialogue(*messages: dict, tools: list | None = None) -> Dialogue:
+    return make_dialogue(ROW, Origin("rows.jsonl", ROW + 1), list(messages), tools)
 
 
-def exchanges(number: int) -> list[Message]:
+def exchanges(number: int) -> list[dict]:
     """Return questions and answers; every pair has the same number of tokens."""
     return [say("user", "Why is the sky blue?"), say("assistant", "It scatters light.")] * number
 
@@ -72,9 +72,9 @@ def ids_of(text: str) -> list[int]:
     return TOKENIZER.backend.encode(text, add_special_tokens=False).ids
 
 
-def run_from(dialogue: Dialogue, start: int, message: int) -> tuple[Message, ...]:
+def run_from(dialogue: Dialogue, start: int, message: int) -> list[dict]:
     """Return the system message and the messages from `start` up to and including `message`."""
-    opening = dialogue.messages[:1] if dialogue.messages[0].role in ("system", "developer") else ()
+    opening = dialogue.messages[: dialogue.roles[0] in ("system", "developer")]
     return opening + dialogue.messages[start : message + 1]
 
 
@@ -89,7 +89,7 @@ def document_of(dialogue: Dialogue, start: int, message: int) -> Document:
 def slow_suffix(dialogue: Dialogue, message: int, seq_len: int) -> Document | None:
     """Return the longest suffix that fits, by trying every user message in order."""
     for start in range(message):
-        if dialogue.messages[start].role == "user":
+        if dialogue.roles[start] == "user":
             document = document_of(dialogue, start, message)
             if len(document.ids) <= seq_len:
                 return document
@@ -130,7 +130,7 @@ def test_a_suffix_is_the_longest_run_that_fits_and_starts_at_a_user_message(dial
 def test_a_suffix_may_fill_the_sequence_completely(dialogue):
     message = dialogue.trained_messages()[-1]
     for start in range(message):
-        if dialogue.messages[start].role == "user":
+        if dialogue.roles[start] == "user":
             whole = document_of(dialogue, start, message)
             assert load_suffix_renderer(dialogue, len(whole.ids))(message) == whole
             shorter = load_suffix_renderer(dialogue, len(whole.ids) - 1)(message)
@@ -222,9 +222,9 @@ def test_turns_that_fit_into_one_document_still_get_a_suffix_each():
 
 def test_rendering_suffixes_does_not_change_the_dialogue():
     dialogue = as_dialogue(say("system", "Be brief."), *exchanges(3))
-    before = [message.trained for message in dialogue.messages]
+    before = deepcopy(dialogue)
     load_suffix_renderer(dialogue, 100)(6)
-    assert [message.trained for message in dialogue.messages] == before
+    assert dialogue == before
 
 
 class CountingTemplate(ChatTemplate):

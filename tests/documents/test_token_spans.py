@@ -1,9 +1,11 @@
 """Loss tokens: turn edges inside a token, first tokens, and equal text with different ids."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from mtpack.documents.token_spans import encode_dialogues
-from mtpack.input.dialogue import Dialogue, Message, Origin, Reject
+from mtpack.input.dialogue import Dialogue, Origin, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.turn_spans import render_dialogue
 from mtpack.token_batch import TurnFlag
@@ -21,14 +23,16 @@ def tokenizer():
     return load_tokenizer(None)
 
 
+def make_dialogue_of(messages: Iterable[tuple[str, str]]) -> Dialogue:
+    """Make a dialogue of pairs: the role and the content of each message."""
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return make_dialogue(0, Origin("here", 1), chat)
+
+
 def encode(tokenizer, *contents: str, first: str = "user", merge: str = "auto"):
     """Encode a dialogue of alternating roles; return the batch and the counts."""
     roles = [first, "user" if first == "assistant" else "assistant"] * len(contents)
-    messages = tuple(
-        Message(role, {"role": role, "content": content}, role == "assistant")
-        for role, content in zip(roles, contents, strict=False)
-    )
-    dialogue = Dialogue(0, Origin("here", 1), messages, None)
+    dialogue = make_dialogue_of(zip(roles, contents, strict=False))
     rendered = render_dialogue(BARE, tokenizer.added_tokens, dialogue, merge)
     return encode_dialogues(encoder_of(tokenizer), [rendered], merge)
 
@@ -97,15 +101,7 @@ CHATML = (
 
 def spans_of(tokenizer, source: str, *messages: tuple[str, str]) -> list[str]:
     """Render messages by the template `source`; return the text of every span of a turn."""
-    dialogue = Dialogue(
-        0,
-        Origin("here", 1),
-        tuple(
-            Message(role, {"role": role, "content": content}, role == "assistant")
-            for role, content in messages
-        ),
-        None,
-    )
+    dialogue = make_dialogue_of(messages)
     rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
     assert not isinstance(rendered, Reject), rendered
     return [
@@ -142,15 +138,7 @@ def test_the_merged_length_is_right_if_the_last_message_is_empty(tokenizer):
     source = "{% for message in messages %}{{ message.content }}{% endfor %}"
     roles = ("user", "assistant", "user", "assistant")
     contents = ("One?", " Two", " Three?", "")
-    dialogue = Dialogue(
-        0,
-        Origin("here", 1),
-        tuple(
-            Message(role, {"role": role, "content": content}, role == "assistant")
-            for role, content in zip(roles, contents, strict=True)
-        ),
-        None,
-    )
+    dialogue = make_dialogue_of(zip(roles, contents, strict=True))
     rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
     assert rendered.merged_end == len("".join(contents))
 
@@ -161,8 +149,7 @@ def test_the_error_of_a_template_is_reported_unless_it_quotes_the_dialogue(token
         ("messages[0].content", "quotes the dialogue"),
     ):
         source = f"{{{{ raise_exception({words}) }}}}"
-        message = Message("user", {"role": "user", "content": "my secret"}, False)
-        dialogue = Dialogue(0, Origin("here", 1), (message,), None)
+        dialogue = make_dialogue_of([("user", "my secret")])
         rendered = render_dialogue(template(source), tokenizer.added_tokens, dialogue, "auto")
         assert expected in rendered.detail
         assert "secret" not in rendered.detail

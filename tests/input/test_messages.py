@@ -7,8 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import mtpack.input.rows
-from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
-from mtpack.input.message import ROLES
+from mtpack.input.dialogue import ROLES, Dialogue, Origin, Reason, Reject
 from mtpack.input.rows import read_dialogue
 from tests.conftest import examples
 from tests.support.strategies import strings_in
@@ -23,10 +22,15 @@ def read(row) -> Dialogue | Reject:
     return read_dialogue(3, ORIGIN, json.dumps(row).encode(), line_limit=2**20)
 
 
-def read_message(message):
+def read_single(message) -> Dialogue:
+    """Read a dialogue of one message."""
     dialogue = read({"messages": [message]})
     assert isinstance(dialogue, Dialogue), dialogue
-    return dialogue.messages[0]
+    return dialogue
+
+
+def read_message(message) -> dict:
+    return read_single(message).messages[0]
 
 
 def reason_of(row) -> Reason:
@@ -50,7 +54,7 @@ def in_order(value) -> str:
 def test_a_dialogue_has_its_row_and_origin():
     dialogue = read({"messages": [USER, ANSWER]})
     assert (dialogue.row, dialogue.origin) == (3, ORIGIN)
-    assert [message.role for message in dialogue.messages] == ["user", "assistant"]
+    assert dialogue.roles == ("user", "assistant")
     assert dialogue.trained_messages() == [1]
 
 
@@ -131,13 +135,12 @@ def test_unknown_keys_and_all_values_are_kept_unchanged_and_in_order(fields, rol
     random.shuffle(members)
     message = dict(members)
     read_back = read_message(message)
-    assert in_order(read_back.fields) == in_order(message)
-    assert read_back.role == role
+    assert in_order(read_back) == in_order(message)
 
 
 def test_keys_of_tool_results_are_kept():
     message = {"role": "tool", "tool_call_id": "call_1", "name": "add", "content": '{"sum": 3}'}
-    assert in_order(read_message(message).fields) == in_order(message)
+    assert in_order(read_message(message)) == in_order(message)
 
 
 def test_tool_calls_with_arguments_as_an_object_are_kept():
@@ -149,13 +152,13 @@ def test_tool_calls_with_arguments_as_an_object_are_kept():
         }
     ]
     message = {"role": "assistant", "tool_calls": calls}
-    assert in_order(read_message(message).fields) == in_order(message)
+    assert in_order(read_message(message)) == in_order(message)
 
 
 @pytest.mark.parametrize("arguments", ['{"b":  2.0, "a":1e1}', '{"é": "\\u00e9"}', "", "not JSON"])
 def test_tool_arguments_as_text_are_kept_unchanged(arguments):
     call = {"function": {"name": "add", "arguments": arguments}}
-    [read_back] = read_message({"role": "assistant", "tool_calls": [call]}).fields["tool_calls"]
+    [read_back] = read_message({"role": "assistant", "tool_calls": [call]})["tool_calls"]
     assert read_back["function"]["arguments"] == arguments
 
 
@@ -166,7 +169,7 @@ def test_tool_arguments_as_text_are_kept_unchanged(arguments):
 )
 def test_tool_calls_may_lack_function_or_arguments(calls):
     message = {"role": "assistant", "content": "", "tool_calls": calls}
-    assert read_message(message).fields == message
+    assert read_message(message) == message
 
 
 @pytest.mark.parametrize(
@@ -201,23 +204,23 @@ def test_a_key_without_a_value_does_not_change_how_a_message_is_read(message, ke
 
 def test_keys_without_a_value_are_dropped():
     message = {"name": None, **ANSWER, "tool_calls": None, "thinking": None, "train": None}
-    assert in_order(read_message(message).fields) == in_order(ANSWER)
+    assert in_order(read_message(message)) == in_order(ANSWER)
 
 
 def test_empty_values_are_kept():
     message = {"role": "assistant", "content": "", "name": "", "score": 0, "ok": False, "list": []}
-    assert in_order(read_message(message).fields) == in_order(message)
+    assert in_order(read_message(message)) == in_order(message)
 
 
 def test_nulls_inside_a_value_are_kept():
     message = {**ANSWER, "tool_calls": [{"name": "add", "arguments": {"a": None}}], "extra": [None]}
-    assert in_order(read_message(message).fields) == in_order(message)
+    assert in_order(read_message(message)) == in_order(message)
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_role_keeps_its_name(role):
     message = read_message({"role": role, "content": "Be brief."})
-    assert (message.role, message.fields["role"]) == (role, role)
+    assert message["role"] == role
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -232,7 +235,7 @@ def test_every_role_keeps_its_name(role):
     ids=str,
 )
 def test_content_in_text_parts_is_kept_unchanged(role, parts):
-    assert read_message({"role": role, "content": parts}).fields["content"] == parts
+    assert read_message({"role": role, "content": parts})["content"] == parts
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -246,7 +249,7 @@ def test_content_in_text_parts_is_kept_unchanged(role, parts):
     ids=str,
 )
 def test_the_text_of_a_part_is_stored_under_the_key_that_templates_read(role, part):
-    content = read_message({"role": role, "content": [{"text": "a"}, part]}).fields["content"]
+    content = read_message({"role": role, "content": [{"text": "a"}, part]})["content"]
     assert in_order(content) == in_order([{"text": "a"}, {"type": "text", "text": "Hello"}])
 
 
@@ -279,7 +282,7 @@ def test_only_assistant_messages_may_lack_content(role):
 @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "thinking", "reasoning"])
 def test_an_assistant_message_without_content_must_have_tool_calls_or_reasoning(key):
     value = [{"name": "add"}] if key == "tool_calls" else "Let me see."
-    assert read_message({"role": "assistant", key: value}).trained
+    assert read_single({"role": "assistant", key: value}).trained_messages() == [0]
     assert refuses({"role": "assistant"}, Reason.INVALID_CONTENT)
 
 
@@ -299,19 +302,17 @@ def test_reasoning_is_stored_under_the_same_keys_as_in_transformers(reasoning, r
         pytest.skip("needs transformers 5.23")
     message = {**reasoning, **rest} if first else {**rest, **reasoning}
     [expected] = library._alias_reasoning_fields([message])
-    assert in_order(read_message(message).fields) == in_order(expected)
+    assert in_order(read_message(message)) == in_order(expected)
 
 
 def test_reasoning_is_stored_under_both_names_and_its_own():
     for key in ("reasoning_content", "thinking", "reasoning"):
-        fields = read_message({**ANSWER, key: "Let me see."}).fields
+        fields = read_message({**ANSWER, key: "Let me see."})
         assert {fields[name] for name in (key, "reasoning_content", "thinking")} == {"Let me see."}
 
 
 def test_the_standard_name_of_reasoning_has_priority():
-    fields = read_message(
-        {**ANSWER, "reasoning": "c", "thinking": "b", "reasoning_content": "a"}
-    ).fields
+    fields = read_message({**ANSWER, "reasoning": "c", "thinking": "b", "reasoning_content": "a"})
     assert (fields["reasoning_content"], fields["thinking"], fields["reasoning"]) == ("a", "b", "c")
 
 
@@ -345,18 +346,18 @@ def test_reasoning_that_is_not_text_is_refused(key, value):
     ids=str,
 )
 def test_loss_switches_of_an_assistant_message_decide_and_are_removed(switches, trained):
-    message = read_message({**switches, **ANSWER})
-    assert message.trained == trained
-    assert in_order(message.fields) == in_order(ANSWER)
+    dialogue = read_single({**switches, **ANSWER})
+    assert dialogue.trained_messages() == ([0] if trained else [])
+    assert in_order(dialogue.messages[0]) == in_order(ANSWER)
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
 @pytest.mark.parametrize("switch", [{"train": False}, {"loss": False}, {"weight": 0}], ids=str)
 def test_loss_switches_of_other_roles_may_be_off_but_not_on(role, switch):
     message = {"role": role, "content": "Hello"}
-    read_back = read_message({**message, **switch})
-    assert not read_back.trained
-    assert read_back.fields == message
+    dialogue = read_single({**message, **switch})
+    assert dialogue.trained_messages() == []
+    assert dialogue.messages == [message]
     wanted = {key: 1 if key == "weight" else True for key in switch}
     assert refuses({**message, **wanted}, Reason.INVALID_LOSS_SWITCH)
 
@@ -471,7 +472,7 @@ def test_any_json_value_is_a_dialogue_or_a_reject_without_its_content(row):
     assert (result.row, result.origin) == (3, ORIGIN)
     if isinstance(result, Dialogue):
         assert len(result.messages) == len(row["messages"])
-        assert all(message.role == "assistant" for message in result.messages if message.trained)
+        assert all(result.roles[index] == "assistant" for index in result.trained_messages())
         return
     assert isinstance(result, Reject)
     assert len(result.detail.splitlines()) == 1
@@ -540,25 +541,15 @@ YES = {"role": "assistant", "content": "Yes."}
         ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ("Be.", "Hi", "Yes.")),
     ],
 )
-def test_a_dialogue_of_text_messages_stores_them_as_columns(row, texts):
-    messages = read(row).messages
-    assert (messages.texts if isinstance(messages, TextMessages) else None) == texts
+def test_a_dialogue_in_the_usual_case_has_its_texts(row, texts):
+    dialogue = read(row)
+    assert dialogue.texts == texts
+    assert dialogue.joined_texts == (None if texts is None else "\0".join(texts))
 
 
 @pytest.mark.parametrize("wrong", [["role", "content"], "ab", 2, None, {"role": [], "content": ""}])
 def test_an_invalid_message_among_text_messages_is_refused(wrong):
     assert isinstance(read({"messages": [HI, wrong, YES]}), Reject)
-
-
-def test_messages_stored_as_columns_equal_messages_read_one_by_one():
-    rows = [HI, YES, dict(reversed(HI.items())), YES]
-    columns = read({"messages": rows}).messages
-    single = tuple(read_message(row) for row in rows)
-    assert isinstance(columns, TextMessages)
-    assert tuple(columns) == columns == single
-    assert (columns[-1], columns[1:], columns[:-1:2]) == (single[-1], single[1:], single[:-1:2])
-    assert [[*message.fields] for message in columns] == [[*row] for row in rows]
-    assert columns != single[:-1]
 
 
 MEMBERS = ['"role": "user"', '"role": "assistant"', '"content": "Yes."', '"content": ""']
@@ -589,5 +580,5 @@ def rows(draw) -> bytes:
 def test_the_fast_path_for_text_messages_equals_the_general_path(text, row_format):
     found = read_dialogue(3, ORIGIN, text, 2**20, row_format)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mtpack.input.rows, "read_text_messages_row", lambda row, text: None)
+        patch.setattr(mtpack.input.rows, "find_text_messages", lambda row, text: None)
         assert found == read_dialogue(3, ORIGIN, text, 2**20, row_format)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpack.cli import main
-from mtpack.input.dialogue import Dialogue, Message, Origin, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.files import describe_input
 from mtpack.input.reading import SPLIT_BYTES, read_splits
 from mtpack.input.row_formats import ROW_KEYS, detect_format
@@ -49,7 +49,7 @@ def dialogue_of(row, row_format=None) -> Dialogue:
 
 
 def fields_of(row) -> list[dict]:
-    return [message.fields for message in dialogue_of(row).messages]
+    return dialogue_of(row).messages
 
 
 def refusal(row, row_format=None) -> tuple[Reason, str]:
@@ -132,8 +132,8 @@ def test_calls_and_results_of_sharegpt_are_converted_to_those_of_the_chat_apis()
         {"role": "assistant", "content": "At 04:10 and at 16:32."},
     ]
     assert [tool["name"] for tool in dialogue_of(one).tools] == ["tide_table"]
-    assert [message.role for message in dialogue_of(parallel).messages] == (
-        ["system", "user", "assistant", "tool", "tool", "assistant", "user", "assistant"]
+    assert dialogue_of(parallel).roles == (
+        *("system", "user", "assistant", "tool", "tool", "assistant", "user", "assistant"),
     )
     assert len(fields_of(parallel)[2]["tool_calls"]) == 2
     assert dialogue_of(parallel).trained_messages() == [2, 5]
@@ -156,10 +156,9 @@ def test_calls_and_results_of_sharegpt_are_converted_to_those_of_the_chat_apis()
 def test_the_roles_of_sharegpt(names, role):
     for name in names.split():
         for key, text in (("from", "value"), ("role", "content"), ("from", "content")):
-            [message] = dialogue_of({"conversations": [{key: name, text: "Hello"}]}).messages
-            assert message == Message(
-                role, {"role": role, "content": "Hello"}, trained=role == "assistant"
-            )
+            dialogue = dialogue_of({"conversations": [{key: name, text: "Hello"}]})
+            assert dialogue.messages == [{"role": role, "content": "Hello"}]
+            assert dialogue.trained_messages() == ([0] if role == "assistant" else [])
 
 
 def test_a_system_of_the_row_is_the_first_message_unless_it_is_empty():
@@ -192,9 +191,9 @@ def test_a_function_call_is_a_message_with_tool_calls(name, arguments):
         (call, 1),
         ([call], 1),
     ):
-        [message] = dialogue_of({"conversations": [{"from": name, "value": value}]}).messages
-        assert message.trained
-        assert message.fields == {"role": "assistant", "tool_calls": [expected] * count}
+        dialogue = dialogue_of({"conversations": [{"from": name, "value": value}]})
+        assert dialogue.messages == [{"role": "assistant", "tool_calls": [expected] * count}]
+        assert dialogue.trained_messages() == [0]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_a_value_that_is_not_a_call_is_refused(value):
 def test_loss_switches_have_the_same_meaning_in_sharegpt(switch, trained):
     dialogue = dialogue_of({"conversations": [HUMAN, {**GPT, **switch}]})
     assert bool(dialogue.trained_messages()) == trained
-    assert dialogue.messages[1].fields == ANSWER
+    assert dialogue.messages[1] == ANSWER
     call = {"from": "function_call", "value": '{"name": "add", "arguments": {}}', **switch}
     assert bool(dialogue_of({"conversations": [call]}).trained_messages()) == trained
 
@@ -287,7 +286,7 @@ def test_instruction_and_input_are_joined_by_a_newline_if_neither_is_empty(row, 
 def test_the_answers_of_a_history_are_trained():
     row = {**ALPACA, "system": "Be brief.", "history": [["a", "b"], ["c", "d"]]}
     dialogue = dialogue_of(row)
-    assert [message.fields["content"] for message in dialogue.messages] == (
+    assert [message["content"] for message in dialogue.messages] == (
         ["Be brief.", "a", "b", "c", "d", "Hello", "Hi"]
     )
     assert dialogue.trained_messages() == [2, 4, 6]
@@ -395,7 +394,7 @@ def test_a_row_that_fits_the_format_of_its_file_is_read_in_that_format():
     assert dialogue_of(row) == dialogue_of(row, "messages")
     for row_format in FORMATS:
         first = dialogue_of(row, row_format).messages[0]
-        assert first.fields["content"] == f"of {row_format}"
+        assert first["content"] == f"of {row_format}"
 
 
 @pytest.mark.parametrize("row_format", [None, *FORMATS])
@@ -549,20 +548,23 @@ def test_real_files_are_read_to_the_last_row(name, rows, rejected, turns, tmp_pa
 
 def test_real_tool_calls_are_the_same_in_sharegpt_and_as_messages():
     def read_all(rows):
+        dialogues = [dialogue_of(row) for row in rows]
         return [
-            [
-                (
-                    message.role,
-                    message.trained,
-                    message.fields.get("content"),
-                    [
-                        (call["function"]["name"], as_object(call["function"]["arguments"]))
-                        for call in message.fields.get("tool_calls", [])
-                    ],
-                )
-                for message in dialogue_of(row).messages
-            ]
-            for row in rows
+            (
+                dialogue.roles,
+                dialogue.trained_messages(),
+                [
+                    (
+                        message.get("content"),
+                        [
+                            (call["function"]["name"], as_object(call["function"]["arguments"]))
+                            for call in message.get("tool_calls", [])
+                        ],
+                    )
+                    for message in dialogue.messages
+                ],
+            )
+            for dialogue in dialogues
         ]
 
     def as_object(arguments):
@@ -622,8 +624,8 @@ def test_any_json_value_is_a_dialogue_or_a_reject_in_every_format(row, row_forma
     assert (result.row, result.origin) == (3, ORIGIN)
     if isinstance(result, Dialogue):
         assert result.messages
-        assert all(message.role == "assistant" for message in result.messages if message.trained)
-        assert all(message.fields["role"] == message.role for message in result.messages)
+        assert all(result.roles[index] == "assistant" for index in result.trained_messages())
+        assert result.roles == tuple(message["role"] for message in result.messages)
     else:
         assert result.detail.isprintable()
         assert not any(text in result.detail for text in strings_in(row) if len(text) > 40)

@@ -13,7 +13,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from mtpack.errors import SetupError
-from mtpack.input.dialogue import Dialogue, Message, Origin
+from mtpack.input.dialogue import Dialogue, Origin
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError, load_chat_template
@@ -53,7 +53,7 @@ def as_dialogue(row: dict) -> Dialogue:
     return dialogue
 
 
-def as_messages(*messages: dict) -> tuple[Message, ...]:
+def as_messages(*messages: dict) -> list[dict]:
     return as_dialogue({"messages": list(messages)}).messages
 
 
@@ -182,7 +182,7 @@ def test_regions_ascend_with_the_messages_and_share_no_character(name):
     for kind, dialogue, prompt, text in render_kinds(template):
         regions = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt).regions
         for before, after in pairwise(sorted(regions)):
-            a_result = dialogue.messages[after].role == "tool"
+            a_result = dialogue.roles[after] == "tool"
             assert regions[before][1] <= regions[after][0] or a_result, kind
         assert all(0 <= start < end <= len(text) for start, end in regions.values())
 
@@ -194,7 +194,7 @@ def test_the_content_of_a_message_is_in_its_region(name):
     for kind, dialogue, prompt, text in render_kinds(template):
         regions = template.render_marked(dialogue.messages, dialogue.tools, prompt=prompt).regions
         for index, (start, end) in regions.items():
-            content = dialogue.messages[index].fields["content"].strip()
+            content = dialogue.messages[index]["content"].strip()
             if content and text.count(content) == 1:
                 assert content in text[start:end], f"{kind}, prompt={prompt}, message {index}"
 
@@ -449,7 +449,7 @@ def test_a_template_sees_only_the_fields_of_a_message():
     )
     template = compile_source(source)
     messages = as_messages(say("user", "walrus"))
-    fields = messages[0].fields
+    fields = messages[0]
     expected = f"{fields}{json.dumps(fields)}False"
     assert template.render_marked(messages, None).text == expected
     assert template.render_marked(messages, None).regions == {0: (0, len(expected))}
@@ -559,7 +559,7 @@ def test_content_parts_are_joined_for_a_template_that_reads_text(write):
     messages = as_messages(say("user", PARTS))
     assert template.render(messages, None) == "<walrus>"
     assert template.render_marked(messages, None).text == "<walrus>"
-    assert messages[0].fields["content"] == PARTS
+    assert messages[0]["content"] == PARTS
 
 
 def test_content_parts_are_not_joined_for_a_template_that_reads_them():

@@ -12,7 +12,7 @@ import pytest
 
 import mtpack
 from mtpack.input import reading
-from mtpack.input.dialogue import Dialogue, Message, Origin
+from mtpack.input.dialogue import Dialogue, Origin
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
@@ -298,25 +298,25 @@ def test_the_result_for_a_kind_is_that_for_each_of_its_messages(name):
 
 def find_dropped_one_by_one(template: ChatTemplate, row: Dialogue) -> Iterator[str]:
     """Yield the dropped parts of each message, found by changing the dialogue itself."""
-    messages = list(row.messages)
+    messages = row.messages
     if row.tools:
-        first = next(i for i in range(len(messages)) if messages[i].role == "assistant")
+        first = row.roles.index("assistant")
         changed = replace_word({"tools": row.tools}, "weather")["tools"]
         texts = [template.render(messages[: first + 1], tools) for tools in (row.tools, changed)]
         if texts[0] == texts[1]:
             yield "tools"
     for index, message in enumerate(messages[: row.trained_messages()[-1] + 1]):
-        end = next(i for i in range(index, len(messages)) if messages[i].role == "assistant")
+        end = row.roles.index("assistant", index)
 
         def seen(fields: dict, index: int = index, end: int = end) -> str:
             changed = messages[: end + 1]
-            changed[index] = Message(changed[index].role, fields, changed[index].trained)
+            changed[index] = fields
             return template.render(changed, row.tools)
 
-        text = seen(message.fields)
-        for part, words in find_words(message.fields).items():
-            if any(seen(replace_word(message.fields, word)) == text for word in words):
-                yield f"{message.role}.{part}"
+        text = seen(message)
+        for part, words in find_words(message).items():
+            if any(seen(replace_word(message, word)) == text for word in words):
+                yield f"{message['role']}.{part}"
 
 
 def find_words(fields: dict) -> dict[str, list[str]]:
@@ -403,9 +403,7 @@ def rows(tmp_path):
     file = tmp_path / "rows.jsonl"
     lines = []
     for row in make_random_dialogues(60):
-        messages = [
-            message.fields for message in row.messages if message.fields.get("content") is not None
-        ]
+        messages = [message for message in row.messages if message.get("content") is not None]
         lines.append(json.dumps({"messages": messages, "tools": row.tools}))
     file.write_text("\n".join(lines), encoding="utf-8")
     return file

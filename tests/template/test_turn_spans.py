@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtpack.input.dialogue import Dialogue, Message, Origin, Reason, Reject
+from mtpack.input.dialogue import Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.turn_spans import RenderedDialogue, finds_turns, render_dialogue
 from mtpack.token_batch import TurnFlag
@@ -53,11 +53,8 @@ def template(source: str) -> ChatTemplate:
 
 
 def render(source: str, *turns: tuple[str, str], merge: str = "auto") -> RenderedDialogue | Reject:
-    messages = tuple(
-        Message(role, {"role": role, "content": content}, role == "assistant")
-        for role, content in turns
-    )
-    dialogue = Dialogue(0, Origin("here", 1), messages, None)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    dialogue = make_dialogue(0, Origin("here", 1), messages)
     return render_dialogue(template(source), TOKENS, dialogue, merge)
 
 

@@ -15,7 +15,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mtpack.errors import SetupError
-from mtpack.input.dialogue import Message
 from mtpack.template.chat_template import load_chat_template
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from scripts.train_embedded_tokenizer import VOCABULARY_SIZE, train
@@ -151,7 +150,7 @@ def test_training_reproduces_the_embedded_tokenizer():
 def chat_text(tokenizer_folder: Path, tools: list | None) -> str:
     """Render one message with the templates of the folder."""
     template = load_chat_template(load_tokenizer(str(tokenizer_folder)), None, (), "2026-01-31")
-    return template.render([Message("user", {"role": "user", "content": "walrus"}, False)], tools)
+    return template.render([{"role": "user", "content": "walrus"}], tools)
 
 
 def chat_text_in_transformers(tokenizer_folder: Path, tools: list | None) -> str:

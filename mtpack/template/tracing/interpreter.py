@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtpack.input.dialogue import Messages
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Node
 from mtpack.template.tracing.operations import Operation
-from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Messages, Program
+from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Ref
 
 TextPiece = str | int | tuple[Any, ...]

@@ -8,12 +8,13 @@ from typing import Any
 
 import jinja2
 
+from mtpack.input.dialogue import Messages
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import IndexedMessage
 from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.instrument import RecordingEnvironment, compile_recording
 from mtpack.template.tracing.interpreter import Interpreter, ReplayRaisedError, UnrecordedError
-from mtpack.template.tracing.program import Messages, Program
+from mtpack.template.tracing.program import Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Recorder
 from mtpack.template.tracing.tracers import Untraceable
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mtpack.input.dialogue import Messages
 from mtpack.template.tracing.operations import Operation
-
-Messages = Sequence[dict[str, Any]]
 
 Argument = int | tuple[Any]
 """An argument of an operation: the number of an earlier slot, or a constant in a 1-tuple."""

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpack.input.dialogue import Dialogue, Message, Reject, TextMessages
+from mtpack.input.dialogue import Dialogue, Messages, Reject
 from mtpack.sampled_check import Audit
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import MarkedText, has_mark_characters
@@ -21,7 +21,7 @@ from mtpack.template.tracing import operations
 from mtpack.template.tracing.dialogue_plan import DialoguePlan, OneDocumentPlan, plan_dialogue
 from mtpack.template.tracing.interpreter import UnrecordedError
 from mtpack.template.tracing.known_renders import KnownRenders, Render
-from mtpack.template.tracing.program import Messages, Program
+from mtpack.template.tracing.program import Program
 from mtpack.template.tracing.slotted_text import SlottedText, make_slotted_text
 from mtpack.template.tracing.tracers import Untraceable
 from mtpack.template.tracing.warm_up import warm_up_dialogues
@@ -108,11 +108,10 @@ class Replayer:
         return replayed
 
     def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        messages = dialogue.text_messages
-        shape = None if messages is None else self._text_shape_replays.get(messages.roles)
-        if messages is None or shape is None:
+        if dialogue.texts is None:
             return None
-        return shape.fill(messages.texts, dialogue.row)
+        shape = self._text_shape_replays.get(dialogue.roles)
+        return None if shape is None else shape.fill(dialogue.texts, dialogue.row)
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return the same as `render_dialogue` of `turn_spans.py`."""
@@ -120,13 +119,8 @@ class Replayer:
         if replayed is not None:
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
-        shape = _describe_shape(dialogue)
-        if shape is None:  # content in parts, which the template may or may not read
-            joined = self._template.join_text_parts(dialogue.messages)
-            shape = _describe_fields(dialogue, joined)
-            messages = [message.fields for message in joined]
-        else:
-            messages = [message.fields for message in dialogue.messages]
+        messages = self._template.join_text_parts(dialogue.messages)
+        shape = _describe_shape(dialogue, messages)
         if len(messages) > _MAX_MESSAGES:
             self.rendered += 1
             return self.render_without_replay(dialogue)
@@ -224,16 +218,15 @@ class Replayer:
             del self._shape_replays[next(iter(self._shape_replays))]
 
     def _keep_text_shape_replay(self, dialogue: Dialogue, shape_replay: _ShapeReplay) -> None:
-        messages = dialogue.text_messages
-        if messages is None or not isinstance(shape_replay.plan, OneDocumentPlan):
+        if dialogue.texts is None or not isinstance(shape_replay.plan, OneDocumentPlan):
             return
         order = shape_replay.program.find_content_messages(shape_replay.plan.full.slots)
         if order is None:
             return
         if len(self._text_shape_replays) >= _MAX_SHAPES:
             self._text_shape_replays.clear()
-        in_order = order == list(range(len(messages)))
-        self._text_shape_replays[messages.roles] = _TextShapeReplay(
+        in_order = order == list(range(len(dialogue.messages)))
+        self._text_shape_replays[dialogue.roles] = _TextShapeReplay(
             shape_replay.plan, None if in_order else order
         )
 
@@ -253,7 +246,7 @@ class Replayer:
             return shape_replay.plan.fill(values, dialogue.row)
         known = self._get_known_renders(dialogue)
         filled = _ReplayedTemplate(
-            self._template, known, shape_replay.slotted_texts, values, tuple(dialogue.messages)
+            self._template, known, shape_replay.slotted_texts, values, dialogue.messages
         )
         try:
             rendered = render_dialogue(filled, self._added_tokens, dialogue, self.merge)
@@ -305,29 +298,27 @@ class _ReplayedTemplate:
     known: KnownRenders
     slotted_texts: dict[Render, SlottedText | None]
     values: Sequence[Any]
-    messages: tuple[Message, ...]
+    messages: Messages
 
-    def render(
-        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
-    ) -> str:
+    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False) -> str:
         slotted_text, values = self._find_slotted_text(messages, tools, prompt)
         return slotted_text.fill(values)[0]
 
     def render_marked(
-        self, messages: Sequence[Message], tools: list[Any] | None, *, prompt: bool = False
+        self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
     ) -> MarkedText:
         slotted_text, values = self._find_slotted_text(messages, tools, prompt)
         return slotted_text.fill_marked(values, self.known.name in self.template.tagged)
 
     def _find_slotted_text(
-        self, messages: Sequence[Message], tools: list[Any] | None, prompt: bool
+        self, messages: Messages, tools: list[Any] | None, prompt: bool
     ) -> tuple[SlottedText, Sequence[Any]]:
         if not messages:
             raise TemplateRaisedError("no messages")
         render = len(messages), prompt
         if messages != self.messages[: len(messages)]:  # a question follows the last turn
-            fields = [message.fields for message in self.template.join_text_parts(messages)]
-            program, interpreter = self.known.interpret_other(fields, tools, prompt)
+            joined = self.template.join_text_parts(messages)
+            program, interpreter = self.known.interpret_other(joined, tools, prompt)
             slotted_text = None if interpreter is None else make_slotted_text(interpreter.pieces)
             values: Sequence[Any] = program.values
         elif render in self.slotted_texts:
@@ -362,26 +353,16 @@ def _list_renders_before(dialogue: Dialogue) -> Iterator[Render]:
             yield message, False
 
 
-def _describe_shape(dialogue: Dialogue) -> Hashable | None:
-    """Return the shape of a dialogue: its roles, and its fields with their kinds.
-
-    None where the content of a message is a list of parts.
-    """
-    messages = dialogue.messages
-    if isinstance(messages, TextMessages):
-        return (dialogue.tools is None, *messages.roles)
-    if any(isinstance(message.fields.get("content"), list) for message in messages):
-        return None
-    return _describe_fields(dialogue, messages)
+def _describe_shape(dialogue: Dialogue, messages: Messages) -> Hashable:
+    """Return the shape of a dialogue: its roles, and its fields with their kinds."""
+    if dialogue.texts is not None:
+        return dialogue.roles
+    return (dialogue.tools is None, dialogue.untrained, *map(_describe_message, messages))
 
 
-def _describe_fields(dialogue: Dialogue, messages: Sequence[Message]) -> Hashable:
-    return (dialogue.tools is None, *map(_describe_message, messages))
-
-
-def _describe_message(message: Message) -> Hashable:
+def _describe_message(message: dict[str, Any]) -> Hashable:
     kinds = []
-    for name, value in message.fields.items():
+    for name, value in message.items():
         kind = operations.classify(value)
         kinds.append((name, kind if kind in ("str", "list", "dict") else repr(value)))
-    return (message.role, message.trained, *sorted(kinds))
+    return (message["role"], *sorted(kinds))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from mtpack.input.dialogue import Dialogue, Origin, TextMessages
+from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 
 _MAX_EXCHANGES = 24
 _SYSTEM = (("system", "Be brief."),)
@@ -25,6 +25,6 @@ def warm_up_dialogues() -> Iterator[Dialogue]:
     """
     exchanges = [_EXCHANGE * turns for turns in range(1, _MAX_EXCHANGES + 1)]
     for middle, opening, closing in product([_REPEATED_SPEAKERS, *exchanges], (1, 0), (1, 0)):
-        messages = _SYSTEM[:opening] + middle + _EXCHANGE[:closing]
-        roles, texts = zip(*messages, strict=True)
-        yield Dialogue(0, Origin("warm-up", 1), TextMessages.of(roles, texts), None)
+        pairs = _SYSTEM[:opening] + middle + _EXCHANGE[:closing]
+        messages = [{"role": role, "content": text} for role, text in pairs]
+        yield make_dialogue(0, Origin("warm-up", 1), messages)

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from transformers.utils import chat_template_utils
 
 from mtpack.cli import main
-from mtpack.input.dialogue import Dialogue, Message, Origin, Reason, Reject
+from mtpack.input.dialogue import Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.sandbox.limits import Limits, TemplateLimitError
 from mtpack.template.turn_spans import render_dialogue
@@ -20,10 +20,10 @@ CHARACTERS = "makes a text of more than 1,000,000 characters"
 STEPS = "takes more than 20,000 steps"
 BITS = "computes a whole number of more than 65,536 bits"
 DEPTH = "nests deeper than Python can follow"
-MESSAGES = (
-    Message("user", {"role": "user", "content": "walrus"}, trained=False),
-    Message("assistant", {"role": "assistant", "content": "otter"}, trained=True),
-)
+MESSAGES = [
+    {"role": "user", "content": "walrus"},
+    {"role": "assistant", "content": "otter"},
+]
 
 
 def compiled(source: str, limits: Limits = SMALL) -> ChatTemplate:
@@ -227,10 +227,9 @@ SAME = [
 
 @pytest.mark.parametrize("source", SAME)
 def test_below_the_limits_the_text_is_that_of_transformers(source):
-    messages = [message.fields for message in MESSAGES]
     variables = {"content": "walrus"}
     expected, _ = chat_template_utils.render_jinja_template(
-        [messages], chat_template=source, **variables
+        [MESSAGES], chat_template=source, **variables
     )
     template = ChatTemplate({"default": source}, variables, DATE, SMALL)
     assert template.render(MESSAGES, None) == expected[0]
@@ -250,7 +249,7 @@ LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
 )
 def test_a_limit_exceeded_in_any_render_of_a_dialogue_rejects_the_row(when):
     template = compiled(LOOP + f"{{% if {when} %}}{{{{ 'a' * 300000000 }}}}{{% endif %}}")
-    dialogue = Dialogue(5, Origin("rows.jsonl", 6), MESSAGES * 2, None)
+    dialogue = make_dialogue(5, Origin("rows.jsonl", 6), MESSAGES * 2)
     added_tokens = load_tokenizer(None).added_tokens
     rejected = render_dialogue(template, added_tokens, dialogue, "auto")
     assert isinstance(rejected, Reject)
@@ -268,8 +267,7 @@ def test_a_row_that_exceeds_a_limit_stops_the_run_or_is_skipped_as_the_option_sa
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "".join(
-            json.dumps({"messages": [{"role": "user", "content": content}, MESSAGES[1].fields]})
-            + "\n"
+            json.dumps({"messages": [{"role": "user", "content": content}, MESSAGES[1]]}) + "\n"
             for content in ("fine", "boom", "fine")
         )
     )
