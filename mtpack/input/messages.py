@@ -31,23 +31,26 @@ def parse_messages(row: Any) -> ParsedRow:
     return ParsedRow(messages, read_tools(row.get("tools")), untrained)
 
 
-def find_text_messages(row: Any, text: bytes) -> list[Any] | None:
-    """Return the messages of a row if no key is in them but `role` and `content`, else None.
+def find_messages(row: Any) -> list[Any] | None:
+    """Return the `messages` of a row that has no tools; None if there is no such list."""
+    if type(row) is dict and type(row.get("messages")) is list and row.get("tools") is None:
+        return row["messages"] or None
+    return None
 
-    row: the value of `text`, not validated yet. It is valid if each message has both keys.
+
+def has_only_texts(row: dict[str, Any], text: bytes) -> bool:
+    """Return whether messages with a role and a text have no other key, and no key appears twice.
+
+    row: the value of `text`, not validated yet; if this returns True, it is valid.
     """
-    if type(row) is not dict or type(row.get("messages")) is not list or "tools" in row:
-        return None
-    messages: list[Any] = row["messages"]
-    # A message has at least two keys, a role and a text. If the row has exactly as many strings as
-    # this makes, then no message has another key, and no key appears twice.
-    num_strings = 4 * len(messages) + len(row)
+    num_strings = 4 * len(row["messages"]) + len(row)
     if len(row) > 1:
         types = [type(value) for key, value in row.items() if key != "messages"]
         if not _NOT_NESTED.issuperset(types):
-            return None
+            return False
         num_strings += types.count(str)
-    return messages if messages and has_num_strings(text, num_strings) else None
+    # Every further key, and every key that appears twice, is one more string.
+    return has_num_strings(text, num_strings)
 
 
 def require_message_list(key: str, messages: Any) -> list[Any]:

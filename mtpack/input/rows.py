@@ -13,7 +13,7 @@ from mtpack.input.dialogue import (
     make_dialogue,
     make_text_dialogue,
 )
-from mtpack.input.messages import find_text_messages, parse_messages
+from mtpack.input.messages import find_messages, has_only_texts, parse_messages
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.row_formats import find_shapes
 from mtpack.input.sharegpt import parse_sharegpt
@@ -42,12 +42,13 @@ def read_dialogue(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
         value = loads(text)
-        if row_format in _OF_MESSAGES:
-            texts = find_text_messages(value, text)
-            dialogue = texts and make_text_dialogue(row, origin, texts)
-            if dialogue:
-                return dialogue
+        messages = find_messages(value) if row_format in _OF_MESSAGES else None
+        dialogue = make_text_dialogue(row, origin, messages) if messages else None
+        if dialogue and has_only_texts(value, text):
+            return dialogue  # the usual case, without the time for `validate`
         value = validate(text, value)
+        if dialogue and set(map(len, dialogue.messages)) == {2}:
+            return dialogue
         return make_dialogue(row, origin, *_READERS[_choose_format(value, row_format)](value))
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))

@@ -580,5 +580,5 @@ def rows(draw) -> bytes:
 def test_the_fast_path_for_text_messages_equals_the_general_path(text, row_format):
     found = read_dialogue(3, ORIGIN, text, 2**20, row_format)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mtpack.input.rows, "find_text_messages", lambda row, text: None)
+        patch.setattr(mtpack.input.rows, "find_messages", lambda row: None)
         assert found == read_dialogue(3, ORIGIN, text, 2**20, row_format)
