@@ -49,11 +49,8 @@ class Dialogue(NamedTuple):
 
     def trained_messages(self) -> list[int]:
         """Return the indices of the messages that carry loss, ascending."""
-        return [
-            index
-            for index, role in enumerate(self.roles)
-            if role == "assistant" and index not in self.untrained
-        ]
+        assistants = [index for index, role in enumerate(self.roles) if role == "assistant"]
+        return [index for index in assistants if index not in self.untrained]
 
 
 def make_dialogue(

@@ -12,7 +12,7 @@ from typing import Any
 from mtpack.input.dialogue import Reason
 from mtpack.input.message import ParsedRow, read_messages
 from mtpack.input.row_errors import RowError, describe_type
-from mtpack.input.strict_json import has_num_strings
+from mtpack.input.strict_json import count_strings
 from mtpack.input.tools import read_tools
 
 _NOT_NESTED = {str, int, float, bool, type(None)}
@@ -50,14 +50,16 @@ def has_only_texts(row: dict[str, Any], text: bytes) -> bool:
             return False
         num_strings += types.count(str)
     # Every further key, and every key that appears twice, is one more string.
-    return has_num_strings(text, num_strings)
+    return count_strings(text) == num_strings
 
 
-def require_message_list(key: str, messages: Any) -> list[Any]:
+def require_message_list(
+    key: str, messages: Any, expected: str = "a list of messages"
+) -> list[Any]:
     """Return `messages` if it is a list that is not empty; raise RowError."""
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else describe_type(messages)
-        raise RowError(Reason.INVALID_ROW, f'"{key}" must be a list of messages, found {found}')
+        raise RowError(Reason.INVALID_ROW, f'"{key}" must be {expected}, found {found}')
     return messages
 
 
@@ -65,9 +67,4 @@ def _to_message_list(row: dict[str, Any], key: str, role: str) -> list[Any]:
     value = row[key]
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else describe_type(value)
-        raise RowError(
-            Reason.INVALID_ROW, f'"{key}" must be a string or a list of messages, found {found}'
-        )
-    return value
+    return require_message_list(key, value, "a string or a list of messages")

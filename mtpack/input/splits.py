@@ -7,10 +7,10 @@ lines.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 import orjson
@@ -44,14 +44,6 @@ class RowsInMemory(NamedTuple):
         for line, text in zip(self.lines, self.texts, strict=True):
             yield RawRow(self.file, line, text, self.format)
 
-    def load(self) -> RowsInMemory:
-        """Return itself."""
-        return self
-
-    def row_texts(self) -> Sequence[bytes | None]:
-        """Return the texts of all rows."""
-        return self.texts
-
 
 class LinesInMemory(NamedTuple):
     """Consecutive lines of a file, none longer than the limit; blank lines are not rows."""
@@ -71,14 +63,6 @@ class LinesInMemory(NamedTuple):
                 yield RawRow(self.file, line, text, self.format)
             line, start = line + 1, start + len(text) + 1
 
-    def load(self) -> LinesInMemory:
-        """Return itself."""
-        return self
-
-    def row_texts(self) -> Sequence[bytes | None]:
-        """Return the texts of all rows, 20 times as fast as `rows`."""
-        return [text for text in self.text.split(b"\n") if text and not text.isspace()]
-
 
 class LinesInFile(NamedTuple):
     """Consecutive lines of a plain text file, by their position in it."""
@@ -93,17 +77,13 @@ class LinesInFile(NamedTuple):
 
     def rows(self) -> Iterator[RawRow]:
         """Read and yield the rows; raise InputError, also if the file has changed."""
-        return self.load().rows()
-
-    def load(self) -> LinesInMemory:
-        """Read the lines; raise InputError, also if the file has changed."""
         with wrap_read_errors(self.file), open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             text = file.read(self.num_bytes)
         check_unchanged(self.file, self.path, self.modified_ns)
         if len(text) < self.num_bytes:
             raise InputError(f"{self.file}: can't be read (it ends early); run again")
-        return LinesInMemory(self.file, self.format, self.first_line, text)
+        return LinesInMemory(self.file, self.format, self.first_line, text).rows()
 
 
 Piece = RowsInMemory | LinesInMemory | LinesInFile
@@ -127,30 +107,13 @@ class Split:
     def content_sha256(self) -> str:
         """Return the digest of the rows: their texts, in order, and their formats.
 
-        It does not depend on the position of the rows or the compression of their files. Lines of a
-        file are hashed as they are if none is blank, which takes half the time.
+        It does not depend on the position of the rows or the compression of their files.
         """
-        loaded = [piece.load() for piece in self.pieces]
-        texts = [piece.text for piece in loaded if isinstance(piece, LinesInMemory)]
-        numbers = list(map(_num_lines, texts))
-        if len(texts) < len(loaded) or sum(numbers) != self.num_rows:
-            texts = [_join_as_lines(piece.row_texts()) for piece in loaded]
-            numbers = list(map(_num_lines, texts))
-        with_numbers = zip((piece.format for piece in loaded), numbers, strict=True)
+        rows = list(self.rows())
         formats = [
-            (row_format, sum([number for _, number in pieces]))
-            for row_format, pieces in groupby(with_numbers, key=itemgetter(0))
+            (row_format, len(list(same)))
+            for row_format, same in groupby(rows, key=attrgetter("format"))
         ]
-        return hashlib.sha256(b"\n".join([orjson.dumps(formats), *texts])).hexdigest()
-
-
-def _num_lines(text: bytes) -> int:
-    return text.count(b"\n") + 1
-
-
-def _join_as_lines(texts: Iterable[bytes | None]) -> bytes:
-    """Return rows as lines without blank lines; a row that is longer than the limit is blank.
-
-    A newline inside JSON is white space, so a space in place of it means the same.
-    """
-    return b"\n".join([(text or b"").replace(b"\n", b" ") for text in texts])
+        # A newline inside JSON is white space, so a space in place of it means the same.
+        lines = [(row.text or b"").replace(b"\n", b" ") for row in rows]
+        return hashlib.sha256(b"\n".join([orjson.dumps(formats), *lines])).hexdigest()

@@ -54,21 +54,13 @@ def validate(text: bytes, value: Any) -> Any:
     written = orjson.dumps(value)
     if written == text:
         return value
-    if _num_quotes(text) != _num_quotes(written):
+    if count_strings(text) != count_strings(written):
         raise StrictJsonError(
             Reason.DUPLICATE_KEY, "an object has the same key twice; remove one of them"
         )
     if _LONG_INTEGER in text.translate(_ALL_DIGITS_0):
         return json.loads(text)  # orjson rounds them to floats
     return value
-
-
-def has_num_strings(text: bytes, number: int) -> bool:
-    """Return whether valid JSON has exactly `number` keys and strings.
-
-    If the value that was read from it has as many, then no key appears twice.
-    """
-    return text.count(b'"') == 2 * number or _num_quotes(text) == 2 * number
 
 
 def _check_depth(value: Any) -> None:
@@ -84,14 +76,12 @@ def _check_depth(value: Any) -> None:
         raise StrictJsonError(Reason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels deep")
 
 
-def _num_quotes(text: bytes) -> int:
-    """Count the quotes around the keys and strings of valid JSON.
-
-    A duplicate key is read once, so its quotes are missing when the value is written again.
-    """
-    if b"\\" in text:
-        text = text.replace(rb"\\", b"")  # after an escaped backslash, a quote is not escaped
-    return text.count(b'"') - text.count(rb"\"")
+def count_strings(text: bytes) -> int:
+    """Count the keys and strings of valid JSON; a key that appears twice counts twice."""
+    num_quotes = text.count(b'"')
+    if b"\\" in text:  # after an escaped backslash, a quote is not escaped
+        num_quotes -= text.replace(rb"\\", b"").count(rb"\"")
+    return num_quotes // 2
 
 
 def _explain(text: bytes, error: orjson.JSONDecodeError) -> StrictJsonError:

@@ -12,12 +12,7 @@ from mtpack.input.strict_json import StrictJsonError, parse
 def read_tools(tools: Any) -> list[Any] | None:
     """Return a row's tools; a string is parsed as JSON. Raises RowError."""
     if isinstance(tools, str):  # as in datasets that have one column type for all tools
-        try:
-            tools = parse(tools.encode())
-        except StrictJsonError as error:
-            raise RowError(
-                Reason.INVALID_TOOLS, f'"tools" is a string but not JSON: {error}'
-            ) from None
+        tools = _parse_text(tools, Reason.INVALID_TOOLS, '"tools" is')
     if tools is None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -25,6 +20,13 @@ def read_tools(tools: Any) -> list[Any] | None:
             Reason.INVALID_TOOLS, f'"tools" must be a list of objects, found {describe_type(tools)}'
         )
     return tools
+
+
+def _parse_text(text: str, reason: Reason, subject: str) -> Any:
+    try:
+        return parse(text.encode())
+    except StrictJsonError as error:
+        raise RowError(reason, f"{subject} a string but not JSON: {error}") from None
 
 
 def check_tool_calls(where: str, calls: Any) -> None:
@@ -55,12 +57,7 @@ def parse_function_calls(where: str, value: Any) -> list[dict[str, Any]]:
     [{'type': 'function', 'function': {'name': 'add', 'arguments': {'a': 1}}}]
     """
     if isinstance(value, str):
-        try:
-            value = parse(value.encode())
-        except StrictJsonError as error:
-            raise RowError(
-                Reason.INVALID_TOOL_CALLS, f"{where}: the call is a string but not JSON: {error}"
-            ) from None
+        value = _parse_text(value, Reason.INVALID_TOOL_CALLS, f"{where}: the call is")
     calls = value if isinstance(value, list) else [value]
     if not calls:
         raise RowError(Reason.INVALID_TOOL_CALLS, f"{where}: the list of calls is empty")

@@ -131,9 +131,6 @@ def test_rows_and_cuts_are_those_of_a_simple_reader(
             found = splits_of(path, limit=limit, row_format="messages")
             assert [list(split.rows()) for split in found] == expected
             assert [split.num_rows for split in found] == list(map(len, expected))
-            pieces = [piece for split in found for piece in split.pieces]
-            texts = [text for piece in pieces for text in piece.load().row_texts()]
-            assert texts == [row.text for rows in expected for row in rows]
 
 
 # Files that change during the run
