@@ -26,6 +26,7 @@ from mtpack.errors import InputError
 from mtpack.input.files import InputFile, check_unchanged, find_suffix, wrap_read_errors
 from mtpack.input.row_formats import ROW_KEYS, detect_format
 from mtpack.input.splits import LinesInFile, LinesInMemory, Piece, RowsInMemory, Split
+from mtpack.token_batch import Int64
 
 AUTO = "auto"
 LINE_LIMIT = 64 * 2**20
@@ -36,8 +37,6 @@ _BLOCK_BYTES = 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NEWLINE, _SPACE = b"\n "
 
-_Int64 = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class _LineRows:
@@ -47,25 +46,23 @@ class _LineRows:
     block: bytes
     offset: int
     """The offset of the block in the text of the file."""
-    numbers: _Int64
+    numbers: Int64
     """(rows,): the line number of each row, from 1."""
-    starts: _Int64
+    starts: Int64
     """(rows,): the start of each row in `block`."""
-    ends: _Int64
+    ends: Int64
     """(rows,): the end of each row in `block`, without the newline."""
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def sizes(self) -> _Int64:
+    def sizes(self) -> Int64:
         return self.ends - self.starts
 
     def text(self, row: int) -> bytes:
         return self.block[self.starts[row] : self.ends[row]]
 
     def cut(self, start: int, end: int) -> _LineRows:
-        if end - start == len(self):
-            return self
         return self.select(slice(start, end))
 
     def select(self, rows: slice | NDArray[np.bool_]) -> _LineRows:
@@ -82,31 +79,7 @@ class _LineRows:
         return LinesInFile(file.name, row_format, first_line, file.path, *span, file.modified_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class _TextRows:
-    """Rows that are not lines of a text file, or lines that are longer than the limit."""
-
-    file: InputFile
-    lines: list[int]
-    texts: list[bytes | None]
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def sizes(self) -> _Int64:
-        return np.array([len(text or b"") for text in self.texts], dtype=np.int64)
-
-    def text(self, row: int) -> bytes | None:
-        return self.texts[row]
-
-    def cut(self, start: int, end: int) -> _TextRows:
-        return _TextRows(self.file, self.lines[start:end], self.texts[start:end])
-
-    def to_piece(self, row_format: str | None) -> Piece:
-        return RowsInMemory(self.file.name, row_format, self.lines, self.texts)
-
-
-_RowBatch = _LineRows | _TextRows
+_RowBatch = _LineRows | RowsInMemory
 
 
 def read_splits(
@@ -243,7 +216,7 @@ def _select_rows(lines: _LineRows, limit: int) -> Iterator[_RowBatch]:
     for line in too_long.nonzero()[0].tolist():
         if first < line:
             yield lines.cut(first, line)
-        yield _TextRows(lines.file, [int(lines.numbers[line])], [None])
+        yield RowsInMemory(lines.file.name, None, [int(lines.numbers[line])], [None])
         first = line + 1
     if first < len(lines):
         yield lines.cut(first, len(lines))
@@ -262,9 +235,9 @@ def _read_parquet(file: InputFile, line_limit: int) -> Iterator[_RowBatch]:
 
 def _batch_rows(
     file: InputFile, rows: Iterable[tuple[int, bytes]], line_limit: int
-) -> Iterator[_TextRows]:
+) -> Iterator[RowsInMemory]:
     """Yield rows, each a line number and a text, in batches; also the rows before an error."""
-    batch, num_bytes = _TextRows(file, [], []), 0
+    batch, num_bytes = RowsInMemory(file.name, None, [], []), 0
     try:
         for line, text in rows:
             batch.lines.append(line)
@@ -272,7 +245,7 @@ def _batch_rows(
             num_bytes += len(text)
             if num_bytes >= _BLOCK_BYTES:
                 yield batch
-                batch, num_bytes = _TextRows(file, [], []), 0
+                batch, num_bytes = RowsInMemory(file.name, None, [], []), 0
     except InputError:
         yield batch
         raise

@@ -7,16 +7,18 @@ lines.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
+import numpy as np
 import orjson
 
 from mtpack.errors import InputError
 from mtpack.input.files import check_unchanged, wrap_read_errors
+from mtpack.token_batch import Int64
 
 
 class RawRow(NamedTuple):
@@ -31,13 +33,34 @@ class RawRow(NamedTuple):
     """The format of the file; None if neither this row nor an earlier one fits a format."""
 
 
-class RowsInMemory(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RowsInMemory:
     """Rows with their line numbers: for all that is not consecutive lines of a text file."""
 
     file: str
     format: str | None
-    lines: Sequence[int]
-    texts: Sequence[bytes | None]
+    lines: list[int]
+    texts: list[bytes | None]
+    """JSON texts; None for a line that is longer than the limit."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def sizes(self) -> Int64:
+        """Return the number of bytes of each row."""
+        return np.array([len(text or b"") for text in self.texts], dtype=np.int64)
+
+    def text(self, row: int) -> bytes | None:
+        """Return the text of a row."""
+        return self.texts[row]
+
+    def cut(self, start: int, end: int) -> RowsInMemory:
+        """Return the rows from `start` up to but not including `end`."""
+        return replace(self, lines=self.lines[start:end], texts=self.texts[start:end])
+
+    def to_piece(self, row_format: str | None) -> RowsInMemory:
+        """Return the rows with a format."""
+        return replace(self, format=row_format)
 
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows."""
