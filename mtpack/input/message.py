@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import ROLES, Reason
+from mtpack.input.dialogue import ROLES, Messages, Reason
 from mtpack.input.row_errors import RowError, describe_type, quote_name
 from mtpack.input.tools import check_tool_calls
 
@@ -26,15 +26,13 @@ _PART_TEXT_KEYS = ("text", "content", "value")
 class ParsedRow(NamedTuple):
     """The messages and tools of a row, in whatever format."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     tools: list[Any] | None
     untrained: Collection[int] = ()
     """Indices of messages whose loss is switched off."""
 
 
-def read_messages(
-    messages: list[Any], num_context: int = 0
-) -> tuple[list[dict[str, Any]], set[int]]:
+def read_messages(messages: list[Any], num_context: int = 0) -> tuple[Messages, set[int]]:
     """Read messages of the chat APIs; return them and the indices of those without loss.
 
     num_context: so many first messages have no loss, unless they have a loss switch that says so.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.input.dialogue import Reason
+from mtpack.input.dialogue import Messages, Reason
 from mtpack.input.message import ParsedRow, read_fields, read_messages
 from mtpack.input.messages import require_message_list
 from mtpack.input.row_errors import RowError, describe_type, quote_name
@@ -46,7 +46,7 @@ def parse_sharegpt(row: dict[str, Any]) -> ParsedRow:
     )
 
 
-def read_system(row: dict[str, Any]) -> list[dict[str, Any]]:
+def read_system(row: dict[str, Any]) -> Messages:
     """Return a row's `system` as a list of one message, or no message; raise RowError."""
     system = row.get("system")
     if system is None or system == "":  # tables have the column, with a value or without

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import product
+from itertools import product, repeat
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
+from mtpack.input.dialogue import Dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 
 _Fields = dict[str, Any]
@@ -66,21 +66,21 @@ class MessageKinds:
         """Start with no messages."""
         self._messages: Counter[tuple[Any, ...]] = Counter()
         self._tools: Counter[tuple[str | None, str | None]] = Counter()
-        self._ordinary: Counter[tuple[str, ...]] = Counter()
-        """The number of ordinary dialogues (`_is_ordinary`), by their roles."""
+        self._plain: Counter[tuple[str, ...]] = Counter()
+        """The number of plain dialogues (`_is_plain`), by their roles."""
 
     def add(self, dialogue: Dialogue) -> None:
         """Count the messages of a dialogue.
 
         Messages after the last trained one are in no document and are not counted.
         """
-        if _is_ordinary(dialogue):
-            self._ordinary[dialogue.roles] += 1  # 2 µs for 18 messages, not 11 µs
-            return
-        trained = dialogue.trained_messages()
-        if trained:
-            self._tools[_classify_tools(dialogue), _find_opening(dialogue)] += 1
-            self._messages.update(_list_kinds(dialogue, trained[-1]))
+        if _is_plain(dialogue):
+            self._plain[dialogue.roles] += 1  # 2 µs for 18 messages, not 11 µs
+        elif trained := dialogue.trained_messages():
+            roles = dialogue.roles[: trained[-1] + 1]
+            tools = _classify_tools(dialogue.tools)
+            self._tools[tools, _find_opening(roles)] += 1
+            self._messages.update(_list_kinds(roles, dialogue.messages, tools))
 
     def count_dropped(self, template: ChatTemplate) -> Counter[str]:
         """Count messages by the part that `template` drops (such as `assistant.tool_calls`).
@@ -89,12 +89,12 @@ class MessageKinds:
         that kind is counted.
         """
         messages = self._messages.copy()
-        for roles, number in self._ordinary.items():
-            for kind in _list_ordinary_kinds(roles):
+        for roles, number in self._plain.items():
+            for kind in _list_plain_kinds(roles):
                 messages[kind] += number
         counts: Counter[str] = Counter()
-        for (shape, opening), number in self._tools.items():
-            if _drops_tools(template, shape, opening):
+        for (tools, opening), number in self._tools.items():
+            if _drops_tools(template, tools, opening):
                 counts["tools"] += number
         for each, number in messages.items():
             for part in _find_dropped_parts(template, _Kind(*each)):
@@ -108,44 +108,38 @@ _SYSTEM_ROLES = ("system", "developer")
 _OPENING = "opening"
 
 
-def _is_ordinary(dialogue: Dialogue) -> bool:
-    """Return whether each message is a role and a content of the kind `text`."""
+def _is_plain(dialogue: Dialogue) -> bool:
+    """Return whether each message is a text alone, and there are no tools."""
     texts, joined = dialogue.texts, dialogue.joined_texts
-    if texts is None or joined is None:
-        return False
-    return all(map(str.strip, texts)) and "</think>" not in joined
+    return bool(texts and joined and all(map(str.strip, texts)) and "</think>" not in joined)
 
 
 @lru_cache(maxsize=1024)
-def _list_ordinary_kinds(roles: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
-    """Return the kinds of the messages of an ordinary dialogue with these roles."""
-    messages = [{"role": role, "content": "text"} for role in roles]
-    example = make_dialogue(0, Origin("example", 1), messages)
-    trained = example.trained_messages()
-    return tuple(_list_kinds(example, trained[-1])) if trained else ()
+def _list_plain_kinds(roles: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Return the kinds of the messages of a plain dialogue, up to the last assistant message."""
+    end = max((index for index, role in enumerate(roles, 1) if role == "assistant"), default=0)
+    return tuple(_list_kinds(roles[:end], repeat({"content": "text"}), None))
 
 
-def _list_kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
-    """Yield the kind of each message up to and including `last`, an assistant message.
+def _list_kinds(
+    roles: tuple[str, ...], messages: Iterable[_Fields], tools: str | None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the kind of each message with a role in `roles`, the last of which is an assistant's.
 
     Each is a plain tuple: to make a `_Kind` takes as long as everything else here.
     """
-    opening, tools = _find_opening(dialogue), _classify_tools(dialogue)
-    messages = dialogue.messages
+    opening = _find_opening(roles)
     previous = None
     is_after_user = is_after_calls = False
-    for index in range(last + 1):
-        fields, role = messages[index], dialogue.roles[index]
-        following = None if role == "assistant" else dialogue.roles[index + 1]
-        content = _classify_content(role, fields.get("content"))
+    for index, (role, fields) in enumerate(zip(roles, messages, strict=False)):
         reasoning, calls = fields.get("reasoning_content"), fields.get("tool_calls")
         yield (
             role,
             previous,
-            following,
+            None if role == "assistant" else roles[index + 1],
             opening,
             tools,
-            content,
+            _classify_content(role, fields.get("content")),
             reasoning is not None and not _is_blank(reasoning),
             _classify_calls(calls) if calls else None,
             is_after_user,
@@ -156,15 +150,14 @@ def _list_kinds(dialogue: Dialogue, last: int) -> Iterator[tuple[Any, ...]]:
         is_after_calls = is_after_calls or bool(calls)
 
 
-def _find_opening(dialogue: Dialogue) -> str | None:
-    role = dialogue.roles[0]
-    return role if role in _SYSTEM_ROLES else None
+def _find_opening(roles: tuple[str, ...]) -> str | None:
+    return roles[0] if roles and roles[0] in _SYSTEM_ROLES else None
 
 
-def _classify_tools(dialogue: Dialogue) -> str | None:
-    if not dialogue.tools:
-        return None if dialogue.tools is None else "empty"
-    return "nested" if "function" in dialogue.tools[0] else "flat"
+def _classify_tools(tools: list[Any] | None) -> str | None:
+    if not tools:
+        return None if tools is None else "empty"
+    return "nested" if "function" in tools[0] else "flat"
 
 
 def _classify_content(role: str, content: str | list[_Fields] | None) -> str:
