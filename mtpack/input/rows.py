@@ -20,7 +20,6 @@ from mtpack.input.sharegpt import parse_sharegpt
 from mtpack.input.strict_json import StrictJsonError, loads, validate
 
 _READERS = {"messages": parse_messages, "sharegpt": parse_sharegpt, "alpaca": parse_alpaca}
-_OF_MESSAGES = ("messages", None)
 _NEEDED = {
     "messages": '"messages" (or "prompt" and "completion")',
     "sharegpt": '"conversations"',
@@ -42,7 +41,7 @@ def read_dialogue(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
         value = loads(text)
-        messages = find_messages(value) if row_format in _OF_MESSAGES else None
+        messages = find_messages(value) if row_format in (None, "messages") else None
         dialogue = make_text_dialogue(row, origin, messages) if messages else None
         if dialogue and has_only_texts(value, text):
             return dialogue  # the usual case, without the time for `validate`
