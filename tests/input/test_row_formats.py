@@ -225,9 +225,12 @@ def test_a_value_that_is_not_a_call_is_refused(value):
     ids=str,
 )
 def test_loss_switches_have_the_same_meaning_in_sharegpt(switch, trained):
-    dialogue = dialogue_of({"conversations": [HUMAN, {**GPT, **switch}]})
-    assert bool(dialogue.trained_messages()) == trained
+    row = {"conversations": [HUMAN, {**GPT, **switch}, HUMAN, GPT]}
+    dialogue = dialogue_of(row)
+    assert dialogue.trained_messages() == ([1, 3] if trained else [3])
     assert dialogue.messages[1] == ANSWER
+    with_system = dialogue_of({**row, "system": "Be brief."})
+    assert with_system.trained_messages() == ([2, 4] if trained else [4])
     call = {"from": "function_call", "value": '{"name": "add", "arguments": {}}', **switch}
     assert bool(dialogue_of({"conversations": [call]}).trained_messages()) == trained
 
