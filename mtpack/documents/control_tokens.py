@@ -30,10 +30,10 @@ from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import Range
+from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
 from mtpack.template.tracing.replayer import Replayer
-from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText, render_dialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
-from mtpack.tokenizer.encode import EncodedText
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 
@@ -141,28 +141,32 @@ def _get_turns(
 ) -> list[tuple[str, list[tuple[int, tuple[Range, ...]]]]]:
     """Return what the marks must not change: all texts, and the spans of the turns in them."""
     return [
-        (document.text, [(turn.message, turn.spans) for turn in document.turns])
+        (document.text, [(turn.message, turn.spans) for turn in document.turns.to_list()])
         for document in (rendered.merged, *rendered.own)
     ]
 
 
 def _remove_marks(literal: LiteralTokenizer, rendered: RenderedDialogue) -> RenderedDialogue:
     """Remove the marks from a dialogue and encode its texts; raise NotLiteralError."""
-    return rendered._replace(
+    return RenderedDialogue(
+        row=rendered.row,
         merged=_remove_marks_from_document(literal, rendered.merged),
         own=tuple(_remove_marks_from_document(literal, document) for document in rendered.own),
         merged_end=to_unmarked_position(rendered.merged.text, rendered.merged_end),
+        to_compare=tuple(
+            (turn, _remove_marks_from_document(literal, document))
+            for turn, document in rendered.to_compare
+        ),
     )
 
 
 def _remove_marks_from_document(literal: LiteralTokenizer, document: DocumentText) -> DocumentText:
-    text, encoded = _encode(literal, document.text)
-    turns = tuple(_remove_marks_from_turn(literal, document.text, turn) for turn in document.turns)
-    return DocumentText(text, turns, encoded)
+    text, starts = remove_marks(document.text)
+    turns = [_remove_marks_from_turn(document.text, turn) for turn in document.turns.to_list()]
+    return DocumentText(text, Turns.of(turns), literal.encode(text, starts))
 
 
-def _remove_marks_from_turn(literal: LiteralTokenizer, text: str, turn: TurnText) -> TurnText:
-    own, own_encoded = (None, None) if turn.own_text is None else _encode(literal, turn.own_text)
+def _remove_marks_from_turn(text: str, turn: TurnText) -> TurnText:
     return turn._replace(
         spans=tuple(
             (to_unmarked_position(text, start), to_unmarked_position(text, end))
@@ -170,12 +174,4 @@ def _remove_marks_from_turn(literal: LiteralTokenizer, text: str, turn: TurnText
         ),
         start=to_unmarked_position(text, turn.start),
         end=to_unmarked_position(text, turn.end),
-        own_text=own,
-        own_encoded=own_encoded,
     )
-
-
-def _encode(literal: LiteralTokenizer, marked: str) -> tuple[str, EncodedText]:
-    """Return the text without its marks, and its tokens; marked tokens are ordinary text."""
-    text, starts = remove_marks(marked)
-    return text, literal.encode(text, starts)

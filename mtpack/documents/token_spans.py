@@ -13,8 +13,8 @@ turn's *loss tokens*, the tokens whose prediction is trained:
 
 This module also decides the last case of merging. Two texts that are equal up to the end of a turn
 may still have other tokens there, because a token may continue into the text that follows. If the
-template left this open (`TurnText.own_text`), the ids of the merged text and of the turn's own text
-are compared. If they differ, merging is not exact for this turn.
+text leaves this open (`RenderedDialogue.to_compare`), the ids of the merged text and of the turn's
+own text are compared. If they differ, merging is not exact for this turn.
 
 For speed, all texts are encoded at once, and the tokens of all turns are found with a few numpy
 calls.
@@ -25,13 +25,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
-from mtpack.template.turn_columns import SlottedTurns, place_turns
-from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
-from mtpack.token_batch import Int64, TokenBatch, TurnFlag, gather_ranges, offsets_from_lengths
+from mtpack.template.rendered_dialogue import (
+    DocumentText,
+    PlacedTurns,
+    RenderedDialogue,
+    Turns,
+    place_turns,
+)
+from mtpack.token_batch import Int64, TokenBatch, TurnFlag, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
 
 
@@ -42,24 +46,20 @@ def encode_dialogues(
 
     merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
     """
-    texts = _Texts()
-    text_numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
+    texts, documents = _Texts(), _Documents()
+    numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
     encoded = encoder.encode(texts.texts, texts.rows, texts.known)
-    documents = _Documents()
-    for dialogue, numbers in zip(rendered, text_numbers, strict=True):
-        merged, own_texts, own_documents = numbers
-        row, turns = dialogue.row, dialogue.merged.turns
-        moved: list[tuple[int, TurnText]] = []
-        if own_texts:
-            turns, moved = _compare_ids(encoded, merged, own_texts, turns, merge)
-        documents.add(row, merged, turns)
-        for number, turn in moved:
-            documents.add(row, number, [turn])
-        for number, document in zip(own_documents, dialogue.own, strict=True):
-            documents.add(row, number, document.turns)
+    for dialogue, (merged, compared, own) in zip(rendered, numbers, strict=True):
+        turns = dialogue.merged.turns
+        moved: list[tuple[int, DocumentText]] = []
+        if compared:
+            turns, moved = _compare_ids(encoded, dialogue, merged, compared, merge)
+        documents.add(dialogue.row, merged, turns)
+        for number, document in (*moved, *zip(own, dialogue.own, strict=True)):
+            documents.add(dialogue.row, number, document.turns)
     batch, counts = documents.build_batch(encoded)
-    merged_texts = np.array([merged for merged, _, _ in text_numbers], dtype=np.int64)
-    merged_ends = np.array([dialogue.merged_end for dialogue in rendered], dtype=np.int64)
+    merged_texts = _to_int64([merged for merged, _, _ in numbers])
+    merged_ends = _to_int64([dialogue.merged_end for dialogue in rendered])
     ends = encoded.positions.at(merged_texts, merged_ends)
     tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
     counts["tokens_if_merged"] += int(tokens.sum())
@@ -69,7 +69,7 @@ def encode_dialogues(
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document; the batch is empty if no turn has a loss token."""
     texts, documents = _Texts(), _Documents()
-    documents.add(row, texts.add(row, document.text, document.encoded), document.turns)
+    documents.add(row, texts.add(row, document), document.turns)
     return documents.build_batch(encoder.encode(texts.texts, texts.rows, texts.known))[0]
 
 
@@ -83,55 +83,51 @@ class _Texts:
     known: dict[int, EncodedText] = field(default_factory=dict)
     """The tokens of texts that are encoded already, by number."""
 
-    def add(self, row: int, text: str, encoded: EncodedText | None) -> int:
-        """Add a text and return its number."""
-        if encoded is not None:
-            self.known[len(self.texts)] = encoded
-        self.texts.append(text)
+    def add(self, row: int, document: DocumentText) -> int:
+        """Add the text of a document and return its number."""
+        if document.encoded is not None:
+            self.known[len(self.texts)] = document.encoded
+        self.texts.append(document.text)
         self.rows.append(row)
         return len(self.texts) - 1
 
-    def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, dict[int, int], list[int]]:
+    def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, list[int], list[int]]:
         """Add the texts of a dialogue.
 
-        Return the number of the merged text, the numbers of turns' own texts by index of the turn
-        (only few turns have one), and the numbers of own documents.
+        Return the number of the merged text, and the numbers of `to_compare` and of `own`.
         """
         row = dialogue.row
-        merged = self.add(row, dialogue.merged.text, dialogue.merged.encoded)
-        own_texts = {}
-        if type(dialogue.merged.turns) is not SlottedTurns:
-            own_texts = {
-                index: self.add(row, turn.own_text, turn.own_encoded)
-                for index, turn in enumerate(dialogue.merged.turns)
-                if turn.own_text is not None
-            }
-        return merged, own_texts, [self.add(row, own.text, own.encoded) for own in dialogue.own]
+        merged = self.add(row, dialogue.merged)
+        compared = [self.add(row, document) for _, document in dialogue.to_compare]
+        return merged, compared, [self.add(row, document) for document in dialogue.own]
 
 
 def _compare_ids(
     encoded: EncodedTexts,
+    dialogue: RenderedDialogue,
     merged: int,
-    own_texts: dict[int, int],
-    turns: Sequence[TurnText],
+    compared: list[int],
     merge: str,
-) -> tuple[list[TurnText], list[tuple[int, TurnText]]]:
+) -> tuple[Turns, list[tuple[int, DocumentText]]]:
     """Compare the ids of turns in the merged text with the ids in their own texts.
 
-    Return the turns that are trained in the merged text, and the turns that get their own document,
-    each with the number of its own text.
+    merged, compared: the numbers of these texts. Return the turns that are trained in the merged
+    text, and the documents of the others, each with the number of its text.
     """
-    kept: list[TurnText] = []
-    moved: list[tuple[int, TurnText]] = []
-    for index, turn in enumerate(turns):
-        if index not in own_texts or _have_same_ids(encoded, merged, own_texts[index], turn.end):
-            kept.append(turn)
-        elif merge == "always":
-            kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
-        else:
-            flags = turn.flags | TurnFlag.OWN_DOCUMENT
-            moved.append((own_texts[index], turn._replace(flags=flags)))
-    return kept, moved
+    turns = dialogue.merged.turns.to_list()
+    differing = {
+        index: (number, document)
+        for number, (index, document) in zip(compared, dialogue.to_compare, strict=True)
+        if not _have_same_ids(encoded, merged, number, turns[index].end)
+    }
+    if not differing:
+        return dialogue.merged.turns, []
+    if merge == "always":
+        for index in differing:
+            turns[index] = turns[index]._replace(flags=turns[index].flags | TurnFlag.BENT)
+        return Turns.of(turns), []
+    kept = [turn for index, turn in enumerate(turns) if index not in differing]
+    return Turns.of(kept), list(differing.values())
 
 
 def _have_same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
@@ -149,85 +145,31 @@ def _have_same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bo
     )
 
 
-class _DocumentTurns(NamedTuple):
-    """The turns of all documents as columns, in the order of the documents.
-
-    Turn t has the next `num_spans[t]` spans. Characters count from the start of the turn's text.
-    All columns have the shape (turns,), except those of spans.
-    """
-
-    documents: Int64
-    """The document of each turn, ascending."""
-    messages: Int64
-    """The index of the turn's message in its dialogue."""
-    flags: Int64
-    """`TurnFlag` bits."""
-    starts: Int64
-    """The start of the turn, in characters."""
-    num_spans: Int64
-    span_starts: Int64
-    """(spans,), in characters."""
-    span_ends: Int64
-    """(spans,), in characters."""
-
-
 @dataclass(slots=True)
 class _Documents:
-    """Collects documents with their turns, as `SlottedTurns` or as columns."""
+    """Collects documents with their turns."""
 
     rows: list[int] = field(default_factory=list)
     """The input row of each document."""
     texts: list[int] = field(default_factory=list)
     """The number of each document's text."""
-    slotted: dict[int, SlottedTurns] = field(default_factory=dict)
-    """Turns that are still without positions, by document."""
-    turns: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    """All other turns: (document, message, flags, start, num_spans) as in `_DocumentTurns`."""
-    span_starts: list[int] = field(default_factory=list)
-    """Of the spans of `turns`."""
-    span_ends: list[int] = field(default_factory=list)
-    """Of the spans of `turns`."""
+    turns: list[Turns] = field(default_factory=list)
 
-    def add(self, row: int, text: int, turns: Sequence[TurnText]) -> None:
+    def add(self, row: int, text: int, turns: Turns) -> None:
         """Add a document of an input row: the number of its text, and its trained turns."""
-        document = len(self.rows)
         self.rows.append(row)
         self.texts.append(text)
-        if isinstance(turns, SlottedTurns):
-            self.slotted[document] = turns
-            return
-        for turn in turns:
-            self.turns.append((document, turn.message, turn.flags, turn.start, len(turn.spans)))
-            self.span_starts += [start for start, _ in turn.spans]
-            self.span_ends += [end for _, end in turn.spans]
-
-    def join_turns(self) -> _DocumentTurns:
-        """Return the turns of all documents."""
-        slotted = place_turns(list(self.slotted.values()))
-        documents: Int64 = np.repeat(_to_int64(list(self.slotted)), slotted.num_turns)
-        one = np.ones(len(documents), dtype=np.int64)
-        columns = np.concatenate(
-            [
-                np.stack([documents, slotted.messages, slotted.flags, slotted.starts, one]),
-                _to_int64(self.turns).reshape(-1, 5).T,
-            ],
-            axis=1,
-        )
-        order = np.argsort(columns[0], kind="stable")
-        spans = gather_ranges(offsets_from_lengths(columns[-1]), order)
-        documents, messages, flags, starts, num_spans = columns[:, order]
-        span_starts = np.concatenate([slotted.starts, _to_int64(self.span_starts)])[spans]
-        span_ends = np.concatenate([slotted.ends, _to_int64(self.span_ends)])[spans]
-        return _DocumentTurns(documents, messages, flags, starts, num_spans, span_starts, span_ends)
+        self.turns.append(turns)
 
     def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
         """Find the tokens of all turns; drop turns and documents without a loss token."""
         texts = _to_int64(self.texts)
-        found = self.join_turns()
-        spans = _find_loss_tokens(encoded, texts[found.documents], found)
-        spans_per_turn = np.bincount(spans.turns, minlength=len(found.documents))
+        found = place_turns(self.turns)
+        turn_documents = np.repeat(np.arange(len(texts)), found.num_turns)
+        spans = _find_loss_tokens(encoded, texts[turn_documents], found)
+        spans_per_turn = np.bincount(spans.turns, minlength=len(turn_documents))
         turns = np.flatnonzero(spans_per_turn)
-        turns_per_document = np.bincount(found.documents[turns], minlength=len(texts))
+        turns_per_document = np.bincount(turn_documents[turns], minlength=len(texts))
         documents = np.flatnonzero(turns_per_document)
 
         turn_offsets = offsets_from_lengths(turns_per_document[documents])
@@ -249,7 +191,7 @@ class _Documents:
             span_starts=spans.starts.astype(np.int32),
             span_ends=spans.ends.astype(np.int32),
         )
-        spans.counts["turns_dropped.no_loss_token"] = len(found.documents) - len(turns)
+        spans.counts["turns_dropped.no_loss_token"] = len(turn_documents) - len(turns)
         return batch, spans.counts
 
 
@@ -267,9 +209,7 @@ class _TokenSpans:
     """`straddles` and `given_trained`, in tokens."""
 
 
-def _find_loss_tokens(
-    encoded: EncodedTexts, turn_texts: Int64, found: _DocumentTurns
-) -> _TokenSpans:
+def _find_loss_tokens(encoded: EncodedTexts, turn_texts: Int64, found: PlacedTurns) -> _TokenSpans:
     """Find the tokens that lie wholly inside the spans of turns.
 
     turn_texts: (turns,), the number of each turn's text. A token without characters belongs to the
@@ -304,5 +244,5 @@ def _find_loss_tokens(
     return _TokenSpans(turns, starts - begins, ends - begins, counts)
 
 
-def _to_int64(values: Sequence[int] | Sequence[tuple[int, ...]]) -> Int64:
+def _to_int64(values: Sequence[int]) -> Int64:
     return np.array(values, dtype=np.int64)

@@ -11,7 +11,7 @@ from mtpack.options import PackOptions
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
-from mtpack.template.turn_spans import finds_turns
+from mtpack.template.render_dialogue import finds_turns
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS, EngineFailedError
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer

@@ -17,7 +17,7 @@ from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.dropped_content import MessageKinds
-from mtpack.template.turn_spans import RenderedDialogue
+from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.token_batch import Int32, TokenBatch, concatenate
 from mtpack.tokenizer.engines import FASTOKENS
 
@@ -182,7 +182,7 @@ class _RowRenderer:
 
     def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
         self.accepted.append(dialogue.row)
-        self.num_turns.append(len(rendered.merged.turns) + len(rendered.own))
+        self.num_turns.append(rendered.num_turns)
         self.kinds.add(dialogue)
         spelling = self._counts_spelling_as
         if spelling and self._pipeline.renderer.spelled.find_first(dialogue):

@@ -83,7 +83,7 @@ class ChatTemplate:
         text = self._write(self._plain, joined, tools, prompt)
         indexed = [IndexedMessage(message, index) for index, message in enumerate(joined)]
         has_generations = self.choose_name(tools) in self.tagged
-        without_regions = MarkedText(text, {}, [] if has_generations else None, {})
+        without_regions = MarkedText(text, {}, [] if has_generations else None)
         try:
             marked = self._write(self._marked, indexed, tools, prompt)
         except TemplateRaisedError:

@@ -20,12 +20,13 @@ import jinja2
 from jinja2 import nodes
 
 from mtpack.template.environment import GENERATION_END, GENERATION_START
+from mtpack.template.slots import is_longer
 
 _REGION_START = "\ufdd0"
 _INDEX_END = "\ufdd1"
-_REGION_END = "\ufdd2"
+REGION_END = "\ufdd2"
 _MARK = re.compile(
-    f"{_REGION_START}([0-9]+){_INDEX_END}|[{_REGION_END}{GENERATION_START}{GENERATION_END}]"
+    f"{_REGION_START}([0-9]+){_INDEX_END}|[{REGION_END}{GENERATION_START}{GENERATION_END}]"
 )
 
 FILTERS_THAT_READ_TEXT = ("int", "float", "length", "count")
@@ -46,22 +47,43 @@ class IndexedMessage(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class MarkedText:
-    """A rendered text, and the region that the template wrote for each message."""
+    """A rendered text, and the regions that the template wrote for each message.
+
+    Raises UndecidedError where the texts in slots decide whether a region is empty.
+    """
 
     text: str
-    regions: dict[int, Range]
-    """Characters [start, end) by message index; only of messages that are written exactly once."""
+    marked: dict[int, list[Range]]
+    """Characters [start, end) by message index, for every pass of a loop over the messages."""
     generations: list[Range] | None
     """Characters [start, end) in `generation` tags; None for a template without such tags."""
-    empty_regions: dict[int, int]
-    """Positions by message index, of messages for which the loops wrote nothing."""
+
+    @property
+    def regions(self) -> dict[int, Range]:
+        """The region of each message that is written exactly once."""
+        found = ((message, self.find_region(message)) for message in self.marked)
+        return {message: region for message, region in found if region is not None}
+
+    def find_region(self, message: int) -> Range | None:
+        """Return the region of a message; None unless it is written exactly once."""
+        written = self._find_written(message)
+        return written[0] if len(written) == 1 else None
+
+    def find_empty_region(self, message: int) -> int | None:
+        """Return the position of a message for which the loops wrote nothing; else None."""
+        if message not in self.marked or self._find_written(message):
+            return None
+        return self.marked[message][-1][0]
+
+    def _find_written(self, message: int) -> list[Range]:
+        return [region for region in self.marked.get(message, ()) if is_longer(self.text, *region)]
 
 
 def has_mark_characters(text: str) -> bool:
     """Return whether a text has characters of which marks are made, so that it can't be marked."""
     if text.isascii():
         return False
-    marks = (_REGION_START, _REGION_END, GENERATION_START, GENERATION_END)
+    marks = (_REGION_START, REGION_END, GENERATION_START, GENERATION_END)
     return any(mark in text for mark in marks)
 
 
@@ -107,7 +129,6 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
     pieces: list[str] = []
     open_regions: list[Range] = []  # message, start
     regions: dict[int, list[Range]] = defaultdict(list)
-    empty_regions: dict[int, int] = {}
     generations: list[Range] = []
     generation_start = position = copied = 0
     for mark in _MARK.finditer(marked):
@@ -122,29 +143,22 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
             generations.append((generation_start, position))
         elif open_regions:
             message, start = open_regions.pop()
-            if start < position:
-                regions[message].append((start, position))
-            else:
-                empty_regions[message] = position
+            regions[message].append((start, position))
     pieces.append(marked[copied:])
-    return MarkedText(
-        text="".join(pieces),
-        regions={message: found[0] for message, found in regions.items() if len(found) == 1},
-        generations=generations if has_generations else None,
-        empty_regions={
-            message: start for message, start in empty_regions.items() if message not in regions
-        },
-    )
+    return MarkedText("".join(pieces), dict(regions), generations if has_generations else None)
+
+
+def open_region(message: int) -> str:
+    """Return the mark at the start of the output of a message."""
+    return f"{_REGION_START}{message}{_INDEX_END}"
 
 
 def _enter(value: Any, entered: str = "") -> str:
-    if not entered and type(value) is IndexedMessage:
-        return f"{_REGION_START}{value._mtpack_index}{_INDEX_END}"
-    return ""
+    return open_region(value._mtpack_index) if not entered and type(value) is IndexedMessage else ""
 
 
 def _leave(entered: str) -> str:
-    return _REGION_END if entered else ""
+    return REGION_END if entered else ""
 
 
 def _mark_loop(loop: nodes.For, variable: str) -> None:

@@ -33,185 +33,133 @@ in text and, where that end is not an added token, in token ids (`documents/toke
 the ids). Any other turn gets `own` as its own document under `--merge auto`, and is
 trained in `full` and flagged `BENT` under `--merge always`. Under `--merge never`, every turn has
 its own document. A turn whose `own` the template refuses is trained in `full`, as `UNPROVEN`.
+
+Where a turn starts and ends, small rules decide in order: `_START_RULES` and `_END_RULES`. All
+rules also hold for texts with slots (`slots.py`), which stand for many dialogues at once. A rule
+that has to see what is in a slot raises UndecidedError, and decides for each dialogue later.
 """
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import NamedTuple
 
-from mtpack.input.dialogue import Dialogue, Messages, Origin, Reason, Reject, make_dialogue
+from mtpack.input.dialogue import Dialogue
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.markers import MarkedText, Range, has_mark_characters
-from mtpack.template.sandbox.limits import TemplateLimitError
+from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
+from mtpack.template.renders import Render, Renders
+from mtpack.template.slots import (
+    ends_in,
+    find_common_length,
+    is_longer,
+    require_no_slots,
+    starts_with,
+    strip_end,
+)
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.added_tokens import AddedTokens
-from mtpack.tokenizer.encode import EncodedText
 
 
-class TurnText(NamedTuple):
-    """One turn in a rendered text. A tuple, since one is made for each turn (speed)."""
-
-    message: int
-    """The index of the message in its dialogue."""
-    spans: tuple[Range, ...]
-    """Ranges [start, end) of characters that carry loss; several only with generation tags."""
-    start: int
-    """The start of the turn: characters before it belong to the prompt."""
-    end: int
-    """The end of the turn: the position after its last character."""
-    flags: TurnFlag
-    own_text: str | None = None
-    """`own`, if the ids up to `end` must be compared with its ids: equal text does not decide."""
-    own_encoded: EncodedText | None = None
-    """The tokens of `own_text`, if they are known already."""
-
-
-class DocumentText(NamedTuple):
-    """A rendered text and the turns that are trained in it."""
-
-    text: str
-    turns: Sequence[TurnText]
-    encoded: EncodedText | None = None
-    """The tokens of `text`, if they are known already."""
-
-
-class RenderedDialogue(NamedTuple):
-    """The documents of one dialogue, as text."""
-
-    row: int
-    """`Dialogue.row`."""
-    merged: DocumentText
-    """`full`, with the turns that are trained in it."""
-    own: tuple[DocumentText, ...]
-    """One document for each other turn: its `own`."""
-    merged_end: int
-    """The end of the last turn in `full`, if all turns were trained in it."""
-
-
-_QUESTION = {"role": "user", "content": "?"}
-
-
-class Template(Protocol):
-    """Renders dialogues: a chat template, or a replay of one."""
-
-    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False) -> str:
-        """Return the rendered text; raise TemplateRaisedError."""
-
-    def render_marked(
-        self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
-    ) -> MarkedText:
-        """Return the rendered text and its regions; raise TemplateRaisedError."""
-
-
-class _TurnNotFoundError(Exception):
+class TurnNotFoundError(Exception):
     """The region of a message can't be found; the text says what to do."""
 
 
-def render_dialogue(
-    template: Template, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
-) -> RenderedDialogue | Reject:
-    """Render a dialogue and find its turns.
+class LocatedTurns(NamedTuple):
+    """The turns of a dialogue, each located in its `own`."""
 
-    merge: `auto`, `always` or `never`. Returns a Reject if the template refuses the dialogue, does
-    more than its limits allow, or writes a turn where it can't be found.
+    full: str
+    turns: list[tuple[TurnText, DocumentText | None]]
+    """Each with the document that it gets if merging is not exact, which is its `own`; None if the
+    template refuses to render that: then the turn is located in `full`."""
+    end: int
+    """The end of the region of the last turn in `full`."""
+
+
+class _Written(NamedTuple):
+    """A message in a rendered text that contains it, and the prompt for it."""
+
+    text: MarkedText
+    message: int
+    region: Range
+    prompt: str | None
+    """None if the template refuses to render it."""
+
+    @property
+    def content(self) -> str:
+        """The text of the region."""
+        return self.text.text[slice(*self.region)]
+
+
+@dataclass(frozen=True)
+class TurnFinder:
+    """Finds the turns of one dialogue, by comparing renders of it.
+
+    The renders may be texts with slots (`slots.py`): then the result is valid for all dialogues
+    with these renders, and its texts have slots as well. All methods raise UndecidedError if texts
+    with slots can't decide.
     """
-    finder = _TurnFinder(template, added_tokens, dialogue)
-    try:
-        full = template.render_marked(dialogue.messages, dialogue.tools)
-        return finder.divide(full, merge)
-    except TemplateRaisedError as error:
-        return Reject(
-            dialogue.row,
-            dialogue.origin,
-            Reason.TEMPLATE_RAISED,
-            f"the chat template refuses this dialogue: {_hide_content(str(error), dialogue)}",
-        )
-    except TemplateLimitError as error:  # from any render, those of prompts included
-        return Reject(
-            dialogue.row,
-            dialogue.origin,
-            Reason.TEMPLATE_LIMIT,
-            f"the chat template {error}; shorten the dialogue or use another --chat-template",
-        )
-    except _TurnNotFoundError as error:
-        return Reject(dialogue.row, dialogue.origin, Reason.TURN_NOT_FOUND, str(error))
 
-
-def finds_turns(template: Template, added_tokens: AddedTokens) -> bool:
-    """Return whether the turn of a simple dialogue is found, or the template refuses it."""
-    answer = {"role": "assistant", "content": "mtpackprobe"}
-    dialogue = make_dialogue(0, Origin("probe", 1), [_QUESTION, answer])
-    rendered = render_dialogue(template, added_tokens, dialogue, "never")
-    if isinstance(rendered, Reject):
-        return rendered.reason is not Reason.TURN_NOT_FOUND
-    text = rendered.own[0].text
-    spans = [text[slice(*span)] for turn in rendered.own[0].turns for span in turn.spans]
-    return "mtpackprobe" not in text or any("mtpackprobe" in span for span in spans)
-
-
-def _hide_content(error_text: str, dialogue: Dialogue) -> str:
-    """Return a template's error text, or a replacement if it quotes the dialogue."""
-    contents = (str(message.get("content", "")).strip() for message in dialogue.messages)
-    if any(len(content) > 2 and content in error_text for content in contents):
-        return "its message is not shown because it quotes the dialogue"
-    return error_text
-
-
-@dataclass(frozen=True, slots=True)
-class _TurnFinder:
-    """Finds the turns of one dialogue."""
-
-    template: Template
+    renders: Renders
     added_tokens: AddedTokens
     dialogue: Dialogue
 
-    def divide(self, full: MarkedText, merge: str) -> RenderedDialogue:
-        """Find all turns, and divide them between `full` and documents of their own."""
+    @cached_property
+    def _full(self) -> MarkedText:
+        return self.renders.marked(Render(len(self.dialogue.messages)))
+
+    def locate_turns(self) -> LocatedTurns:
+        """Locate all turns; raise TemplateRaisedError or TurnNotFoundError."""
+        full = self._full
+        turns: list[tuple[TurnText, DocumentText | None]] = []
+        trained = self.dialogue.trained_messages()
+        for message in trained:
+            own = self._render_own(message)
+            turn = self._locate(own or full, message)
+            turns.append((turn, None if own is None else _make_own_document(own, turn)))
+        region = full.find_region(trained[-1]) if trained else None
+        return LocatedTurns(full.text, turns, region[1] if region else len(full.text))
+
+    def divide(self, located: LocatedTurns, merge: str) -> RenderedDialogue:
+        """Divide located turns between `full` and documents of their own.
+
+        merge: `auto`, `always` or `never`. Raises TurnNotFoundError.
+        """
         merged: list[TurnText] = []
-        own: list[DocumentText] = []
-        merged_end: int | None = 0
-        for message in self.dialogue.trained_messages():
-            text = self._render_own(full, message)
-            if text is None:  # nothing to compare `full` with
-                merged.append(self._locate(full, message, TurnFlag.UNPROVEN))
-                merged_end = merged[-1].end
+        own_documents: list[DocumentText] = []
+        to_compare: list[tuple[int, DocumentText]] = []
+        end = 0
+        for turn, own in located.turns:
+            end = turn.end
+            if own is None:  # nothing to compare `full` with
+                merged.append(turn._replace(flags=turn.flags | TurnFlag.UNPROVEN))
                 continue
-            turn = self._locate(text, message, TurnFlag(0))
-            exact = full.text.startswith(text.text[: turn.end])
-            merged_end = turn.end if exact else None
-            if merge == "never" or (merge == "auto" and not exact):
-                flags = turn.flags if exact else turn.flags | TurnFlag.OWN_DOCUMENT
-                own.append(DocumentText(text.text, (turn._replace(flags=flags),)))
+            until_end = own.text[:end]
+            exact = starts_with(located.full, until_end)
+            if merge == "never" and exact:
+                own_documents.append(DocumentText(own.text, Turns.of([turn])))
+            elif merge != "always" and not exact:
+                own_documents.append(own)
+                end = located.end
             elif not exact:
-                merged.append(self._locate_bent(full, text.text[turn.start : turn.end], message))
-                merged_end = merged[-1].end
-            elif self.added_tokens.is_cut_after(text.text[: turn.end]):
-                merged.append(turn)
+                merged.append(self._locate_bent(turn.message, until_end[turn.start :]))
+                end = merged[-1].end
             else:
-                merged.append(turn._replace(own_text=text.text))
-        if merged_end is None:  # the last turn was located in its own document only
-            merged_end = full.regions.get(message, (0, len(full.text)))[1]
-        return RenderedDialogue(
-            self.dialogue.row, DocumentText(full.text, tuple(merged)), tuple(own), merged_end
-        )
+                if not ends_in(until_end, self.added_tokens.cutting):
+                    to_compare.append((len(merged), own))
+                merged.append(turn)
+        document = DocumentText(located.full, Turns.of(merged))
+        row = self.dialogue.row
+        return RenderedDialogue(row, document, tuple(own_documents), end, tuple(to_compare))
 
-    def _render_own(self, full: MarkedText, message: int) -> MarkedText | None:
-        """Return the `own` of `message`; None if the template refuses."""
-        if message == len(self.dialogue.messages) - 1:
-            return full
-        try:
-            return self.template.render_marked(
-                self.dialogue.messages[: message + 1], self.dialogue.tools
-            )
-        except TemplateRaisedError:
-            return None
-
-    def _locate_bent(self, full: MarkedText, own_turn: str, message: int) -> TurnText:
+    def _locate_bent(self, message: int, own_turn: str) -> TurnText:
         """Locate in `full` a turn whose text or context differs there; own_turn: its own text."""
-        turn = self._locate(full, message, TurnFlag.BENT)
+        full = self._full
+        require_no_slots(full.text)
+        turn = self._locate(full, message)
+        turn = turn._replace(flags=turn.flags | TurnFlag.BENT)
         if full.generations is not None:
             return turn
         end, last_token = turn.end, self.added_tokens.find_trailing_control_token(own_turn)
@@ -221,51 +169,60 @@ class _TurnFinder:
             end += len(last_token)  # here the token also opens the tool's answer
         return turn._replace(spans=((turn.start, end),), end=end)
 
-    def _locate(self, text: MarkedText, message: int, flags: TurnFlag) -> TurnText:
+    def _render_own(self, message: int) -> MarkedText | None:
+        """Return the `own` of `message`; None if the template refuses."""
+        if message == len(self.dialogue.messages) - 1:
+            return self._full
+        try:
+            return self.renders.marked(Render(message + 1))
+        except TemplateRaisedError:
+            return None
+
+    def _render_prompt(self, message: int) -> str | None:
+        try:
+            return self.renders.text(Render(message, prompt=True))
+        except TemplateRaisedError:
+            return None
+
+    def _locate(self, text: MarkedText, message: int) -> TurnText:
         """Locate the turn of `message` in a rendered text that contains the message."""
         region = self._find_region(text, message)
         if region is None:
-            return TurnText(
-                message, (), text.empty_regions[message], text.empty_regions[message], flags
-            )
-        prompt = self._render_prompt(message)
-        end = self._find_end(text, message, region, prompt)
-        start, as_prompted = self._find_start(text.text, message, region, end, prompt)
+            position = text.find_empty_region(message)
+            assert position is not None
+            return TurnText(message, (), position, position, TurnFlag(0))
+        written = _Written(text, message, region, self._render_prompt(message))
+        end = self._find_end(written)
+        start, flags = self._find_start(written, end)
         spans: tuple[Range, ...] = ((start, end),)
         if text.generations is not None:
-            spans = tuple(
-                (max(first, region[0]), min(last, region[1]))
-                for first, last in text.generations
-                if first < region[1] and last > region[0]
-            )
+            spans = _find_tagged(text, region)
             end = max((last for _, last in spans), default=end)
-        if not as_prompted:
-            flags |= TurnFlag.PROMPT_DIFFERS
-        if not self.added_tokens.ends_in_control_token(text.text[:end].rstrip()):
+        if not self._ends_in_control_token(strip_end(text.text[:end])):
             flags |= TurnFlag.NO_EOT
         return TurnText(message, spans, start, end, flags)
 
-    def _render_prompt(self, message: int) -> str | None:
-        """Return the `prompt` of `message`; None if the template refuses."""
-        try:
-            return self.template.render(
-                self.dialogue.messages[:message], self.dialogue.tools, prompt=True
-            )
-        except TemplateRaisedError:
-            return None
+    def _ends_in_control_token(self, text: str) -> bool:
+        return ends_in(text, self.added_tokens.ending)
+
+    # Region
 
     def _find_region(self, text: MarkedText, message: int) -> Range | None:
         """Return the region of `message`, from its marks or else from its prefix.
 
         Returns None for an empty message that the template does not write. Raises
-        _TurnNotFoundError.
+        TurnNotFoundError.
         """
-        region = text.regions.get(message)
+        region = text.find_region(message)
+        if region is not None:
+            return region
+        require_no_slots(text.text)
         text_has_marks = has_mark_characters(text.text)
-        if region is None and not text_has_marks and text.generations != []:
+        if not text_has_marks and text.generations != []:
             region = self._find_region_after_prefix(text.text, message)
-        if region is None and not (message in text.empty_regions and self._is_empty(message)):
-            raise _TurnNotFoundError(
+        is_not_written = text.find_empty_region(message) is not None and self._is_empty(message)
+        if region is None and not is_not_written:
+            raise TurnNotFoundError(
                 "the dialogue contains characters from U+FDD0 to U+FDD4, which Unicode does not "
                 "allow in text; remove them"
                 if text_has_marks
@@ -280,11 +237,9 @@ class _TurnFinder:
         Returns None unless `own` starts with that text, and the dialogue continued with a question
         starts with `own`. Then the added text is exactly what the template writes for the message.
         """
-        before = self.dialogue.messages[:message]
-        with_question = [*self.dialogue.messages[: message + 1], _QUESTION]
         try:
-            prefix = self.template.render(before, self.dialogue.tools)
-            continued = self.template.render(with_question, self.dialogue.tools)
+            prefix = self.renders.text(Render(message))
+            continued = self.renders.text(Render(message + 1, question=True))
         except TemplateRaisedError:
             return None
         end = len(own.rstrip())
@@ -292,61 +247,101 @@ class _TurnFinder:
             return len(prefix), len(own)
         return None
 
-    def _find_end(self, text: MarkedText, message: int, region: Range, prompt: str | None) -> int:
-        """Return the end of the turn of `message` (see the module's docstring)."""
-        inside = [start for later, (start, _) in text.regions.items() if later > message]
-        last = min((start for start in inside if region[0] < start), default=region[1])
-        end = region[0] + len(text.text[region[0] : min(last, region[1])].rstrip())
-        prompt_has_all = prompt is not None and prompt.startswith(text.text[:end])
-        if self.added_tokens.ends_in_control_token(text.text[:end]) and not prompt_has_all:
-            return end
-        closing = text.text[end:].strip()
-        if closing and closing == self.added_tokens.find_trailing_control_token(closing):
-            return text.text.index(closing, end) + len(closing)
+    def _is_empty(self, message: int) -> bool:
+        fields = self.dialogue.messages[message]
+        return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
+
+    # End: the first rule that gives a position decides
+
+    def _find_end(self, written: _Written) -> int:
+        """Return the end of a turn."""
+        text = written.text
+        start, last = written.region
+        for later in text.marked:
+            region = text.find_region(later) if later > written.message else None
+            if region is not None and is_longer(text.text, start, region[0]):
+                last = min(last, region[0])
+        end = start + len(strip_end(text.text[start:last]))
+        for rule in _END_RULES:
+            found = rule(self, written, end)
+            if found is not None:
+                return found
         return end
 
-    def _find_start(
-        self, text: str, message: int, region: Range, end: int, prompt: str | None
-    ) -> tuple[int, bool]:
-        """Return the start of the turn, and whether it is the end of its prompt."""
-        if prompt is None:
-            return self._find_header_end(text, message, region)
-        if text.startswith(prompt):
-            return len(prompt), True
-        if prompt.startswith(text[:end]):  # the prompt contains the whole turn
-            return end, False
-        start = self._find_common_end(prompt, text)
-        if start > region[0]:
-            return start, False
-        # They differ in an earlier message: compare the generation prompt with the region alone.
-        header = self._find_generation_prompt(self.dialogue.messages[:message])
-        written = text[slice(*region)]
-        common = len(header)
-        if not written.startswith(header):
-            common = self._find_common_end(header, written)
-        return region[0] + common, False
+    def _end_in_control_token(self, written: _Written, end: int) -> int | None:
+        """The message ends in a control token, which is not the end of its own prompt."""
+        text = written.text.text[:end]
+        if not self._ends_in_control_token(text):
+            return None
+        in_prompt = written.prompt is not None and starts_with(written.prompt, text)
+        return None if in_prompt else end
 
-    def _find_header_end(self, text: str, message: int, region: Range) -> tuple[int, bool]:
-        """Return the end of the role header of a message that has no prompt, and if it is whole.
+    def _end_after_closing_token(self, written: _Written, end: int) -> int | None:
+        """One control token alone closes the conversation after the message."""
+        text = written.text.text
+        closing = text[end:].strip()
+        require_no_slots(closing)
+        if closing and closing == self.added_tokens.find_trailing_control_token(closing):
+            return text.index(closing, end) + len(closing)
+        return None
+
+    # Start: the first rule that gives a position decides
+
+    def _find_start(self, written: _Written, end: int) -> tuple[int, TurnFlag]:
+        """Return the start of the turn that ends at `end`, and its flags."""
+        for rule in _START_RULES:
+            found = rule(self, written, end)
+            if found is not None:
+                return found
+        raise AssertionError("the last rule always gives a position")
+
+    def _start_after_header(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
+        """There is no prompt: the turn starts after its role header.
 
         Text that opens every conversation (a default system prompt) may precede the header.
         """
-        header = self._find_generation_prompt(self.dialogue.messages[: message + 1]).lstrip()
-        written = text[slice(*region)]
+        if written.prompt is not None:
+            return None
+        header = self._find_generation_prompt(written.message + 1).lstrip()
+        require_no_slots(header, written.content)
         length = len(header)
         while length:  # a generation prompt may add a scaffold to the header: shorten it
-            position = written.find(header[:length])
+            position = written.content.find(header[:length])
             if position >= 0:
-                return region[0] + position + length, length == len(header)
+                flags = TurnFlag(0) if length == len(header) else TurnFlag.PROMPT_DIFFERS
+                return written.region[0] + position + length, flags
             length = self.added_tokens.find_last_boundary(header, length - 1)
-        return region[0], False
+        return written.region[0], TurnFlag.PROMPT_DIFFERS
 
-    def _find_generation_prompt(self, messages: Messages) -> str:
-        """Return the generation prompt after `messages`, or else after a question; "" if none."""
-        for before in (messages, [_QUESTION]):
+    def _start_after_prompt(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
+        """The text continues the prompt."""
+        prompt = written.prompt or ""
+        return (len(prompt), TurnFlag(0)) if starts_with(written.text.text, prompt) else None
+
+    def _start_at_end(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
+        """The prompt contains the whole turn: nothing is left to train."""
+        in_prompt = starts_with(written.prompt or "", written.text.text[:end])
+        return (end, TurnFlag.PROMPT_DIFFERS) if in_prompt else None
+
+    def _start_in_prompt(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
+        """The text leaves the prompt in the region: there the turn starts."""
+        start = self._find_common_end(written.prompt or "", written.text.text)
+        return (start, TurnFlag.PROMPT_DIFFERS) if start > written.region[0] else None
+
+    def _start_in_region(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
+        """They differ in an earlier message: compare the generation prompt with the region."""
+        header = self._find_generation_prompt(written.message)
+        common = len(header)
+        if not written.content.startswith(header):
+            common = self._find_common_end(header, written.content)
+        return written.region[0] + common, TurnFlag.PROMPT_DIFFERS
+
+    def _find_generation_prompt(self, num_messages: int) -> str:
+        """Return the generation prompt after the messages, or else after a question; "" if none."""
+        for before in (Render(num_messages), Render(0, question=True)):
             try:
-                prompt = self.template.render_marked(before, self.dialogue.tools, prompt=True)
-                without = self.template.render(before, self.dialogue.tools)
+                prompt = self.renders.marked(before._replace(prompt=True))
+                without = self.renders.text(before)
             except TemplateRaisedError:
                 continue
             rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
@@ -355,11 +350,34 @@ class _TurnFinder:
                 return added or rest
         return ""
 
-    def _is_empty(self, message: int) -> bool:
-        fields = self.dialogue.messages[message]
-        return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
-
     def _find_common_end(self, prompt: str, text: str) -> int:
         """Return the end of the common prefix, moved back to an added token's edge in `prompt`."""
-        common = len(os.path.commonprefix([prompt, text]))  # noqa: RUF071 (by character, as meant)
-        return self.added_tokens.find_last_boundary(prompt, common)
+        require_no_slots(prompt, text)
+        return self.added_tokens.find_last_boundary(prompt, find_common_length(prompt, text))
+
+
+_END_RULES: tuple[Callable[[TurnFinder, _Written, int], int | None], ...] = (
+    TurnFinder._end_in_control_token,
+    TurnFinder._end_after_closing_token,
+)
+_START_RULES: tuple[Callable[[TurnFinder, _Written, int], tuple[int, TurnFlag] | None], ...] = (
+    TurnFinder._start_after_header,
+    TurnFinder._start_after_prompt,
+    TurnFinder._start_at_end,
+    TurnFinder._start_in_prompt,
+    TurnFinder._start_in_region,
+)
+
+
+def _make_own_document(own: MarkedText, turn: TurnText) -> DocumentText:
+    turn = turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)
+    return DocumentText(own.text, Turns.of([turn]))
+
+
+def _find_tagged(text: MarkedText, region: Range) -> tuple[Range, ...]:
+    """Return the characters of a region that are tagged."""
+    return tuple(
+        (max(first, region[0]), min(last, region[1]))
+        for first, last in text.generations or ()
+        if is_longer(text.text, first, region[1]) and is_longer(text.text, region[0], last)
+    )

@@ -29,37 +29,22 @@ class AddedTokens:
         """Store the tokens; end_of_sequence: a control token, even if it is not marked special."""
         self.tokens = tuple(tokens)
         self.absorbing = {token.id: token.content for token in self.tokens if token.absorbs_space}
-        self._cutting = tuple(token.content for token in self.tokens if token.cuts)
+        self.cutting = tuple(token.content for token in self.tokens if token.cuts)
+        """Tokens that cut: the ids of a text that ends in one depend on no later text."""
         self.control = {
             token.id: token.content
             for token in self.tokens
             if token.special or token.content == end_of_sequence
         }
         """Contents by id, of the tokens that are marked special and of `end_of_sequence`."""
-        self._ending = tuple(self.control.values())
+        self.ending = tuple(self.control.values())
         longest_first = sorted((token.content for token in self.tokens), key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def ends_in_control_token(self, text: str) -> bool:
-        """Return whether `text` ends in a control token."""
-        return text.endswith(self._ending)
-
     def find_trailing_control_token(self, text: str) -> str:
         """Return the control token that `text` ends in, the longest if several; "" if none."""
-        ending = (token for token in self._ending if text.endswith(token))
+        ending = (token for token in self.ending if text.endswith(token))
         return max(ending, key=len, default="")
-
-    def is_cut_after(self, text: str) -> bool:
-        """Return whether `text` ends in a token that cuts; its ids then depend on no later text."""
-        return text.endswith(self._cutting)
-
-    def always_ends_in_control_token(self, ending: str) -> bool | None:
-        """Return `ends_in_control_token` for all texts with this ending, None if they differ."""
-        return _all_end_in(ending, self._ending)
-
-    def is_always_cut_after(self, ending: str) -> bool | None:
-        """Return `is_cut_after` for all texts with this ending, None if they differ."""
-        return _all_end_in(ending, self._cutting)
 
     def find_last_boundary(self, text: str, limit: int) -> int:
         """Return the last position up to `limit` where an added token of `text` starts or ends."""
@@ -82,13 +67,6 @@ class AddedTokens:
             elif found[0] in control:
                 starts.append(found.start())
         return starts
-
-
-def _all_end_in(ending: str, tokens: tuple[str, ...]) -> bool | None:
-    """Return whether texts with this ending end in one of the tokens, None if they differ."""
-    if ending.endswith(tokens):
-        return True
-    return None if any(token.endswith(ending) for token in tokens) else False
 
 
 def collect_added_tokens(backend: tokenizers.Tokenizer, end_of_sequence: str | None) -> AddedTokens:

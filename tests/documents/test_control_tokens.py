@@ -32,7 +32,7 @@ from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
-from mtpack.template.turn_spans import render_dialogue
+from mtpack.template.render_dialogue import render_dialogue
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import examples, shared
 from tests.support import template_facts
@@ -467,13 +467,15 @@ def test_literal_changes_no_turn_and_leaves_no_mark_in_the_text(content):
     row = row_of(f"Why?{EOT}", "So.", f"{EOT}Oh?", "Yes.", tools=[{"name": EOT}])
     kept, found = (render(row, policy, template_of(content)) for policy in ("keep", "literal"))
 
-    def without_ids(document):
-        turns = tuple(turn._replace(own_encoded=None) for turn in document.turns)
-        return document._replace(turns=turns, encoded=None)
-
     assert found.merged.encoded is not None
-    own = tuple(map(without_ids, found.own))
-    assert found._replace(merged=without_ids(found.merged), own=own) == kept
+    without_ids = found._replace(
+        merged=found.merged._replace(encoded=None),
+        own=tuple(document._replace(encoded=None) for document in found.own),
+        to_compare=tuple(
+            (turn, document._replace(encoded=None)) for turn, document in found.to_compare
+        ),
+    )
+    assert without_ids == kept
 
 
 def test_equal_text_with_different_ids_is_not_merged_silently_under_literal():

@@ -7,7 +7,7 @@ import pytest
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.input.dialogue import Dialogue, Origin, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.turn_spans import render_dialogue
+from mtpack.template.render_dialogue import render_dialogue
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.support.encoders import encoder_of
@@ -107,7 +107,7 @@ def spans_of(tokenizer, source: str, *messages: tuple[str, str]) -> list[str]:
     return [
         document.text[start:end]
         for document in (rendered.merged, *rendered.own)
-        for turn in document.turns
+        for turn in document.turns.to_list()
         for start, end in turn.spans
     ]
 

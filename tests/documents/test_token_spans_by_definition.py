@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 
 from mtpack.documents.token_spans import encode_dialogues
-from mtpack.template.turn_columns import SlottedTurns, TurnLayout
-from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
+from mtpack.template.rendered_dialogue import (
+    DocumentText,
+    RenderedDialogue,
+    TurnLayout,
+    Turns,
+    TurnText,
+)
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
@@ -23,6 +28,7 @@ from tests.support.strategies import Document, Turn, as_documents
 
 TOKENIZERS = ["embedded", "qwen3", "gpt2", "minimind", "phi-3-mini", "t5-small-unigram"]
 TOKENIZERS += ["bert-base-uncased-wordpiece"]
+FLAGS = (TurnFlag(0), TurnFlag.NO_EOT)
 PIECES = [
     *("Yes", " yes", "no", " would", "uld", " wo", "'s", "1234", "x" * 40),
     *("\n", "\n\n", "  ", " ", "\t", "\ufeff", "\u00a0"),
@@ -37,7 +43,16 @@ def dialogue_of(choose: random.Random, row: int) -> RenderedDialogue:
     merged = choose.choice((document_of, slotted_document_of))(choose, 0, most_turns=3)
     own = [document_of(choose, 10 + n, most_turns=1) for n in range(row % 3)]
     end = choose.randrange(len(merged.text) + 1)
-    return RenderedDialogue(row, merged, tuple(own), end)
+    to_compare = []
+    for number, turn in enumerate(merged.turns.to_list()):
+        text = choose.choice(
+            (None, None, merged.text[: turn.end] + choose.choice(PIECES), merged.text)
+        )
+        if text is not None:
+            flags = turn.flags | TurnFlag.OWN_DOCUMENT
+            turns = Turns.of([turn._replace(flags=flags)])
+            to_compare.append((number, DocumentText(text, turns)))
+    return RenderedDialogue(row, merged, tuple(own), end, tuple(to_compare))
 
 
 def document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
@@ -49,26 +64,24 @@ def document_of(choose: random.Random, first_message: int, most_turns: int) -> D
         start, first, between, last = edges[4 * number : 4 * number + 4]
         middle = choose.choice((between, (between + last) // 2))
         spans = choose.choice((((first, between), (middle, last)), ((start, last),), ()))
-        own_text = choose.choice((None, None, text[:last] + choose.choice(PIECES), text))
-        message = first_message + number
-        turns.append(TurnText(message, spans, first, last, TurnFlag(0), own_text))
-    return DocumentText(text, tuple(turns))
+        turns.append(TurnText(first_message + number, spans, first, last, TurnFlag(0)))
+    return DocumentText(text, Turns.of(turns))
 
 
 def slotted_document_of(choose: random.Random, first_message: int, most_turns: int) -> DocumentText:
-    """Return a text with slots, and turns of one span each; some are empty."""
-    slots, around = (choose.choices(PIECES, k=4) for _ in range(2))
-    text = "".join(around[n] + slots[n] for n in range(4)) + around[0]
-    num_turns = choose.randrange(1, most_turns + 1)
-    # After this many slots, and one character of the text that follows.
-    positions = [
-        (num_slots, sum(map(len, around[:num_slots])) + 1)
-        for num_slots in sorted(choose.choices(range(5), k=2 * num_turns))
+    """Return a text with filled slots, and turns of one span each; some are empty."""
+    filled, around = (choose.choices(PIECES, k=4) for _ in range(2))
+    text = "".join(around[n] + filled[n] for n in range(4)) + around[0]
+    slots = [sum(map(len, around[: n + 1])) + n for n in range(4)]
+    # One character after the start of the text that follows a slot, or of the whole text.
+    positions = [choose.choice((1, *(slot + 2 for slot in slots))) for _ in range(2 * most_turns)]
+    positions.sort()
+    turns = [
+        TurnText(first_message + n, ((start, end),), start, end, choose.choice(FLAGS))
+        for n, (start, end) in enumerate(zip(positions[::2], positions[1::2], strict=True))
     ]
-    messages = range(first_message, first_message + num_turns)
-    flags = choose.choices((TurnFlag(0), TurnFlag.NO_EOT), k=num_turns)
-    layout = TurnLayout.from_columns(messages, flags, positions[::2], positions[1::2])
-    return DocumentText(text, SlottedTurns(layout, list(map(len, slots))))
+    layout = TurnLayout.of(turns[: choose.randrange(1, most_turns + 1)], slots)
+    return DocumentText(text, Turns(layout, list(map(len, filled))))
 
 
 class Definition:
@@ -85,8 +98,9 @@ class Definition:
         merged = self.encode(dialogue.merged.text)
         self.counts["tokens_if_merged"] += sum(end <= dialogue.merged_end for end in merged.ends)
         kept, moved = [], []
-        for turn in dialogue.merged.turns:
-            own = None if turn.own_text is None else self.encode(turn.own_text)
+        own_texts = {number: document.text for number, document in dialogue.to_compare}
+        for number, turn in enumerate(dialogue.merged.turns.to_list()):
+            own = self.encode(own_texts[number]) if number in own_texts else None
             if own is None or self.before(merged, turn.end) == self.before(own, turn.end):
                 kept.append(turn)
             elif self.merge == "always":
@@ -97,7 +111,7 @@ class Definition:
         for own, turn in moved:
             self.add_document(dialogue.row, own, [turn])
         for document in dialogue.own:
-            self.add_document(dialogue.row, self.encode(document.text), document.turns)
+            self.add_document(dialogue.row, self.encode(document.text), document.turns.to_list())
 
     def encode(self, text: str) -> EncodedText:
         return encode_with_offsets(self.tokenizer, [text])[0]
@@ -173,16 +187,18 @@ def test_tokens_keep_their_positions_in_texts_that_the_tokenizer_normalizes(toke
             )
 
 
-def test_slotted_turns_equal_turns_with_positions():
-    layout = TurnLayout.from_columns(
-        (1, 3), (TurnFlag(0), TurnFlag.NO_EOT), [(1, 3), (3, 6)], [(2, 4), (4, 7)]
-    )
-    turns = SlottedTurns(layout, [2, 3, 9, 9])
-    expected = (
-        TurnText(1, ((5, 9),), 5, 9, TurnFlag(0)),
-        TurnText(3, ((20, 30),), 20, 30, TurnFlag.NO_EOT),
-    )
-    assert tuple(turns) == expected
-    assert turns == expected == turns[:]
-    assert turns != expected[:1]
-    assert DocumentText("", turns) == DocumentText("", expected)
+def test_turns_move_with_the_lengths_of_the_slots_before_them():
+    def turns_at(*edges: int) -> list[TurnText]:
+        first, second, third, fourth = edges
+        spans = ((third, third + 1), (third + 1, fourth))
+        return [
+            TurnText(1, ((first, second),), first, second, TurnFlag(0)),
+            TurnText(3, spans, third, fourth, TurnFlag.NO_EOT),
+        ]
+
+    # In this text, "_" is a slot: ab_cd_e_fg_h
+    layout = TurnLayout.of(turns_at(4, 6, 8, 12), slots=[2, 5, 7, 10])
+    turns = Turns(layout, [2, 3, 9, 9])
+    assert turns.to_list() == turns_at(5, 9, 19, 31)
+    assert turns == Turns.of(turns_at(5, 9, 19, 31))
+    assert turns != Turns.of(turns_at(5, 9, 19, 30))

@@ -5,7 +5,7 @@ from mtpack.running import pipeline
 from mtpack.running.pack import Callbacks
 from mtpack.sampled_check import Audit
 from mtpack.template.tracing import replayer
-from mtpack.template.tracing.slotted_text import SlottedText
+from mtpack.template.tracing.slotted_dialogue import SlottedText
 from mtpack.template.tracing.warm_up import warm_up_dialogues
 from tests.conftest import SAMPLE_DATA
 
@@ -35,12 +35,13 @@ def test_every_recorded_dialogue_is_compared_with_its_render(tmp_path):
 
 def break_replay(monkeypatch, is_wrong) -> None:
     """Make replayed texts begin with an extra space as soon as `is_wrong()`."""
-    right = SlottedText.join
+    right = SlottedText.fill
 
-    def join(slotted, texts):
-        return " " * is_wrong() + right(slotted, texts)
+    def fill(slotted, values):
+        text, lengths = right(slotted, values)
+        return " " * is_wrong() + text, lengths
 
-    monkeypatch.setattr(SlottedText, "join", join)
+    monkeypatch.setattr(SlottedText, "fill", fill)
 
 
 def test_a_wrong_replay_discards_all_replays_of_the_run(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import pytest
 
 from mtpack.input.dialogue import Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.turn_spans import RenderedDialogue, finds_turns, render_dialogue
+from mtpack.template.render_dialogue import finds_turns, render_dialogue
+from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens
 
@@ -68,7 +69,7 @@ def find_trained(
         (turn.message, "".join(document.text[slice(*span)] for span in turn.spans), is_own)
         for is_own, documents in ((False, (rendered.merged,)), (True, rendered.own))
         for document in documents
-        for turn in document.turns
+        for turn in document.turns.to_list()
     )
 
 
@@ -199,7 +200,7 @@ def test_a_bent_turn_ends_before_a_tool_answer_that_is_written_into_it():
     )
     turns = (USER, ("assistant", "call"), ("tool", "badger"), FERRET)
     rendered = render(source, *turns, merge="always")
-    call, answer = rendered.merged.turns
+    call, answer = rendered.merged.turns.to_list()
     assert call.flags & TurnFlag.BENT
     assert find_trained(source, *turns, merge="always") == [
         (1, "call<answer>", False),

@@ -9,8 +9,8 @@ with Jinja, in a fraction of the time. The README of this folder explains why a 
     recorder.py, automaton.py   the events of one render, and of all recorded renders
     interpreter.py, program.py  the events replayed for a shape; what depends on its texts
       known_renders.py
-    slotted_text.py             the texts of a shape, with slots
-    dialogue_plan.py            its documents and turns
+    slotted_renders.py          the renders of a shape, with slots
+    slotted_dialogue.py         its documents and turns, with slots
     replayer.py                 which dialogues are replayed; the audit
       warm_up.py
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +12,8 @@ from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import IndexedMessage
 from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.instrument import RecordingEnvironment, compile_recording
-from mtpack.template.tracing.interpreter import Interpreter, ReplayRaisedError, UnrecordedError
-from mtpack.template.tracing.program import Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Recorder
 from mtpack.template.tracing.tracers import Untraceable
-
-Render = tuple[int, bool]
-"""The number of a dialogue's messages that are rendered, and whether with a generation prompt."""
 
 
 @dataclass(slots=True)
@@ -29,44 +23,15 @@ class KnownRenders:
     template: ChatTemplate
     name: str
     """The name of the source that is recorded (`ChatTemplate.sources`)."""
-    needs_text_before_turns: bool = False
-    """Whether turns are found only with renders of the messages before them, without a prompt."""
-    missing_renders: list[tuple[Messages, bool]] = field(default_factory=list)
-    """Other renders that were needed and are not known: the messages, and whether with a prompt."""
     most_steps: int = 0
     """The largest number of steps in a recorded render, as `Meter` counts them."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
-    def interpret(
-        self, program: Program, messages: Messages, tools: Any, wanted: Iterator[Render]
-    ) -> dict[Render, Interpreter | None]:
-        """Replay the whole dialogue and the wanted renders; None for a render that raises.
-
-        Raises UnrecordedError if a render is not known, or if the template refuses the dialogue.
-        """
-        whole = self._interpret(program, messages, tools, (len(messages), False), None)
-        if whole is None:
-            raise UnrecordedError
-        interpreters: dict[Render, Interpreter | None] = {(len(messages), False): whole}
-        for render in wanted:
-            if render not in interpreters:
-                interpreters[render] = self._interpret(program, messages, tools, render, whole)
-            if interpreters[render] is None and render[1]:  # then the prompt after it is needed
-                after = render[0] + 1, True
-                interpreters[after] = self._interpret(program, messages, tools, after, whole)
-        return interpreters
-
-    def interpret_other(
-        self, messages: Messages, tools: Any, prompt: bool
-    ) -> tuple[Program, Interpreter | None]:
-        """Replay one render of other messages; None if it raises. Raises UnrecordedError."""
-        program = Program(messages, tools)
-        try:
-            return program, self._interpret(program, messages, tools, (len(messages), prompt), None)
-        except UnrecordedError:
-            self.missing_renders.append((messages, prompt))
-            raise
+    @property
+    def has_generations(self) -> bool:
+        """Whether the template has `generation` tags."""
+        return self.name in self.template.tagged
 
     def is_within_limits(self, num_messages: int, tools: list[Any] | None) -> bool:
         """Return whether no render of so many messages can exceed the limit on steps (`Limits`).
@@ -77,57 +42,8 @@ class KnownRenders:
         passes = 4 * (num_messages + 1) + len(tools or ())
         return passes * self.most_steps <= self.template.meter.limits.steps
 
-    def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
-        """Record the renders that are not known; raise Untraceable if one can't be recorded."""
-        program = Program(messages, tools)
-        whole = self._learn(program, messages, tools, (len(messages), False), None)
-        for render in wanted:
-            if self._learn(program, messages, tools, render, whole) is None and render[1]:
-                self._learn(program, messages, tools, (render[0] + 1, True), whole)
-
-    def learn_missing(self, tools: Any) -> None:
-        """Record the missing renders; raise Untraceable if one can't be recorded."""
-        missing_renders, self.missing_renders = self.missing_renders, []
-        for messages, prompt in missing_renders:
-            self.automaton.learn(self._record(messages, tools, prompt))
-
-    def _learn(
-        self,
-        program: Program,
-        messages: Messages,
-        tools: Any,
-        render: Render,
-        whole: Interpreter | None,
-    ) -> Interpreter | None:
-        try:
-            return self._interpret(program, messages, tools, render, whole)
-        except UnrecordedError:
-            num_messages, prompt = render
-            self.automaton.learn(self._record(messages[:num_messages], tools, prompt))
-        try:
-            return self._interpret(program, messages, tools, render, None)
-        except UnrecordedError as error:
-            raise Untraceable("a recording that can't be replayed") from error
-
-    def _interpret(
-        self,
-        program: Program,
-        messages: Messages,
-        tools: Any,
-        render: Render,
-        whole: Interpreter | None,
-    ) -> Interpreter | None:
-        num_messages, prompt = render
-        try:
-            interpreter = None if whole is None else whole.resume_at(num_messages, prompt)
-            if interpreter is None:
-                interpreter = Interpreter(program, messages[:num_messages], tools, prompt)
-                interpreter.run_from_start(self.automaton.root)
-        except ReplayRaisedError:
-            return None
-        return interpreter
-
-    def _record(self, messages: Messages, tools: Any, prompt: bool) -> list[tuple[Event, Any]]:
+    def record(self, messages: Messages, tools: Any, prompt: bool) -> None:
+        """Record a render; raise Untraceable if that is not possible."""
         if self._compiled is None:
             self._compiled = compile_recording(
                 self.template.sources[self.name],
@@ -156,4 +72,4 @@ class KnownRenders:
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
         recorder.events.append((Event(last), None))
-        return recorder.events
+        self.automaton.learn(recorder.events)

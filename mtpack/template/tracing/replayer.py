@@ -1,7 +1,7 @@
 """Render dialogues by replay where the result is known to be exact, and with Jinja elsewhere.
 
-For the first dialogue of a shape, the recorded events are replayed (`interpreter.py`), and a plan
-for all dialogues of the shape is made (`dialogue_plan.py`). For later ones, only slots are filled.
+For the first dialogue of a shape, the recorded events are replayed (`interpreter.py`), and the
+turns of all dialogues of the shape are found. For later ones, only slots are filled.
 Where the template's run is not known yet, the dialogue is rendered with Jinja, and recorded
 (`recorder.py`).
 """
@@ -9,23 +9,26 @@ Where the template's run is not known yet, the dialogue is rendered with Jinja, 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Messages, Reject
 from mtpack.sampled_check import Audit
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.markers import MarkedText, has_mark_characters
+from mtpack.template.markers import has_mark_characters
+from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.slots import UndecidedError
 from mtpack.template.tracing import operations
-from mtpack.template.tracing.dialogue_plan import DialoguePlan, OneDocumentPlan, plan_dialogue
 from mtpack.template.tracing.interpreter import UnrecordedError
-from mtpack.template.tracing.known_renders import KnownRenders, Render
-from mtpack.template.tracing.program import Program
-from mtpack.template.tracing.slotted_text import SlottedText, make_slotted_text
+from mtpack.template.tracing.known_renders import KnownRenders
+from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
+from mtpack.template.tracing.slotted_renders import FilledRenders, SlottedRenders
 from mtpack.template.tracing.tracers import Untraceable
 from mtpack.template.tracing.warm_up import warm_up_dialogues
-from mtpack.template.turn_spans import RenderedDialogue, render_dialogue
+from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 # Shapes to keep; the oldest is dropped first. In some data, every dialogue has a new shape.
@@ -35,8 +38,6 @@ _MAX_PLANS = 8
 # Recordings allowed in addition to one for every replayed dialogue. Where each dialogue has a new
 # run, recording costs more than it saves.
 _RECORDINGS_AHEAD = 256
-# Attempts to record all renders that are needed to find the turns of one dialogue.
-_MAX_ROUNDS = 8
 # Events to record of one template (an event takes about 1 kB).
 _MAX_EVENTS = 400_000
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
@@ -47,31 +48,19 @@ _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _ShapeReplay:
     """Replays dialogues of one shape whose texts give the same answers."""
 
-    program: Program
-    slotted_texts: dict[Render, SlottedText | None]
-    """Empty where there is a plan."""
-    plan: DialoguePlan | None
-    """None where the positions of turns depend on the texts."""
-
-
-@dataclass(frozen=True, slots=True)
-class _TextShapeReplay:
-    """Replays dialogues of the same roles that have text contents only, whatever the texts are."""
-
-    plan: OneDocumentPlan
-    order: list[int] | None
-    """The message whose text fills each slot; None for all messages in order."""
-
-    def fill(self, texts: Sequence[str], row: int) -> RenderedDialogue | None:
-        """Return the documents; None where the dialogue must be rendered with Jinja."""
-        ordered = texts if self.order is None else [texts[message] for message in self.order]
-        rendered = self.plan.fill_texts(ordered, row)
-        text = rendered.merged.text
-        return None if len(text) > _MAX_CHARACTERS or has_mark_characters(text) else rendered
+    renders: SlottedRenders
+    located: SlottedLocatedTurns | None = None
+    """The turns, where their positions do not depend on the texts in the slots, but merging does.
+    """
+    divided: SlottedDialogue | None = None
+    """The documents, where nothing depends on the texts in the slots."""
+    from_contents: SlottedDialogue | None = None
+    """The same as `divided`, filled with the contents of the messages alone; None where it needs
+    other values."""
 
 
 class Replayer:
@@ -92,8 +81,8 @@ class Replayer:
         self.merge = merge
         self._known_renders: dict[tuple[str, bool], KnownRenders] = {}
         self._shape_replays: dict[Hashable, list[_ShapeReplay]] = {}
-        self._text_shape_replays: dict[tuple[str, ...], _TextShapeReplay] = {}
-        """By roles, for dialogues without tools."""
+        self._text_shape_replays: dict[tuple[str, ...], SlottedDialogue] = {}
+        """For dialogues of text contents only, whatever the texts are: by roles."""
         self._recorded = 0
 
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
@@ -110,11 +99,12 @@ class Replayer:
     def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         if dialogue.texts is None:
             return None
-        shape = self._text_shape_replays.get(dialogue.roles)
-        return None if shape is None else shape.fill(dialogue.texts, dialogue.row)
+        plan = self._text_shape_replays.get(dialogue.roles)
+        filled = None if plan is None else plan.fill(dialogue.texts, dialogue.row)
+        return None if filled is None or len(filled.merged.text) > _MAX_CHARACTERS else filled
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
-        """Return the same as `render_dialogue` of `turn_spans.py`."""
+        """Return the same as `render_dialogue.py`."""
         replayed = self._fill_texts(dialogue)
         if replayed is not None:
             self.replayed += 1
@@ -173,86 +163,77 @@ class Replayer:
         if not self._get_known_renders(dialogue).is_within_limits(len(messages), dialogue.tools):
             return None
         self._template.meter.restart()  # filters count steps as in a render
-        for shape_replay in self._shape_replays.get(shape, ()):
-            values = shape_replay.program.run(messages, dialogue.tools)
-            if values is not None:
-                self._keep_text_shape_replay(dialogue, shape_replay)
-                return self._fill(shape_replay, values, dialogue)
-        program = Program(messages, dialogue.tools)
+        for replay in self._shape_replays.get(shape, ()):
+            values = replay.renders.program.run(messages, dialogue.tools)
+            filled = None if values is None else self._fill(replay, values, dialogue)
+            if filled is not None:
+                self._keep_text_shape_replay(dialogue, replay)
+                return filled
+        return self._replay_shape(dialogue, messages, shape, learn=False)
+
+    def _replay_shape(
+        self, dialogue: Dialogue, messages: Messages, shape: Hashable, *, learn: bool
+    ) -> RenderedDialogue | None:
+        """Replay the first dialogue of a shape, and keep what the others need.
+
+        learn: whether renders that are not known are recorded; raises Untraceable.
+        """
+        known = self._get_known_renders(dialogue)
+        renders = SlottedRenders(known, messages, dialogue.tools, learn=learn)
+        replay = _ShapeReplay(renders)
+        finder = TurnFinder(renders, self._added_tokens, dialogue)
         try:
-            shape_replay = self._make_shape_replay(dialogue, messages, program)
-        except UnrecordedError:
+            with suppress(UndecidedError):
+                located = finder.locate_turns()
+                replay.located = SlottedLocatedTurns.of(located, renders.values)
+                divided = finder.divide(located, self.merge)
+                replay.located = None
+                replay.divided = SlottedDialogue.of(divided, renders.values)
+                contents = renders.program.find_content_messages(renders.values)
+                if contents is not None:
+                    replay.from_contents = SlottedDialogue.of(divided, contents)
+        except (UnrecordedError, TemplateRaisedError, TurnNotFoundError):
             return None
-        filled = self._fill(shape_replay, program.values, dialogue)
+        filled = self._fill(replay, renders.program.values, dialogue)
         if filled is not None:
-            self._keep_shape_replay(shape, shape_replay)
-            self._keep_text_shape_replay(dialogue, shape_replay)
+            is_located = replay.located is not None or replay.divided is not None
+            renders.complete(forget_texts=is_located and self.merge != "always")
+            self._keep_shape_replay(shape, replay)
+            self._keep_text_shape_replay(dialogue, replay)
         return filled
 
-    def _make_shape_replay(
-        self, dialogue: Dialogue, messages: Messages, program: Program
-    ) -> _ShapeReplay:
-        known = self._get_known_renders(dialogue)
-
-        def slotted_texts(wanted: Iterator[Render]) -> dict[Render, SlottedText | None]:
-            interpreters = known.interpret(program, messages, dialogue.tools, wanted)
-            return {
-                render: None if interpreter is None else make_slotted_text(interpreter.pieces)
-                for render, interpreter in interpreters.items()
-            }
-
-        found = slotted_texts(_list_renders(dialogue))
-        tagged = known.name in self._template.tagged
-        plan = plan_dialogue(self._added_tokens, dialogue, found, self.merge, tagged)
-        if plan is not None:
-            return _ShapeReplay(program, {}, plan)
-        if known.needs_text_before_turns:
-            found |= slotted_texts(_list_renders_before(dialogue))
-        return _ShapeReplay(program, found, None)
-
-    def _keep_shape_replay(self, shape: Hashable, shape_replay: _ShapeReplay) -> None:
+    def _keep_shape_replay(self, shape: Hashable, replay: _ShapeReplay) -> None:
         alike = self._shape_replays.setdefault(shape, [])
         if len(alike) < _MAX_PLANS:
-            alike.append(shape_replay)
+            alike.append(replay)
         if len(self._shape_replays) > _MAX_SHAPES:
             del self._shape_replays[next(iter(self._shape_replays))]
 
-    def _keep_text_shape_replay(self, dialogue: Dialogue, shape_replay: _ShapeReplay) -> None:
-        if dialogue.texts is None or not isinstance(shape_replay.plan, OneDocumentPlan):
-            return
-        order = shape_replay.program.find_content_messages(shape_replay.plan.full.slots)
-        if order is None:
+    def _keep_text_shape_replay(self, dialogue: Dialogue, replay: _ShapeReplay) -> None:
+        if dialogue.texts is None or replay.from_contents is None:
             return
         if len(self._text_shape_replays) >= _MAX_SHAPES:
             self._text_shape_replays.clear()
-        in_order = order == list(range(len(dialogue.messages)))
-        self._text_shape_replays[dialogue.roles] = _TextShapeReplay(
-            shape_replay.plan, None if in_order else order
-        )
+        self._text_shape_replays[dialogue.roles] = replay.from_contents
 
     def _forget_shape_replays(self) -> None:
         self._shape_replays.clear()
         self._text_shape_replays.clear()
 
     def _fill(
-        self, shape_replay: _ShapeReplay, values: Sequence[Any], dialogue: Dialogue
+        self, replay: _ShapeReplay, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
-        if isinstance(shape_replay.plan, OneDocumentPlan):  # its text has all values that matter
-            replayed = shape_replay.plan.fill(values, dialogue.row)
-            return None if has_mark_characters(replayed.merged.text) else replayed
+        if replay.divided is not None:
+            return replay.divided.fill(values, dialogue.row)
         if _have_mark_characters(values):
             return None
-        if shape_replay.plan is not None:
-            return shape_replay.plan.fill(values, dialogue.row)
-        known = self._get_known_renders(dialogue)
-        filled = _ReplayedTemplate(
-            self._template, known, shape_replay.slotted_texts, values, dialogue.messages
-        )
+        filled = FilledRenders(replay.renders, values, dialogue)
+        finder = TurnFinder(filled, self._added_tokens, dialogue)
         try:
-            rendered = render_dialogue(filled, self._added_tokens, dialogue, self.merge)
-        except UnrecordedError:
+            located = replay.located and replay.located.fill(values)
+            return finder.divide(located or finder.locate_turns(), self.merge)
+        except (UnrecordedError, TemplateRaisedError, TurnNotFoundError):
             return None
-        return rendered if isinstance(rendered, RenderedDialogue) else None
 
     def _record(
         self, dialogue: Dialogue, messages: Messages, shape: Hashable, rendered: RenderedDialogue
@@ -267,20 +248,15 @@ class Replayer:
         self._text_shape_replays.clear()  # `is_within_limits` may change now
         known.most_steps = max(known.most_steps, self._template.meter.take_most_steps())
         try:
-            for _ in range(_MAX_ROUNDS):  # one round may show that more renders are needed
-                known.learn(messages, dialogue.tools, _list_renders(dialogue))
-                if known.needs_text_before_turns:
-                    known.learn(messages, dialogue.tools, _list_renders_before(dialogue))
-                known.learn_missing(dialogue.tools)
-                replayed = self._replay(dialogue, messages, shape)
-                if replayed is not None:
-                    self.audited += 1
-                    self.audit_mismatches += replayed != rendered
-                    return
+            replayed = self._replay_shape(dialogue, messages, shape, learn=True)
         except Untraceable:
             self._recorded += 1
             if known.automaton.is_contradicted:
                 self._forget_shape_replays()
+            return
+        if replayed is not None:
+            self.audited += 1
+            self.audit_mismatches += replayed != rendered
 
     def _get_known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.choose_name(dialogue.tools)
@@ -290,67 +266,12 @@ class Replayer:
         return self._known_renders[key]
 
 
-@dataclass(frozen=True, slots=True)
-class _ReplayedTemplate:
-    """Gives `render_dialogue` the renders of one dialogue by replay, in place of a template."""
-
-    template: ChatTemplate
-    known: KnownRenders
-    slotted_texts: dict[Render, SlottedText | None]
-    values: Sequence[Any]
-    messages: Messages
-
-    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False) -> str:
-        slotted_text, values = self._find_slotted_text(messages, tools, prompt)
-        return slotted_text.fill(values)[0]
-
-    def render_marked(
-        self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
-    ) -> MarkedText:
-        slotted_text, values = self._find_slotted_text(messages, tools, prompt)
-        return slotted_text.fill_marked(values, self.known.name in self.template.tagged)
-
-    def _find_slotted_text(
-        self, messages: Messages, tools: list[Any] | None, prompt: bool
-    ) -> tuple[SlottedText, Sequence[Any]]:
-        if not messages:
-            raise TemplateRaisedError("no messages")
-        render = len(messages), prompt
-        if messages != self.messages[: len(messages)]:  # a question follows the last turn
-            joined = self.template.join_text_parts(messages)
-            program, interpreter = self.known.interpret_other(joined, tools, prompt)
-            slotted_text = None if interpreter is None else make_slotted_text(interpreter.pieces)
-            values: Sequence[Any] = program.values
-        elif render in self.slotted_texts:
-            slotted_text, values = self.slotted_texts[render], self.values
-        else:
-            self.known.needs_text_before_turns = True
-            raise UnrecordedError
-        if slotted_text is None:
-            raise TemplateRaisedError
-        return slotted_text, values
-
-
 def _have_mark_characters(values: Sequence[Any]) -> bool:
     """Return whether a text has characters of marks, which change what Jinja's render finds."""
     return any(
         type(value) is str and not value.isascii() and has_mark_characters(value)
         for value in values
     )
-
-
-def _list_renders(dialogue: Dialogue) -> Iterator[Render]:
-    """Yield the renders that finding turns needs: the dialogue up to each, and its prompt."""
-    for message in dialogue.trained_messages():
-        yield message + 1, False
-        yield max(message, 1), True
-
-
-def _list_renders_before(dialogue: Dialogue) -> Iterator[Render]:
-    """Yield what `turn_spans.py` needs in addition where a turn does not start with its prompt."""
-    for message in dialogue.trained_messages():
-        if message:
-            yield message, False
 
 
 def _describe_shape(dialogue: Dialogue, messages: Messages) -> Hashable:

@@ -10,8 +10,8 @@ from transformers.utils import chat_template_utils
 from mtpack.cli import main
 from mtpack.input.dialogue import Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.sandbox.limits import Limits, TemplateLimitError
-from mtpack.template.turn_spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
 
 DATE = "2026-01-31"

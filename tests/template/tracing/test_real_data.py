@@ -18,8 +18,9 @@ from mtpack.input.dialogue import Dialogue, Origin, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.tracing.replayer import Replayer
-from mtpack.template.turn_spans import RenderedDialogue, render_dialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import shared

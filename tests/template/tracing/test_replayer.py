@@ -11,13 +11,13 @@ from transformers.utils import chat_template_utils
 from mtpack.input.dialogue import Dialogue, Origin
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
+from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.program import Program
 from mtpack.template.tracing.recorder import Event, Recorder
 from mtpack.template.tracing.replayer import Replayer
 from mtpack.template.tracing.tracers import Untraceable
-from mtpack.template.turn_spans import render_dialogue
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
 from tests.support.template_grammar import rows, template_sources

@@ -1,0 +1,75 @@
+"""Render dialogues with Jinja, and find their turns: the reference of every replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.markers import MarkedText
+from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.renders import QUESTION, Render, select_messages
+from mtpack.template.sandbox.limits import TemplateLimitError
+from mtpack.template.slots import UndecidedError
+from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
+from mtpack.tokenizer.added_tokens import AddedTokens
+
+
+@dataclass(frozen=True, slots=True)
+class _JinjaRenders:
+    """The renders of one dialogue by its chat template."""
+
+    template: ChatTemplate
+    dialogue: Dialogue
+
+    def text(self, render: Render) -> str:
+        messages = select_messages(self.dialogue, render)
+        return self.template.render(messages, self.dialogue.tools, prompt=render.prompt)
+
+    def marked(self, render: Render) -> MarkedText:
+        messages = select_messages(self.dialogue, render)
+        return self.template.render_marked(messages, self.dialogue.tools, prompt=render.prompt)
+
+
+def render_dialogue(
+    template: ChatTemplate, added_tokens: AddedTokens, dialogue: Dialogue, merge: str
+) -> RenderedDialogue | Reject:
+    """Render a dialogue and find its turns.
+
+    merge: `auto`, `always` or `never`. Returns a Reject if the template refuses the dialogue, does
+    more than its limits allow, or writes a turn where it can't be found.
+    """
+    try:
+        finder = TurnFinder(_JinjaRenders(template, dialogue), added_tokens, dialogue)
+        return finder.divide(finder.locate_turns(), merge)
+    except TemplateRaisedError as error:
+        reason = Reason.TEMPLATE_RAISED
+        detail = f"the chat template refuses this dialogue: {_hide_content(str(error), dialogue)}"
+    except TemplateLimitError as error:  # from any render, those of prompts included
+        reason = Reason.TEMPLATE_LIMIT
+        detail = f"the chat template {error}; shorten the dialogue or use another --chat-template"
+    except TurnNotFoundError as error:
+        reason, detail = Reason.TURN_NOT_FOUND, str(error)
+    except UndecidedError:
+        reason, detail = Reason.TURN_NOT_FOUND, "the chat template writes half of a surrogate pair"
+    return Reject(dialogue.row, dialogue.origin, reason, detail)
+
+
+def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:
+    """Return whether the turn of a simple dialogue is found, or the template refuses it."""
+    answer = {"role": "assistant", "content": "mtpackprobe"}
+    dialogue = make_dialogue(0, Origin("probe", 1), [QUESTION, answer])
+    rendered = render_dialogue(template, added_tokens, dialogue, "never")
+    if isinstance(rendered, Reject):
+        return rendered.reason is not Reason.TURN_NOT_FOUND
+    text = rendered.own[0].text
+    spans = [text[slice(*span)] for turn in rendered.own[0].turns.to_list() for span in turn.spans]
+    return "mtpackprobe" not in text or any("mtpackprobe" in span for span in spans)
+
+
+def _hide_content(error_text: str, dialogue: Dialogue) -> str:
+    """Return a template's error text, or a replacement if it quotes the dialogue."""
+    contents = (str(message.get("content", "")).strip() for message in dialogue.messages)
+    if any(len(content) > 2 and content in error_text for content in contents):
+        return "its message is not shown because it quotes the dialogue"
+    return error_text

@@ -1,0 +1,183 @@
+"""The renders of a dialogue as texts with slots, and the same renders filled with its texts.
+
+A replay of a render writes literal text, which is the same in all dialogues of a shape, and values
+of a program, which differ. Each value becomes a slot (`template/slots.py`). So `turn_spans.py` can
+find the turns of all dialogues of a shape at once. Where it needs to know what is in the slots,
+they are filled first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.template.chat_template import TemplateRaisedError
+from mtpack.template.environment import GENERATION_END, GENERATION_START
+from mtpack.template.markers import (
+    REGION_END,
+    MarkedText,
+    has_mark_characters,
+    open_region,
+    read_marks,
+)
+from mtpack.template.renders import Render, select_messages
+from mtpack.template.slots import NUM_SLOTS, SLOT, UndecidedError, make_slot
+from mtpack.template.tracing.interpreter import (
+    Interpreter,
+    ReplayRaisedError,
+    TextPiece,
+    UnrecordedError,
+)
+from mtpack.template.tracing.known_renders import KnownRenders
+from mtpack.template.tracing.program import Program
+from mtpack.template.tracing.slotted_dialogue import SlottedText
+from mtpack.template.tracing.tracers import Untraceable
+
+_MARKS = {
+    "leave": REGION_END,
+    "generation": GENERATION_START,
+    "end_generation": GENERATION_END,
+}
+
+
+class SlottedRenders:
+    """The renders of a dialogue as texts with slots, each replayed when it is first needed."""
+
+    def __init__(self, known: KnownRenders, messages: Messages, tools: Any, *, learn: bool) -> None:
+        """learn: whether renders that are not known are recorded."""
+        self.program = Program(messages, tools)
+        self.values: list[int] = []
+        """The slot of the program for each slot of the texts, by `slot_number`."""
+        self._is_complete = False
+        self._known = known
+        self._messages = messages
+        self._tools = tools
+        self._learn = learn
+        self._whole: Interpreter | None = None
+        self._texts: dict[Render, tuple[SlottedText, SlottedText] | None] = {}
+        """Without and with marks; None if the template refuses it."""
+        self._slots: dict[int, str] = {}
+
+    def complete(self, *, forget_texts: bool) -> None:
+        """Add no other render from now on: the program then runs for other dialogues.
+
+        forget_texts: whether no text is needed again (they take memory for each shape).
+        """
+        self._is_complete = True
+        if forget_texts:
+            self._texts.clear()
+
+    def text(self, render: Render) -> str:
+        """Return the text of a render; raises what `marked` raises."""
+        return self.marked(render).text
+
+    def marked(self, render: Render) -> MarkedText:
+        """Return a render with its regions.
+
+        Raises TemplateRaisedError, UndecidedError for one with other messages, UnrecordedError if
+        it is not known, and Untraceable if it can't be recorded.
+        """
+        if render.question:
+            raise UndecidedError
+        return self.read_marks(self.find(render, marked=True).text)
+
+    def read_marks(self, text: str) -> MarkedText:
+        """Return a text with its regions."""
+        return read_marks(text, has_generations=self._known.has_generations)
+
+    def find(self, render: Render, *, marked: bool) -> SlottedText:
+        """Return the text of a render, with or without marks; raises what `marked` raises."""
+        if not render.num_messages:
+            raise TemplateRaisedError("no messages")
+        if render not in self._texts:
+            if self._is_complete:
+                raise UnrecordedError
+            self._texts[render] = self._make_texts(self._interpret(render))
+        texts = self._texts[render]
+        if texts is None:
+            raise TemplateRaisedError("the template refuses it")
+        return texts[marked]
+
+    def fill_other(self, dialogue: Dialogue, render: Render, *, marked: bool) -> str:
+        """Return a render with other messages; raises what `marked` raises."""
+        messages = self._known.template.join_text_parts(select_messages(dialogue, render))
+        renders = SlottedRenders(self._known, messages, self._tools, learn=self._learn)
+        text = renders.find(Render(len(messages), render.prompt), marked=marked)
+        return text.fill(renders.program.values)[0]
+
+    def _interpret(self, render: Render) -> Interpreter | None:
+        """Replay a render; None if the template refuses it."""
+        try:
+            return self._replay(render, self._whole)
+        except UnrecordedError:
+            if not self._learn:
+                raise
+            self._known.record(self._messages[: render.num_messages], self._tools, render.prompt)
+        try:
+            return self._replay(render, None)
+        except UnrecordedError as error:
+            raise Untraceable("a recording that can't be replayed") from error
+
+    def _replay(self, render: Render, whole: Interpreter | None) -> Interpreter | None:
+        num_messages, prompt, _ = render
+        try:
+            found = None if whole is None else whole.resume_at(num_messages, prompt)
+            if found is None:
+                messages = self._messages[:num_messages]
+                found = Interpreter(self.program, messages, self._tools, prompt)
+                found.run_from_start(self._known.automaton.root)
+        except ReplayRaisedError:
+            return None
+        if num_messages == len(self._messages) and not prompt:
+            self._whole = found
+        return found
+
+    def _make_texts(
+        self, interpreter: Interpreter | None
+    ) -> tuple[SlottedText, SlottedText] | None:
+        """Return what an interpreter wrote, without and with marks."""
+        if interpreter is None:
+            return None
+        marked = "".join(map(self._write, interpreter.pieces))
+        plain = self.read_marks(marked).text
+        return SlottedText.of(plain, self.values), SlottedText.of(marked, self.values)
+
+    def _write(self, piece: TextPiece) -> str:
+        if isinstance(piece, str):
+            if has_mark_characters(piece) or SLOT.search(piece):
+                raise UnrecordedError
+            return piece
+        if isinstance(piece, tuple):
+            kind, *message = piece
+            return open_region(*message) if kind == "enter" else _MARKS[kind]
+        if piece not in self._slots:
+            if len(self.values) == NUM_SLOTS:
+                raise UnrecordedError
+            self._slots[piece] = make_slot(len(self.values))
+            self.values.append(piece)
+        return self._slots[piece]
+
+
+@dataclass(frozen=True, slots=True)
+class FilledRenders:
+    """The renders of one dialogue, with its texts in the slots."""
+
+    slotted: SlottedRenders
+    values: Sequence[Any]
+    """The values of the program's slots, for this dialogue."""
+    dialogue: Dialogue
+
+    def text(self, render: Render) -> str:
+        """Return the text of a render; raises what `SlottedRenders.marked` raises."""
+        return self._fill(render, marked=False)
+
+    def marked(self, render: Render) -> MarkedText:
+        """Return a render with its regions; raises what `SlottedRenders.marked` raises."""
+        return self.slotted.read_marks(self._fill(render, marked=True))
+
+    def _fill(self, render: Render, *, marked: bool) -> str:
+        if render.question:
+            return self.slotted.fill_other(self.dialogue, render, marked=marked)
+        return self.slotted.find(render, marked=marked).fill(self.values)[0]
