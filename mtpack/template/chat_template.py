@@ -23,7 +23,7 @@ from mtpack.template.markers import (
     install_markers,
     read_marks,
 )
-from mtpack.template.sandbox.limits import Limits, Meter, TemplateLimitError
+from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"

@@ -32,8 +32,8 @@ class KnownRenders:
     """Whether turns are found only with renders of the messages before them, without a prompt."""
     missing_renders: list[tuple[Messages, bool]] = field(default_factory=list)
     """Other renders that were needed and are not known: the messages, and whether with a prompt."""
-    most_steps: int = 0
-    """The largest number of steps in a recorded render, as `Meter` counts them."""
+    most_iterations: int = 0
+    """The largest number of iterations in a recorded render, as `Meter` counts them."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
@@ -67,14 +67,18 @@ class KnownRenders:
             self.missing_renders.append((messages, prompt))
             raise
 
-    def is_within_limits(self, num_messages: int, tools: list[Any] | None) -> bool:
-        """Return whether no render of so many messages can exceed the limit on steps (`Limits`).
+    @property
+    def max_steps(self) -> int:
+        """The most steps of a replay for which the render can't exceed a limit (`limits.py`).
 
-        Everything between two steps of a loop in a replay was recorded in one render, and a
-        template iterates over the messages at most four times.
+        A replay counts nothing. But everything before, between and after its steps was recorded,
+        and each recording made at most `most_iterations`. Three things are not recorded event by
+        event. Closed macros count their own iterations. A loop that skips the characters of a
+        content makes at most as many iterations as a replayed dialogue has characters, a tenth of
+        the limit (`replayer.py`). And text in macros and blocks that is not written: to exceed the
+        limit, a template has to make a hundred times as much of it as it writes.
         """
-        passes = 4 * (num_messages + 1) + len(tools or ())
-        return passes * self.most_steps <= self.template.meter.limits.steps
+        return self.template.meter.limits.iterations // max(1, self.most_iterations) - 1
 
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
         """Record the renders that are not known; raise Untraceable if one can't be recorded."""
@@ -120,7 +124,9 @@ class KnownRenders:
         try:
             interpreter = None if whole is None else whole.resume_at(num_messages, prompt)
             if interpreter is None:
-                interpreter = Interpreter(program, messages[:num_messages], tools, prompt)
+                interpreter = Interpreter(
+                    program, messages[:num_messages], tools, prompt, self.max_steps
+                )
                 interpreter.run_from_start(self.automaton.root)
         except ReplayRaisedError:
             return None
@@ -135,6 +141,7 @@ class KnownRenders:
             )
         environment, template = self._compiled
         environment.recorder = recorder = Recorder()
+        environment.meter.restart()
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         inputs = map(recorder.trace_input, (indexed, tools, prompt))
         variables = {
@@ -155,4 +162,5 @@ class KnownRenders:
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
         recorder.events.append((Event(last), None))
+        self.most_iterations = max(self.most_iterations, environment.meter.iterations)
         return recorder.events
