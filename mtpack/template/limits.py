@@ -90,11 +90,10 @@ class _CodeGenerator(CodeGenerator):
         return super()._output_child_to_const(node, frame, finalize)
 
     def visit_EvalContextModifier(self, node: nodes.EvalContextModifier, frame: Frame) -> None:
-        """Compile `{% autoescape x %}` so that `x` is computed by the render."""
-        frame.eval_ctx.volatile = True
-        for option in node.options:
-            self.writeline(f"context.eval_ctx.{option.key} = ")
-            self.visit(option.value, frame)
+        """Compile the tag `autoescape`, whose value Jinja would compute."""
+        if not all(isinstance(option.value, nodes.Const) for option in node.options):
+            self.fail("autoescape takes true or false", node.lineno)
+        super().visit_EvalContextModifier(node, frame)
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):

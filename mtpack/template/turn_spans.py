@@ -44,8 +44,8 @@ from typing import Any, NamedTuple, Protocol
 
 from mtpack.input.dialogue import Dialogue, Message, Origin, Reason, Reject
 from mtpack.template.chat_template import TemplateRaisedError
-from mtpack.template.markers import MarkedText, Range, has_mark_characters
 from mtpack.template.limits import TemplateLimitError
+from mtpack.template.markers import MarkedText, Range, has_mark_characters
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.encode import EncodedText
