@@ -19,6 +19,7 @@ from mtpack.running.watchdog import ProcessLimits
 BRIEF = ProcessLimits(seconds=0.5)
 SMALL = ProcessLimits(seconds=1e6, memory=2**28)
 
+ANSWER = {"role": "assistant", "content": "otter"}
 LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
 HANGS = "{% set x = 9 ** (9 ** 9) %}"
 
@@ -38,34 +39,27 @@ LARGE = {
 }
 
 
+ROWS = [
+    json.dumps({"messages": [{"role": "user", "content": question}, ANSWER]})
+    for question in ("fine", "boom", "fine")
+]
+
+
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
     return tmp_path / "hostile.jinja"
 
 
-def make_rows(template: Path, bomb: str) -> list[str]:
-    """Write a template that does `bomb` for the second of the rows, and return the rows."""
-    condition = "{% if messages[0].content == 'boom' %}"
-    template.write_text(f"{LOOP}{condition}{bomb}{{% endif %}}")
-    return [
-        json.dumps(
-            {
-                "messages": [
-                    {"role": role, "content": text}
-                    for role, text in (("user", question), ("assistant", "otter"))
-                ]
-            }
-        )
-        for question in ("fine", "boom", "fine")
-    ]
+def write_bomb(template: Path, bomb: str) -> None:
+    """Write a template that does `bomb` for the second row."""
+    template.write_text(f"{LOOP}{{% if messages[0].content == 'boom' %}}{bomb}{{% endif %}}")
 
 
-def stop(template: Path, bomb: str, limits: ProcessLimits) -> str:
+def stop(template: Path, limits: ProcessLimits) -> str:
     """Tokenize the rows in workers, one split each, and return the line that stops the run."""
-    rows = make_rows(template, bomb)
 
     def tasks() -> Iterator[SplitTask]:
-        for number, row in enumerate(rows):
+        for number, row in enumerate(ROWS):
             piece = RowsInMemory("rows.jsonl", None, [number + 1], [row.encode()])
             split = Split(number, number, 1, (piece,))
             yield SplitTask(split, template.with_name(f"split-{number}"))
@@ -74,26 +68,40 @@ def stop(template: Path, bomb: str, limits: ProcessLimits) -> str:
     with pytest.raises(MtpackError) as stopped, local_runner(pipeline, limits) as runner:
         list(runner.run(run_split_task, tasks()))
     assert stopped.value.exit_status == 1
-    line = str(stopped.value)
-    assert line.startswith(f"rows.jsonl line 2: rendering with the chat template of {template} ")
-    assert "\n" not in line
-    return line
+    assert "\n" not in str(stopped.value)
+    return str(stopped.value)
 
 
 @pytest.mark.parametrize("bomb", LONG.values(), ids=LONG)
 def test_a_step_that_takes_too_long_stops_the_run(template, bomb):
-    assert "takes longer than 0.517 s; remove the row" in stop(template, bomb, BRIEF)
+    write_bomb(template, bomb)
+    assert stop(template, BRIEF) == (
+        f"rows.jsonl line 2: rendering with the chat template of {template} takes longer than "
+        "0.517 s; remove the row, or use another chat template or tokenizer"
+    )
 
 
 @pytest.mark.parametrize("bomb", LARGE.values(), ids=LARGE)
 def test_a_step_that_makes_a_large_value_stops_the_run(template, bomb):
-    line = stop(template, bomb + HANGS, SMALL)
-    assert "needs more than 0.2 GiB of memory; remove the row" in line
+    write_bomb(template, bomb + HANGS)
+    assert stop(template, SMALL) == (
+        f"rows.jsonl line 2: rendering with the chat template of {template} needs more than "
+        "0.2 GiB of memory; remove the row, use another chat template, "
+        "or run with fewer --workers"
+    )
+
+
+def test_a_template_that_hangs_for_every_row_stops_the_run(template):
+    template.write_text(HANGS + LOOP)
+    assert stop(template, BRIEF).startswith(
+        f"trying the chat template of {template} takes longer than 0.5 s; "
+    )
 
 
 def test_a_run_that_a_template_stops_leaves_nothing(template, tmp_path):
+    write_bomb(template, "{{ 'a' * 10 ** 18 }}")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f"{row}\n" for row in make_rows(template, "{{ 'a' * 10 ** 18 }}")))
+    rows.write_text("".join(f"{row}\n" for row in ROWS))
     output = tmp_path / "packed"
     for on_error in ("fail", "skip"):
         command = ["pack", str(rows), "--chat-template", str(template), "-o", str(output)]
