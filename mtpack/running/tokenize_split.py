@@ -14,7 +14,7 @@ from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, TextMessages
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.input.splits import Split
-from mtpack.running.pipeline import Pipeline, check_template
+from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.dropped_content import MessageKinds
 from mtpack.template.turn_spans import RenderedDialogue
@@ -68,10 +68,8 @@ def tokenize(
     """Read, render and tokenize the rows of a split.
 
     disabled: fast paths (`REPLAY`, `FASTOKENS`) that may not be used. overlong: the indices of rows
-    to reject, because they are too long. Raises EngineFailedError if `FASTOKENS` fails, and
-    SetupError if the template can't be used.
+    to reject, because they are too long. Raises EngineFailedError if `FASTOKENS` fails.
     """
-    check_template(pipeline)
     if REPLAY in disabled:
         pipeline = replace(pipeline, renderer=pipeline.renderer.disable_replay())
     encoder = pipeline.encoders.reference

@@ -33,7 +33,7 @@ class KnownRenders:
     missing_renders: list[tuple[Messages, bool]] = field(default_factory=list)
     """Other renders that were needed and are not known: the messages, and whether with a prompt."""
     most_iterations: int = 0
-    """The largest number of iterations in a recorded render, as `Meter` counts them."""
+    """The largest `Recorder.most_iterations` of all recordings."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
@@ -71,12 +71,12 @@ class KnownRenders:
     def max_steps(self) -> int:
         """The most steps of a replay for which the render can't exceed a limit (`limits.py`).
 
-        A replay counts nothing. But everything before, between and after its steps was recorded,
-        and each recording made at most `most_iterations`. Three things are not recorded event by
-        event. Closed macros count their own iterations. A loop that skips the characters of a
-        content makes at most as many iterations as a replayed dialogue has characters, a tenth of
-        the limit (`replayer.py`). And text in macros and blocks that is not written: to exceed the
-        limit, a template has to make a hundred times as much of it as it writes.
+        A replay counts nothing. But all that it does before, between and after its steps was
+        recorded, and took at most `most_iterations` each time. Closed macros count their own
+        iterations. Two things are bounded only by the length of the dialogues that are replayed
+        (`replayer.py`): a loop that skips the characters of a content makes as many iterations as
+        there are characters, at most a tenth of the limit; and to exceed the limit on characters,
+        a template must make a hundred times as much text in macros and blocks as it writes.
         """
         return self.template.meter.limits.iterations // max(1, self.most_iterations) - 1
 
@@ -140,7 +140,7 @@ class KnownRenders:
                 {"documents", *INPUTS, *self.template.variables},
             )
         environment, template = self._compiled
-        environment.recorder = recorder = Recorder()
+        environment.recorder = recorder = Recorder(environment.meter)
         environment.meter.restart()
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         inputs = map(recorder.trace_input, (indexed, tools, prompt))
@@ -162,5 +162,6 @@ class KnownRenders:
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
         recorder.events.append((Event(last), None))
-        self.most_iterations = max(self.most_iterations, environment.meter.iterations)
+        recorder.count_iterations()
+        self.most_iterations = max(self.most_iterations, recorder.most_iterations)
         return recorder.events
