@@ -123,6 +123,13 @@ def test_each_render_is_counted_alone():
         assert template.render_marked(MESSAGES, None).text == "a" * 900_000
 
 
+def test_a_text_that_is_too_long_is_not_made_to_its_end():
+    pieces = iter(["a" * 1000] * 10_000)
+    with pytest.raises(TemplateLimitError, match=CHARACTERS):
+        Meter(SMALL).join(pieces)
+    assert len(list(pieces)) > 8_000
+
+
 def test_no_constant_is_computed_before_the_render():
     """No watchdog runs while a template is compiled."""
     environment = LimitedEnvironment(Meter(Limits()))
