@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mtpack"
 # those before it.
 ROOMS = [
     *("version", "errors", "options", "token_batch", "sampled_check"),
-    *("input", "tokenizer", "template.sandbox", "template", "template.tracing", "documents"),
+    *("input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
     *("verify", "report"),

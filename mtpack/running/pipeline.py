@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from mtpack.documents.control_tokens import Renderer, load_renderer
 from mtpack.errors import SetupError
@@ -54,18 +55,34 @@ class Pipeline:
 
 
 def load_pipeline(options: PackOptions) -> Pipeline:
-    """Load tokenizer and template; raise SetupError if they can't be used."""
+    """Load tokenizer and template; raise SetupError if they can't be used.
+
+    The template is compiled here; `check_template` tries it.
+    """
     tokenizer = load_tokenizer(options.tokenizer)
     template = load_chat_template(
         tokenizer, options.chat_template, options.template_arg, options.date
     )
-    if not finds_turns(template, tokenizer.added_tokens):
-        raise SetupError(
-            f"{options.chat_template or tokenizer.source}: can't find where the chat template "
-            "writes an assistant message; use one that writes messages one by one in a loop"
-        )
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
+
+
+def check_template(pipeline: Pipeline) -> None:
+    """Raise SetupError if the turns of a simple dialogue can't be found.
+
+    Only workers call this, since the template may hang. They do so before their first row.
+    """
+    source = pipeline.template_source
+    pipeline.heartbeat.begin(f"trying the chat template of {source}")
+    if not _finds_turns(pipeline.template, pipeline.tokenizer.added_tokens):
+        raise SetupError(
+            f"{source}: can't find where the chat template writes an assistant message; "
+            "use one that writes messages one by one in a loop"
+        )
+    pipeline.heartbeat.end()
+
+
+_finds_turns = lru_cache(maxsize=1)(finds_turns)  # once in each process
 
 
 def choose_engine(

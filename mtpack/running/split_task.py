@@ -16,7 +16,7 @@ from mtpack.documents.overlong import OverlongResult, apply_overlong_policy, suf
 from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
-from mtpack.running.pipeline import Pipeline
+from mtpack.running.pipeline import Pipeline, check_template
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_split, store_split
 from mtpack.running.tokenize_split import (
@@ -131,6 +131,7 @@ def _load_or_tokenize(
         if found is not None:
             found.tokenized.counts["reused"] = found.tokenized.num_accepted
             return found
+    check_template(pipeline)
     tokenized = tokenize(pipeline, task.split, watch, disabled=task.disabled)
     if file is None or tokenized.counts["audit_mismatches"]:
         return tokenized, None

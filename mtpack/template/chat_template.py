@@ -15,6 +15,7 @@ import jinja2
 from mtpack.errors import SetupError
 from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
+from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.markers import (
     IndexedMessage,
     MarkedText,
@@ -23,7 +24,6 @@ from mtpack.template.markers import (
     install_markers,
     read_marks,
 )
-from mtpack.template.sandbox.limits import Limits, Meter, TemplateLimitError
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"

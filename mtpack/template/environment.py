@@ -3,8 +3,8 @@
 The sandbox, the white space rules, the filters, the globals and the `generation` tag are those of
 `apply_chat_template` (transformers/utils/chat_template_utils.py), with two deliberate differences.
 `strftime_now` formats a fixed date, so that runs are repeatable. The `generation` tag can mark its
-output in the text itself, so that the output is found wherever the template puts it. All
-operations of a template are counted (metering.py), which does not change its text.
+output in the text itself, so that the output is found wherever the template puts it. What a
+render writes is counted (`limits.py`), which does not change its text.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.utils
 
-from mtpack.template.sandbox.guards import guard_json
-from mtpack.template.sandbox.limits import Meter
-from mtpack.template.sandbox.metering import MeteredEnvironment
+from mtpack.template.limits import LimitedEnvironment, Meter
 
 # Unicode noncharacters: never assigned and not for interchange, so no proper text has them.
 GENERATION_START = "\ufdd3"
 GENERATION_END = "\ufdd4"
 
 
-def make_environment(date: str, meter: Meter, *, marked: bool) -> MeteredEnvironment:
+def make_environment(date: str, meter: Meter, *, marked: bool) -> LimitedEnvironment:
     """Return an environment; `marked`: put marks around the output of `generation` tags.
 
     date: ISO format, the date that `strftime_now` formats.
     """
-    environment = MeteredEnvironment(meter, **make_settings(marked=marked))
-    environment.filters["tojson"] = _make_to_json(meter)
+    environment = LimitedEnvironment(meter, **make_settings(marked=marked))
+    environment.filters["tojson"] = _to_json
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=datetime.datetime.fromisoformat(date).strftime,
@@ -54,25 +52,21 @@ def make_settings(*, marked: bool) -> dict[str, Any]:
     }
 
 
-def _make_to_json(meter: Meter) -> Callable[..., str]:
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | str | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        """Return JSON without Jinja's HTML escapes."""
-        guard_json(meter, value, indent, separators)
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    return to_json
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Return JSON without Jinja's HTML escapes."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.limits import TemplateLimitError
 from mtpack.template.markers import MarkedText
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.renders import QUESTION, Render, select_messages
-from mtpack.template.sandbox.limits import TemplateLimitError
 from mtpack.template.slots import UndecidedError
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from mtpack.errors import MtpackError
-from mtpack.input.splits import RowsInMemory, Split
 from mtpack.options import options_from
 from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import local_runner
-from mtpack.running.split_task import SplitTask, run_split_task
 from mtpack.running.watchdog import ProcessLimits, compute_process_limits, read_resident_memory
 from tests.conftest import ROOT
 
@@ -142,30 +140,6 @@ def test_a_killed_worker_stops_the_run_and_its_row_is_named():
 def test_a_worker_killed_between_rows_stops_the_run():
     said = stop(be_killed_between_rows, NEVER, workers=2)
     assert said.startswith("a worker process died")
-
-
-def test_a_template_that_hangs_is_named_with_the_row(tmp_path):
-    """It passes the sandbox: `map` nests one list twice, and `==` compares all copies."""
-    twice = "'ab' | map(attribute='missing', default=ns.{0}) | list"
-    template = tmp_path / "hostile.jinja"
-    template.write_text(
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
-        "{% if messages[0].content == 'boom' %}{% set ns = namespace(x=[1], y=[1]) %}"
-        f"{{% for _ in range(60) %}}{{% set ns.x = {twice.format('x')} %}}"
-        f"{{% set ns.y = {twice.format('y')} %}}{{% endfor %}}{{{{ ns.x == ns.y }}}}{{% endif %}}"
-    )
-
-    def split(number: int, content: str) -> SplitTask:
-        text = f'[{{"role":"user","content":"{content}"}},{{"role":"assistant","content":"otter"}}]'
-        row = f'{{"messages":{text}}}'.encode()
-        piece = RowsInMemory("rows.jsonl", None, [number + 1], [row])
-        return SplitTask(Split(number, number, 1, (piece,)), tmp_path / f"split-{number}")
-
-    tasks = (split(0, "fine"), split(1, "boom"))
-    said = stop(run_split_task, SOON, 2, tasks, chat_template=str(template))
-    assert said.startswith(
-        f"rows.jsonl line 2: rendering with the chat template of {template} takes longer than"
-    )
 
 
 def test_a_heartbeat_is_read_from_the_memory_that_another_writes():

@@ -13,9 +13,9 @@ from typing import Any
 
 import jinja2
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mtpack.template.environment import make_settings
+from mtpack.template.limits import LimitedEnvironment
 from mtpack.template.markers import parse_marked
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.closed_macros import find_closed_macros
@@ -119,7 +119,7 @@ _LOOP_ATTRIBUTES: dict[str, Callable[[SteppedLoop], Any]] = {
 }
 
 
-class RecordingEnvironment(ImmutableSandboxedEnvironment):
+class RecordingEnvironment(LimitedEnvironment):
     """The environment of chat templates, extended to tracers."""
 
     intercepted_binops = frozenset({"%"})
@@ -250,15 +250,14 @@ _NAMES_A_METHOD = operations.Operation(
 
 
 def compile_recording(
-    source: str, plain: jinja2.Environment, inputs: set[str]
+    source: str, plain: LimitedEnvironment, inputs: set[str]
 ) -> tuple[RecordingEnvironment, jinja2.Template]:
     """Compile a template so that it runs on tracers.
 
     plain: the environment of real renders; its filters and tests compute the values. inputs: the
     names of the template's inputs. Raises Untraceable.
     """
-    # Not optimized: no constant is computed, however large, that a real render would not compute.
-    environment = RecordingEnvironment(optimized=False, **make_settings(marked=True))
+    environment = RecordingEnvironment(plain.meter, **make_settings(marked=True))
     write = _Writer(environment)
     functions: dict[str, Callable[..., Any]] = {
         "mtpack_enter": write.open_region,

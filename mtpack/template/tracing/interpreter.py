@@ -71,6 +71,8 @@ class Interpreter:
     """The fields of the messages that are rendered."""
     tools: Any
     prompt: bool
+    steps_left: int
+    """How many steps may follow before the render could exceed a limit (`KnownRenders`)."""
     pieces: list[TextPiece] = field(default_factory=list)
     resume_points: dict[int, _ResumePoint] = field(default_factory=dict)
     """By the index of the message that the template asked for."""
@@ -104,7 +106,9 @@ class Interpreter:
         values = [_shorten(value, num_messages) for value in point.values]
         if None in values:
             return None
-        interpreter = Interpreter(self.program, self.messages[:num_messages], self.tools, prompt)
+        interpreter = Interpreter(
+            self.program, self.messages[:num_messages], self.tools, prompt, self.steps_left
+        )
         interpreter.pieces = self.pieces[: point.num_pieces]
         interpreter._last_message_read = num_messages - 1
         interpreter._prompt_read = point.prompt_read
@@ -125,6 +129,9 @@ class Interpreter:
                         self._save_resume_point(node, values, arguments)
                     label = self._ask(event.operation, arguments)
             elif event.kind == "step":
+                self.steps_left -= 1
+                if self.steps_left < 0:
+                    break
                 (label,) = node.edges
                 values = [*values[: len(INPUTS)], *_select_live(values, event.arguments)]
             elif event.kind == "end":

@@ -23,8 +23,8 @@ class KnownRenders:
     template: ChatTemplate
     name: str
     """The name of the source that is recorded (`ChatTemplate.sources`)."""
-    most_steps: int = 0
-    """The largest number of steps in a recorded render, as `Meter` counts them."""
+    most_iterations: int = 0
+    """The largest `Recorder.most_iterations` of all recordings."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
@@ -33,14 +33,18 @@ class KnownRenders:
         """Whether the template has `generation` tags."""
         return self.name in self.template.tagged
 
-    def is_within_limits(self, num_messages: int, tools: list[Any] | None) -> bool:
-        """Return whether no render of so many messages can exceed the limit on steps (`Limits`).
+    @property
+    def max_steps(self) -> int:
+        """The most steps of a replay for which the render can't exceed a limit (`limits.py`).
 
-        Everything between two steps of a loop in a replay was recorded in one render, and a
-        template iterates over the messages at most four times.
+        A replay counts nothing. But all that it does before, between and after its steps was
+        recorded, and took at most `most_iterations` each time. Closed macros count their own
+        iterations. Two things are bounded only by the length of the dialogues that are replayed
+        (`replayer.py`): a loop that skips the characters of a content makes as many iterations as
+        there are characters, at most a tenth of the limit; and to exceed the limit on characters,
+        a template must make a hundred times as much text in macros and blocks as it writes.
         """
-        passes = 4 * (num_messages + 1) + len(tools or ())
-        return passes * self.most_steps <= self.template.meter.limits.steps
+        return self.template.meter.limits.iterations // max(1, self.most_iterations) - 1
 
     def record(self, messages: Messages, tools: Any, prompt: bool) -> None:
         """Record a render; raise Untraceable if that is not possible."""
@@ -51,7 +55,8 @@ class KnownRenders:
                 {"documents", *INPUTS, *self.template.variables},
             )
         environment, template = self._compiled
-        environment.recorder = recorder = Recorder()
+        environment.recorder = recorder = Recorder(environment.meter)
+        environment.meter.restart()
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         inputs = map(recorder.trace_input, (indexed, tools, prompt))
         variables = {
@@ -72,4 +77,6 @@ class KnownRenders:
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
         recorder.events.append((Event(last), None))
+        recorder.count_iterations()
+        self.most_iterations = max(self.most_iterations, recorder.most_iterations)
         self.automaton.learn(recorder.events)

@@ -26,6 +26,7 @@ from typing import Any
 import jinja2
 
 from mtpack.template.environment import GENERATION_END, GENERATION_START
+from mtpack.template.limits import Meter
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.operations import Operation
 from mtpack.template.tracing.tracers import (
@@ -76,6 +77,10 @@ class Event:
 class Recorder:
     """Records the events of one render."""
 
+    meter: Meter
+    """Counts the iterations of the render since the last step."""
+    most_iterations: int = 0
+    """The largest number of iterations between two steps, before the first or after the last."""
     events: list[tuple[Event, Any]] = field(default_factory=list)
     """Each with its label: the answer of a question, the description of a step, else None."""
     epoch: int = 0
@@ -204,12 +209,18 @@ class Recorder:
 
     # Steps
 
+    def count_iterations(self) -> None:
+        """Update `most_iterations` at a step, or at the end."""
+        self.most_iterations = max(self.most_iterations, self.meter.iterations)
+        self.meter.restart()
+
     def begin_step(self, loop: int, live: list[Any]) -> None:
         """Begin an iteration of a loop in which only inputs and `live` values can be used.
 
         Iterations of the same loop whose live values have the same description have the same
         future, whatever came before. The values get new numbers, so that they can share it.
         """
+        self.count_iterations()
         arguments: list[Any] = []
         live_tracers: list[Tracer] = []
         step = _StepDescription(self, arguments, live_tracers)

@@ -43,7 +43,8 @@ _MAX_EVENTS = 400_000
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
 _AUDIT_SHARE = 0.01
 _WARM_UP_SECONDS = 1.0
-# Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected.
+# Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected;
+# see `KnownRenders.max_steps`.
 _MAX_MESSAGES = 1024
 _MAX_CHARACTERS = 2**20
 
@@ -119,7 +120,6 @@ class Replayer:
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
         self.rendered += 1
-        self._template.meter.take_most_steps()
         rendered = self.render_without_replay(dialogue)
         if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages, shape, rendered)
@@ -160,9 +160,7 @@ class Replayer:
     def _replay(
         self, dialogue: Dialogue, messages: Messages, shape: Hashable
     ) -> RenderedDialogue | None:
-        if not self._get_known_renders(dialogue).is_within_limits(len(messages), dialogue.tools):
-            return None
-        self._template.meter.restart()  # filters count steps as in a render
+        self._template.meter.restart()  # closed macros count their iterations
         for replay in self._shape_replays.get(shape, ()):
             values = replay.renders.program.run(messages, dialogue.tools)
             filled = None if values is None else self._fill(replay, values, dialogue)
@@ -245,8 +243,6 @@ class Replayer:
         if known.automaton.size > _MAX_EVENTS:
             return
         self._recorded += 1
-        self._text_shape_replays.clear()  # `is_within_limits` may change now
-        known.most_steps = max(known.most_steps, self._template.meter.take_most_steps())
         try:
             replayed = self._replay_shape(dialogue, messages, shape, learn=True)
         except Untraceable:

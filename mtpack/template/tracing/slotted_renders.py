@@ -126,7 +126,8 @@ class SlottedRenders:
             found = None if whole is None else whole.resume_at(num_messages, prompt)
             if found is None:
                 messages = self._messages[:num_messages]
-                found = Interpreter(self.program, messages, self._tools, prompt)
+                max_steps = self._known.max_steps
+                found = Interpreter(self.program, messages, self._tools, prompt, max_steps)
                 found.run_from_start(self._known.automaton.root)
         except ReplayRaisedError:
             return None

@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.utils import chat_template_utils
 
-from mtpack.input.dialogue import Dialogue, Origin
+from mtpack.input.dialogue import Dialogue, Origin, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.limits import Limits, Meter
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Automaton
@@ -356,11 +358,24 @@ def test_a_replay_of_any_template_gives_the_same_as_rendering(source, rows, merg
     assert_replayed_as_rendered(source, rows, (merge,))
 
 
+def test_a_dialogue_that_exceeds_a_limit_is_not_replayed():
+    source = "{% for m in messages %}{% for i in range(99) %}{% endfor %}" + A_TURN + "{% endfor %}"
+    template = ChatTemplate({"default": source}, {}, "2026-01-31", Limits(iterations=2_000))
+    replayer = Replayer(template, ADDED_TOKENS, "auto")
+    for _ in range(2):
+        for num_turns in range(1, 12):
+            dialogue = read({"messages": [say("user", "a"), say("assistant", "b")] * num_turns})
+            rendered = replayer.render_dialogue(dialogue)
+            assert rendered == render_dialogue(template, ADDED_TOKENS, dialogue, "auto")
+            assert isinstance(rendered, Reject) == (num_turns > 10)
+    assert replayer.replayed > 11
+
+
 # Promises of the recorder, the automaton and the program
 
 
 def test_code_that_does_not_support_tracers_fails_on_one():
-    tracer = Recorder().trace_input("text")
+    tracer = Recorder(Meter(Limits())).trace_input("text")
     for use in (hash, str, repr, "{}".format, lambda value: {value: 1}, lambda value: f"{value}"):
         with pytest.raises(Untraceable):
             use(tracer)
@@ -369,7 +384,7 @@ def test_code_that_does_not_support_tracers_fails_on_one():
 
 
 def test_a_value_that_a_step_does_not_carry_over_can_not_be_used():
-    recorder = Recorder()
+    recorder = Recorder(Meter(Limits()))
     kept, lost = recorder.trace_constant(1), recorder.trace_constant(2)
     recorder.begin_step(0, [kept])
     assert kept == 1
