@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_document
-from mtpack.input.dialogue import Dialogue, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.token_batch import (
     Bools,
     Int32,
@@ -21,79 +20,57 @@ from mtpack.token_batch import (
 )
 from mtpack.tokenizer.encode import TextEncoder
 
-
-@dataclass(frozen=True, slots=True)
-class OverlongResult:
-    """The result of applying an `--overlong` policy to a batch."""
-
-    batch: TokenBatch
-    """Documents of at most `seq_len` tokens."""
-    counts: Counter[str]
-    """The number of dropped turns, as `turns_dropped.overlong`."""
-    rejected_rows: set[int]
-    """Indices of the input rows that the policy `error` rejects."""
-
-
 SuffixRenderer = Callable[[int, int], TokenBatch | None]
 """(row, message) -> a batch with one document that ends with that turn and fits, or None."""
 
 
 def apply_overlong_policy(
     batch: TokenBatch, seq_len: int, policy: str, render_suffix: SuffixRenderer
-) -> OverlongResult:
-    """Apply an `--overlong` policy: return only documents of at most `seq_len` tokens."""
+) -> TokenBatch:
+    """Apply an `--overlong` policy: return only documents of at most `seq_len` tokens.
+
+    Turns that are missing in the result are dropped; under `error`, the rows that are missing in it
+    are rejected. Returns `batch` itself if no document of it is longer.
+    """
     too_long = batch.turn_ends > seq_len
     if not too_long.any():
-        return OverlongResult(batch, Counter(), set())
+        return batch
     return _POLICIES[policy](batch, seq_len, too_long, render_suffix)
 
 
 def _keep_leading_turns(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
-    return OverlongResult(
-        keep_turns(batch, ~too_long), _count_dropped(np.count_nonzero(too_long)), set()
-    )
+) -> TokenBatch:
+    return keep_turns(batch, ~too_long)
 
 
 def _truncate_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
-    cut = keep_loss_tokens_before(batch, seq_len)
-    return OverlongResult(cut, _count_dropped(batch.num_turns - cut.num_turns), set())
+) -> TokenBatch:
+    return keep_loss_tokens_before(batch, seq_len)
 
 
 def _drop_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
+) -> TokenBatch:
     in_long_document = np.isin(batch.turn_documents, batch.turn_documents[too_long])
-    kept = keep_turns(batch, ~in_long_document)
-    return OverlongResult(kept, _count_dropped(batch.num_turns - kept.num_turns), set())
+    return keep_turns(batch, ~in_long_document)
 
 
 def _reject_rows(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
+) -> TokenBatch:
     rows = batch.document_rows[batch.turn_documents]
-    bad = np.unique(rows[too_long])
-    return OverlongResult(keep_turns(batch, ~np.isin(rows, bad)), Counter(), set(bad.tolist()))
+    return keep_turns(batch, ~np.isin(rows, rows[too_long]))
 
 
 def _split_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
+) -> TokenBatch:
     turns = np.flatnonzero(too_long)
     rows = batch.document_rows[batch.turn_documents[turns]]
-    rendered = [
-        render_suffix(row, message)
-        for row, message in zip(rows.tolist(), batch.turn_messages[turns].tolist(), strict=True)
-    ]
-    suffixes = [suffix for suffix in rendered if suffix is not None]
-    return OverlongResult(
-        concatenate([keep_turns(batch, ~too_long), *suffixes]),
-        _count_dropped(len(rendered) - len(suffixes)),
-        set(),
-    )
+    suffixes = map(render_suffix, rows.tolist(), batch.turn_messages[turns].tolist())
+    return concatenate([keep_turns(batch, ~too_long), *(s for s in suffixes if s is not None)])
 
 
 _POLICIES = {
@@ -103,10 +80,6 @@ _POLICIES = {
     "drop": _drop_documents,
     "error": _reject_rows,
 }
-
-
-def _count_dropped(num_turns: int | np.intp) -> Counter[str]:
-    return Counter({f"turns_dropped.{Reason.OVERLONG}": int(num_turns)})
 
 
 def suffix_renderer(

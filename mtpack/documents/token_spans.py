@@ -22,13 +22,13 @@ calls.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from mtpack.counts import Counts
 from mtpack.template.turn_columns import SlottedTurns, place_turns
 from mtpack.template.turn_spans import DocumentText, RenderedDialogue, TurnText
 from mtpack.token_batch import Int64, TokenBatch, TurnFlag, gather_ranges, offsets_from_lengths
@@ -37,7 +37,7 @@ from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
 
 def encode_dialogues(
     encoder: TextEncoder, rendered: Sequence[RenderedDialogue], merge: str
-) -> tuple[TokenBatch, Counter[str]]:
+) -> tuple[TokenBatch, Counts]:
     """Encode dialogues; return their documents and the counts that need token ids.
 
     merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
@@ -62,8 +62,7 @@ def encode_dialogues(
     merged_ends = np.array([dialogue.merged_end for dialogue in rendered], dtype=np.int64)
     ends = encoded.positions.at(merged_texts, merged_ends)
     tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
-    counts["tokens_if_merged"] += int(tokens.sum())
-    return batch, counts
+    return batch, counts + Counts(tokens_if_merged=int(tokens.sum()))
 
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
@@ -220,7 +219,7 @@ class _Documents:
         span_ends = np.concatenate([slotted.ends, _to_int64(self.span_ends)])[spans]
         return _DocumentTurns(documents, messages, flags, starts, num_spans, span_starts, span_ends)
 
-    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
+    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counts]:
         """Find the tokens of all turns; drop turns and documents without a loss token."""
         texts = _to_int64(self.texts)
         found = self.join_turns()
@@ -249,8 +248,8 @@ class _Documents:
             span_starts=spans.starts.astype(np.int32),
             span_ends=spans.ends.astype(np.int32),
         )
-        spans.counts["turns_dropped.no_loss_token"] = len(found.documents) - len(turns)
-        return batch, spans.counts
+        no_loss_token = len(found.documents) - len(turns)
+        return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +262,7 @@ class _TokenSpans:
     """(spans,)"""
     ends: Int64
     """(spans,)"""
-    counts: Counter[str]
+    counts: Counts
     """`straddles` and `given_trained`, in tokens."""
 
 
@@ -299,7 +298,7 @@ def _find_loss_tokens(
     turn_positions = encoded.positions.at(turn_texts, found.starts)
     first_of_turn = encoded.first_token_starting_at(turn_texts, turn_positions)[turns]
     given_trained = np.maximum(np.minimum(first_of_turn, ends) - starts, 0).sum()
-    counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
+    counts = Counts(straddles=int(straddles), given_trained=int(given_trained))
     begins = encoded.offsets[texts]
     return _TokenSpans(turns, starts - begins, ends - begins, counts)
 

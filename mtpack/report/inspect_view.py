@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.counts import Counts
 from mtpack.report.decoding import Decoder, decode_part
 from mtpack.report.figures import Bucket, Figures, Histogram
 from mtpack.report.notices import turn_summary
@@ -36,7 +37,6 @@ from mtpack.report.terminal import (
     make_table,
     print_heading,
 )
-from mtpack.shards.manifest import Tally
 from mtpack.token_batch import Int64
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -190,7 +190,7 @@ def _build_turn_table(lengths: Histogram) -> Table:
     return table
 
 
-def _build_tally_table(figures: Figures, tally: Tally) -> Table:
+def _build_tally_table(figures: Figures, tally: Counts) -> Table:
     lines: tuple[tuple[str, int, str], ...] = (
         ("rows read", tally.rows_read, ""),
         ("rows dropped", sum(tally.rows_dropped.values()), format_reasons(tally.rows_dropped)),

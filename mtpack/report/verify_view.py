@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.counts import Counts
 from mtpack.report.notices import notices_of
 from mtpack.report.terminal import (
     INDENT,
@@ -22,7 +23,6 @@ from mtpack.report.terminal import (
     make_table,
     print_heading,
 )
-from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check
 from mtpack.verify.structure import Violation
 from mtpack.verify.verify import VerifyReport
@@ -230,7 +230,7 @@ def _format_list(numbers: list[int]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def _print_template(tally: Tally, console: Console) -> None:
+def _print_template(tally: Counts, console: Console) -> None:
     """Print the notices of the run: the checks prove packing and loss, not the chat template."""
     notices = notices_of(tally)
     if not notices:
