@@ -19,6 +19,7 @@ from mtpack.token_batch import (
     keep_turns,
 )
 from mtpack.tokenizer.encode import TextEncoder
+from mtpack.tokenizer.encoders import Encoders
 
 SuffixRenderer = Callable[[int, int], TokenBatch | None]
 """(row, message) -> a batch with one document that ends with that turn and fits, or None."""
@@ -84,7 +85,7 @@ _POLICIES = {
 
 def suffix_renderer(
     renderer: Renderer,
-    encoder: TextEncoder,
+    encoders: Encoders,
     dialogue_of: Callable[[int], Dialogue],
     seq_len: int,
 ) -> SuffixRenderer:
@@ -109,7 +110,7 @@ def suffix_renderer(
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
             suffix = _render_one_suffix(
-                renderer, encoder, dialogue, first, users[candidate], message
+                renderer, encoders.reference, dialogue, first, users[candidate], message
             )
             if suffix is None:  # the template refuses this run, but may accept a longer one
                 fitting = candidate

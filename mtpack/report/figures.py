@@ -98,27 +98,15 @@ class Figures:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `inspect --json` prints; `tally` is null without a manifest."""
+        ratios = ("fill", "loss_share", "documents_per_sequence", "turns_per_document")
         return {
-            "rows": self.rows,
-            "seq_len": self.seq_len,
-            "label_alignment": self.label_alignment,
-            "pad_documents_to": self.pad_documents_to,
-            "shards": self.shards,
-            "documents": self.documents,
-            "dialogues": self.dialogues,
-            "turns": self.turns,
-            "tokens": self.tokens,
+            **asdict(self),
             "padding": self.padding,
-            "fill": round(self.fill, 6),
-            "loss_tokens": self.loss_tokens,
-            "loss_share": round(self.loss_share, 6),
-            "documents_per_sequence": round(self.documents_per_sequence, 6),
-            "turns_per_document": round(self.turns_per_document, 6),
+            **{name: round(getattr(self, name), 6) for name in ratios},
             "document_lengths": _lengths_as_dict(
                 self.document_lengths, "count_share", "token_share"
             ),
             "turn_lengths": _lengths_as_dict(self.turn_lengths, "turn_mean", "token_mean"),
-            "tally": self.tally and asdict(self.tally),
         }
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mtpack.counts import Counts
 from mtpack.report.decoding import Decoder, decode_part
-from mtpack.report.figures import Bucket, Figures, Histogram
+from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import turn_summary
 from mtpack.report.row_view import DocumentView, RowView, TurnView
 from mtpack.report.terminal import (
@@ -31,6 +31,7 @@ from mtpack.report.terminal import (
     escape,
     format_count,
     format_percent,
+    format_range,
     format_reasons,
     indent,
     make_heads,
@@ -169,7 +170,7 @@ def _build_document_table(lengths: Histogram) -> Table:
     for bucket in lengths.buckets:
         bar = _draw_bar(bucket.count_share, most, _DOCUMENT_BAR)
         table.add_row(
-            _format_lengths(bucket),
+            Text(format_range(bucket.low, bucket.high)),
             Text(f"{bucket.count:,}"),
             Text(format_percent(bucket.count_share)),
             Text(bar),
@@ -183,7 +184,7 @@ def _build_turn_table(lengths: Histogram) -> Table:
     table.add_row(*make_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
     most = max(max(bucket.count_share, bucket.token_share) for bucket in lengths.buckets)
     for bucket in lengths.buckets:
-        cells = [_format_lengths(bucket), Text(f"{bucket.count:,}")]
+        cells = [Text(format_range(bucket.low, bucket.high)), Text(f"{bucket.count:,}")]
         for share in (bucket.token_share, bucket.count_share):
             cells += [Text(format_percent(share)), Text(_draw_bar(share, most, _LOSS_BAR))]
         table.add_row(*cells)
@@ -210,11 +211,6 @@ def _format_spread(lengths: Histogram) -> Text:
         f"{INDENT}min {lengths.min:,}, median {median}, "
         f"mean {lengths.mean:,.1f}, max {lengths.max:,}"
     )
-
-
-def _format_lengths(bucket: Bucket) -> Text:
-    low, high = f"{bucket.low:,}", f"{bucket.high:,}"
-    return Text(low if low == high else f"{low}-{high}")
 
 
 def _draw_bar(share: float, most: float, width: int) -> str:

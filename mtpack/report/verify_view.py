@@ -18,6 +18,7 @@ from mtpack.report.terminal import (
     escape,
     format_count,
     format_percent,
+    format_range,
     indent,
     make_heads,
     make_table,
@@ -139,7 +140,7 @@ def _build_weight_table(buckets: list[WeightBucket]) -> Table:
         weights = bucket.weights
         ratio = weights["token_mean"] / weights["turn_mean"] if bucket.turns else None
         table.add_row(
-            Text(bucket.label),
+            Text(format_range(bucket.low, bucket.high)),
             Text(f"{bucket.turns:,}"),
             Text(format_percent(weights["turn_mean"])),
             Text(format_percent(weights["token_mean"])),

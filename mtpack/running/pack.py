@@ -150,16 +150,10 @@ class _PackRun:
             if area is None:
                 area = stack.enter_context(self._work_area(output))
             self.watch.lap("read")
-            setup = self._choose_engine(
-                _RunSetup(files, area, pipeline, self._find_store(pipeline))
-            )
+            store = find_run_folder(pipeline)
+            setup = self._choose_engine(_RunSetup(files, area, pipeline, store))
             self.watch.lap("start")
             return self._write_output(output, setup, described)
-
-    def _find_store(self, pipeline: Pipeline) -> Path | None:
-        if self.options.token_store is None:
-            return None
-        return find_run_folder(Path(self.options.token_store), pipeline)
 
     def _choose_engine(self, setup: _RunSetup) -> _RunSetup:
         # Splits in the token store are most likely those of this run: then no engine is needed.

@@ -110,11 +110,9 @@ def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Toke
         set_activity(pipeline, dialogues[row])
         return dialogues[row]
 
-    def render_suffix(row: int, message: int) -> TokenBatch | None:
-        encoder = pipeline.encoders.reference  # loaded on demand: stored splits rarely need it
-        make = suffix_renderer(pipeline.renderer, encoder, dialogue_of, options.seq_len)
-        return make(row, message)
-
+    render_suffix = suffix_renderer(
+        pipeline.renderer, pipeline.encoders, dialogue_of, options.seq_len
+    )
     fitting = apply_overlong_policy(batch, options.seq_len, options.overlong, render_suffix)
     pipeline.heartbeat.end()
     return fitting

@@ -29,14 +29,17 @@ from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
 
 
-def find_run_folder(store: Path, pipeline: Pipeline) -> Path:
-    """Return the folder of the token store for splits that are tokenized as in this run."""
+def find_run_folder(pipeline: Pipeline) -> Path | None:
+    """Return the folder for splits that are tokenized as in this run; None without a store."""
+    store = pipeline.options.token_store
+    if store is None:
+        return None
     described = pipeline.options.split_options()
     described["mtpack"] = __version__
     described["tokenizer"] = pipeline.tokenizer.sha256
     described["template"] = pipeline.template.sha256
     text = json.dumps(described, sort_keys=True)
-    return store / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return Path(store) / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def find_split(file: Path, split: Split, disabled: Collection[str]) -> TokenizedSplit | None:

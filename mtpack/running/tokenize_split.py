@@ -121,15 +121,14 @@ class _RowRenderer:
         results = read_rows(split)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
-            for dialogue in self._skip_rejects(chunk):
-                result = self._render(dialogue)
+            for row in chunk:
+                result = row if isinstance(row, Reject) else self._render(row)
                 if isinstance(result, Reject):
                     self.rejects.append(result)
                     continue
-                self._count(dialogue, result)
                 rendered.append(result)
                 num_chars += _num_chars(result)
-                last = dialogue.origin
+                last = row.origin
                 first = first or last
             watch.lap("render")
             if num_chars >= _CHARS_PER_BATCH:
@@ -144,22 +143,18 @@ class _RowRenderer:
         row_turns[np.array(self.accepted, np.int64) - split.first_row] = self.num_turns
         return row_turns
 
-    def _skip_rejects(self, results: list[Dialogue | Reject]) -> Iterator[Dialogue]:
-        """Yield the dialogues and collect the rejects."""
-        for result in results:
-            if isinstance(result, Reject):
-                self.rejects.append(result)
-            else:
-                yield result
-
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
+        """Render a dialogue and, unless it is rejected, count it."""
         if dialogue.row in self._overlong:
             return _reject_overlong(self._pipeline, dialogue)
-        replayed = self._pipeline.renderer.replay_texts(dialogue)
-        if replayed is not None:
-            return replayed
-        set_activity(self._pipeline, dialogue)
-        return self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+        rendered: RenderedDialogue | Reject | None
+        rendered = self._pipeline.renderer.replay_texts(dialogue)
+        if rendered is None:
+            set_activity(self._pipeline, dialogue)
+            rendered = self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+        if isinstance(rendered, RenderedDialogue):
+            self._count(dialogue, rendered)
+        return rendered
 
     def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
         self.accepted.append(dialogue.row)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,15 @@ _SHARDS_TO_SHARE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ShardMetadata:
+class ShardMetadata(Layout):
     """The metadata of a shard: how its sequences are laid out, and what they were made with."""
 
-    seq_len: int
-    label_alignment: str
-    pad_documents_to: int
-    pad_id: int
     tokenizer_sha256: str
     template_sha256: str
 
     def as_json(self) -> str:
         """Return the metadata as canonical JSON: the same values give the same text."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({"format_version": FORMAT_VERSION, **fields}, sort_keys=True)
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of the sequences."""
-        return Layout(self.seq_len, self.label_alignment, self.pad_documents_to, self.pad_id)
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
 
 
 def shard_schema(metadata: ShardMetadata) -> pa.Schema:

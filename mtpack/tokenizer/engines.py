@@ -103,9 +103,7 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
         backend = fastokens.Tokenizer.from_json_str(tokenizer.backend.to_str())
     except BaseException as error:
         if is_tokenizer_failure(error):
-            raise FastPathFailedError(
-                FASTOKENS, f"fastokens can't load this tokenizer ({error})"
-            ) from error
+            raise _failure(f"can't load this tokenizer ({error})") from error
         raise
 
     def encode(texts: Sequence[str]) -> FlatTokens:
@@ -113,16 +111,12 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
             ids, offsets = backend.encode_batch_flat(list(texts), add_special_tokens=False)
         except BaseException as error:
             if is_tokenizer_failure(error):
-                raise FastPathFailedError(
-                    FASTOKENS, f"fastokens failed ({type(error).__name__})"
-                ) from error
+                raise _failure(f"failed ({type(error).__name__})") from error
             raise
         tokens = _read_buffers(ids, offsets, len(texts))
         highest = int(tokens.ids.max(initial=0))
         if len(tokens.ids) and tokenizer.backend.id_to_token(highest) is None:
-            raise FastPathFailedError(
-                FASTOKENS, "fastokens returned an id that is not in the vocabulary"
-            )
+            raise _failure("returned an id that is not in the vocabulary")
         return tokens
 
     return Engine(FASTOKENS, encode)
@@ -142,7 +136,5 @@ def _read_buffers(ids: bytes, offsets: bytes, num_texts: int) -> FlatTokens:
     if ends != (0, len(tokens.ids)) or lengths.min(initial=0) < 0:
         raise _failure("returned texts that overlap")
     if tokens.ids.min(initial=0) < 0:
-        raise FastPathFailedError(
-            FASTOKENS, "fastokens returned an id that is not in the vocabulary"
-        )
+        raise _failure("returned an id that is not in the vocabulary")
     return tokens

@@ -132,9 +132,7 @@ def pack(
     **damage: Any,
 ) -> Shards:
     metadata = ShardMetadata(seq_len, alignment, pad_documents_to, PAD_ID, tokenizer_sha256, "0")
-    columns = assemble(
-        batch_of(documents), offsets_from_lengths(np.array(sequences)), metadata.layout
-    )
+    columns = assemble(batch_of(documents), offsets_from_lengths(np.array(sequences)), metadata)
     path = folder / f"{alignment}.arrow"
     return open_shards(write(path, replace(columns, **damage), metadata))
 

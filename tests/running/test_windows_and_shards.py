@@ -175,7 +175,7 @@ def test_shards_and_record_batches_continue_where_the_previous_ones_end(
 
 def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[OpenShard]:
     """Plan and write splits, compare the shards with `lay_out` of the same plan, return them."""
-    layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len).layout
+    layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len)
     with TemporaryDirectory() as folder:
         splits = [
             split_of(Path(folder, str(number)), batch, int(batch.document_rows[0]))

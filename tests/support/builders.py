@@ -200,5 +200,5 @@ def open_sequences(
 ) -> Shards:
     """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence."""
     metadata = metadata_of(label_alignment, pad_documents_to, seq_len)
-    columns = columns_of_sequences(sequences, metadata.layout)
+    columns = columns_of_sequences(sequences, metadata)
     return open_shards(write_output(tmp_path / "out", [columns], metadata))
