@@ -200,6 +200,8 @@ class _PackRun:
                     state = self._pack_splits(setup, runner, sync, formats)
                 break
             except FastPathFailedError as error:
+                if error.fast_path in self.disabled:  # a bug: without this, it would never end
+                    raise
                 self.callbacks.warn(f"warning: {error}, {REMEDIES[error.fast_path]}")
                 for stage, amount in self.progress.items():
                     self.callbacks.progress(stage, -amount)
