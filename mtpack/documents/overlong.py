@@ -109,9 +109,8 @@ def suffix_renderer(
         fitting, step, growing = len(users), 1, True
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
-            suffix = _render_one_suffix(
-                renderer, encoders.reference, dialogue, first, users[candidate], message
-            )
+            kept = [*range(first), *range(users[candidate], message + 1)]
+            suffix = _render_one_suffix(renderer, encoders.reference, dialogue, kept)
             if suffix is None:  # the template refuses this run, but may accept a longer one
                 fitting = candidate
             elif suffix.document_lengths[0] <= seq_len:
@@ -125,19 +124,13 @@ def suffix_renderer(
 
 
 def _render_one_suffix(
-    renderer: Renderer,
-    encoder: TextEncoder,
-    dialogue: Dialogue,
-    num_system: int,
-    start: int,
-    message: int,
+    renderer: Renderer, encoder: TextEncoder, dialogue: Dialogue, kept: list[int]
 ) -> TokenBatch | None:
-    """Render one run of messages; return None if that fails or no loss token is left.
+    """Render the messages with the indices `kept`; only the last one of them is trained.
 
-    num_system: 1 if the dialogue opens with a system message, else 0. start, message: the first and
-    the last message of the run.
+    Returns None if that fails or no loss token is left.
     """
-    kept = [*range(num_system), *range(start, message + 1)]
+    message = kept[-1]
     suffix = Dialogue(
         dialogue.row,
         dialogue.origin,

@@ -111,11 +111,8 @@ class Figures:
 
 
 def _lengths_as_dict(lengths: Histogram, count_share: str, token_share: str) -> dict[str, Any]:
-    return {
-        "min": lengths.min,
-        "median": lengths.median,
+    return asdict(lengths) | {
         "mean": round(lengths.mean, 3),
-        "max": lengths.max,
         "buckets": [
             {
                 "label": bucket.label,

@@ -78,13 +78,14 @@ def tokenize(
     counts += pipeline.renderer.count_spelling(rows.num_spelling)
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
+    num_accepted = len(rows.row_turns) - len(rows.rejects)
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
-        row_turns=rows.row_turns(split),
+        row_turns=np.array(rows.row_turns, dtype=np.int32),
         rejects=rows.rejects,
         counts=counts,
-        run_counts=RunCounts(rendered=len(rows.accepted) - made["replayed"], **made),
+        run_counts=RunCounts(rendered=num_accepted - made["replayed"], **made),
         warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
         fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )
@@ -102,10 +103,8 @@ class _RowRenderer:
         self._pipeline = pipeline
         self._overlong = overlong
         self.rejects: list[Reject] = []
-        self.accepted: list[int] = []
-        """The indices of accepted rows."""
-        self.num_turns: list[int] = []
-        """The number of trained turns of each accepted row."""
+        self.row_turns: list[int] = []
+        """As in `TokenizedSplit`."""
         self.kinds = MessageKinds()
         self.num_spelling = 0
         """The number of accepted rows whose input text spells a control token."""
@@ -125,6 +124,7 @@ class _RowRenderer:
                 result = row if isinstance(row, Reject) else self._render(row)
                 if isinstance(result, Reject):
                     self.rejects.append(result)
+                    self.row_turns.append(-1)
                     continue
                 rendered.append(result)
                 num_chars += _num_chars(result)
@@ -136,12 +136,6 @@ class _RowRenderer:
                 first, rendered, num_chars = None, [], 0
         if rendered:
             yield _format_range(first, last), rendered
-
-    def row_turns(self, split: Split) -> Int32:
-        """Return `TokenizedSplit.row_turns`."""
-        row_turns: Int32 = np.full(split.num_rows, -1, dtype=np.int32)
-        row_turns[np.array(self.accepted, np.int64) - split.first_row] = self.num_turns
-        return row_turns
 
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render a dialogue and, unless it is rejected, count it."""
@@ -157,8 +151,7 @@ class _RowRenderer:
         return rendered
 
     def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
-        self.accepted.append(dialogue.row)
-        self.num_turns.append(len(rendered.merged.turns) + len(rendered.own))
+        self.row_turns.append(len(rendered.merged.turns) + len(rendered.own))
         self.kinds.add(dialogue)
         renderer = self._pipeline.renderer
         if renderer.policy != "error" and renderer.spelled.find_first(dialogue) is not None:

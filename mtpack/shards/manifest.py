@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
 from mtpack.options import resolve_alias
-from mtpack.shards.arrow import FORMAT_VERSION
+from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
 
 MANIFEST = "manifest.json"
 
@@ -132,11 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         sha256, about = whole.pop("sha256"), whole.pop("about")
-        if whole["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{path}: format version {whole['format_version']}; "
-                f"this mtpack reads version {FORMAT_VERSION}"
-            )
+        require_format_version(path, whole["format_version"])
         if hashlib.sha256(_canonical_json(whole).encode()).hexdigest() != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
         run = _build_checked(RunIdentity, whole["run"])

@@ -9,8 +9,9 @@ The result is the same, whichever engine computed the ids.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tokenizers
@@ -181,19 +182,13 @@ def encode_with_offsets(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> lis
 
     Raises SetupError if it fails, or if its tokens are not in the order of the text.
     """
-    return [
-        _to_encoded_text(tokenizer, text, encoding)
-        for first in range(0, len(texts), _BATCH)
-        for text, encoding in _encode_batch(tokenizer, texts[first : first + _BATCH])
-    ]
-
-
-def _encode_batch(
-    tokenizer: LoadedTokenizer, texts: Sequence[str]
-) -> Iterator[tuple[str, tokenizers.Encoding]]:
-    with wrap_tokenizer_errors(tokenizer.source):
-        encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
-    return zip(texts, encodings, strict=True)
+    encoded: list[EncodedText] = []
+    for first in range(0, len(texts), _BATCH):
+        batch = texts[first : first + _BATCH]
+        with wrap_tokenizer_errors(tokenizer.source):
+            encodings = tokenizer.backend.encode_batch(batch, add_special_tokens=False)
+        encoded += map(partial(_to_encoded_text, tokenizer), batch, encodings)
+    return encoded
 
 
 def _to_encoded_text(
