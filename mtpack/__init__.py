@@ -15,24 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mtpack.version import __version__
 
 if TYPE_CHECKING:
-    from mtpack.errors import InputError, MtpackError, SetupError
-    from mtpack.options import PackOptions
-    from mtpack.running.pack import Callbacks, pack
-    from mtpack.shards.dataset import Shards, open_shards
-    from mtpack.shards.manifest import PackReport
-
-__all__ = [
-    "Callbacks",
-    "InputError",
-    "MtpackError",
-    "PackOptions",
-    "PackReport",
-    "SetupError",
-    "Shards",
-    "__version__",
-    "open_shards",
-    "pack",
-]
+    from mtpack.errors import InputError as InputError
+    from mtpack.errors import MtpackError as MtpackError
+    from mtpack.errors import SetupError as SetupError
+    from mtpack.options import PackOptions as PackOptions
+    from mtpack.running.pack import Callbacks as Callbacks
+    from mtpack.running.pack import pack as pack
+    from mtpack.shards.dataset import Shards as Shards
+    from mtpack.shards.dataset import open_shards as open_shards
+    from mtpack.shards.manifest import PackReport as PackReport
 
 _MODULES = {
     "Callbacks": "running.pack",
@@ -45,6 +36,8 @@ _MODULES = {
     "open_shards": "shards.dataset",
     "pack": "running.pack",
 }
+
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

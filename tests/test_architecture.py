@@ -16,7 +16,7 @@ PACKAGE = ROOT / "mtpack"
 # Folders, and the modules next to them, in the order in which data flows: each imports only from
 # those before it.
 ROOMS = [
-    *("version", "errors", "options", "token_batch", "sampled_check"),
+    *("version", "errors", "options", "token_batch", "counts", "fast_path"),
     *("input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
@@ -31,6 +31,8 @@ PURE = [
     "errors",
     "options",
     "token_batch",
+    "counts",
+    "fast_path",
     "input.dialogue",
     *(module for module in MODULES if module.startswith("packing.")),
 ]

@@ -84,7 +84,7 @@ def build_columns(rows: list[Row]) -> Columns:
 def write_hand_made_shard(folder, label_alignment="aligned", pad_documents_to=1, change=None):
     """Write the hand-made sequences as a shard, after `change` is applied to their columns."""
     metadata = metadata_of(label_alignment, pad_documents_to)
-    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    columns = columns_of_sequences(hand_made_sequences(), metadata)
     columns = Columns(*(getattr(columns, field.name).copy() for field in fields(Columns)))
     if change is not None:
         change(columns)
@@ -96,9 +96,7 @@ def write_two_shards(folder, seed: int = 0):
     """Write an output folder of two shards with three sequences each."""
     metadata = metadata_of(seq_len=64)
     parts = [
-        columns_of_sequences(
-            random_sequences(number, 64, [[20, 30], [64], [9, 9, 40]]), metadata.layout
-        )
+        columns_of_sequences(random_sequences(number, 64, [[20, 30], [64], [9, 9, 40]]), metadata)
         for number in (seed, seed + 1)
     ]
     parts[1].dialogue_ids[parts[1].dialogue_ids >= 0] += 100
@@ -205,7 +203,7 @@ def test_a_dataset_returns_the_requested_alignment(tmp_path, packed, wanted):
     dataset = PackedDataset(write_hand_made_shard(tmp_path, packed, 8), label_alignment=wanted)
     expected = metadata_of(wanted or packed, 8)
     assert (dataset.metadata, dataset.label_alignment) == (expected, wanted or packed)
-    columns = columns_of_sequences(hand_made_sequences(), expected.layout)
+    columns = columns_of_sequences(hand_made_sequences(), expected)
     for number in range(3):
         assert_same_row(dataset[number], row_of(columns, number))
 
@@ -407,7 +405,7 @@ def test_an_unknown_alignment_is_refused(tmp_path):
 
 def test_compressed_shards_and_random_access_files_have_the_same_rows(tmp_path):
     metadata = metadata_of()
-    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    columns = columns_of_sequences(hand_made_sequences(), metadata)
     plain = PackedDataset(write_hand_made_shard(tmp_path))
     for ipc_format, compression in (("stream", "zstd"), ("file", "lz4"), ("file", "none")):
         path = tmp_path / f"{compression}.{ipc_format}"

@@ -12,9 +12,9 @@ Otherwise the row is rejected. Dialogues that spell none are rendered as under `
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from mtpack.counts import Counts
 from mtpack.documents.control_tokens_in_text import (
     SpelledToken,
     SpelledTokens,
@@ -51,17 +51,6 @@ class Renderer:
     literal: LiteralTokenizer | None
     """None except under the policy `literal`."""
 
-    def disable_replay(self) -> Renderer:
-        """Return a copy that renders every dialogue."""
-        return replace(self, replayer=None)
-
-    def count_replays(self) -> Counter[str]:
-        """Return how many dialogues were replayed, audited, and found to differ so far."""
-        if self.replayer is None:
-            return Counter()
-        names = ("replayed", "audited", "audit_mismatches")
-        return Counter({name: getattr(self.replayer, name) for name in names})
-
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         """Return what `render` returns if replay gives it in a few µs, without the template."""
         if self.replayer is None:
@@ -86,10 +75,11 @@ class Renderer:
             "encode it as ordinary text with --control-tokens literal",
         )
 
-    @property
-    def spelling_count_name(self) -> str | None:
-        """The count for dialogues whose input text spells a control token; None under `error`."""
-        return {"keep": "control_tokens", "literal": "control_tokens_literal"}.get(self.policy)
+    def count_spelling(self, num_dialogues: int) -> Counts:
+        """Return the counts for this many dialogues whose input text spells a control token."""
+        if self.policy == "literal":
+            return Counts(control_tokens_literal=num_dialogues)
+        return Counts(control_tokens=num_dialogues)
 
     def _render_literally(
         self, literal: LiteralTokenizer, dialogue: Dialogue, merge: str, token: SpelledToken

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_document
-from mtpack.input.dialogue import Dialogue, Reason, Reject, make_dialogue
+from mtpack.input.dialogue import Dialogue, Reject, make_dialogue
 from mtpack.token_batch import (
     Bools,
     Int32,
@@ -20,19 +19,7 @@ from mtpack.token_batch import (
     keep_turns,
 )
 from mtpack.tokenizer.encode import TextEncoder
-
-
-@dataclass(frozen=True, slots=True)
-class OverlongResult:
-    """The result of applying an `--overlong` policy to a batch."""
-
-    batch: TokenBatch
-    """Documents of at most `seq_len` tokens."""
-    counts: Counter[str]
-    """The number of dropped turns, as `turns_dropped.overlong`."""
-    rejected_rows: set[int]
-    """Indices of the input rows that the policy `error` rejects."""
-
+from mtpack.tokenizer.encoders import Encoders
 
 SuffixRenderer = Callable[[int, int], TokenBatch | None]
 """(row, message) -> a batch with one document that ends with that turn and fits, or None."""
@@ -40,60 +27,51 @@ SuffixRenderer = Callable[[int, int], TokenBatch | None]
 
 def apply_overlong_policy(
     batch: TokenBatch, seq_len: int, policy: str, render_suffix: SuffixRenderer
-) -> OverlongResult:
-    """Apply an `--overlong` policy: return only documents of at most `seq_len` tokens."""
+) -> TokenBatch:
+    """Apply an `--overlong` policy: return only documents of at most `seq_len` tokens.
+
+    Turns that are missing in the result are dropped; under `error`, the rows that are missing in it
+    are rejected. Returns `batch` itself if no document of it is longer.
+    """
     too_long = batch.turn_ends > seq_len
     if not too_long.any():
-        return OverlongResult(batch, Counter(), set())
+        return batch
     return _POLICIES[policy](batch, seq_len, too_long, render_suffix)
 
 
 def _keep_leading_turns(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
-    return OverlongResult(
-        keep_turns(batch, ~too_long), _count_dropped(np.count_nonzero(too_long)), set()
-    )
+) -> TokenBatch:
+    return keep_turns(batch, ~too_long)
 
 
 def _truncate_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
-    cut = keep_loss_tokens_before(batch, seq_len)
-    return OverlongResult(cut, _count_dropped(batch.num_turns - cut.num_turns), set())
+) -> TokenBatch:
+    return keep_loss_tokens_before(batch, seq_len)
 
 
 def _drop_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
+) -> TokenBatch:
     in_long_document = np.isin(batch.turn_documents, batch.turn_documents[too_long])
-    kept = keep_turns(batch, ~in_long_document)
-    return OverlongResult(kept, _count_dropped(batch.num_turns - kept.num_turns), set())
+    return keep_turns(batch, ~in_long_document)
 
 
 def _reject_rows(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
+) -> TokenBatch:
     rows = batch.document_rows[batch.turn_documents]
-    bad = np.unique(rows[too_long])
-    return OverlongResult(keep_turns(batch, ~np.isin(rows, bad)), Counter(), set(bad.tolist()))
+    return keep_turns(batch, ~np.isin(rows, rows[too_long]))
 
 
 def _split_documents(
     batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
-) -> OverlongResult:
+) -> TokenBatch:
     turns = np.flatnonzero(too_long)
     rows = batch.document_rows[batch.turn_documents[turns]]
-    rendered = [
-        render_suffix(row, message)
-        for row, message in zip(rows.tolist(), batch.turn_messages[turns].tolist(), strict=True)
-    ]
-    suffixes = [suffix for suffix in rendered if suffix is not None]
-    return OverlongResult(
-        concatenate([keep_turns(batch, ~too_long), *suffixes]),
-        _count_dropped(len(rendered) - len(suffixes)),
-        set(),
-    )
+    suffixes = map(render_suffix, rows.tolist(), batch.turn_messages[turns].tolist())
+    return concatenate([keep_turns(batch, ~too_long), *(s for s in suffixes if s is not None)])
 
 
 _POLICIES = {
@@ -105,13 +83,9 @@ _POLICIES = {
 }
 
 
-def _count_dropped(num_turns: int | np.intp) -> Counter[str]:
-    return Counter({f"turns_dropped.{Reason.OVERLONG}": int(num_turns)})
-
-
 def suffix_renderer(
     renderer: Renderer,
-    encoder: TextEncoder,
+    encoders: Encoders,
     dialogue_of: Callable[[int], Dialogue],
     seq_len: int,
 ) -> SuffixRenderer:
@@ -133,9 +107,8 @@ def suffix_renderer(
         fitting, step, growing = len(users), 1, True
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
-            suffix = _render_one_suffix(
-                renderer, encoder, dialogue, first, users[candidate], message
-            )
+            kept = [*range(first), *range(users[candidate], message + 1)]
+            suffix = _render_one_suffix(renderer, encoders.reference, dialogue, kept)
             if suffix is None:  # the template refuses this run, but may accept a longer one
                 fitting = candidate
             elif suffix.document_lengths[0] <= seq_len:
@@ -149,21 +122,18 @@ def suffix_renderer(
 
 
 def _render_one_suffix(
-    renderer: Renderer,
-    encoder: TextEncoder,
-    dialogue: Dialogue,
-    num_system: int,
-    start: int,
-    message: int,
+    renderer: Renderer, encoder: TextEncoder, dialogue: Dialogue, kept: list[int]
 ) -> TokenBatch | None:
-    """Render one run of messages; return None if that fails or no loss token is left.
+    """Render the messages with the indices `kept`; only the last one of them is trained.
 
-    num_system: 1 if the dialogue opens with a system message, else 0. start, message: the first and
-    the last message of the run.
+    Returns None if that fails or no loss token is left.
     """
-    kept = [*dialogue.messages[:num_system], *dialogue.messages[start : message + 1]]
     suffix = make_dialogue(
-        dialogue.row, dialogue.origin, kept, dialogue.tools, untrained=range(len(kept) - 1)
+        dialogue.row,
+        dialogue.origin,
+        [dialogue.messages[index] for index in kept],
+        dialogue.tools,
+        untrained=range(len(kept) - 1),
     )
     rendered = renderer.render(suffix, "never")
     if isinstance(rendered, Reject):
@@ -172,5 +142,5 @@ def _render_one_suffix(
     batch = encode_document(encoder, dialogue.row, document)
     if not batch.num_turns:
         return None
-    messages: Int32 = np.array([message], dtype=np.int32)
+    messages: Int32 = np.array(kept[-1:], dtype=np.int32)
     return replace(batch, turn_messages=messages)

@@ -22,12 +22,12 @@ calls.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from mtpack.counts import Counts
 from mtpack.template.rendered_dialogue import (
     DocumentText,
     PlacedTurns,
@@ -41,7 +41,7 @@ from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
 
 def encode_dialogues(
     encoder: TextEncoder, rendered: Sequence[RenderedDialogue], merge: str
-) -> tuple[TokenBatch, Counter[str]]:
+) -> tuple[TokenBatch, Counts]:
     """Encode dialogues; return their documents and the counts that need token ids.
 
     merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
@@ -62,8 +62,7 @@ def encode_dialogues(
     merged_ends = _to_int64([dialogue.merged_end for dialogue in rendered])
     ends = encoded.positions.at(merged_texts, merged_ends)
     tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
-    counts["tokens_if_merged"] += int(tokens.sum())
-    return batch, counts
+    return batch, counts + Counts(tokens_if_merged=int(tokens.sum()))
 
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
@@ -161,7 +160,7 @@ class _Documents:
         self.texts.append(text)
         self.turns.append(turns)
 
-    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counter[str]]:
+    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counts]:
         """Find the tokens of all turns; drop turns and documents without a loss token."""
         texts = _to_int64(self.texts)
         found = place_turns(self.turns)
@@ -191,8 +190,8 @@ class _Documents:
             span_starts=spans.starts.astype(np.int32),
             span_ends=spans.ends.astype(np.int32),
         )
-        spans.counts["turns_dropped.no_loss_token"] = len(turn_documents) - len(turns)
-        return batch, spans.counts
+        no_loss_token = len(turn_documents) - len(turns)
+        return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +204,7 @@ class _TokenSpans:
     """(spans,)"""
     ends: Int64
     """(spans,)"""
-    counts: Counter[str]
+    counts: Counts
     """`straddles` and `given_trained`, in tokens."""
 
 
@@ -239,7 +238,7 @@ def _find_loss_tokens(encoded: EncodedTexts, turn_texts: Int64, found: PlacedTur
     turn_positions = encoded.positions.at(turn_texts, found.starts)
     first_of_turn = encoded.first_token_starting_at(turn_texts, turn_positions)[turns]
     given_trained = np.maximum(np.minimum(first_of_turn, ends) - starts, 0).sum()
-    counts = Counter(straddles=int(straddles), given_trained=int(given_trained))
+    counts = Counts(straddles=int(straddles), given_trained=int(given_trained))
     begins = encoded.offsets[texts]
     return _TokenSpans(turns, starts - begins, ends - begins, counts)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtpack.errors import InputError
+from mtpack.packing.columns import WITHOUT_LOSS
 from mtpack.shards.dataset import Row
 from mtpack.torch_data import collate
 
@@ -112,9 +113,7 @@ def _build_row(input_ids: list[int], seq_lengths: list[int]) -> Row:
     """Build a sequence without loss tokens."""
     return {
         "input_ids": np.array(input_ids),
-        "labels": np.full(len(input_ids), -100),
-        "loss_mask": np.zeros(len(input_ids), np.uint8),
-        "loss_token_num": np.ones(len(input_ids), np.int32),
+        **{name: np.full(len(input_ids), value) for name, value in WITHOUT_LOSS.items()},
         "turn_num": 0,
         "turn_starts": np.empty(0, np.int32),
         "seq_lengths": np.array(seq_lengths),

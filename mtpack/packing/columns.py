@@ -26,6 +26,8 @@ _Value = TypeVar("_Value", bound=np.generic)
 
 IGNORED = -100
 """The label that the cross-entropy of every framework leaves out."""
+WITHOUT_LOSS = {"labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
+"""The values of the token columns where no loss is, padding included."""
 
 
 @dataclass(frozen=True, slots=True)

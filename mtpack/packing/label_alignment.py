@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpack.errors import InputError
-from mtpack.packing.columns import IGNORED
+from mtpack.packing.columns import WITHOUT_LOSS
 
 ALIGNMENTS = ("aligned", "shifted")
-_WITHOUT_LOSS = {"labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
 
 
 def to_shifted(row: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def convert(row: Mapping[str, Any], target: str) -> dict[str, NDArray[Any]]:
     if row["loss_mask"].take(edges, mode="clip").any():
         raise InputError("damaged: a loss token that no token of its document predicts")
     columns: dict[str, NDArray[Any]] = {}
-    for name, without_loss in _WITHOUT_LOSS.items():
+    for name, without_loss in WITHOUT_LOSS.items():
         columns[name] = np.empty_like(row[name])
         if shifting:
             columns[name][:-1], columns[name][-1] = row[name][1:], without_loss

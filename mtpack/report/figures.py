@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from mtpack.counts import Counts
 from mtpack.errors import InputError
 from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
-from mtpack.shards.manifest import Tally
 from mtpack.token_batch import Int32, Int64, segment_ids
-
-TALLY_FIGURES = (
-    "rows_read",
-    "rows_dropped",
-    "rows_rejected",
-    "turns_dropped",
-    "turns_own_document",
-    "prompt_differs",
-    "no_eot",
-    "unproven",
-    "bent",
-    "given_trained",
-    "straddles",
-    "content_dropped",
-    "control_tokens",
-    "control_tokens_literal",
-    "tokens_if_merged",
-    "sequences_lower_bound",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +68,7 @@ class Figures:
     turn_lengths: Histogram
     """In loss tokens. The share of the loss that a bucket has is its `token_share` under the token
     mean, and its `count_share` under the turn mean."""
-    tally: Tally | None
+    tally: Counts | None
     """The counts of the run that packed the shards; None without a manifest."""
 
     @property
@@ -117,37 +98,21 @@ class Figures:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `inspect --json` prints; `tally` is null without a manifest."""
-        tally = self.tally
+        ratios = ("fill", "loss_share", "documents_per_sequence", "turns_per_document")
         return {
-            "rows": self.rows,
-            "seq_len": self.seq_len,
-            "label_alignment": self.label_alignment,
-            "pad_documents_to": self.pad_documents_to,
-            "shards": self.shards,
-            "documents": self.documents,
-            "dialogues": self.dialogues,
-            "turns": self.turns,
-            "tokens": self.tokens,
+            **asdict(self),
             "padding": self.padding,
-            "fill": round(self.fill, 6),
-            "loss_tokens": self.loss_tokens,
-            "loss_share": round(self.loss_share, 6),
-            "documents_per_sequence": round(self.documents_per_sequence, 6),
-            "turns_per_document": round(self.turns_per_document, 6),
+            **{name: round(getattr(self, name), 6) for name in ratios},
             "document_lengths": _lengths_as_dict(
                 self.document_lengths, "count_share", "token_share"
             ),
             "turn_lengths": _lengths_as_dict(self.turn_lengths, "turn_mean", "token_mean"),
-            "tally": tally and {name: getattr(tally, name) for name in TALLY_FIGURES},
         }
 
 
 def _lengths_as_dict(lengths: Histogram, count_share: str, token_share: str) -> dict[str, Any]:
-    return {
-        "min": lengths.min,
-        "median": lengths.median,
+    return asdict(lengths) | {
         "mean": round(lengths.mean, 3),
-        "max": lengths.max,
         "buckets": [
             {
                 "label": bucket.label,

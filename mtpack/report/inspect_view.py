@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.counts import Counts
 from mtpack.report.decoding import Decoder, decode_part
-from mtpack.report.figures import Bucket, Figures, Histogram
+from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import turn_summary
 from mtpack.report.row_view import DocumentView, RowView, TurnView
 from mtpack.report.terminal import (
@@ -30,13 +31,13 @@ from mtpack.report.terminal import (
     escape,
     format_count,
     format_percent,
+    format_range,
     format_reasons,
     indent,
     make_heads,
     make_table,
     print_heading,
 )
-from mtpack.shards.manifest import Tally
 from mtpack.token_batch import Int64
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -169,7 +170,7 @@ def _build_document_table(lengths: Histogram) -> Table:
     for bucket in lengths.buckets:
         bar = _draw_bar(bucket.count_share, most, _DOCUMENT_BAR)
         table.add_row(
-            _format_lengths(bucket),
+            Text(format_range(bucket.low, bucket.high)),
             Text(f"{bucket.count:,}"),
             Text(format_percent(bucket.count_share)),
             Text(bar),
@@ -183,14 +184,14 @@ def _build_turn_table(lengths: Histogram) -> Table:
     table.add_row(*make_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
     most = max(max(bucket.count_share, bucket.token_share) for bucket in lengths.buckets)
     for bucket in lengths.buckets:
-        cells = [_format_lengths(bucket), Text(f"{bucket.count:,}")]
+        cells = [Text(format_range(bucket.low, bucket.high)), Text(f"{bucket.count:,}")]
         for share in (bucket.token_share, bucket.count_share):
             cells += [Text(format_percent(share)), Text(_draw_bar(share, most, _LOSS_BAR))]
         table.add_row(*cells)
     return table
 
 
-def _build_tally_table(figures: Figures, tally: Tally) -> Table:
+def _build_tally_table(figures: Figures, tally: Counts) -> Table:
     lines: tuple[tuple[str, int, str], ...] = (
         ("rows read", tally.rows_read, ""),
         ("rows dropped", sum(tally.rows_dropped.values()), format_reasons(tally.rows_dropped)),
@@ -210,11 +211,6 @@ def _format_spread(lengths: Histogram) -> Text:
         f"{INDENT}min {lengths.min:,}, median {median}, "
         f"mean {lengths.mean:,.1f}, max {lengths.max:,}"
     )
-
-
-def _format_lengths(bucket: Bucket) -> Text:
-    low, high = f"{bucket.low:,}", f"{bucket.high:,}"
-    return Text(low if low == high else f"{low}-{high}")
 
 
 def _draw_bar(share: float, most: float, width: int) -> str:

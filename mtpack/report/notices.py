@@ -5,9 +5,9 @@ The reports of `pack`, `inspect` and `verify` take their texts from here, so the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from mtpack.shards.manifest import Tally
+from mtpack.counts import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,66 +20,43 @@ class Notice:
     """What is counted, the reason for it and, where there is a remedy, the remedy."""
 
 
-def turn_summary(tally: Tally) -> list[Notice]:
+_EXACT = (
+    "turns: the merged document is proven to be, up to the end of each, the same as the dialogue "
+    "that ends with that turn"
+)
+
+
+def turn_summary(counts: Counts) -> list[Notice]:
     """Return the number of turns that can be merged exactly, then all notices."""
-    exact = tally.turns_packed - tally.turns_own_document - tally.bent - tally.unproven
-    return [Notice("merging exact", exact, _TEXTS["merging exact"]), *notices_of(tally)]
+    exact = counts.turns_packed - counts.turns_own_document - counts.bent - counts.unproven
+    return [Notice("merging exact", exact, _EXACT), *notices_of(counts)]
 
 
-def notices_of(tally: Tally) -> list[Notice]:
+def notices_of(counts: Counts) -> list[Notice]:
     """Return the notices whose count is not 0; none for an ordinary output."""
-    notices = [
-        Notice("own document", tally.turns_own_document, _TEXTS["own document"]),
-        Notice("repeated", max(0, tally.tokens - tally.tokens_if_merged), _cost(tally)),
-        *(Notice(name, getattr(tally, name), _TEXTS[name]) for name in _TURNS),
-        *_never_shown(tally.content_dropped),
-        *(Notice(name, getattr(tally, field), _TEXTS[name]) for name, field in _OTHERS.items()),
-    ]
+    notices = []
+    for field in fields(counts):
+        if field.name == "content_dropped":
+            notices += _never_shown(counts.content_dropped)
+        if text := field.metadata.get("text"):
+            name = field.metadata["label"] or field.name
+            notices.append(Notice(name, getattr(counts, field.name), text))
+        if field.name == "turns_own_document":
+            repeated = max(0, counts.tokens - counts.tokens_if_merged)
+            notices.append(Notice("repeated", repeated, _cost(counts)))
     return [notice for notice in notices if notice.count]
 
 
-# Notices about turns: their names are the figures of the tally.
-_TURNS = ("bent", "unproven", "prompt_differs", "no_eot")
-# Names of other notices, and the figures of the tally that they show.
-_OTHERS = {
-    "given_trained": "given_trained",
-    "straddles": "straddles",
-    "control tokens": "control_tokens",
-    "literal tokens": "control_tokens_literal",
-}
-_TEXTS = {
-    "merging exact": "turns: the merged document is proven to be, up to the end of each, the same "
-    "as the dialogue that ends with that turn",
-    "own document": "turns: each has a document of its own, because the chat template rewrites "
-    "history, so merging is not exact; a template that keeps history avoids this, --merge always "
-    "merges anyway",
-    "bent": "turns: merged although the chat template rewrites history, so they are trained after "
-    "a text that the model does not get at inference; --merge auto avoids this",
-    "unproven": "turns: merged without proof, because the chat template can't render the dialogue "
-    "up to them; another template may be able to",
-    "prompt_differs": "turns: they do not continue the prompt that the model gets at inference; "
-    "a template argument may avoid this, such as --template-arg enable_thinking=false",
-    "no_eot": "turns: no control token ends them, so the model does not learn to stop; a "
-    "template that writes one avoids this",
-    "given_trained": "tokens: part of the prompt, but trained, because the template's generation "
-    "tags mark them",
-    "straddles": "tokens: partly inside and partly outside a turn, so they carry no loss",
-    "control tokens": "rows: text of users, systems or tools contains control tokens, and the "
-    "model will read them as such; --control-tokens literal makes them ordinary text",
-    "literal tokens": "rows: text of users, systems or tools contains control tokens, which are "
-    "encoded as ordinary text",
-}
-
-
-def _cost(tally: Tally) -> str:
+def _cost(counts: Counts) -> str:
     """Compare the tokens with one document per dialogue, in sequences that are equally full."""
-    if not tally.tokens_if_merged:
+    tokens, if_merged = counts.tokens, counts.tokens_if_merged
+    if not if_merged:
         return "tokens"
-    times = tally.tokens / tally.tokens_if_merged
-    sequences = round(tally.sequences / times) or 1
+    times = tokens / if_merged
+    sequences = round(counts.sequences / times) or 1
     return (
-        f"tokens: {tally.tokens:,} in {tally.sequences:,} sequences, {times:.2f} times as many as "
-        f"with one document per dialogue: {tally.tokens_if_merged:,} in about {sequences:,}"
+        f"tokens: {tokens:,} in {counts.sequences:,} sequences, {times:.2f} times as many as "
+        f"with one document per dialogue: {if_merged:,} in about {sequences:,}"
     )
 
 

@@ -77,6 +77,11 @@ def build_notices_table(notices: list[Notice]) -> Table:
     return table
 
 
+def format_range(low: int, high: int) -> str:
+    """Format the lengths from `low` to `high`: `1`, `2-3`, `1,024-2,047`."""
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
+
+
 def format_count(count: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun.
 

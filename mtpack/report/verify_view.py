@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.counts import Counts
 from mtpack.report.notices import notices_of
 from mtpack.report.terminal import (
     INDENT,
@@ -17,12 +18,12 @@ from mtpack.report.terminal import (
     escape,
     format_count,
     format_percent,
+    format_range,
     indent,
     make_heads,
     make_table,
     print_heading,
 )
-from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check
 from mtpack.verify.structure import Violation
 from mtpack.verify.verify import VerifyReport
@@ -139,7 +140,7 @@ def _build_weight_table(buckets: list[WeightBucket]) -> Table:
         weights = bucket.weights
         ratio = weights["token_mean"] / weights["turn_mean"] if bucket.turns else None
         table.add_row(
-            Text(bucket.label),
+            Text(format_range(bucket.low, bucket.high)),
             Text(f"{bucket.turns:,}"),
             Text(format_percent(weights["turn_mean"])),
             Text(format_percent(weights["token_mean"])),
@@ -230,7 +231,7 @@ def _format_list(numbers: list[int]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def _print_template(tally: Tally, console: Console) -> None:
+def _print_template(tally: Counts, console: Console) -> None:
     """Print the notices of the run: the checks prove packing and loss, not the chat template."""
     notices = notices_of(tally)
     if not notices:

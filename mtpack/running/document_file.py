@@ -84,14 +84,8 @@ def open_documents(path: str) -> StoredDocuments:
 def read_all(path: Path, first_row: int) -> TokenBatch:
     """Read all documents of a split whose first row has the index `first_row`."""
     stored = open_documents(str(path))
-    word_offsets: Int64 = np.frombuffer(stored.word_offsets, dtype=np.int64)
-    id_offsets: Int64 = np.frombuffer(stored.id_offsets, dtype=np.int64)
-    batch = _build_batch(
-        words=np.frombuffer(stored.words, dtype=np.int32),
-        num_words=np.diff(word_offsets),
-        ids=np.frombuffer(stored.ids, dtype=np.int32),
-        num_ids=np.diff(id_offsets),
-    )
+    numbers = range(len(stored.word_offsets) - 1)
+    batch = read_documents((stored, number) for number in numbers)
     return replace(batch, document_rows=batch.document_rows + first_row)
 
 
@@ -102,23 +96,17 @@ def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBat
     """
     word_views, id_views = [], []
     for stored, number in documents:
-        word_offsets, id_offsets, words, ids = stored
-        word_views.append(words[word_offsets[number] : word_offsets[number + 1]])
-        id_views.append(ids[id_offsets[number] : id_offsets[number + 1]])
-    return _build_batch(
-        words=np.frombuffer(b"".join(word_views), dtype=np.int32),
-        num_words=np.fromiter(map(len, word_views), np.int64, len(word_views)),
-        ids=np.frombuffer(b"".join(id_views), dtype=np.int32),
-        num_ids=np.fromiter(map(len, id_views), np.int64, len(id_views)),
-    )
-
-
-def _build_batch(words: Int32, num_words: Int64, ids: Int32, num_ids: Int64) -> TokenBatch:
+        word_offsets, id_offsets, all_words, all_ids = stored
+        word_views.append(all_words[word_offsets[number] : word_offsets[number + 1]])
+        id_views.append(all_ids[id_offsets[number] : id_offsets[number + 1]])
+    words: Int32 = np.frombuffer(b"".join(word_views), dtype=np.int32)
+    num_words = np.fromiter(map(len, word_views), np.int64, len(word_views))
+    num_ids = np.fromiter(map(len, id_views), np.int64, len(id_views))
     head = offsets_from_lengths(num_words)[:-1]
     num_turns, num_spans = words[head + 1], words[head + 2]
     positions = _WordPositions.of(head, num_turns, num_spans)
     return TokenBatch(
-        ids=ids,
+        ids=np.frombuffer(b"".join(id_views), dtype=np.int32),
         document_offsets=offsets_from_lengths(num_ids),
         document_rows=words[head].astype(np.int64),
         turn_offsets=offsets_from_lengths(num_turns),

@@ -8,12 +8,14 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
+from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input.dialogue import Reject
 from mtpack.input.files import (
     STANDARD_INPUT,
@@ -28,18 +30,12 @@ from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
-from mtpack.running.split_task import (
-    FastPathMismatch,
-    SplitRecord,
-    SplitTask,
-    run_split_task,
-)
+from mtpack.running.split_task import SplitRecord, SplitTask, run_split_task
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_run_folder, measure_store
-from mtpack.running.tokenize_split import REPLAY
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
-from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, ShardRecord, Tally
+from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, ShardRecord
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete_output,
@@ -51,7 +47,6 @@ from mtpack.shards.output_folder import (
     write_datasets_files,
     write_rejects,
 )
-from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.version import __version__
 
@@ -87,22 +82,6 @@ def pack(
     return _PackRun(chosen, callbacks or Callbacks()).pack(found)
 
 
-class _FastPathMismatchError(Exception):
-    """A fast path gave a wrong result; `progress`: what was reported so far, by stage."""
-
-    def __init__(self, failed: FastPathMismatch, progress: Counter[str]) -> None:
-        super().__init__(failed.reason)
-        self.failed = failed
-        self.progress = progress
-
-
-# What a run does after a fast path gave a wrong result; the text follows the reason.
-_REMEDIES = {
-    REPLAY: "so all dialogues are rendered instead; please report this chat template to mtpack",
-    FASTOKENS: "so tokenizers makes all ids instead; please report this tokenizer to mtpack",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class _RunSetup:
     """The inputs of a run, and the objects and folders that it uses."""
@@ -124,14 +103,11 @@ class _RunSetup:
 class _RunState:
     """What a run has produced so far. Its size depends on the number of shards only."""
 
-    tokenizer_engine: str
-    """The engine that made the ids."""
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counts)
+    run_counts: RunCounts = field(default_factory=RunCounts)
     shards: list[ShardRecord] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
     first_reject: Reject | None = None
-    progress: Counter[str] = field(default_factory=Counter)
-    """The progress reported to `Callbacks.progress`, by stage."""
 
 
 @dataclass(slots=True)
@@ -141,6 +117,10 @@ class _PackRun:
     options: PackOptions
     callbacks: Callbacks
     watch: Stopwatch = field(default_factory=Stopwatch)
+    disabled: set[str] = field(default_factory=set)
+    """The fast paths that failed in this run."""
+    progress: Counter[str] = field(default_factory=Counter)
+    """The progress reported since the last fast path failed, by stage."""
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
@@ -170,16 +150,10 @@ class _PackRun:
             if area is None:
                 area = stack.enter_context(self._work_area(output))
             self.watch.lap("read")
-            setup = self._choose_engine(
-                _RunSetup(files, area, pipeline, self._find_store(pipeline))
-            )
+            store = find_run_folder(pipeline)
+            setup = self._choose_engine(_RunSetup(files, area, pipeline, store))
             self.watch.lap("start")
             return self._write_output(output, setup, described)
-
-    def _find_store(self, pipeline: Pipeline) -> Path | None:
-        if self.options.token_store is None:
-            return None
-        return find_run_folder(Path(self.options.token_store), pipeline)
 
     def _choose_engine(self, setup: _RunSetup) -> _RunSetup:
         # Splits in the token store are most likely those of this run: then no engine is needed.
@@ -199,10 +173,8 @@ class _PackRun:
 
     def _write_output(self, output: Path, setup: _RunSetup, run: RunIdentity) -> PackReport:
         state = self._pack_all(setup)
-        if not state.counts["documents"]:
-            raise InputError(
-                _explain_empty_run(setup.files, state.first_reject, Tally.of(state.counts))
-            )
+        if not state.counts.documents:
+            raise InputError(_explain_empty_run(setup.files, state.first_reject, state.counts))
         report = self._report(setup, state)
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area, report.shards, setup.pipeline.shard_metadata)
@@ -212,11 +184,10 @@ class _PackRun:
     def _pack_all(self, setup: _RunSetup) -> _RunState:
         """Turn the whole input into shards.
 
-        If a fast path gives a wrong result, the workers end, so that none of them writes another
-        shard, and all splits are made again without that fast path.
+        If a fast path fails, the workers end, so that none of them writes another shard, and all
+        splits are made again without that fast path.
         """
         formats = FormatNotices(self.options.format, self.callbacks.warn)
-        disabled: dict[str, Counter[str]] = {}  # fast path: the counts of its audit
         while True:
             try:
                 with (
@@ -226,19 +197,16 @@ class _PackRun:
                     if setup.input_bytes > SPLIT_BYTES * self.options.num_workers:
                         runner.start()
                         self.watch.lap("start")
-                    state = self._pack_splits(setup, runner, sync, formats, frozenset(disabled))
+                    state = self._pack_splits(setup, runner, sync, formats)
                 break
-            except _FastPathMismatchError as error:
-                failed = error.failed
-                self.callbacks.warn(f"warning: {failed.reason}, {_REMEDIES[failed.fast_path]}")
-                for stage, amount in error.progress.items():
+            except FastPathFailedError as error:
+                if error.fast_path in self.disabled:  # a bug: without this, it would never end
+                    raise
+                self.callbacks.warn(f"warning: {error}, {REMEDIES[error.fast_path]}")
+                for stage, amount in self.progress.items():
                     self.callbacks.progress(stage, -amount)
-                disabled[failed.fast_path] = failed.counts
-        if FASTOKENS in disabled:
-            state.tokenizer_engine = TOKENIZERS
-        for counts in disabled.values():
-            for name in ("audited", "audit_mismatches"):
-                state.counts[name] += counts[name]
+                self.progress.clear()
+                self.disabled.add(error.fast_path)
         formats.report_totals()
         return state
 
@@ -248,13 +216,13 @@ class _PackRun:
         runner: LocalRunner,
         sync: Callable[[Path], None],
         formats: FormatNotices,
-        disabled: frozenset[str],
     ) -> _RunState:
         """Tokenize all splits, and write the shards of each window as soon as it is full."""
         files_with_rows: set[str] = set()
-        state = _RunState(setup.pipeline.options.tokenizer_engine)
+        state = _RunState()
         windows = Windows(self.options, setup.area, self.watch)
         ready: deque[ShardTask] = deque()
+        disabled = frozenset(self.disabled)
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
@@ -271,46 +239,44 @@ class _PackRun:
             state.shards.append(written.record)
             windows.remove_unneeded_files(written.number)
             self.watch.add(written.seconds)
-            self._report_progress(state, "write", written.record.rows)
+            self._report_progress("write", written.record.rows)
 
         with open(setup.area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_task, tasks()):
                 if isinstance(result, WrittenShard):
                     add_shard(result)
                     continue
-                record = self._add_split(result, state)
-                write_rejects(rejects, record.rejects)
-                ready += windows.add(record)
+                self._add_split(result, state)
+                write_rejects(rejects, result.rejects)
+                ready += windows.add(result)
         ready += windows.close()
         for written in runner.run(run_shard_task, ready):
             add_shard(written)
-        state.counts.update(windows.counts)
+        state.counts += windows.counts
         for file in setup.files:
             if file.name not in files_with_rows:
                 self.callbacks.warn(f"{file.name}: holds no rows")
         return state
 
-    def _add_split(self, result: SplitRecord | FastPathMismatch, state: _RunState) -> SplitRecord:
+    def _add_split(self, result: SplitRecord, state: _RunState) -> None:
         """Add the result of a split to `state`; raise InputError for a bad row, unless `skip`."""
-        if isinstance(result, FastPathMismatch):
-            raise _FastPathMismatchError(result, state.progress)
         if result.rejects and self.options.on_error == "fail":
             raise make_bad_row_error(str(result.rejects[0]))
-        state.counts.update(result.counts)
+        state.counts += result.counts
+        state.run_counts += result.run_counts
         state.warnings |= result.warnings
         state.first_reject = state.first_reject or next(iter(result.rejects), None)
         self.watch.add(result.seconds)
-        self._report_progress(state, "tokenize", result.counts["rows_read"])
-        return result
+        self._report_progress("tokenize", result.counts.rows_read)
 
-    def _report_progress(self, state: _RunState, stage: str, amount: int) -> None:
-        state.progress[stage] += amount
+    def _report_progress(self, stage: str, amount: int) -> None:
+        self.progress[stage] += amount
         self.callbacks.progress(stage, amount)
 
     def _report(self, setup: _RunSetup, state: _RunState) -> PackReport:
-        counts = state.counts
-        tally = Tally.of(counts)
-        tally.check()
+        state.counts.check()
+        failed = len(self.disabled)
+        run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
         warnings = sorted(state.warnings)
         for warning in warnings:
             self.callbacks.warn(f"warning: {warning}")
@@ -321,18 +287,14 @@ class _PackRun:
             inputs=[file.name for file in setup.files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
             warnings=warnings,
-            tokenizer_engine=state.tokenizer_engine,
-            rendered=counts["rendered"],
-            replayed=counts["replayed"],
-            reused=counts["reused"],
+            tokenizer_engine=setup.pipeline.without(self.disabled).options.tokenizer_engine,
             token_store_bytes=measure_store(self.options.token_store),
-            audited=counts["audited"],
-            audit_mismatches=counts["audit_mismatches"],
+            **asdict(run_counts),
         )
         return PackReport(
             output=self.options.output,
             seq_len=self.options.seq_len,
-            tally=tally,
+            tally=state.counts,
             shards=state.shards,
             about=about,
         )
@@ -374,21 +336,19 @@ def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeli
     )
 
 
-def run_task(
-    pipeline: Pipeline, task: SplitTask | ShardTask
-) -> SplitRecord | FastPathMismatch | WrittenShard:
+def run_task(pipeline: Pipeline, task: SplitTask | ShardTask) -> SplitRecord | WrittenShard:
     """Run one task of either kind and return its result."""
     if isinstance(task, ShardTask):
         return run_shard_task(pipeline, task)
     return run_split_task(pipeline, task)
 
 
-def _explain_empty_run(files: list[InputFile], first_reject: Reject | None, tally: Tally) -> str:
+def _explain_empty_run(files: list[InputFile], first_reject: Reject | None, counts: Counts) -> str:
     names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
-    if not tally.rows_read:
+    if not counts.rows_read:
         return f"{names}: no rows, so nothing to pack"
-    reasons = {**tally.rows_rejected, **tally.rows_dropped}
+    reasons = {**counts.rows_rejected, **counts.rows_dropped}
     listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
     first = f"\n{first_reject}" if first_reject else ""
-    none = f"none of {tally.rows_read:,} rows has a trained turn left"
+    none = f"none of {counts.rows_read:,} rows has a trained turn left"
     return f"{names}: nothing to pack; {none} ({listed}){first}"

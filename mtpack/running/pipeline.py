@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mtpack.documents.control_tokens import Renderer, load_renderer
 from mtpack.errors import SetupError
+from mtpack.fast_path import FASTOKENS, REPLAY, FastPathFailedError
 from mtpack.options import PackOptions
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.render_dialogue import finds_turns
 from mtpack.tokenizer.encoders import Encoders
-from mtpack.tokenizer.engines import FASTOKENS, TOKENIZERS, EngineFailedError
+from mtpack.tokenizer.engines import TOKENIZERS
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 
 # Time of `tokenizers` to encode a byte of text, and of fastokens to load a token of the vocabulary.
@@ -52,6 +54,22 @@ class Pipeline:
             tokenizer_sha256=self.tokenizer.sha256,
             template_sha256=self.template.sha256,
         )
+
+    def without(self, fast_paths: Collection[str]) -> Pipeline:
+        """Return a copy that uses none of these fast paths (`REPLAY`, `FASTOKENS`)."""
+        renderer, options = self.renderer, self.options
+        if REPLAY in fast_paths:
+            renderer = replace(renderer, replayer=None)
+        if FASTOKENS in fast_paths:
+            options = replace(options, tokenizer_engine=TOKENIZERS)
+        return replace(self, renderer=renderer, options=options)
+
+    def count_fast_paths(self) -> Counter[str]:
+        """Count the dialogues `replayed` and the results `audited` in this process so far."""
+        counts = Counter(audited=self.encoders.audited)
+        if (replayer := self.renderer.replayer) is not None:
+            counts.update(replayed=replayer.replayed, audited=replayer.audited)
+        return counts
 
 
 def load_pipeline(options: PackOptions) -> Pipeline:
@@ -108,7 +126,7 @@ def choose_engine(
         try:
             if chosen == FASTOKENS:
                 pipeline.encoders.probe_fast(sample_texts)
-        except EngineFailedError as error:
+        except FastPathFailedError as error:
             if wanted == FASTOKENS:
                 remedy = "choose --tokenizer-engine auto or tokenizers"
                 raise SetupError(f"{error}; {remedy}") from error

@@ -57,7 +57,7 @@ def run_shard_task(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
     name = f"shard-{task.number:05d}.arrow"
     size, sha256 = write_shard(
         task.folder / name,
-        _assemble_batches(task, metadata.layout, batch_sequences, watch),
+        _assemble_batches(task, metadata, batch_sequences, watch),
         metadata,
         ipc_format=options.ipc_format,
         compression=options.compression,

@@ -12,30 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpack.documents.overlong import OverlongResult, apply_overlong_policy, suffix_renderer
-from mtpack.input.dialogue import Dialogue, Reject
+from mtpack.counts import Counts, RunCounts
+from mtpack.documents.overlong import apply_overlong_policy, suffix_renderer
+from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
 from mtpack.running.pipeline import Pipeline, check_template
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_split, store_split
-from mtpack.running.tokenize_split import (
-    REPLAY,
-    TokenizedSplit,
-    read_rows,
-    set_activity,
-    tokenize,
-)
-from mtpack.token_batch import Int32, Int64, TokenBatch, TurnFlag
-from mtpack.tokenizer.engines import FASTOKENS, EngineFailedError
-
-_FLAG_COUNTS = {
-    "turns_own_document": TurnFlag.OWN_DOCUMENT,
-    "prompt_differs": TurnFlag.PROMPT_DIFFERS,
-    "no_eot": TurnFlag.NO_EOT,
-    "unproven": TurnFlag.UNPROVEN,
-    "bent": TurnFlag.BENT,
-}
+from mtpack.running.tokenize_split import TokenizedSplit, read_rows, set_activity, tokenize
+from mtpack.token_batch import Int32, TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +45,8 @@ class SplitRecord:
     """Holds its documents. A file in `SplitTask.store` is shared with other runs."""
     first_row: int
     """The index of its first row in the input."""
-    counts: Counter[str]
+    counts: Counts
+    run_counts: RunCounts
     rejects: list[Reject]
     document_lengths: Int32
     """(documents,): tokens, without padding."""
@@ -68,52 +55,29 @@ class SplitRecord:
     warnings: frozenset[str] = field(default_factory=frozenset)
 
 
-@dataclass(frozen=True, slots=True)
-class FastPathMismatch:
-    """Returned instead of a `SplitRecord`: a fast path gave a wrong result, so it is discarded."""
-
-    fast_path: str
-    """`REPLAY` or `FASTOKENS`."""
-    reason: str
-    """One line for the user."""
-    counts: Counter[str]
-    """What its audit counted: `audited` and `audit_mismatches`, at least."""
-
-
-def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord | FastPathMismatch:
-    """Run one `SplitTask` and return its result."""
+def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
+    """Run one `SplitTask` and return its result; raise FastPathFailedError."""
     watch = Stopwatch()
     split = task.split
-    try:
-        tokenized, stored_file = _load_or_tokenize(pipeline, task, watch)
-        fitted = _apply_overlong(pipeline, split, tokenized.batch)
-        if fitted.rejected_rows:  # no count may include them
-            stored_file = None
-            tokenized = tokenize(
-                pipeline,
-                split,
-                watch,
-                disabled=task.disabled,
-                overlong=fitted.rejected_rows,
-            )
-            fitted = _apply_overlong(pipeline, split, tokenized.batch)
-    except EngineFailedError as error:
-        return FastPathMismatch(FASTOKENS, str(error), Counter(audited=1, audit_mismatches=1))
-    if tokenized.counts["audit_mismatches"]:
-        reason = "a replayed dialogue differs from its render"
-        return FastPathMismatch(REPLAY, reason, tokenized.counts)
+    pipeline = pipeline.without(task.disabled)
+    tokenized, stored_file = _load_or_tokenize(pipeline, task, watch)
+    batch = _apply_overlong(pipeline, split, tokenized.batch)
+    if pipeline.options.overlong == "error" and batch is not tokenized.batch:
+        rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
+        tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
+        batch, stored_file = tokenized.batch, None
     file = stored_file
-    if file is None or fitted.batch is not tokenized.batch:
+    if file is None or batch is not tokenized.batch:
         file = task.file
-        save_batch(file, fitted.batch, split.first_row)
-    rows = fitted.batch.document_rows - split.first_row
+        save_batch(file, batch, split.first_row)
     watch.lap("tokenize")
     return SplitRecord(
         file=file,
         first_row=split.first_row,
-        counts=_count(tokenized, fitted, rows),
+        counts=_count(tokenized, batch, split.first_row),
+        run_counts=tokenized.run_counts,
         rejects=tokenized.rejects,
-        document_lengths=fitted.batch.document_lengths.astype(np.int32),
+        document_lengths=batch.document_lengths.astype(np.int32),
         seconds=watch.seconds,
         warnings=tokenized.warnings,
     )
@@ -123,23 +87,20 @@ def _load_or_tokenize(
     pipeline: Pipeline, task: SplitTask, watch: Stopwatch
 ) -> tuple[TokenizedSplit, Path | None]:
     """Return the split before the overlong policy, and the stored file that holds it, if any."""
-    file = None
-    if task.store is not None:
-        file = task.store / task.split.content_sha256()
-        found = find_split(file, task.split, task.disabled)
-        watch.lap("read")
-        if found is not None:
-            found.tokenized.counts["reused"] = found.tokenized.num_accepted
-            return found
-    check_template(pipeline)
-    tokenized = tokenize(pipeline, task.split, watch, disabled=task.disabled)
-    if file is None or tokenized.counts["audit_mismatches"]:
-        return tokenized, None
-    store_split(file, task.split, tokenized)
+    if task.store is None:
+        check_template(pipeline)
+        return tokenize(pipeline, task.split, watch), None
+    file = task.store / task.split.content_sha256()
+    tokenized = find_split(file, task.split, task.disabled)
+    watch.lap("read")
+    if tokenized is None:
+        check_template(pipeline)
+        tokenized = tokenize(pipeline, task.split, watch)
+        store_split(file, task.split, tokenized)
     return tokenized, file
 
 
-def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> OverlongResult:
+def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> TokenBatch:
     """Apply the policy of `--overlong`, which may render parts of dialogues again."""
     options = pipeline.options
     dialogues: dict[int, Dialogue] = {}
@@ -151,36 +112,28 @@ def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Over
         set_activity(pipeline, dialogues[row])
         return dialogues[row]
 
-    def render_suffix(row: int, message: int) -> TokenBatch | None:
-        encoder = pipeline.encoders.reference  # loaded on demand: stored splits rarely need it
-        make = suffix_renderer(pipeline.renderer, encoder, dialogue_of, options.seq_len)
-        return make(row, message)
-
-    fitted = apply_overlong_policy(batch, options.seq_len, options.overlong, render_suffix)
+    render_suffix = suffix_renderer(
+        pipeline.renderer, pipeline.encoders, dialogue_of, options.seq_len
+    )
+    fitting = apply_overlong_policy(batch, options.seq_len, options.overlong, render_suffix)
     pipeline.heartbeat.end()
-    return fitted
+    return fitting
 
 
-def _count(tokenized: TokenizedSplit, fitted: OverlongResult, document_rows: Int64) -> Counter[str]:
-    """Count every row and turn of a split; document_rows: (documents,), within the split."""
-    batch, row_turns = fitted.batch, tokenized.row_turns
+def _count(tokenized: TokenizedSplit, batch: TokenBatch, first_row: int) -> Counts:
+    """Count every row and turn of a split; batch: its documents after the overlong policy."""
+    row_turns = tokenized.row_turns
     is_packed = np.zeros(len(row_turns), dtype=np.bool_)
-    is_packed[document_rows] = True
-    counts = tokenized.counts + fitted.counts
-    for reject in tokenized.rejects:
-        counts[f"rows_rejected.{reject.reason}"] += 1
-    numbers = {
-        "rows_read": len(row_turns),
-        "rows_packed": np.count_nonzero(is_packed),
-        "rows_dropped.no_turn": np.count_nonzero(row_turns == 0),
-        "rows_dropped.no_turn_left": np.count_nonzero((row_turns > 0) & ~is_packed),
-        "documents": batch.num_documents,
-        "turns_read": row_turns[row_turns > 0].sum(),
-        "turns_packed": batch.num_turns,
-        "tokens": len(batch.ids),
-        "loss_tokens": batch.loss_token_num.sum(),
-    }
-    for name, flag in _FLAG_COUNTS.items():
-        numbers[name] = np.count_nonzero(batch.turn_flags & flag)
-    counts.update({name: int(number) for name, number in numbers.items()})
-    return counts
+    is_packed[batch.document_rows - first_row] = True
+    rows = Counts(
+        rows_read=len(row_turns),
+        rows_packed=int(is_packed.sum()),
+        rows_dropped={
+            "no_turn": int((row_turns == 0).sum()),
+            "no_turn_left": int(((row_turns > 0) & ~is_packed).sum()),
+        },
+        rows_rejected=Counter(str(reject.reason) for reject in tokenized.rejects),
+        turns_read=int(row_turns[row_turns > 0].sum()),
+        turns_dropped={str(Reason.OVERLONG): tokenized.batch.num_turns - batch.num_turns},
+    )
+    return tokenized.counts + rows + Counts.of(batch)

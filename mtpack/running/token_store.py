@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from mtpack.counts import Counts, RunCounts
 from mtpack.input.dialogue import Origin, Reason, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import read_all, save_batch
@@ -27,28 +28,21 @@ from mtpack.shards.atomic_file import atomic_file
 from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
 
-# Counts that belong to a run, not to a split.
-_COUNTS_OF_A_RUN = ("rendered", "replayed", "audited", "audit_mismatches")
 
-
-class StoredSplit(NamedTuple):
-    """A tokenized split, and the file that holds its documents."""
-
-    tokenized: TokenizedSplit
-    file: Path
-
-
-def find_run_folder(store: Path, pipeline: Pipeline) -> Path:
-    """Return the folder of the token store for splits that are tokenized as in this run."""
+def find_run_folder(pipeline: Pipeline) -> Path | None:
+    """Return the folder for splits that are tokenized as in this run; None without a store."""
+    store = pipeline.options.token_store
+    if store is None:
+        return None
     described = pipeline.options.split_options()
     described["mtpack"] = __version__
     described["tokenizer"] = pipeline.tokenizer.sha256
     described["template"] = pipeline.template.sha256
     text = json.dumps(described, sort_keys=True)
-    return store / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return Path(store) / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def find_split(file: Path, split: Split, disabled: Collection[str]) -> StoredSplit | None:
+def find_split(file: Path, split: Split, disabled: Collection[str]) -> TokenizedSplit | None:
     """Return the stored split; None if there is no intact one, or a disabled fast path made it.
 
     file: in the folder of the run, named by the split's `content_sha256`, as for `store_split`.
@@ -58,7 +52,7 @@ def find_split(file: Path, split: Split, disabled: Collection[str]) -> StoredSpl
         if _sha256(file) != record["sha256"] or set(record["fast_paths"]) & set(disabled):
             return None
         batch = read_all(file, split.first_row)
-        return StoredSplit(_parse_tokenized_split(record, batch, split), file)
+        return _parse_tokenized_split(record, batch, split)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
 
@@ -68,14 +62,11 @@ def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     _record_path(file).unlink(missing_ok=True)
     save_batch(file, tokenized.batch, split.first_row)
-    counts = {
-        name: number for name, number in tokenized.counts.items() if name not in _COUNTS_OF_A_RUN
-    }
     record = {
         "sha256": _sha256(file),
         "fast_paths": sorted(tokenized.fast_paths),
         "row_turns": tokenized.row_turns.tolist(),
-        "counts": counts,
+        "counts": asdict(tokenized.counts),
         "warnings": sorted(tokenized.warnings),
         "rejects": [
             [reject.row - split.first_row, reject.reason, reject.detail]
@@ -112,7 +103,8 @@ def _parse_tokenized_split(
         batch=batch,
         row_turns=row_turns,
         rejects=_parse_rejects(record["rejects"], split),
-        counts=Counter(record["counts"]),
+        counts=Counts(**record["counts"]),
+        run_counts=RunCounts(reused=int(np.count_nonzero(row_turns >= 0))),
         warnings=frozenset(record["warnings"]),
         fast_paths=frozenset(record["fast_paths"]),
     )

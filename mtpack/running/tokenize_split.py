@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
+from mtpack.counts import Counts, RunCounts
 from mtpack.documents.token_spans import encode_dialogues
+from mtpack.fast_path import FASTOKENS, REPLAY
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
@@ -19,10 +20,6 @@ from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.dropped_content import MessageKinds
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.token_batch import Int32, TokenBatch, concatenate
-from mtpack.tokenizer.engines import FASTOKENS
-
-REPLAY = "replay"
-"""The name of the fast path that renders dialogues by replay."""
 
 # Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
 # small split can make a lot of text.
@@ -45,67 +42,52 @@ class TokenizedSplit:
     """(rows,): the number of trained assistant messages of each; -1 for a rejected row."""
     rejects: list[Reject]
     """In ascending order of rows."""
-    counts: Counter[str]
-    """The counts of the report, as far as they are known before the overlong policy."""
+    counts: Counts
+    """The counts that are known before the overlong policy only."""
+    run_counts: RunCounts
     warnings: frozenset[str]
     fast_paths: frozenset[str]
     """The fast paths that produced some of it: `REPLAY`, `FASTOKENS`."""
 
-    @property
-    def num_accepted(self) -> int:
-        """The number of rows that were not rejected."""
-        return int(np.count_nonzero(self.row_turns >= 0))
-
 
 def tokenize(
-    pipeline: Pipeline,
-    split: Split,
-    watch: Stopwatch,
-    *,
-    disabled: Collection[str] = (),
-    overlong: Collection[int] = (),
+    pipeline: Pipeline, split: Split, watch: Stopwatch, overlong: Collection[int] = ()
 ) -> TokenizedSplit:
     """Read, render and tokenize the rows of a split.
 
-    disabled: fast paths (`REPLAY`, `FASTOKENS`) that may not be used. overlong: the indices of rows
-    to reject, because they are too long. Raises EngineFailedError if `FASTOKENS` fails.
+    overlong: the indices of rows to reject, because they are too long. Raises FastPathFailedError.
     """
-    if REPLAY in disabled:
-        pipeline = replace(pipeline, renderer=pipeline.renderer.disable_replay())
     encoder = pipeline.encoders.reference
-    may_be_fast = pipeline.options.tokenizer_engine == FASTOKENS and FASTOKENS not in disabled
-    replays_before = pipeline.renderer.count_replays()
-    audited_before = pipeline.encoders.audited
+    before = pipeline.count_fast_paths()
     batches: list[TokenBatch] = []
     rows = _RowRenderer(pipeline, overlong)
+    counts = Counts()
     for where, rendered in rows.render(split, watch):
         pipeline.heartbeat.begin(
             f"{where}: tokenizing with {pipeline.tokenizer.source}",
             effort=1 + sum(map(_num_chars, rendered)) / _CHARS_PER_BATCH,
         )
-        if may_be_fast:
+        if pipeline.options.tokenizer_engine == FASTOKENS:
             encoder = pipeline.encoders.probe_fast(dialogue.merged.text for dialogue in rendered)
         batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
         batches.append(batch)
-        rows.counts += found
+        counts += found
         watch.lap("tokenize")
     pipeline.heartbeat.end()
-    counts = rows.counts
-    for part, number in rows.kinds.count_dropped(pipeline.template).items():
-        counts[f"content_dropped.{part}"] = number
-    counts += pipeline.renderer.count_replays() - replays_before
-    counts["audited"] += pipeline.encoders.audited - audited_before
-    counts["rendered"] = len(rows.accepted) - counts["replayed"]
-    is_fast = encoder is not pipeline.encoders.reference
-    fast_paths = {REPLAY: counts["replayed"], FASTOKENS: is_fast}
+    counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template))
+    counts += pipeline.renderer.count_spelling(rows.num_spelling)
+    made = pipeline.count_fast_paths() - before
+    is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
+    num_accepted = len(rows.row_turns) - len(rows.rejects)
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
-        row_turns=rows.row_turns(split),
+        row_turns=np.array(rows.row_turns, dtype=np.int32),
         rejects=rows.rejects,
         counts=counts,
+        run_counts=RunCounts(rendered=num_accepted - made["replayed"], **made),
         warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
-        fast_paths=frozenset(name for name, taken in fast_paths.items() if taken),
+        fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )
 
 
@@ -121,14 +103,12 @@ class _RowRenderer:
         self._pipeline = pipeline
         self._overlong = overlong
         self.rejects: list[Reject] = []
-        self.accepted: list[int] = []
-        """The indices of accepted rows."""
-        self.num_turns: list[int] = []
-        """The number of trained turns of each accepted row."""
+        self.row_turns: list[int] = []
+        """As in `TokenizedSplit`."""
         self.kinds = MessageKinds()
-        self.counts: Counter[str] = Counter()
+        self.num_spelling = 0
+        """The number of accepted rows whose input text spells a control token."""
         self.are_arguments_quoted_twice = False
-        self._counts_spelling_as = pipeline.renderer.spelling_count_name
 
     def render(
         self, split: Split, watch: Stopwatch
@@ -140,15 +120,15 @@ class _RowRenderer:
         results = read_rows(split)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
-            for dialogue in self._skip_rejects(chunk):
-                result = self._render(dialogue)
+            for row in chunk:
+                result = row if isinstance(row, Reject) else self._render(row)
                 if isinstance(result, Reject):
                     self.rejects.append(result)
+                    self.row_turns.append(-1)
                     continue
-                self._count(dialogue, result)
                 rendered.append(result)
                 num_chars += _num_chars(result)
-                last = dialogue.origin
+                last = row.origin
                 first = first or last
             watch.lap("render")
             if num_chars >= _CHARS_PER_BATCH:
@@ -157,36 +137,25 @@ class _RowRenderer:
         if rendered:
             yield _format_range(first, last), rendered
 
-    def row_turns(self, split: Split) -> Int32:
-        """Return `TokenizedSplit.row_turns`."""
-        row_turns: Int32 = np.full(split.num_rows, -1, dtype=np.int32)
-        row_turns[np.array(self.accepted, np.int64) - split.first_row] = self.num_turns
-        return row_turns
-
-    def _skip_rejects(self, results: list[Dialogue | Reject]) -> Iterator[Dialogue]:
-        """Yield the dialogues and collect the rejects."""
-        for result in results:
-            if isinstance(result, Reject):
-                self.rejects.append(result)
-            else:
-                yield result
-
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
+        """Render a dialogue and, unless it is rejected, count it."""
         if dialogue.row in self._overlong:
             return _reject_overlong(self._pipeline, dialogue)
-        replayed = self._pipeline.renderer.replay_texts(dialogue)
-        if replayed is not None:
-            return replayed
-        set_activity(self._pipeline, dialogue)
-        return self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+        rendered: RenderedDialogue | Reject | None
+        rendered = self._pipeline.renderer.replay_texts(dialogue)
+        if rendered is None:
+            set_activity(self._pipeline, dialogue)
+            rendered = self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+        if isinstance(rendered, RenderedDialogue):
+            self._count(dialogue, rendered)
+        return rendered
 
     def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
-        self.accepted.append(dialogue.row)
-        self.num_turns.append(rendered.num_turns)
+        self.row_turns.append(rendered.num_turns)
         self.kinds.add(dialogue)
-        spelling = self._counts_spelling_as
-        if spelling and self._pipeline.renderer.spelled.find_first(dialogue):
-            self.counts[spelling] += 1
+        renderer = self._pipeline.renderer
+        if renderer.policy != "error" and renderer.spelled.find_first(dialogue) is not None:
+            self.num_spelling += 1
         if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
             self.are_arguments_quoted_twice = True
 

@@ -6,11 +6,11 @@ neither memory nor the document files in the work area grow with the input.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from mtpack.counts import Counts
 from mtpack.options import PackOptions
 from mtpack.packing.columns import pad_lengths
 from mtpack.packing.plan import Plan, plan_sequences
@@ -26,7 +26,7 @@ class Windows:
 
     def __init__(self, options: PackOptions, folder: Path, watch: Stopwatch) -> None:
         """Begin without a window; folder: the work area, where shards are written."""
-        self.counts: Counter[str] = Counter()
+        self.counts = Counts()
         """`sequences`: the number planned so far; `sequences_lower_bound`: its lower bound."""
         self._options = options
         self._folder = folder
@@ -59,8 +59,7 @@ class Windows:
         padded = pad_lengths(lengths, options.pad_documents_to)
         seed = (options.seed, self._number)
         plan = plan_sequences(padded, options.seq_len, options.packing, seed)
-        self.counts["sequences"] += plan.num_sequences
-        self.counts["sequences_lower_bound"] += plan.lower_bound
+        self.counts += Counts(sequences=plan.num_sequences, sequences_lower_bound=plan.lower_bound)
         tasks = self._cut_into_shards(plan)
         self._number += 1
         self._num_shards += len(tasks)
@@ -72,7 +71,7 @@ class Windows:
     def _cut_into_shards(self, plan: Plan) -> list[ShardTask]:
         seq_len, shard_bytes = self._options.seq_len, self._options.shard_bytes
         batch_sequences = sequences_per_batch(seq_len, shard_bytes, self._options.compression)
-        step = sequences_per_shard(self.counts["sequences"], seq_len, shard_bytes, batch_sequences)
+        step = sequences_per_shard(self.counts.sequences, seq_len, shard_bytes, batch_sequences)
         file_offsets = offsets_from_lengths(
             np.array([len(s.document_lengths) for s in self._splits])
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,15 @@ _SHARDS_TO_SHARE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ShardMetadata:
+class ShardMetadata(Layout):
     """The metadata of a shard: how its sequences are laid out, and what they were made with."""
 
-    seq_len: int
-    label_alignment: str
-    pad_documents_to: int
-    pad_id: int
     tokenizer_sha256: str
     template_sha256: str
 
     def as_json(self) -> str:
         """Return the metadata as canonical JSON: the same values give the same text."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({"format_version": FORMAT_VERSION, **fields}, sort_keys=True)
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of the sequences."""
-        return Layout(self.seq_len, self.label_alignment, self.pad_documents_to, self.pad_id)
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
 
 
 def shard_schema(metadata: ShardMetadata) -> pa.Schema:
@@ -214,25 +204,25 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
         raise InputError(f"{path}: an Arrow file, but not one that mtpack wrote")
     try:
         fields = json.loads(stored)
-        version = fields.pop("format_version")
-        metadata = ShardMetadata(**fields) if version == FORMAT_VERSION else None
+        require_format_version(path, fields.pop("format_version"))
+        metadata = ShardMetadata(**fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: its mtpack metadata is damaged") from error
-    if metadata is None:
-        raise InputError(
-            f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
-        )
+    lowest = {"seq_len": 2, "pad_documents_to": 1, "pad_id": 0}
     is_valid = all(
-        type(value) is int and low <= value < 2**31
-        for value, low in (
-            (metadata.seq_len, 2),
-            (metadata.pad_documents_to, 1),
-            (metadata.pad_id, 0),
-        )
+        type(fields[name]) is int and low <= fields[name] < 2**31 for name, low in lowest.items()
     )
     if not is_valid or metadata.label_alignment not in ALIGNMENTS:
         raise InputError(f"{path}: its mtpack metadata is damaged")
     return metadata
+
+
+def require_format_version(path: Path, version: object) -> None:
+    """Raise InputError if a shard or a manifest has another format version than this mtpack."""
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
+        )
 
 
 def read_columns(table: pa.Table) -> Iterator[Columns]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
 from mtpack.options import resolve_alias
-from mtpack.shards.arrow import FORMAT_VERSION
+from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
 
 MANIFEST = "manifest.json"
 
-_Record = TypeVar("_Record", "RunIdentity", "Tally", "ShardRecord", "RunInfo")
+_Record = TypeVar("_Record", "RunIdentity", "Counts", "ShardRecord", "RunInfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,75 +36,7 @@ class ShardRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """The counts of all rows, turns and tokens of a run, by what happened to them.
-
-    Packed, dropped and rejected rows add up to `rows_read`; packed and dropped turns to
-    `turns_read`. docs/format.md explains every count.
-    """
-
-    rows_read: int
-    rows_packed: int
-    """Rows with at least one turn in a sequence."""
-    rows_dropped: dict[str, int]
-    rows_rejected: dict[str, int]
-    documents: int
-    turns_read: int
-    """Trained assistant messages of the accepted rows."""
-    turns_packed: int
-    turns_dropped: dict[str, int]
-    turns_own_document: int
-    """Packed turns for which merging is not exact; each has its own document."""
-    prompt_differs: int
-    no_eot: int
-    unproven: int
-    bent: int
-    given_trained: int
-    """Loss tokens before the start of their turn, which the template marks as trained."""
-    straddles: int
-    """Tokens that carry no loss because they reach over an edge of a turn."""
-    content_dropped: dict[str, int]
-    """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,
-    before the overlong policy; for `tools`, the number of accepted rows."""
-    tokens: int
-    """The tokens of all documents, without padding."""
-    tokens_if_merged: int
-    """The tokens of all accepted rows if every turn were merged, before the overlong policy."""
-    loss_tokens: int
-    control_tokens: int
-    """Accepted rows whose input text spells a control token, which is encoded as that token."""
-    control_tokens_literal: int
-    """Accepted rows whose input text spells a control token, which is encoded as ordinary text."""
-    sequences: int
-    sequences_lower_bound: int
-    """A lower bound of the number of sequences that any plan needs."""
-
-    @classmethod
-    def of(cls, counts: Counter[str]) -> Tally:
-        """Build a tally from flat counts, with keys such as `rows_dropped.no_turn`."""
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.type == "int":
-                values[field.name] = counts[field.name]
-            else:
-                prefix = f"{field.name}."
-                values[field.name] = {
-                    key.removeprefix(prefix): count
-                    for key, count in sorted(counts.items())
-                    if key.startswith(prefix) and count
-                }
-        return cls(**values)
-
-    def check(self) -> None:
-        """Raise AssertionError if a row or a turn is in no count: that is a bug in mtpack."""
-        rows = self.rows_packed + sum(self.rows_dropped.values()) + sum(self.rows_rejected.values())
-        turns = self.turns_packed + sum(self.turns_dropped.values())
-        if rows != self.rows_read or turns != self.turns_read:
-            raise AssertionError(f"the counts do not add up: {self}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
+class RunInfo(RunCounts):
     """What a run used and how long it took. The shards do not depend on it."""
 
     mtpack_version: str
@@ -117,18 +49,8 @@ class RunInfo:
     engine, for the warm-up, and to start workers. `total`: wall time without `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
-    rendered: int = 0
-    """Dialogues rendered by the template."""
-    replayed: int = 0
-    """Dialogues replayed from recordings instead (mtpack/template/tracing/README.md)."""
-    reused: int = 0
-    """Dialogues whose tokens came from `--token-store`."""
     token_store_bytes: int = 0
     """The size of `--token-store` after this run, for all runs."""
-    audited: int = 0
-    """Replayed dialogues that were also rendered, plus texts that both engines encoded."""
-    audit_mismatches: int = 0
-    """Those of them that differed. Then all splits were made again without the fast path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +60,8 @@ class PackReport:
     output: str
     """The output folder."""
     seq_len: int
-    tally: Tally
+    tally: Counts
+    """The counts of the whole run."""
     shards: list[ShardRecord]
     about: RunInfo
 
@@ -209,11 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         sha256, about = whole.pop("sha256"), whole.pop("about")
-        if whole["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{path}: format version {whole['format_version']}; "
-                f"this mtpack reads version {FORMAT_VERSION}"
-            )
+        require_format_version(path, whole["format_version"])
         if hashlib.sha256(_canonical_json(whole).encode()).hexdigest() != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
         run = _build_checked(RunIdentity, whole["run"])
@@ -222,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
             PackReport(
                 output=str(folder),
                 seq_len=run.options["seq_len"],
-                tally=_build_checked(Tally, whole["tally"]),
+                tally=_build_checked(Counts, whole["tally"]),
                 shards=[_build_checked(ShardRecord, shard) for shard in whole["shards"]],
                 about=_build_checked(RunInfo, about),
             ),

@@ -9,17 +9,18 @@ The result is the same, whichever engine computed the ids.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tokenizers
 
 from mtpack.errors import SetupError
-from mtpack.sampled_check import Audit
+from mtpack.fast_path import Audit, FastPathFailedError
 from mtpack.token_batch import Int32, Int64, offsets_from_lengths
 from mtpack.tokenizer.byte_level import ByteLevel
-from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, load_reference_engine
+from mtpack.tokenizer.engines import Engine, FlatTokens, load_reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer, wrap_tokenizer_errors
 
 _BATCH = 64  # texts encoded at a time; their offsets are Python objects until they are arrays
@@ -120,7 +121,7 @@ class TextEncoder:
         """Encode texts, except for those whose tokens are already in `known`, by index.
 
         rows: the row of each text; some rows are audited. Raises SetupError if the tokenizer fails,
-        EngineFailedError if only the engine fails or gives other ids.
+        FastPathFailedError if only the engine fails or gives other ids.
         """
         if self.byte_level is None:
             positions = Positions.of(texts)
@@ -153,7 +154,7 @@ class TextEncoder:
         return _join(parts, positions)
 
     def _audit_sample(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
-        """Encode some texts with `tokenizers` too; raise EngineFailedError if the ids differ."""
+        """Encode some texts with `tokenizers` too; raise FastPathFailedError if the ids differ."""
         if self.audit is None:
             return
         reference = load_reference_engine(self.tokenizer)
@@ -163,8 +164,9 @@ class TextEncoder:
             with self.audit.measure():
                 expected = reference.encode([texts[number]])
             if not np.array_equal(found.of(number), expected.ids):
-                raise EngineFailedError(
-                    f"{self.engine.name} gave other ids than {reference.name} for a row"
+                raise FastPathFailedError(
+                    self.engine.name,
+                    f"{self.engine.name} gave other ids than {reference.name} for a row",
                 )
 
     def _encode_by_reference(
@@ -180,19 +182,13 @@ def encode_with_offsets(tokenizer: LoadedTokenizer, texts: Sequence[str]) -> lis
 
     Raises SetupError if it fails, or if its tokens are not in the order of the text.
     """
-    return [
-        _to_encoded_text(tokenizer, text, encoding)
-        for first in range(0, len(texts), _BATCH)
-        for text, encoding in _encode_batch(tokenizer, texts[first : first + _BATCH])
-    ]
-
-
-def _encode_batch(
-    tokenizer: LoadedTokenizer, texts: Sequence[str]
-) -> Iterator[tuple[str, tokenizers.Encoding]]:
-    with wrap_tokenizer_errors(tokenizer.source):
-        encodings = tokenizer.backend.encode_batch(texts, add_special_tokens=False)
-    return zip(texts, encodings, strict=True)
+    encoded: list[EncodedText] = []
+    for first in range(0, len(texts), _BATCH):
+        batch = texts[first : first + _BATCH]
+        with wrap_tokenizer_errors(tokenizer.source):
+            encodings = tokenizer.backend.encode_batch(batch, add_special_tokens=False)
+        encoded += map(partial(_to_encoded_text, tokenizer), batch, encodings)
+    return encoded
 
 
 def _to_encoded_text(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from mtpack.sampled_check import Audit
+from mtpack.fast_path import FASTOKENS, Audit, FastPathFailedError
 from mtpack.tokenizer.byte_level import ByteLevel, build_byte_level
 from mtpack.tokenizer.encode import TextEncoder
-from mtpack.tokenizer.engines import EngineFailedError, load_fast_engine, load_reference_engine
+from mtpack.tokenizer.engines import load_fast_engine, load_reference_engine
 from mtpack.tokenizer.loading import LoadedTokenizer
 from mtpack.tokenizer.probe import build_probe_texts, run_probe
 
@@ -34,10 +34,10 @@ class Encoders:
 
     @cached_property
     def fast(self) -> TextEncoder:
-        """The fast encoder, not probed yet; raises EngineFailedError if it can't be used."""
+        """The fast encoder, not probed yet; raises FastPathFailedError if it can't be used."""
         if self._byte_level is None:
-            raise EngineFailedError(
-                "fastokens gives no token positions, and this tokenizer needs them"
+            raise FastPathFailedError(
+                FASTOKENS, "fastokens gives no token positions, and this tokenizer needs them"
             )
         engine = load_fast_engine(self._tokenizer)
         return TextEncoder(self._tokenizer, engine, self._byte_level, self._audit)
@@ -55,7 +55,7 @@ class Encoders:
         """Return the fast encoder; probe it before its first use in this process.
 
         sample_texts: some texts of the run, which become part of the probe. Raises
-        EngineFailedError if it can't be used, or gives other ids than the reference.
+        FastPathFailedError if it can't be used, or gives other ids than the reference.
         """
         if not self._is_probed:
             texts = build_probe_texts(self._tokenizer.added_tokens, sample_texts)

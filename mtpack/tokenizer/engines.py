@@ -2,7 +2,7 @@
 
 `tokenizers` is the reference. `fastokens` is many times as fast, and is used where it is shown to
 give the same ids (probe.py, docs/engines.md). It must not make a run fail: whatever it can't do
-raises EngineFailedError, and the caller continues with the reference.
+raises FastPathFailedError, and the caller continues with the reference.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from mtpack.fast_path import FASTOKENS, FastPathFailedError
 from mtpack.token_batch import Int32, Int64, offsets_from_lengths
 from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure, wrap_tokenizer_errors
 
 TOKENIZERS: Final = "tokenizers"
-FASTOKENS: Final = "fastokens"
+"""The name of the reference engine; the other one is `FASTOKENS`."""
 
 # Texts per call of `tokenizers`: its results, ten times the size of the ids, should fit into the
 # processor's cache. All of a split at once take a tenth longer.
 _AT_A_TIME = 64
-
-
-class EngineFailedError(Exception):
-    """An engine can't be used; the message is one line that says why, without any input text."""
 
 
 class FlatTokens(NamedTuple):
@@ -86,7 +83,7 @@ def load_reference_engine(tokenizer: LoadedTokenizer) -> Engine:
 
 
 def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
-    """Return the engine `fastokens`, loaded from the reference; raise EngineFailedError.
+    """Return the engine `fastokens`, loaded from the reference; raise FastPathFailedError.
 
     It gets the serialized state of the reference, not tokenizer.json: with the tokens that only
     tokenizer_config.json declares, and without a post-processor. For 150,000 tokens this takes
@@ -98,7 +95,7 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
     try:
         import fastokens
     except ImportError as error:
-        raise EngineFailedError(f"fastokens can't be imported ({error})") from error
+        raise _failure(f"can't be imported ({error})") from error
     # mtpack runs in parallel by processes: 64 of them with 32 threads each would slow each other
     # down. The variable is read at the first `encode`.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
@@ -106,7 +103,7 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
         backend = fastokens.Tokenizer.from_json_str(tokenizer.backend.to_str())
     except BaseException as error:
         if is_tokenizer_failure(error):
-            raise EngineFailedError(f"fastokens can't load this tokenizer ({error})") from error
+            raise _failure(f"can't load this tokenizer ({error})") from error
         raise
 
     def encode(texts: Sequence[str]) -> FlatTokens:
@@ -114,26 +111,30 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
             ids, offsets = backend.encode_batch_flat(list(texts), add_special_tokens=False)
         except BaseException as error:
             if is_tokenizer_failure(error):
-                raise EngineFailedError(f"fastokens failed ({type(error).__name__})") from error
+                raise _failure(f"failed ({type(error).__name__})") from error
             raise
         tokens = _read_buffers(ids, offsets, len(texts))
         highest = int(tokens.ids.max(initial=0))
         if len(tokens.ids) and tokenizer.backend.id_to_token(highest) is None:
-            raise EngineFailedError("fastokens returned an id that is not in the vocabulary")
+            raise _failure("returned an id that is not in the vocabulary")
         return tokens
 
     return Engine(FASTOKENS, encode)
 
 
+def _failure(reason: str) -> FastPathFailedError:
+    return FastPathFailedError(FASTOKENS, f"fastokens {reason}")
+
+
 def _read_buffers(ids: bytes, offsets: bytes, num_texts: int) -> FlatTokens:
-    """Read little-endian uint32 and uint64; raise EngineFailedError if they can't be right."""
+    """Read little-endian uint32 and uint64; raise FastPathFailedError if they can't be right."""
     if len(ids) % 4 or len(offsets) != 8 * (num_texts + 1):
-        raise EngineFailedError("fastokens returned buffers of the wrong size")
+        raise _failure("returned buffers of the wrong size")
     tokens = FlatTokens(np.frombuffer(ids, "<i4"), np.frombuffer(offsets, "<i8"))
     lengths = np.diff(tokens.offsets)
     ends = (tokens.offsets[0], tokens.offsets[-1])
     if ends != (0, len(tokens.ids)) or lengths.min(initial=0) < 0:
-        raise EngineFailedError("fastokens returned texts that overlap")
+        raise _failure("returned texts that overlap")
     if tokens.ids.min(initial=0) < 0:
-        raise EngineFailedError("fastokens returned an id that is not in the vocabulary")
+        raise _failure("returned an id that is not in the vocabulary")
     return tokens

@@ -12,8 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from mtpack.fast_path import FastPathFailedError
 from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens
-from mtpack.tokenizer.engines import Engine, EngineFailedError, find_first_difference
+from mtpack.tokenizer.engines import Engine, find_first_difference
 
 _TOKENS_IN_DETAIL = 64
 _TOKENS = 1000
@@ -77,7 +78,7 @@ _WORDS = (
 
 
 def run_probe(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
-    """Encode texts with both engines; raise EngineFailedError if any ids differ.
+    """Encode texts with both engines; raise FastPathFailedError if any ids differ.
 
     `fast` encodes them in a batch, and also one by one.
     """
@@ -87,9 +88,10 @@ def run_probe(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
         if differing is None and not np.array_equal(fast.encode([text]).ids, expected.of(number)):
             differing = number
     if differing is not None:
-        raise EngineFailedError(
+        raise FastPathFailedError(
+            fast.name,
             f"{fast.name} gives other ids than {reference.name} for this tokenizer "
-            f"(text {differing} of the probe)"
+            f"(text {differing} of the probe)",
         )
 
 

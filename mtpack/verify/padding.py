@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtpack.packing.columns import IGNORED, pad_lengths
+from mtpack.packing.columns import WITHOUT_LOSS, pad_lengths
 from mtpack.shards.arrow import TOKEN_COLUMNS
 from mtpack.shards.dataset import Row
 from mtpack.token_batch import offsets_from_lengths
 
-_PADDING = {"input_ids": 0, "labels": IGNORED, "loss_mask": 0, "loss_token_num": 1}
+_PADDING = {"input_ids": 0, **WITHOUT_LOSS}
 
 
 def pad_documents(row: Row, multiple: int) -> Row:

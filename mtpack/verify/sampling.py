@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpack.packing.columns import IGNORED
+from mtpack.packing.columns import WITHOUT_LOSS
 from mtpack.shards.arrow import TOKEN_COLUMNS
 from mtpack.shards.dataset import Row, Shards
 from mtpack.token_batch import Int64, offsets_from_lengths
@@ -78,7 +78,8 @@ def cut_to_turns(row: Row, turns: int, label_alignment: str) -> Row:
     remaining = end - starts[:entries]
     cut: dict[str, Any] = {name: row[name][:end].copy() for name in TOKEN_COLUMNS}
     if label_alignment == "shifted":  # the last position may predict the next turn
-        cut["labels"][-1], cut["loss_mask"][-1], cut["loss_token_num"][-1] = IGNORED, 0, 1
+        for name, value in WITHOUT_LOSS.items():
+            cut[name][-1] = value
     return cut | {
         "turn_num": turns,
         "turn_starts": row["turn_starts"][:turns],

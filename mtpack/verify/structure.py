@@ -83,7 +83,7 @@ def check_structure(shards: Shards) -> StructureReport:
     """
     totals = _Totals()
     for shard, first_row, columns in _iterate_batches(shards):
-        batch = ColumnBatch(columns, shards.metadata.layout)
+        batch = ColumnBatch(columns, shards.metadata)
         broken = find_first_violation(batch)
         if broken is not None:
             law, found = broken

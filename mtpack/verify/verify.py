@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from mtpack.counts import Counts
 from mtpack.errors import MtpackError, SetupError
 from mtpack.shards.dataset import Shards, open_shards
-from mtpack.shards.manifest import Tally
 from mtpack.verify.check import Check, ReportProgress
 from mtpack.verify.structure import Violation, check_structure
 from mtpack.verify.weights import WeightBucket, compute_weight_buckets
@@ -38,7 +38,7 @@ class VerifyReport:
     """By name, the checks that were made: after a broken structure, no others are."""
     device: str
     violation: Violation | None
-    tally: Tally | None
+    tally: Counts | None
     """The counts of the run; None for shards without a manifest, whose hashes are unknown."""
     weights: list[WeightBucket] = field(default_factory=list)
     """The weight of turns of each length under several means, over all shards; empty if the

@@ -42,11 +42,6 @@ class WeightBucket:
         """Their share of all loss tokens, which is their weight under the token mean."""
         return self.weights["token_mean"]
 
-    @property
-    def label(self) -> str:
-        """The lengths as text: `1`, `2-3`, `4-7`."""
-        return str(self.low) if self.low == self.high else f"{self.low:,}-{self.high:,}"
-
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints."""
         rounded = {name: round(weight, 6) for name, weight in self.weights.items()}

@@ -18,7 +18,12 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_toke
 from tests.conftest import SAMPLE_DATA, SHARED, shared
 from tests.support.reference import Reference, ReferenceDocument
 from tests.support.template_facts import CHATML, PHI
-from tests.support.template_table import MERGES, compute_reference_documents, encode_documents
+from tests.support.template_table import (
+    MERGES,
+    CachedReference,
+    compute_reference_documents,
+    encode_documents,
+)
 
 TOKENIZERS = {
     "embedded": CHATML,
@@ -38,27 +43,13 @@ SHARED_FILES = (
 NUM_DIALOGUES = 120
 
 
-class RenderOnce(Reference):
-    """The reference with a cache: it renders no text twice."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.rendered: dict[str, str] = {}
-
-    def render(self, messages, tools, prompt=False) -> str:
-        key = json.dumps([messages, tools, prompt])
-        if key not in self.rendered:
-            self.rendered[key] = super().render(messages, tools, prompt)
-        return self.rendered[key]
-
-
 @cache
 def load(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
     folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
     tokenizer = load_tokenizer(str(folder))
     template = load_chat_template(tokenizer, None, (), "2026-01-01")
     replayers = [Replayer(template, tokenizer.added_tokens, merge) for merge in MERGES]
-    return tokenizer, replayers, RenderOnce(folder, TOKENIZERS[name])
+    return tokenizer, replayers, CachedReference(folder, TOKENIZERS[name])
 
 
 def draw_lines(path: Path) -> list[tuple[int, bytes]]:

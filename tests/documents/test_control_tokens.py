@@ -33,6 +33,7 @@ from mtpack.input.rows import read_dialogue
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.render_dialogue import render_dialogue
+from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import examples, shared
 from tests.support import template_facts
@@ -500,7 +501,7 @@ def test_literal_also_applies_to_the_suffixes_of_a_long_dialogue():
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
     render_suffix = suffix_renderer(
-        renderer, encoder_of(EMBEDDED), {0: dialogue_of(row)}.__getitem__, 60
+        renderer, Encoders(EMBEDDED, seed=0), {0: dialogue_of(row)}.__getitem__, 60
     )
     reference = LiteralReference("embedded", template_facts.CHATML, None)
     (suffix,) = as_documents(render_suffix(0, 11))

@@ -1,4 +1,4 @@
-"""`--overlong`: all documents fit, only `truncate` cuts turns, and dropped turns are counted."""
+"""`--overlong`: all documents fit, only `truncate` cuts turns, and no turn is trained twice."""
 
 from dataclasses import replace
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpack.documents.overlong import OverlongResult, apply_overlong_policy
+from mtpack.documents.overlong import apply_overlong_policy
+from mtpack.token_batch import TokenBatch
 from tests.support.strategies import (
     Document,
     Turn,
@@ -17,7 +18,6 @@ from tests.support.strategies import (
     token_batches,
 )
 
-DROPPED = "turns_dropped.overlong"
 POLICIES = ("turns", "split", "truncate", "drop", "error")
 
 limits = st.integers(1, 65)
@@ -94,34 +94,25 @@ def turns_of(documents: list[Document]) -> list[tuple[int, Turn]]:
     return [(document.row, turn) for document in documents for turn in document.turns]
 
 
-def assert_empty(result: OverlongResult) -> None:
-    assert (result.batch.num_documents, result.batch.num_turns, len(result.batch.ids)) == (0, 0, 0)
+def assert_empty(result: TokenBatch) -> None:
+    assert (result.num_documents, result.num_turns, len(result.ids)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(batch=token_batches(), seq_len=limits)
 def test_every_policy_equals_its_simple_implementation(policy, batch, seq_len):
     result = apply_overlong_policy(batch, seq_len, policy, render_some_suffixes)
-    assert_same_batch(result.batch, SLOW_POLICIES[policy](as_documents(batch), seq_len))
+    assert_same_batch(result, SLOW_POLICIES[policy](as_documents(batch), seq_len))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(batch=token_batches(), seq_len=limits)
 def test_no_document_is_longer_than_a_sequence(policy, batch, seq_len):
     result = apply_overlong_policy(batch, seq_len, policy, render_some_suffixes)
-    for document in as_documents(result.batch):
+    for document in as_documents(result):
         assert len(document.ids) <= seq_len
         assert document.turns
         assert len(document.ids) == document.turns[-1].end
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@given(batch=token_batches(), seq_len=limits)
-def test_every_turn_is_kept_or_counted_as_dropped_or_its_row_is_rejected(policy, batch, seq_len):
-    result = apply_overlong_policy(batch, seq_len, policy, render_some_suffixes)
-    rejected = [row for row, _ in turns_of(as_documents(batch)) if row in result.rejected_rows]
-    assert set(result.counts) <= {DROPPED}
-    assert batch.num_turns == result.batch.num_turns + result.counts[DROPPED] + len(rejected)
 
 
 @given(token_batches(), limits)
@@ -129,7 +120,7 @@ def test_each_turn_is_trained_at_most_once(batch, seq_len):
     before = {(row, turn.message) for row, turn in turns_of(as_documents(batch))}
     for policy in POLICIES:
         turns = turns_of(
-            as_documents(apply_overlong_policy(batch, seq_len, policy, render_some_suffixes).batch)
+            as_documents(apply_overlong_policy(batch, seq_len, policy, render_some_suffixes))
         )
         names = [(row, turn.message) for row, turn in turns]
         assert len(names) == len(set(names))
@@ -141,24 +132,21 @@ def test_only_truncate_cuts_a_turn(batch, seq_len):
     whole = turns_of(as_documents(batch))
     for policy in ("turns", "split", "drop", "error"):
         for turn in turns_of(
-            as_documents(apply_overlong_policy(batch, seq_len, policy, render_no_suffix).batch)
+            as_documents(apply_overlong_policy(batch, seq_len, policy, render_no_suffix))
         ):
             assert turn in whole
 
 
 @given(token_batches(), limits)
-def test_truncate_keeps_and_counts_exactly_the_loss_tokens_that_fit(batch, seq_len):
+def test_truncate_keeps_exactly_the_loss_tokens_that_fit(batch, seq_len):
     left = {
         (row, turn.message): [position for position in turn.positions if position < seq_len]
         for row, turn in turns_of(as_documents(batch))
     }
     result = apply_overlong_policy(batch, seq_len, "truncate", render_no_suffix)
-    found = {
-        (row, turn.message): turn.positions for row, turn in turns_of(as_documents(result.batch))
-    }
+    found = {(row, turn.message): turn.positions for row, turn in turns_of(as_documents(result))}
     assert found == {name: positions for name, positions in left.items() if positions}
-    assert result.batch.loss_token_num.tolist() == [len(positions) for positions in found.values()]
-    assert result.counts[DROPPED] == sum(not positions for positions in left.values())
+    assert result.loss_token_num.tolist() == [len(positions) for positions in found.values()]
 
 
 @given(token_batches(), limits)
@@ -175,31 +163,22 @@ def test_split_renders_one_suffix_for_each_turn_that_does_not_fit(batch, seq_len
 @given(token_batches(), limits)
 def test_split_keeps_every_turn_if_every_suffix_fits(batch, seq_len):
     result = apply_overlong_policy(batch, seq_len, "split", lambda *turn: as_batch([suffix(*turn)]))
-    assert result.batch.num_turns == batch.num_turns
-    assert not result.counts[DROPPED]
+    assert result.num_turns == batch.num_turns
 
 
 @given(token_batches(), limits)
 def test_error_rejects_every_row_with_a_document_that_is_too_long(batch, seq_len):
     result = apply_overlong_policy(batch, seq_len, "error", render_no_suffix)
     documents = as_documents(batch)
-    assert result.rejected_rows == {one.row for one in documents if len(one.ids) > seq_len}
-    assert not result.counts[DROPPED]
-
-
-@given(token_batches(), limits)
-def test_only_error_rejects_rows(batch, seq_len):
-    for policy in ("turns", "split", "truncate", "drop"):
-        assert not apply_overlong_policy(batch, seq_len, policy, render_no_suffix).rejected_rows
+    missing = {*batch.document_rows.tolist()} - {*result.document_rows.tolist()}
+    assert missing == {one.row for one in documents if len(one.ids) > seq_len}
 
 
 @given(token_batches())
 def test_documents_that_fit_do_not_change(batch):
     longest = max(batch.document_lengths.tolist(), default=1)
     for policy in POLICIES:
-        result = apply_overlong_policy(batch, longest, policy, render_no_suffix)
-        assert_same_batch(result.batch, as_documents(batch))
-        assert (+result.counts, result.rejected_rows) == ({}, set())
+        assert apply_overlong_policy(batch, longest, policy, render_no_suffix) is batch
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -207,8 +186,6 @@ def test_no_document_may_be_left(policy):
     batch = as_batch([Document(3, [10, 11, 12], [Turn(1, 0, [(2, 3)])])])
     result = apply_overlong_policy(batch, 2, policy, render_no_suffix)
     assert_empty(result)
-    assert result.counts[DROPPED] == (0 if policy == "error" else 1)
-    assert result.rejected_rows == ({3} if policy == "error" else set())
 
 
 def test_the_policies_differ_on_the_same_documents():
@@ -225,7 +202,7 @@ def test_the_policies_differ_on_the_same_documents():
 
     def after(policy: str) -> tuple[list[Document], int]:
         result = apply_overlong_policy(batch, 6, policy, render_no_suffix)
-        return as_documents(result.batch), result.counts[DROPPED]
+        return as_documents(result), batch.num_turns - result.num_turns
 
     heads = [Document(0, [0, 1, 2], [early]), Document(1, [0, 1, 2], [early])]
     truncated = Document(0, [0, 1, 2, 3, 4, 5], [early, Turn(3, 0, [(5, 6)])])
@@ -233,4 +210,4 @@ def test_the_policies_differ_on_the_same_documents():
     assert after("split") == ([*heads, short], 2)
     assert after("truncate") == ([truncated, heads[1], short], 1)
     assert after("drop") == ([short], 4)
-    assert after("error") == ([], 0)
+    assert after("error") == ([], 5)

@@ -15,13 +15,14 @@ from mtpack.documents.overlong import suffix_renderer
 from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
-from tests.support.encoders import encoder_of
 from tests.support.strategies import Document, Turn, as_documents
 
 ROW = 7
 TOKENIZER = load_tokenizer(None)
+ENCODERS = Encoders(TOKENIZER, seed=0)
 TEMPLATE = load_chat_template(TOKENIZER, None, (), "2026-01-31")
 TOOLS = [
     {
@@ -54,9 +55,7 @@ def load_suffix_renderer(
 ) -> Callable[[int], Document | None]:
     """Return a function that renders the suffix for a message, as a readable document."""
     renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
-    render_batch = suffix_renderer(
-        renderer, encoder_of(TOKENIZER), {ROW: dialogue}.__getitem__, seq_len
-    )
+    render_batch = suffix_renderer(renderer, ENCODERS, {ROW: dialogue}.__getitem__, seq_len)
 
     def render_suffix(message: int) -> Document | None:
         batch = render_batch(ROW, message)

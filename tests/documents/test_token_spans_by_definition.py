@@ -6,11 +6,11 @@ The definition is written here in the simplest way, token by token, from the off
 
 import random
 import unicodedata
-from collections import Counter
 
 import numpy as np
 import pytest
 
+from mtpack.counts import Counts
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.template.rendered_dialogue import (
     DocumentText,
@@ -91,12 +91,13 @@ class Definition:
         self.tokenizer = tokenizer
         self.merge = merge
         self.documents: list[Document] = []
-        self.counts: Counter[str] = Counter()
+        self.counts = Counts()
         self.flags: list[int] = []
 
     def add_dialogue(self, dialogue: RenderedDialogue) -> None:
         merged = self.encode(dialogue.merged.text)
-        self.counts["tokens_if_merged"] += sum(end <= dialogue.merged_end for end in merged.ends)
+        if_merged = sum(int(end) <= dialogue.merged_end for end in merged.ends)
+        self.counts += Counts(tokens_if_merged=if_merged)
         kept, moved = [], []
         own_texts = {number: document.text for number, document in dialogue.to_compare}
         for number, turn in enumerate(dialogue.merged.turns.to_list()):
@@ -134,11 +135,13 @@ class Definition:
                 ):
                     if start <= first < end and last <= end and token > 0:
                         trained.add(token)
-                    self.counts["straddles"] += (first < start < last) + (first < end < last)
+                    straddles = (first < start < last) + (first < end < last)
+                    self.counts += Counts(straddles=straddles)
             if not trained:
-                self.counts["turns_dropped.no_loss_token"] += 1
+                self.counts += Counts(turns_dropped={"no_loss_token": 1})
                 continue
-            self.counts["given_trained"] += sum(encoded.starts[t] < turn.start for t in trained)
+            given = sum(bool(encoded.starts[t] < turn.start) for t in trained)
+            self.counts += Counts(given_trained=given)
             spans = [
                 (start, next(end for end in range(start, max(trained) + 2) if end not in trained))
                 for start in sorted(trained)
@@ -167,7 +170,7 @@ def test_loss_tokens_are_those_that_lie_wholly_inside_a_span(tokenizer, merge):
             definition.add_dialogue(dialogue)
         batch, counts = encode_dialogues(encoder_of(tokenizer), rendered, merge)
         assert as_documents(batch) == definition.documents
-        assert +counts == +definition.counts
+        assert counts == definition.counts
 
 
 def test_tokens_keep_their_positions_in_texts_that_the_tokenizer_normalizes(tokenizer):

@@ -51,7 +51,7 @@ HAS_CUDA = torch.cuda.is_available() and importlib.util.find_spec("transformer_e
 
 def pack(folder, alignment: str = "shifted", multiple: int = 8) -> str:
     metadata = metadata_of(alignment, multiple)
-    columns = columns_of_sequences(SEQUENCES, metadata.layout)
+    columns = columns_of_sequences(SEQUENCES, metadata)
     return str(write_output(folder / alignment, [columns], metadata))
 
 

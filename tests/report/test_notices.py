@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,23 +10,22 @@ from rich.console import Console
 
 import mtpack
 from mtpack.cli import main
+from mtpack.counts import Counts
 from mtpack.report.notices import notices_of, turn_summary
 from mtpack.report.pack_report import show_report
-from mtpack.shards.manifest import PackReport, RunInfo, ShardRecord, Tally
+from mtpack.shards.manifest import PackReport, RunInfo, ShardRecord
 
-ORDINARY = Tally.of(
-    Counter(
-        rows_read=20,
-        rows_packed=20,
-        documents=20,
-        turns_read=60,
-        turns_packed=60,
-        tokens=4000,
-        tokens_if_merged=4000,
-        loss_tokens=1000,
-        sequences=2,
-        sequences_lower_bound=2,
-    )
+ORDINARY = Counts(
+    rows_read=20,
+    rows_packed=20,
+    documents=20,
+    turns_read=60,
+    turns_packed=60,
+    tokens=4000,
+    tokens_if_merged=4000,
+    loss_tokens=1000,
+    sequences=2,
+    sequences_lower_bound=2,
 )
 EVERYTHING = replace(
     ORDINARY,
@@ -90,7 +88,7 @@ packed: 1 shard, 0.1 MiB; packed in 1.5 s, after 0.5 s of loading
 """
 
 
-def report_of(tally: Tally) -> str:
+def report_of(tally: Counts) -> str:
     """Return the report of a run, as an 80 column terminal shows it."""
     about = RunInfo(
         mtpack_version="0",

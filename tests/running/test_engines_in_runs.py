@@ -5,9 +5,10 @@ import pytest
 
 import mtpack
 from mtpack.errors import SetupError
+from mtpack.fast_path import FastPathFailedError
 from mtpack.running.pack import Callbacks
 from mtpack.tokenizer import encoders
-from mtpack.tokenizer.engines import Engine, EngineFailedError, FlatTokens, load_fast_engine
+from mtpack.tokenizer.engines import Engine, FlatTokens, load_fast_engine
 from tests.conftest import SAMPLE_DATA, shared
 
 ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
@@ -91,7 +92,7 @@ def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
 
 def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch):
     is_dialogue = "<|im_start|>user\n"  # no text of the probe begins like this
-    monkeypatch.setattr("mtpack.sampled_check.Audit.is_due", lambda audit, row: row % 3 == 0)
+    monkeypatch.setattr("mtpack.fast_path.Audit.is_due", lambda audit, row: row % 3 == 0)
     monkeypatch.setattr(encoders, "build_probe_texts", lambda tokens, sample_texts: ["of no use"])
     break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
     warnings = assert_tokenizers_makes_all_ids(tmp_path)
@@ -103,7 +104,7 @@ def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch
 def test_an_engine_that_fails_during_a_run_is_replaced(tmp_path, monkeypatch):
     def load(tokenizer):
         def encode(texts):
-            raise EngineFailedError("fastokens failed (PanicException)")
+            raise FastPathFailedError("fastokens", "fastokens failed (PanicException)")
 
         return Engine("fastokens", encode)
 

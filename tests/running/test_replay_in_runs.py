@@ -1,9 +1,13 @@
 """Replay in runs: its counts, its audit, and what happens if it is wrong."""
 
+import pickle
+
+import pytest
+
 import mtpack
+from mtpack.fast_path import Audit, FastPathFailedError
 from mtpack.running import pipeline
 from mtpack.running.pack import Callbacks
-from mtpack.sampled_check import Audit
 from mtpack.template.tracing import replayer
 from mtpack.template.tracing.slotted_dialogue import SlottedText
 from mtpack.template.tracing.warm_up import warm_up_dialogues
@@ -14,9 +18,8 @@ ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
 
 def pack(folder, **options):
     warnings: list[str] = []
-    report = mtpack.pack(
-        ROWS, output=folder, workers=1, callbacks=Callbacks(warn=warnings.append), **options
-    )
+    settings = {"workers": 1, **options}
+    report = mtpack.pack(ROWS, output=folder, callbacks=Callbacks(warn=warnings.append), **settings)
     return report, warnings
 
 
@@ -44,15 +47,27 @@ def break_replay(monkeypatch, is_wrong) -> None:
     monkeypatch.setattr(SlottedText, "fill", fill)
 
 
-def test_a_wrong_replay_discards_all_replays_of_the_run(tmp_path, monkeypatch):
-    right, _ = pack(tmp_path / "right")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"merge": "never", "overlong": "split", "seq_len": 96},  # suffixes are replayed too
+    ],
+)
+def test_a_wrong_replay_discards_all_replays_of_the_run(tmp_path, monkeypatch, options):
+    right, _ = pack(tmp_path / "right", **options)
     break_replay(monkeypatch, lambda: True)
-    found, warnings = pack(tmp_path / "found")
+    found, warnings = pack(tmp_path / "found", **options)
     assert found.shards == right.shards
     assert found.tally == right.tally
     assert found.about.audit_mismatches > 0
     assert found.about.replayed == 0
     assert sum("differs from its render" in line for line in warnings) == 1
+
+
+def test_the_failure_of_a_fast_path_can_be_sent_to_another_process():
+    failed = pickle.loads(pickle.dumps(FastPathFailedError("replay", "it is wrong")))
+    assert (failed.fast_path, str(failed)) == ("replay", "it is wrong")
 
 
 def test_the_seeded_sample_detects_a_replay_that_becomes_wrong_later(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """From document files to shards: windows, the division into shards, and the shards' contents."""
 
-from collections import Counter
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtpack.running.shard_task
+from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
 from mtpack.running.document_file import open_documents, save_batch
 from mtpack.running.shard_task import ShardTask, run_shard_task
@@ -40,12 +40,12 @@ def pipeline_of(options: PackOptions) -> Any:
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
     save_batch(file, batch, first_row)
     lengths = batch.document_lengths.astype(np.int32)
-    return SplitRecord(file, first_row, Counter(), [], lengths, {})
+    return SplitRecord(file, first_row, Counts(), RunCounts(), [], lengths, {})
 
 
 def split_of_lengths(file: Path, lengths: list[int]) -> SplitRecord:
     file.touch()
-    return SplitRecord(file, 0, Counter(), [], np.array(lengths, np.int32), {})
+    return SplitRecord(file, 0, Counts(), RunCounts(), [], np.array(lengths, np.int32), {})
 
 
 def windows_of(folder: Path, **options: Any) -> Windows:
@@ -81,7 +81,7 @@ def test_every_document_of_every_split_is_in_exactly_one_shard(lengths, window):
     ]
     assert sorted(document for task in tasks for document in documents_in(task)) == sorted(expected)
     assert [task.number for task in tasks] == list(range(len(tasks)))
-    assert windows.counts["sequences"] == sum(len(task.sequence_offsets) - 1 for task in tasks)
+    assert windows.counts.sequences == sum(len(task.sequence_offsets) - 1 for task in tasks)
 
 
 @given(lists_of_lengths.filter(any), st.integers(1, 60))
@@ -175,7 +175,7 @@ def test_shards_and_record_batches_continue_where_the_previous_ones_end(
 
 def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[OpenShard]:
     """Plan and write splits, compare the shards with `lay_out` of the same plan, return them."""
-    layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len).layout
+    layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len)
     with TemporaryDirectory() as folder:
         splits = [
             split_of(Path(folder, str(number)), batch, int(batch.document_rows[0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpack.counts import Counts
 from mtpack.packing.columns import Columns, Layout, assemble
 from mtpack.shards.arrow import (
     ENTRY_COLUMNS,
@@ -26,7 +26,6 @@ from mtpack.shards.manifest import (
     RunIdentity,
     RunInfo,
     ShardRecord,
-    Tally,
 )
 from mtpack.token_batch import offsets_from_lengths
 from tests.support.strategies import Document, Turn, as_batch
@@ -107,13 +106,13 @@ def cut_into_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
         yield Columns(**cut)
 
 
-def tally_of(parts: list[Columns], **changes: Any) -> Tally:
-    """Return the tally of a run that wrote these columns and dropped and rejected nothing."""
+def tally_of(parts: list[Columns], **changes: Any) -> Counts:
+    """Return the counts of a run that wrote these columns and dropped and rejected nothing."""
     documents = [columns.dialogue_ids[columns.dialogue_ids >= 0] for columns in parts]
     tokens = sum(int(columns.document_lengths.sum()) for columns in parts)
     turns = sum(int(columns.turn_num.sum()) for columns in parts)
     rows = len(np.unique(np.concatenate(documents)))
-    counts = Counter(
+    counts = Counts(
         rows_read=rows,
         rows_packed=rows,
         documents=sum(map(len, documents)),
@@ -124,13 +123,12 @@ def tally_of(parts: list[Columns], **changes: Any) -> Tally:
         loss_tokens=sum(int(columns.loss_mask.sum()) for columns in parts),
         sequences=sum(len(columns.turn_num) for columns in parts),
         sequences_lower_bound=1,
-        rendered=rows,
     )
-    return replace(Tally.of(counts), **changes)
+    return replace(counts, **changes)
 
 
 def write_output(
-    folder: Path, parts: list[Columns], metadata: ShardMetadata, tally: Tally | None = None
+    folder: Path, parts: list[Columns], metadata: ShardMetadata, tally: Counts | None = None
 ) -> Path:
     """Write an output folder: one shard for each element of `parts`, and a manifest."""
     folder.mkdir()
@@ -202,5 +200,5 @@ def open_sequences(
 ) -> Shards:
     """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence."""
     metadata = metadata_of(label_alignment, pad_documents_to, seq_len)
-    columns = columns_of_sequences(sequences, metadata.layout)
+    columns = columns_of_sequences(sequences, metadata)
     return open_shards(write_output(tmp_path / "out", [columns], metadata))

@@ -2,9 +2,9 @@
 
 import os
 
+from mtpack.fast_path import FastPathFailedError
 from mtpack.tokenizer.encode import TextEncoder
 from mtpack.tokenizer.encoders import Encoders
-from mtpack.tokenizer.engines import EngineFailedError
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _cache: dict[str, TextEncoder] = {}
@@ -21,6 +21,6 @@ def _choose_encoder(encoders: Encoders) -> TextEncoder:
     if os.environ.get("MTPACK_PACK_TOKENIZER_ENGINE") == "fastokens":
         try:
             return encoders.fast
-        except EngineFailedError:
+        except FastPathFailedError:
             pass
     return encoders.reference

@@ -17,11 +17,11 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from mtpack.errors import SetupError
+from mtpack.fast_path import FastPathFailedError
 from mtpack.token_batch import offsets_from_lengths
 from mtpack.tokenizer.byte_level import build_byte_level
 from mtpack.tokenizer.engines import (
     Engine,
-    EngineFailedError,
     FlatTokens,
     find_first_difference,
     load_fast_engine,
@@ -218,13 +218,13 @@ def test_a_post_processor_adds_no_tokens(tmp_path):
 
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
 def test_a_tokenizer_that_fastokens_does_not_support_is_refused_in_one_line(name):
-    with pytest.raises(EngineFailedError, match=r"^fastokens can't load this tokenizer \(.*\)$"):
+    with pytest.raises(FastPathFailedError, match=r"^fastokens can't load this tokenizer \(.*\)$"):
         load_fast_engine(loaded(name))
 
 
 def test_a_missing_fastokens_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastokens", None)
-    with pytest.raises(EngineFailedError, match="can't be imported"):
+    with pytest.raises(FastPathFailedError, match="can't be imported"):
         load_fast_engine(loaded(EMBEDDED))
 
 
@@ -232,7 +232,7 @@ def test_a_text_that_can_not_be_encoded_raises_the_error_of_its_engine():
     reference, fast = engines(EMBEDDED)
     with pytest.raises(SetupError, match="embedded: the tokenizer failed"):
         reference.encode(["\ud800"])
-    with pytest.raises(EngineFailedError, match="fastokens failed"):
+    with pytest.raises(FastPathFailedError, match="fastokens failed"):
         fast.encode(["\ud800"])
 
 
@@ -277,7 +277,7 @@ def buffers(ids: list[int], offsets: list[int]) -> tuple[bytes, bytes]:
     ],
 )
 def test_any_error_in_fastokens_raises_engine_failed_error(result):
-    with pytest.raises(EngineFailedError, match=r"^fastokens .*$"):
+    with pytest.raises(FastPathFailedError, match=r"^fastokens .*$"):
         engine_that_returns(result).encode(["a", "b"])
 
 
@@ -346,7 +346,7 @@ def make_ids_wrong(engine: Engine, is_wrong) -> Engine:
 def test_an_engine_with_one_wrong_id_is_refused(is_wrong):
     reference, fast = engines(EMBEDDED)
     texts = build_probe_texts(loaded(EMBEDDED).added_tokens, ["a row of the input", "é"])
-    with pytest.raises(EngineFailedError, match="fastokens gives other ids than tokenizers"):
+    with pytest.raises(FastPathFailedError, match="fastokens gives other ids than tokenizers"):
         run_probe(reference, make_ids_wrong(fast, is_wrong), texts)
 
 
@@ -359,7 +359,7 @@ def test_an_engine_that_omits_a_token_is_refused():
         lengths[-1] -= 1
         return FlatTokens(tokens.ids[:-1], offsets_from_lengths(lengths))
 
-    with pytest.raises(EngineFailedError):
+    with pytest.raises(FastPathFailedError):
         run_probe(reference, replace(fast, encode=encode), ["Hello", "world"])
 
 
@@ -397,7 +397,7 @@ def test_a_tokenizer_whose_ids_differ_anywhere_is_refused_by_the_probe(change, t
     reference, fast = load_reference_engine(tokenizer), load_fast_engine(tokenizer)
     texts = hostile_texts(MANY // 4, contents(tokenizer), seed=2)
     if find_first_difference(reference.encode(texts), fast.encode(texts)) is not None:
-        with pytest.raises(EngineFailedError):
+        with pytest.raises(FastPathFailedError):
             run_probe(reference, fast, build_probe_texts(tokenizer.added_tokens, []))
 
 

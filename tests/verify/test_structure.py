@@ -82,7 +82,7 @@ class Draft:
 
 def draft_of(alignment: str, multiple: int) -> Draft:
     metadata = metadata_of(alignment, multiple)
-    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    columns = columns_of_sequences(hand_made_sequences(), metadata)
     copied = Columns(*(getattr(columns, field.name).copy() for field in fields(Columns)))
     return Draft(copied, metadata)
 
@@ -462,7 +462,7 @@ def test_a_count_that_differs_from_the_manifest_is_found(tmp_path, name):
 
 def test_shards_without_a_sequence_fail(tmp_path):
     metadata = metadata_of()
-    columns = columns_of_sequences([], metadata.layout)
+    columns = columns_of_sequences([], metadata)
     write_columns(tmp_path / "shard.arrow", columns, metadata)
     report = check_structure(open_shards(tmp_path / "shard.arrow"))
     assert report.violation is not None

@@ -50,7 +50,7 @@ def words_of(text: str) -> str:
 def output(tmp_path_factory):
     """Return an output folder whose manifest has notices about turns."""
     metadata = metadata_of()
-    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    columns = columns_of_sequences(hand_made_sequences(), metadata)
     folder = tmp_path_factory.mktemp("verify") / "out"
     return write_output(folder, [columns], metadata, tally_of([columns], bent=3, no_eot=2))
 
@@ -136,7 +136,7 @@ def test_the_checks_pass_in_lower_precision(output, no_ranks, dtype):
 
 def test_a_single_shard_can_be_checked(tmp_path, no_ranks):
     metadata = metadata_of("shifted")
-    columns = columns_of_sequences(hand_made_sequences()[:1], metadata.layout)
+    columns = columns_of_sequences(hand_made_sequences()[:1], metadata)
     write_columns(tmp_path / "shard.arrow", columns, metadata)
     report = verify.verify([tmp_path / "shard.arrow"], "cpu")
     assert report.ok
@@ -145,7 +145,7 @@ def test_a_single_shard_can_be_checked(tmp_path, no_ranks):
 
 def broken_shard(tmp_path):
     metadata = metadata_of()
-    columns = columns_of_sequences(hand_made_sequences(), metadata.layout)
+    columns = columns_of_sequences(hand_made_sequences(), metadata)
     columns.loss_token_num[1, columns.turn_starts[3]] += 1
     write_columns(tmp_path / "shard.arrow", columns, metadata)
     return tmp_path / "shard.arrow"

@@ -62,10 +62,10 @@ def test_buckets_are_powers_of_two_without_a_gap_between_them(tmp_path):
     turns = [Turn(1, 0, [(1, 2)]), Turn(3, 0, [(10, 15)])]
     document = Document(0, [*range(15)], turns)
     buckets = compute_weight_buckets(open_sequences(tmp_path, [[document]]))
-    assert [(bucket.label, bucket.turns, bucket.tokens) for bucket in buckets] == [
-        ("1", 1, 1),
-        ("2-3", 0, 0),
-        ("4-7", 1, 5),
+    assert [(bucket.low, bucket.high, bucket.turns, bucket.tokens) for bucket in buckets] == [
+        (1, 1, 1, 1),
+        (2, 3, 0, 0),
+        (4, 7, 1, 5),
     ]
     assert [bucket.weights["token_mean"] for bucket in buckets] == pytest.approx([1 / 6, 0, 5 / 6])
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Messages, Reject
-from mtpack.sampled_check import Audit
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import has_mark_characters
 from mtpack.template.render_dialogue import render_dialogue
@@ -74,8 +74,6 @@ class Replayer:
         self.replayed = 0
         self.rendered = 0
         self.audited = 0
-        self.audit_mismatches = 0
-        """Audited dialogues whose replay differed from their render with Jinja."""
         self._audit = Audit(seed, share=_AUDIT_SHARE)
         self._template = template
         self._added_tokens = added_tokens
@@ -132,14 +130,15 @@ class Replayer:
         for reasoning), a shape costs more the longer it is, up to 100 ms.
         """
         begun = time.perf_counter()
-        for dialogue in warm_up_dialogues():
-            self.render_dialogue(dialogue)
-            if time.perf_counter() - begun > _WARM_UP_SECONDS:
-                break
-        if self.audit_mismatches:  # record again on real data, where a mismatch is reported
+        try:
+            for dialogue in warm_up_dialogues():
+                self.render_dialogue(dialogue)
+                if time.perf_counter() - begun > _WARM_UP_SECONDS:
+                    break
+        except FastPathFailedError:  # record again on real data, where the run reports it
             self._known_renders.clear()
             self._forget_shape_replays()
-        self.replayed = self.rendered = self.audited = self.audit_mismatches = 0
+        self.replayed = self.rendered = self.audited = 0
         self._audit = Audit(self._audit.seed, share=_AUDIT_SHARE)  # its time starts with the data
 
     def render_without_replay(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
@@ -153,9 +152,14 @@ class Replayer:
             return replayed
         with self._audit.measure():
             rendered = self.render_without_replay(dialogue)
-        self.audited += 1
-        self.audit_mismatches += rendered != replayed
+        self._compare(replayed, rendered)
         return rendered
+
+    def _compare(self, replayed: RenderedDialogue, rendered: RenderedDialogue | Reject) -> None:
+        """Count an audit; raise FastPathFailedError if the replay differs from the render."""
+        self.audited += 1
+        if replayed != rendered:
+            raise FastPathFailedError(REPLAY, "a replayed dialogue differs from its render")
 
     def _replay(
         self, dialogue: Dialogue, messages: Messages, shape: Hashable
@@ -251,8 +255,7 @@ class Replayer:
                 self._forget_shape_replays()
             return
         if replayed is not None:
-            self.audited += 1
-            self.audit_mismatches += replayed != rendered
+            self._compare(replayed, rendered)
 
     def _get_known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.choose_name(dialogue.tools)

@@ -100,7 +100,6 @@ def replay_all(
             counts.first += 1
         else:
             counts.rendered += 1
-    assert replayers["auto"].audit_mismatches == 0
     for number, dialogue in enumerate(sample):
         for merge in MERGES:  # all replayers render the sample; one of them is compared
             found, was_replayed = render(replayers[merge], dialogue)

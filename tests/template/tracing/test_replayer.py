@@ -54,7 +54,6 @@ def assert_replayed_as_rendered(
             for row, rendered in zip(rows, expected, strict=True):
                 assert replayer.render_dialogue(read(row)) == rendered, (merge, row)
             counts.append(replayer.replayed)
-        assert replayer.audit_mismatches == 0, merge
         replayed += replayer.replayed
         if counts[1] > counts[0]:
             # What was recorded once is replayed from then on.

@@ -1,0 +1,155 @@
+"""The counts of a run: its rows, turns and tokens by what happened to them.
+
+Each step counts what it does, and counts add up: those of a step to those of a split, those of all
+splits to those of a run, which are in the report and in `manifest.json`. A count is declared here
+and nowhere else: the type of its field, the flag that it counts, and what the reports say about it.
+docs/format.md explains every count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import numpy as np
+
+from mtpack.token_batch import TokenBatch, TurnFlag
+
+
+@dataclass(frozen=True, slots=True)
+class _Summable:
+    """Numbers, and dicts that hold a number for each reason, which add up one by one."""
+
+    def __add__(self, other: Self) -> Self:
+        sums: dict[str, Any] = {}
+        for each in fields(self):
+            ours, theirs = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(ours, dict):
+                reasons = Counter(ours) + Counter(theirs)  # without those whose sum is 0
+                sums[each.name] = dict(sorted(reasons.items()))
+            else:
+                sums[each.name] = ours + theirs
+        return type(self)(**sums)
+
+
+def _explained(text: str, *, label: str | None = None, flag: TurnFlag | None = None) -> Any:
+    """Declare a count that the reports explain where it is not 0.
+
+    text: what is counted, the reason for it and, where there is a remedy, the remedy. label: the
+    name that the reports show; by default, that of the field. flag: what the counted turns have.
+    """
+    return field(default=0, metadata={"text": text, "label": label, "flag": flag})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts(_Summable):
+    """The counts of rows, turns and tokens. The same input and options give the same counts.
+
+    Packed, dropped and rejected rows add up to `rows_read`; packed and dropped turns to
+    `turns_read`.
+    """
+
+    rows_read: int = 0
+    rows_packed: int = 0
+    """Rows with at least one turn in a sequence."""
+    rows_dropped: dict[str, int] = field(default_factory=dict)
+    rows_rejected: dict[str, int] = field(default_factory=dict)
+    documents: int = 0
+    turns_read: int = 0
+    """Trained assistant messages of the accepted rows."""
+    turns_packed: int = 0
+    turns_dropped: dict[str, int] = field(default_factory=dict)
+    turns_own_document: int = _explained(
+        "turns: each has a document of its own, because the chat template rewrites history, so "
+        "merging is not exact; a template that keeps history avoids this, --merge always merges "
+        "anyway",
+        label="own document",
+        flag=TurnFlag.OWN_DOCUMENT,
+    )
+    bent: int = _explained(
+        "turns: merged although the chat template rewrites history, so they are trained after a "
+        "text that the model does not get at inference; --merge auto avoids this",
+        flag=TurnFlag.BENT,
+    )
+    unproven: int = _explained(
+        "turns: merged without proof, because the chat template can't render the dialogue up to "
+        "them; another template may be able to",
+        flag=TurnFlag.UNPROVEN,
+    )
+    prompt_differs: int = _explained(
+        "turns: they do not continue the prompt that the model gets at inference; a template "
+        "argument may avoid this, such as --template-arg enable_thinking=false",
+        flag=TurnFlag.PROMPT_DIFFERS,
+    )
+    no_eot: int = _explained(
+        "turns: no control token ends them, so the model does not learn to stop; a template that "
+        "writes one avoids this",
+        flag=TurnFlag.NO_EOT,
+    )
+    content_dropped: dict[str, int] = field(default_factory=dict)
+    """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,
+    before the overlong policy; for `tools`, the number of accepted rows."""
+    given_trained: int = _explained(
+        "tokens: part of the prompt, but trained, because the template's generation tags mark them"
+    )
+    straddles: int = _explained(
+        "tokens: partly inside and partly outside a turn, so they carry no loss"
+    )
+    control_tokens: int = _explained(
+        "rows: text of users, systems or tools contains control tokens, and the model will read "
+        "them as such; --control-tokens literal makes them ordinary text",
+        label="control tokens",
+    )
+    control_tokens_literal: int = _explained(
+        "rows: text of users, systems or tools contains control tokens, which are encoded as "
+        "ordinary text",
+        label="literal tokens",
+    )
+    tokens: int = 0
+    """The tokens of all documents, without padding."""
+    tokens_if_merged: int = 0
+    """The tokens of all accepted rows if every turn were merged, before the overlong policy."""
+    loss_tokens: int = 0
+    sequences: int = 0
+    sequences_lower_bound: int = 0
+    """A lower bound of the number of sequences that any plan needs."""
+
+    @classmethod
+    def of(cls, batch: TokenBatch) -> Counts:
+        """Count documents that are packed as they are, with their turns and tokens."""
+        flagged: dict[str, Any] = {
+            each.name: int(np.count_nonzero(batch.turn_flags & each.metadata["flag"]))
+            for each in fields(cls)
+            if each.metadata.get("flag")
+        }
+        return cls(
+            documents=batch.num_documents,
+            turns_packed=batch.num_turns,
+            tokens=len(batch.ids),
+            loss_tokens=int(batch.loss_token_num.sum()),
+            **flagged,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError if a row or a turn is in no count: that is a bug in mtpack."""
+        rows = self.rows_packed + sum(self.rows_dropped.values()) + sum(self.rows_rejected.values())
+        turns = self.turns_packed + sum(self.turns_dropped.values())
+        if rows != self.rows_read or turns != self.turns_read:
+            raise AssertionError(f"the counts do not add up: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCounts(_Summable):
+    """The counts of how a run came to its result. The result does not depend on them."""
+
+    rendered: int = 0
+    """Dialogues rendered by the template."""
+    replayed: int = 0
+    """Dialogues replayed from recordings instead (mtpack/template/tracing/README.md)."""
+    reused: int = 0
+    """Dialogues whose tokens came from `--token-store`."""
+    audited: int = 0
+    """Replayed dialogues that were also rendered, plus texts that both engines encoded."""
+    audit_mismatches: int = 0
+    """Those of them that differed. Then all splits were made again without the fast path."""

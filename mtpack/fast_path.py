@@ -1,0 +1,76 @@
+"""Fast paths: they give the same results as a slow reference, but not by definition.
+
+So each is audited in every run: the reference computes some of its results again, to compare them.
+This is a check on a sample. It can find that a fast path is wrong; it can't prove that it is right.
+A fast path that gives a wrong result, or fails, raises `FastPathFailedError`. The run then starts
+again without it (`running/pack.py`).
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+REPLAY: Final = "replay"
+"""Dialogues are replayed from recordings of the chat template, instead of rendered with it."""
+FASTOKENS: Final = "fastokens"
+"""The library fastokens makes the ids, instead of tokenizers."""
+
+REMEDIES = {
+    REPLAY: "so all dialogues are rendered instead; please report this chat template to mtpack",
+    FASTOKENS: "so tokenizers makes all ids instead; please report this tokenizer to mtpack",
+}
+"""What a run does when a fast path fails, and what the user can do; follows the reason."""
+
+
+class FastPathFailedError(Exception):
+    """A fast path gave a wrong result, or can't be used; the text is one line that says why.
+
+    It contains no input text. What the fast path made so far must not be kept.
+    """
+
+    def __init__(self, fast_path: str, reason: str) -> None:
+        """Name the fast path, `REPLAY` or `FASTOKENS`, and the reason."""
+        super().__init__(fast_path, reason)
+        self.fast_path = fast_path
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@dataclass(slots=True)
+class Audit:
+    """Draws the rows to audit, by a seed, within a share of this process's time."""
+
+    seed: int
+    one_in: int = 16
+    """On average, one row in this many is drawn."""
+    share: float = 0.02
+    """The audit may take this share of the time since the first call of `is_due`."""
+    spent: float = 0.0
+    """Seconds that the audit took so far."""
+    done: int = 0
+    """The number of comparisons so far."""
+    _started: float | None = None
+    """The time of the first call of `is_due`."""
+
+    def is_due(self, row: int) -> bool:
+        """Return whether a row must be audited."""
+        if self._started is None:
+            self._started = time.perf_counter()
+        drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
+        if drawn % self.one_in:
+            return False
+        return self.spent <= self.share * (time.perf_counter() - self._started)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Count a comparison and the time that it takes."""
+        start = time.perf_counter()
+        yield
+        self.spent += time.perf_counter() - start
+        self.done += 1
