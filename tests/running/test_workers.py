@@ -96,7 +96,7 @@ def be_killed_while_sending_the_first_result(pipeline: Pipeline, visit: Visit) -
     if not trace.exists():
         trace.touch()
         results = sys._getframe(2).f_locals["result_queue"]._writer
-        os.write(results.fileno(), b"\0\0\1\0 the first bytes of 256")
+        os.write(results.fileno(), b"\x3f\0\0\0 the first bytes of a gigabyte")
         os.kill(os.getpid(), signal.SIGKILL)
     return visit.number
 
