@@ -38,11 +38,10 @@ class Pool:
         forked: whether workers are forks of this process, which share its pipeline; otherwise they
         are spawned and load their own from its options.
         """
-        load: Callable[[], Pipeline] = partial(load_pipeline, pipeline.options)
         if forked:
-            load = lambda: pipeline  # noqa: E731
             release_freed_memory()
             limits = _add_shared_memory(limits)
+        load = (lambda: pipeline) if forked else partial(load_pipeline, pipeline.options)
         self._watchdog = Watchdog(limits)
         self._context = WorkerContext(forked=forked)
         self._executor = ProcessPoolExecutor(

@@ -71,7 +71,8 @@ def fail_with_an_error_that_cannot_be_pickled(pipeline: Pipeline, number: int) -
     raise LocalError
 
 
-KILLED_AT_FIRST = (1, 7)
+# Task 5 is in flight each time, and counts no death.
+KILLED_AT_FIRST = (1, 4)
 
 
 def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
