@@ -3,6 +3,7 @@
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"needs ../shared/{path}, which is not here")
     return found
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _workers_are_forked() -> Iterator[None]:
+    """Fork the workers of every run, so that they too run what a test has patched.
+
+    The test program may have threads, but they are idle at that time, so they hold no lock.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtpack.running.runner.may_fork", lambda: True)
+        yield
 
 
 def examples(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Run the tasks of a pack, in this process or in worker processes.
+"""Run the tasks of a pack in worker processes.
 
 In: the options and the input files. Out: a complete output folder and a `PackReport`.
 
@@ -17,5 +17,5 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     +------------------------------+
 
 A task is run by a function of (pipeline, task), in any process, and again after a crash.
-`pack.py` is one run from start to end; `runner.py` runs tasks in this process or in a pool.
+`pack.py` is one run from start to end; `runner.py` runs tasks in the processes of a `pool.py`.
 """

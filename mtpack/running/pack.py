@@ -16,6 +16,7 @@ from typing import Any
 from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
 from mtpack.fast_path import REMEDIES, FastPathFailedError
+from mtpack.input import reading
 from mtpack.input.dialogue import Reject
 from mtpack.input.files import (
     STANDARD_INPUT,
@@ -24,7 +25,6 @@ from mtpack.input.files import (
     find_inputs,
     find_suffix,
 )
-from mtpack.input.reading import SPLIT_BYTES, read_splits
 from mtpack.options import PackOptions, options_from
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
@@ -73,8 +73,9 @@ def pack(
     `-`. options: those of `PackOptions`, by name. Raises SetupError if the run can't start,
     InputError for a bad row (unless `on_error="skip"`) and if nothing is left to pack.
 
-    If workers can't be forked (on macOS, in programs that have threads) they are spawned, so a
-    script must call this under `if __name__ == "__main__":` unless `workers=1`.
+    The work is done in worker processes. They are forked where that is safe; otherwise (on macOS,
+    in programs that have threads) they are spawned and load everything themselves. They do not
+    import the caller's script.
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
@@ -188,15 +189,14 @@ class _PackRun:
         splits are made again without that fast path.
         """
         formats = FormatNotices(self.options.format, self.callbacks.warn)
+        num_workers = min(self.options.num_workers, 1 + setup.input_bytes // reading.SPLIT_BYTES)
         while True:
             try:
                 with (
                     sync_in_background(self.options.num_workers) as sync,
-                    local_runner(setup.pipeline) as runner,
+                    local_runner(setup.pipeline, num_workers) as runner,
                 ):
-                    if setup.input_bytes > SPLIT_BYTES * self.options.num_workers:
-                        runner.start()
-                        self.watch.lap("start")
+                    self.watch.lap("start")
                     state = self._pack_splits(setup, runner, sync, formats)
                 break
             except FastPathFailedError as error:
@@ -226,7 +226,7 @@ class _PackRun:
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in read_splits(setup.files, row_format=self.options.format):
+            for split in reading.read_splits(setup.files, row_format=self.options.format):
                 files_with_rows.update(piece.file for piece in split.pieces)
                 formats.add(split)
                 while ready:
@@ -311,7 +311,7 @@ def _read_first_rows(files: list[InputFile]) -> Iterator[str]:
     line_files = (
         file for file in files if (find_suffix(file.name) or ".jsonl").startswith(".jsonl")
     )
-    for split in islice(read_splits(islice(line_files, 1)), 1):
+    for split in islice(reading.read_splits(islice(line_files, 1)), 1):
         for row in split.rows():
             yield (row.text or b"").decode(errors="replace")
 

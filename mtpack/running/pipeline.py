@@ -22,8 +22,6 @@ from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 # Time of `tokenizers` to encode a byte of text, and of fastokens to load a token of the vocabulary.
 _SECONDS_PER_BYTE = 4e-7
 _SECONDS_PER_TOKEN = 8e-6
-# The least encoding time for which a warm-up (0.2 to 1 s) is worthwhile.
-_MIN_SECONDS_FOR_WARM_UP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +108,9 @@ def choose_engine(
 
     Returns the pipeline with that engine as its option, and why fastokens can't be used, or None.
     Under `auto`, fastokens is chosen where the input is large enough to be worth the time to load
-    it; the ids are the same. Here it is loaded and probed with `sample_texts`, and for a large
-    input the template is warmed up, so that forked workers share all of this. If `sample_texts` is
-    None, workers do so when they need it. Raises SetupError if the engine that the user chose
-    can't be used.
+    it; the ids are the same. Here it is loaded and probed with `sample_texts`, so that forked
+    workers share it. If `sample_texts` is None, workers do so when they need it. Raises SetupError
+    if the engine that the user chose can't be used.
     """
     gain = input_bytes * _SECONDS_PER_BYTE / pipeline.options.num_workers
     load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_PER_TOKEN
@@ -132,7 +129,5 @@ def choose_engine(
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; continuing with tokenizers, which is many times slower"
             chosen = TOKENIZERS
-        if gain > _MIN_SECONDS_FOR_WARM_UP and pipeline.renderer.replayer is not None:
-            pipeline.renderer.replayer.warm_up()
     options = replace(pipeline.options, tokenizer_engine=chosen)
     return replace(pipeline, options=options), refused

@@ -7,20 +7,15 @@ run, with one line that names its step.
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtpack.errors import MtpackError
-from mtpack.running.heartbeat import Heartbeat, Snapshot
+from mtpack.running.processes import WorkerProcess
 
 SECONDS_BETWEEN_CHECKS = 0.1
-_SECONDS_TO_REACT = 2.0
 _SHARE_OF_MEMORY = 0.9
 
 
@@ -44,98 +39,41 @@ def compute_process_limits(num_processes: int) -> ProcessLimits:
 class Watchdog:
     """Reads the heartbeats of processes and reports one that exceeds its limits."""
 
-    def __init__(self, heartbeats: Sequence[Heartbeat], limits: ProcessLimits) -> None:
-        """Watch the processes that write these heartbeats."""
-        self._heartbeats = heartbeats
+    def __init__(self, limits: ProcessLimits) -> None:
+        """limits: those of each process."""
         self._limits = limits
-        # The last snapshot, and when its step was first seen.
-        self._seen: dict[Heartbeat, tuple[Snapshot, float]] = {}
+        # When each (process id, changes of its heartbeat) of the last check was first seen.
+        self._seen: dict[tuple[int, int], float] = {}
         self._last_check = time.monotonic()
 
-    def check(self) -> str | None:
-        """Return one line that says why a process must be stopped, or None.
+    def check(self, workers: Iterable[WorkerProcess]) -> None:
+        """Raise MtpackError if a process must be stopped.
 
         Call it often: it checks at most ten times a second.
         """
         now = time.monotonic()
         if now - self._last_check < SECONDS_BETWEEN_CHECKS:
-            return None
+            return
         self._last_check = now
-        for heartbeat in self._heartbeats:
-            snapshot = heartbeat.read()
-            before, begun = self._seen.get(heartbeat, (snapshot, now))
-            if (before.process, before.changes) != (snapshot.process, snapshot.changes):
-                begun = now
-            self._seen[heartbeat] = (snapshot, begun)
-            verdict = self._judge(snapshot, now - begun)
-            if verdict is not None:
-                return verdict
-        return None
+        seen, self._seen = self._seen, {}
+        for worker in workers:
+            step = worker.pid or 0, worker.heartbeat.changes
+            self._seen[step] = seen.get(step, now)
+            if worker.heartbeat.what:
+                self._check_step(worker, now - self._seen[step])
 
-    def _judge(self, snapshot: Snapshot, seconds: float) -> str | None:
-        if not snapshot.what:
-            return None
-        allowed = self._limits.seconds * snapshot.effort
+    def _check_step(self, worker: WorkerProcess, seconds: float) -> None:
+        what = worker.heartbeat.what
+        allowed = self._limits.seconds * worker.heartbeat.effort
         if seconds > allowed:
-            return (
-                f"{snapshot.what} takes longer than {allowed:,.3g} s; "
+            raise MtpackError(
+                f"{what} takes longer than {allowed:,.3g} s; "
                 "remove the row, or use another chat template or tokenizer"
             )
         memory = self._limits.memory
-        if memory is not None and read_resident_memory(snapshot.process) > memory:
+        if memory is not None and read_resident_memory(worker.pid or 0) > memory:
             limit = f"more than {memory / 2**30:,.1f} GiB of memory"
-            return describe_out_of_memory(snapshot.what, limit)
-        return None
-
-
-@contextmanager
-def watch_main_thread(heartbeat: Heartbeat, limits: ProcessLimits) -> Iterator[None]:
-    """Watch the main thread of this process during the block; raise MtpackError to stop it.
-
-    If foreign code can't be interrupted, the process exits. If it also blocks other threads, it
-    blocks the watchdog too: only in a worker process can it be ended then.
-    """
-    verdict: str | None = None
-    finished = threading.Event()
-
-    def watch() -> None:
-        nonlocal verdict
-        watchdog = Watchdog([heartbeat], limits)
-        while not finished.wait(SECONDS_BETWEEN_CHECKS):
-            verdict = watchdog.check()
-            if verdict is not None:
-                _interrupt(verdict, finished)
-                return
-
-    def stop(number: int, frame: object) -> None:
-        raise _StoppedError
-
-    thread = threading.Thread(target=watch, daemon=True)
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        thread.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            thread.join()
-    except _StoppedError:
-        raise MtpackError(verdict) from None
-    finally:
-        signal.signal(signal.SIGALRM, before)
-
-
-class _StoppedError(BaseException):
-    """Stops the main thread. Not an Exception, since foreign code may catch those."""
-
-
-def _interrupt(verdict: str, finished: threading.Event) -> None:
-    """Interrupt the main thread; exit the process if that does not end the block."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-    if not finished.wait(_SECONDS_TO_REACT):
-        sys.stderr.write(f"mtpack: {verdict}\n")
-        sys.stderr.flush()
-        os._exit(1)
+            raise MtpackError(describe_out_of_memory(what, limit))
 
 
 def describe_out_of_memory(what: str, how_much: str) -> str:

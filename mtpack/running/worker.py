@@ -1,4 +1,4 @@
-"""A worker process: it runs one task after the other, until the parent sends `STOP`."""
+"""What runs in a worker process: its setup, and one task after the other."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ import pickle
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from ctypes import Array, c_ubyte
 from dataclasses import dataclass, replace
-from functools import cache
-from socket import socket
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 
 from mtpack.errors import MtpackError
-from mtpack.running.channel import receive, send
-from mtpack.running.heartbeat import SLOT_BYTES, Heartbeat
+from mtpack.running.heartbeat import NO_TASK, Heartbeat
 from mtpack.running.pipeline import Pipeline
+from mtpack.running.processes import WorkerProcess
 from mtpack.running.thread_limits import SINGLE_THREAD_ENV
 from mtpack.running.watchdog import describe_out_of_memory
 
@@ -33,9 +29,6 @@ Result = TypeVar("Result")
 TaskFunction = Callable[[Pipeline, Task], Result]
 """A function that runs a task."""
 
-STOP = b""
-"""The message that ends a worker."""
-
 # By default, the garbage collector runs after every 700 new objects. That takes a tenth of the time
 # to read and render a split (0.63 s of CPU time instead of 0.57), and it finds almost nothing.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
@@ -43,48 +36,35 @@ _LARGEST_BLOCK_BYTES = 31 * 2**20  # glibc adapts to freed blocks of less than 3
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """The result of a task, or the error that it raised."""
+@dataclass
+class _Worker:
+    """What this process keeps from one task to the next."""
 
-    result: Any = None
-    error: Exception | None = None
+    load: Callable[[], Pipeline]
+    heartbeat: Heartbeat
 
-
-def work(channel: socket, load: Callable[[], Pipeline], slots: Array[c_ubyte], number: int) -> None:
-    """Receive pickled (function, task) from the parent and send a pickled `TaskResult` for each.
-
-    slots, number: the heartbeats of all workers, and the index of this worker.
-    """
-    _set_up_process()
-    heartbeat = open_heartbeat(slots, number)
-    heartbeat.set_process(os.getpid())
-
-    @cache
-    def pipeline() -> Pipeline:
-        loaded = replace(load(), heartbeat=heartbeat)
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """Loaded by the first task, so that its errors are those of a task."""
+        loaded = replace(self.load(), heartbeat=self.heartbeat)
         gc.freeze()
         return loaded
 
-    with suppress(ConnectionError, EOFError):  # the parent has ended
-        while (message := receive(channel)) != STOP:
-            send(channel, _run_message(pipeline, message))
+
+_worker: _Worker
 
 
-def open_heartbeat(slots: Array[c_ubyte], number: int) -> Heartbeat:
-    """Return the heartbeat of a worker, in memory that all processes share."""
-    return Heartbeat(memoryview(slots).cast("B")[number * SLOT_BYTES :][:SLOT_BYTES])
-
-
-def _set_up_process() -> None:
+def set_up_worker(load: Callable[[], Pipeline]) -> None:
     """Set signal handlers, environment and memory for a worker; a fork inherits the parent's."""
+    global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _end_with_parent()
     os.environ.update(SINGLE_THREAD_ENV)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    keep_freed_memory()
+    _keep_freed_memory()
+    _worker = _Worker(load, cast(WorkerProcess, multiprocessing.current_process()).heartbeat)
 
 
 def _end_with_parent() -> None:
@@ -105,30 +85,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait_for_its_end, daemon=True).start()
 
 
-def _run_message(pipeline: Callable[[], Pipeline], message: bytes) -> bytes:
-    """Run a pickled (function, task) and return the pickled `TaskResult`."""
-    try:
-        function, task = pickle.loads(message)
-        task_result = TaskResult(run_function(pipeline(), function, task))
-    except Exception as error:  # the parent raises it, after the results of earlier tasks
-        task_result = TaskResult(error=_make_picklable(error))
-    return pickle.dumps(task_result, pickle.HIGHEST_PROTOCOL)
-
-
-def _make_picklable(error: Exception) -> Exception:
-    """Return an error that can be pickled, with the traceback as a note."""
-    if isinstance(error, MtpackError):
-        return error
-    note = "in a worker process:\n" + traceback.format_exc()
-    try:
-        error = pickle.loads(pickle.dumps(error))
-    except Exception:
-        error = RuntimeError(f"{type(error).__name__}, which can't be pickled")
-    error.add_note(note)
-    return error
-
-
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Make the C library keep freed memory, so that all tasks use the same memory.
 
     glibc keeps at most twice the largest block that was freed so far. Without this, each record
@@ -138,12 +95,24 @@ def keep_freed_memory() -> None:
     np.empty(_LARGEST_BLOCK_BYTES, dtype=np.uint8)  # freed at once, and never written to
 
 
-def run_function(pipeline: Pipeline, function: TaskFunction[Task, Result], task: Task) -> Result:
-    """Call the function that runs a task; raise MtpackError if memory runs out."""
+def run_in_worker(number: int, function: TaskFunction[Task, Result], task: Task) -> Result:
+    """Run the task of this number in this worker process.
+
+    Raises the error of the task, MtpackError if memory runs out, and RuntimeError for an error that
+    can't be pickled.
+    """
+    _worker.heartbeat.task = number
     try:
-        return function(pipeline, task)
+        return function(_worker.pipeline, task)
     except MemoryError as error:
-        what = pipeline.heartbeat.read().what or "a task"
+        what = _worker.heartbeat.what or "a task"
         raise MtpackError(describe_out_of_memory(what, "more memory than is available")) from error
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError(f"{type(error).__name__}, which can't be pickled") from error
+        raise
     finally:
-        pipeline.heartbeat.end()
+        _worker.heartbeat.end()
+        _worker.heartbeat.task = NO_TASK

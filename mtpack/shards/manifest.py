@@ -46,7 +46,7 @@ class RunInfo(RunCounts):
     """The names of the input files, as the user gave them."""
     seconds: dict[str, float]
     """By stage, summed over workers. `start`: to load tokenizer, template and engine, to probe the
-    engine, for the warm-up, and to start workers. `total`: wall time without `start`."""
+    engine, and to start workers. `total`: wall time without `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
     token_store_bytes: int = 0

@@ -90,7 +90,7 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
     1.1 s, of which serializing takes 0.09; the text of the file would load no faster.
 
     Loading starts no thread. The first `encode` may, for some tokenizers and long texts: then the
-    process can't fork any more (`running/forking.py` checks).
+    process can't fork any more (`running/processes.py` checks).
     """
     try:
         import fastokens

@@ -23,7 +23,7 @@ import torch
 from torch import distributed
 
 from mtpack.errors import first_line
-from mtpack.running.forking import defer_interrupts
+from mtpack.running.processes import defer_interrupts
 from mtpack.shards.dataset import Row
 from mtpack.verify.causal_model import make_built_in_model
 from mtpack.verify.invariance import make_micro_batches

@@ -26,7 +26,7 @@ from torch.nn import functional
 from mtpack.loss import Kernel, Normalization, linear_turn_mean_loss
 from mtpack.packing.columns import IGNORED
 from mtpack.packing.label_alignment import to_shifted
-from mtpack.running.forking import release_freed_memory
+from mtpack.running.processes import release_freed_memory
 from mtpack.shards.dataset import Shards
 from mtpack.torch_data import collate
 from mtpack.verify.causal_model import ModelBatch

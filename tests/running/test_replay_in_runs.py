@@ -6,11 +6,8 @@ import pytest
 
 import mtpack
 from mtpack.fast_path import Audit, FastPathFailedError
-from mtpack.running import pipeline
 from mtpack.running.pack import Callbacks
-from mtpack.template.tracing import replayer
 from mtpack.template.tracing.slotted_dialogue import SlottedText
-from mtpack.template.tracing.warm_up import warm_up_dialogues
 from tests.conftest import SAMPLE_DATA
 
 ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
@@ -101,43 +98,3 @@ def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, mon
             rendered, _ = pack(tmp_path / f"rendered-{merge}", merge=merge)
         assert rendered.about.replayed == 0 < replayed.about.replayed
         assert rendered.shards == replayed.shards
-
-
-def warm_up_for_any_size(monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "_MIN_SECONDS_FOR_WARM_UP", 0)
-
-
-def test_a_warm_up_is_not_counted_and_changes_no_byte(tmp_path, monkeypatch):
-    cold, _ = pack(tmp_path / "cold", tokenizer_engine="tokenizers")
-    warm_up_for_any_size(monkeypatch)
-    warm, _ = pack(tmp_path / "warm", tokenizer_engine="tokenizers")
-    assert warm.shards == cold.shards
-    assert warm.about.rendered < cold.about.rendered
-    dialogues = [report.about.rendered + report.about.replayed for report in (cold, warm)]
-    assert dialogues[0] == dialogues[1]
-
-
-def test_a_warm_up_ends_when_its_time_is_up(tmp_path, monkeypatch):
-    def count_warm_up_dialogues() -> int:
-        used = []
-        dialogues = warm_up_dialogues()
-        spy = (used.append(dialogue) or dialogue for dialogue in dialogues)
-        monkeypatch.setattr(replayer, "warm_up_dialogues", lambda: spy)
-        pack(tmp_path / str(replayer._WARM_UP_SECONDS), tokenizer_engine="tokenizers")
-        return len(used)
-
-    warm_up_for_any_size(monkeypatch)
-    monkeypatch.setattr(replayer, "_WARM_UP_SECONDS", 0.0)
-    assert count_warm_up_dialogues() == 1
-    monkeypatch.setattr(replayer, "_WARM_UP_SECONDS", 600.0)
-    assert count_warm_up_dialogues() == len(list(warm_up_dialogues()))
-
-
-def test_a_wrong_warm_up_is_detected_when_the_data_are_replayed(tmp_path, monkeypatch):
-    right, _ = pack(tmp_path / "right")
-    warm_up_for_any_size(monkeypatch)
-    break_replay(monkeypatch, lambda: True)
-    found, warnings = pack(tmp_path / "found")
-    assert found.shards == right.shards
-    assert found.about.audit_mismatches > 0
-    assert sum("differs from its render" in line for line in warnings) == 1

@@ -1,13 +1,14 @@
 """Workers: the same results in any process, and a worker that dies does not stop the run."""
 
+import errno
+import importlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from socket import socketpair
 from typing import NamedTuple
 
 import pytest
@@ -15,7 +16,6 @@ import pytest
 from mtpack.errors import InputError, MtpackError
 from mtpack.options import options_from
 from mtpack.running import runner as runner_module
-from mtpack.running.channel import receive, send
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.watchdog import ProcessLimits
@@ -71,11 +71,15 @@ def fail_with_an_error_that_cannot_be_pickled(pipeline: Pipeline, number: int) -
     raise LocalError
 
 
+# Task 5 is in flight each time, and counts no death.
+KILLED_AT_FIRST = (1, 4)
+
+
 def be_killed_at_first(pipeline: Pipeline, visit: Visit) -> int:
     pipeline.heartbeat.begin(f"rows.jsonl line {visit.number}: rendering")
     with open(visit.folder / str(visit.number), "ab") as traces:
         traces.write(b".")
-    if os.path.getsize(visit.folder / str(visit.number)) == 1 and visit.number % 3 == 1:
+    if os.path.getsize(visit.folder / str(visit.number)) == 1 and visit.number in KILLED_AT_FIRST:
         os.kill(os.getpid(), signal.SIGKILL)
     return visit.number
 
@@ -86,6 +90,20 @@ def always_be_killed_at_four(pipeline: Pipeline, visit: Visit) -> None:
         traces.write(b".")
     if visit.number == 4:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_killed_while_sending_the_first_result(pipeline: Pipeline, visit: Visit) -> int:
+    trace = visit.folder / "trace"
+    if not trace.exists():
+        trace.touch()
+        results = sys._getframe(2).f_locals["result_queue"]._writer
+        os.write(results.fileno(), b"\x3f\0\0\0 the first bytes of a gigabyte")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return visit.number
+
+
+def be_killed_at_the_start(load: Callable[[], Pipeline]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang(pipeline: Pipeline, visit: Visit) -> None:
@@ -106,7 +124,7 @@ def two_workers(pipeline: Pipeline, method: str) -> Iterator[LocalRunner]:
     """Start workers by this method, even if the test program has threads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "may_fork", lambda: method == "forked")
-        with local_runner(pipeline, NEVER) as runner:
+        with local_runner(pipeline, 2, NEVER) as runner:
             yield runner
 
 
@@ -144,9 +162,9 @@ def test_all_workers_get_tasks(runner):
     assert len(set(runner.run(process_id, range(200))) - {os.getpid()}) == 2
 
 
-def test_a_single_task_runs_in_this_process(pipeline):
-    with local_runner(pipeline) as runner:
-        assert list(runner.run(process_id, [1])) == [os.getpid()]
+def test_a_single_task_of_a_single_worker_runs_in_another_process(pipeline):
+    with local_runner(pipeline, 1) as runner:
+        assert list(runner.run(process_id, [1])) != [os.getpid()]
 
 
 def test_at_most_three_tasks_per_worker_are_read_ahead(runner):
@@ -161,6 +179,14 @@ def test_at_most_three_tasks_per_worker_are_read_ahead(runner):
     for taken, _ in enumerate(runner.run(triple, tasks()), 1):
         assert read <= taken + 3 * 2
     assert read == 60
+
+
+def test_a_worker_finds_modules_where_this_program_does(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "tasks_of_this_test.py").write_text("def double(pipeline, n): return 2 * n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("tasks_of_this_test").double
+    with two_workers(pipeline, "spawned") as runner:
+        assert list(runner.run(function, [1, 2])) == [2, 4]
 
 
 # Errors
@@ -187,13 +213,13 @@ def test_an_error_of_the_reader_is_raised_after_the_results_of_earlier_tasks(run
 def test_an_unexpected_error_has_the_traceback_of_the_worker(runner):
     with pytest.raises(ZeroDivisionError) as raised:
         list(runner.run(fail_unexpectedly, range(2)))
-    assert "in fail_unexpectedly" in raised.value.__notes__[0]
+    assert "in fail_unexpectedly" in str(raised.value.__cause__)
 
 
 def test_an_error_that_cannot_be_pickled_is_still_reported(runner):
     with pytest.raises(RuntimeError, match="LocalError") as raised:
         list(runner.run(fail_with_an_error_that_cannot_be_pickled, range(2)))
-    assert "in fail_with_an_error_that_cannot_be_pickled" in raised.value.__notes__[0]
+    assert "in fail_with_an_error_that_cannot_be_pickled" in str(raised.value.__cause__)
 
 
 # Workers that die
@@ -202,8 +228,8 @@ def test_an_error_that_cannot_be_pickled_is_still_reported(runner):
 def test_the_task_of_a_killed_worker_is_run_again(runner, tmp_path):
     visits = [Visit(tmp_path, number) for number in range(12)]
     assert list(runner.run(be_killed_at_first, visits)) == list(range(12))
-    tries = {number: os.path.getsize(tmp_path / str(number)) for number in range(12)}
-    assert tries == {number: 2 if number % 3 == 1 else 1 for number in range(12)}
+    tries = [os.path.getsize(tmp_path / str(number)) for number in range(12)]
+    assert all(tries[number] >= 2 for number in KILLED_AT_FIRST)
 
 
 def test_a_worker_that_is_killed_while_idle_is_replaced(runner):
@@ -212,6 +238,36 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(runner):
         os.kill(process, signal.SIGKILL)
     assert list(runner.run(triple, range(100))) == [3 * number for number in range(100)]
     assert not before & set(runner.run(process_id, range(100)))
+
+
+def test_a_worker_that_dies_while_it_sends_a_result_is_replaced(pipeline, tmp_path):
+    with local_runner(pipeline, 2, NEVER) as runner:
+        visits = [Visit(tmp_path, number) for number in range(12)]
+        results = runner.run(be_killed_while_sending_the_first_result, visits)
+        assert list(results) == list(range(12))
+
+
+def test_a_run_ends_if_its_workers_die_before_their_first_task(pipeline, monkeypatch):
+    monkeypatch.setattr("mtpack.running.pool.set_up_worker", be_killed_at_the_start)
+    with (
+        pytest.raises(
+            MtpackError, match=r"^work between rows ended the worker process \(SIGKILL\)"
+        ),
+        local_runner(pipeline, 2, NEVER) as runner,
+    ):
+        list(runner.run(triple, range(9)))
+
+
+def test_a_system_that_can_start_no_process_is_reported_with_a_remedy(pipeline, monkeypatch):
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with (
+        pytest.raises(MtpackError, match=r"\(Resource temporarily unavailable\); run with fewer"),
+        local_runner(pipeline, 2),
+    ):
+        pass
 
 
 @linux_only
@@ -269,14 +325,15 @@ import threading
 from mtpack.options import options_from
 from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
-from mtpack.running.forking import may_fork
+from mtpack.running.processes import may_fork
 
 def run_one(pipeline, task):  # a spawned worker could not find it
     return pipeline is not the_pipeline, pipeline.tokenizer is the_pipeline.tokenizer
 
 the_pipeline = load_pipeline(options_from({"workers": 2}))
-with local_runner(the_pipeline) as runner:
-    print(may_fork(), *set(runner.run(run_one, range(8))))
+print(may_fork())
+with local_runner(the_pipeline, 2) as runner:
+    print(*set(runner.run(run_one, range(8))))
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(may_fork())
 """
@@ -293,26 +350,4 @@ def test_workers_share_the_loaded_pipeline_unless_the_program_has_threads():
         check=False,
     )
     assert done.stderr == ""
-    assert done.stdout == "True (True, True)\nFalse\n"
-
-
-# Messages
-
-
-def test_messages_are_sent_before_they_are_received_and_arrive_complete_in_order():
-    sender, receiver = socketpair()
-    messages = [b"", b"one", b"x" * 10_000_000]
-    with sender, receiver:
-        for message in messages:
-            send(sender, message)
-        assert [receive(receiver) for _ in messages] == messages
-
-
-def test_a_receiver_gets_all_messages_before_it_detects_the_end_of_the_sender():
-    sender, receiver = socketpair()
-    with receiver:
-        with sender:
-            send(sender, b"last")
-        assert receive(receiver) == b"last"
-        with pytest.raises(EOFError):
-            receive(receiver)
+    assert done.stdout == "True\n(True, True)\nFalse\n"

@@ -12,5 +12,4 @@ with Jinja, in a fraction of the time. The README of this folder explains why a 
     slotted_renders.py          the renders of a shape, with slots
     slotted_dialogue.py         its documents and turns, with slots
     replayer.py                 which dialogues are replayed; the audit
-      warm_up.py
 """

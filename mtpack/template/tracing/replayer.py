@@ -8,7 +8,6 @@ Where the template's run is not known yet, the dialogue is rendered with Jinja, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from mtpack.template.tracing.known_renders import KnownRenders
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
 from mtpack.template.tracing.slotted_renders import FilledRenders, SlottedRenders
 from mtpack.template.tracing.tracers import Untraceable
-from mtpack.template.tracing.warm_up import warm_up_dialogues
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -42,7 +40,6 @@ _RECORDINGS_AHEAD = 256
 _MAX_EVENTS = 400_000
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
 _AUDIT_SHARE = 0.01
-_WARM_UP_SECONDS = 1.0
 # Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected;
 # see `KnownRenders.max_steps`.
 _MAX_MESSAGES = 1024
@@ -122,24 +119,6 @@ class Replayer:
         if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages, shape, rendered)
         return rendered
-
-    def warm_up(self) -> None:
-        """Record the template on made-up dialogues; only the count of recordings includes them.
-
-        It stops after a second: for a template that reads earlier messages again (as Qwen3's does,
-        for reasoning), a shape costs more the longer it is, up to 100 ms.
-        """
-        begun = time.perf_counter()
-        try:
-            for dialogue in warm_up_dialogues():
-                self.render_dialogue(dialogue)
-                if time.perf_counter() - begun > _WARM_UP_SECONDS:
-                    break
-        except FastPathFailedError:  # record again on real data, where the run reports it
-            self._known_renders.clear()
-            self._forget_shape_replays()
-        self.replayed = self.rendered = self.audited = 0
-        self._audit = Audit(self._audit.seed, share=_AUDIT_SHARE)  # its time starts with the data
 
     def render_without_replay(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return the same as `render_dialogue`, rendered with Jinja."""
