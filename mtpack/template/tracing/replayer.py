@@ -383,5 +383,5 @@ def _describe_message(message: Message) -> Hashable:
     kinds = []
     for name, value in message.fields.items():
         kind = operations.classify(value)
-        kinds.append((name, kind if kind in ("str", "list", "dict") else repr(value)))
+        kinds.append((name, kind if kind in (str, list, dict) else repr(value)))
     return (message.role, message.trained, *sorted(kinds))
