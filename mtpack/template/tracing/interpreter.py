@@ -15,7 +15,7 @@ from typing import Any
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Node
 from mtpack.template.tracing.operations import Operation
-from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Messages, Program
+from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Ref
 
 TextPiece = str | int | tuple[Any, ...]
@@ -66,9 +66,8 @@ class Interpreter:
     """Executes recorded events for one dialogue; the result is the `pieces` of its text."""
 
     program: Program
-    messages: Messages
-    """The fields of the messages that are rendered."""
-    tools: Any
+    num_messages: int
+    """The number of the program's messages that are rendered."""
     prompt: bool
     pieces: list[TextPiece] = field(default_factory=list)
     resume_points: dict[int, _ResumePoint] = field(default_factory=dict)
@@ -85,11 +84,11 @@ class Interpreter:
 
     def run_from_start(self, root: Node) -> Interpreter:
         """Replay the whole run; raise UnrecordedError or ReplayRaisedError."""
-        whole = range(len(self.messages))
-        tools = Value(self.tools, "slot", -1, TOOLS, list)
-        if self.tools is None:
-            tools = Value(None, "plain", -1)
-        return self._run(root, [Value(whole, "messages", -1), tools, self._prompt_value])
+        messages = Value(range(self.num_messages), "messages", -1)
+        tools = Value(None, "plain", -1)
+        if self.program.tools is not None:
+            tools = Value(self.program.tools, "slot", -1, TOOLS, list)
+        return self._run(root, [messages, tools, self._prompt_value])
 
     def resume_at(self, num_messages: int, prompt: bool) -> Interpreter | None:
         """Replay the first `num_messages` messages, from the point where the end matters.
@@ -103,7 +102,7 @@ class Interpreter:
         values = [_shorten(value, num_messages) for value in point.values]
         if None in values:
             return None
-        interpreter = Interpreter(self.program, self.messages[:num_messages], self.tools, prompt)
+        interpreter = Interpreter(self.program, num_messages, prompt)
         interpreter.pieces = self.pieces[: point.num_pieces]
         interpreter._last_message_read = num_messages - 1
         interpreter._prompt_read = point.prompt_read
@@ -138,13 +137,23 @@ class Interpreter:
         raise UnrecordedError
 
     def _emit(self, event: Event, values: list[Value]) -> None:
+        """Add a piece to the text, or raise ReplayRaisedError."""
         if event.kind == "raise":
             raise ReplayRaisedError
         if event.kind == "mark":
-            self._mark(event.arguments, values)
-        else:
-            (written,) = event.arguments
-            self._write(written if isinstance(written, str) else values[written.number])
+            kind, *refs = event.arguments
+            marked = [values[ref.number] for ref in refs]
+            if any(message.category != "message" for message in marked):
+                raise UnrecordedError
+            self.pieces.append((kind, *(message.value for message in marked)))
+            return
+        (written,) = event.arguments
+        if isinstance(written, str):
+            self.pieces.append(written)
+            return
+        value = values[written.number]
+        self._last_message_read = max(self._last_message_read, _find_last_message_read(value))
+        self.pieces.append(str(value.value) if value.category == "plain" else value.slot)
 
     def _save_resume_point(self, node: Node, values: list[Value], arguments: list[Value]) -> None:
         target, index = arguments
@@ -176,23 +185,6 @@ class Interpreter:
             raise UnrecordedError from error
         kind = str if _returns_text(operation, arguments[0]) else None
         return Value(self.program.values[slot], "slot", last_read, slot, kind)
-
-    def _write(self, written: str | Value) -> None:
-        if isinstance(written, str):
-            self.pieces.append(written)
-            return
-        self._last_message_read = max(self._last_message_read, _find_last_message_read(written))
-        self.pieces.append(str(written.value) if written.category == "plain" else written.slot)
-
-    def _mark(self, arguments: tuple[Any, ...], values: list[Value]) -> None:
-        kind, *refs = arguments
-        if not refs:
-            self.pieces.append((kind,))
-            return
-        message = values[refs[0].number]
-        if message.category != "message":
-            raise UnrecordedError
-        self.pieces.append((kind, message.value))
 
     def _to_argument(self, value: Value) -> Argument:
         """Return a value as an argument in the program."""
@@ -238,13 +230,13 @@ class Interpreter:
         match operation.name:
             case operations.GET.name:
                 name = rest[0].value
-                value = self.messages[message].get(name, operations.MISSING)
+                value = self.program.messages[message].get(name, operations.MISSING)
                 kind = operations.classify(value)
                 if name == "role" or kind not in (str, list, dict):
                     return Value(value, "plain", message)
                 return Value(value, "slot", message, self.program.load_field(message, name), kind)
             case operations.CONTAINS.name:
-                has = rest[0].value in self.messages[message]
+                has = rest[0].value in self.program.messages[message]
                 return Value(has, "plain", target.last_message_read)
             case operations.TRUTH.name | operations.HOLDS_MESSAGE.name:
                 return Value(True, "plain", target.last_message_read)

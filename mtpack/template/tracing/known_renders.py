@@ -38,23 +38,13 @@ class KnownRenders:
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
     def interpret(
-        self, program: Program, messages: Messages, tools: Any, wanted: Iterator[Render]
+        self, program: Program, wanted: Iterator[Render]
     ) -> dict[Render, Interpreter | None]:
         """Replay the whole dialogue and the wanted renders; None for a render that raises.
 
         Raises UnrecordedError if a render is not known, or if the template refuses the dialogue.
         """
-        whole = self._interpret(program, messages, tools, (len(messages), False), None)
-        if whole is None:
-            raise UnrecordedError
-        interpreters: dict[Render, Interpreter | None] = {(len(messages), False): whole}
-        for render in wanted:
-            if render not in interpreters:
-                interpreters[render] = self._interpret(program, messages, tools, render, whole)
-            if interpreters[render] is None and render[1]:  # then the prompt after it is needed
-                after = render[0] + 1, True
-                interpreters[after] = self._interpret(program, messages, tools, after, whole)
-        return interpreters
+        return self._interpret_all(program, wanted, record=False)
 
     def interpret_other(
         self, messages: Messages, tools: Any, prompt: bool
@@ -62,7 +52,7 @@ class KnownRenders:
         """Replay one render of other messages; None if it raises. Raises UnrecordedError."""
         program = Program(messages, tools)
         try:
-            return program, self._interpret(program, messages, tools, (len(messages), prompt), None)
+            return program, self._interpret(program, (len(messages), prompt), None, record=False)
         except UnrecordedError:
             self.missing_renders.append((messages, prompt))
             raise
@@ -78,11 +68,10 @@ class KnownRenders:
 
     def learn(self, messages: Messages, tools: Any, wanted: Iterator[Render]) -> None:
         """Record the renders that are not known; raise Untraceable if one can't be recorded."""
-        program = Program(messages, tools)
-        whole = self._learn(program, messages, tools, (len(messages), False), None)
-        for render in wanted:
-            if self._learn(program, messages, tools, render, whole) is None and render[1]:
-                self._learn(program, messages, tools, (render[0] + 1, True), whole)
+        try:
+            self._interpret_all(Program(messages, tools), wanted, record=True)
+        except UnrecordedError as error:
+            raise Untraceable("a recording that can't be replayed") from error
 
     def learn_missing(self, tools: Any) -> None:
         """Record the missing renders; raise Untraceable if one can't be recorded."""
@@ -90,51 +79,44 @@ class KnownRenders:
         for messages, prompt in missing_renders:
             self.automaton.learn(self._record(messages, tools, prompt))
 
-    def _learn(
-        self,
-        program: Program,
-        messages: Messages,
-        tools: Any,
-        render: Render,
-        whole: Interpreter | None,
-    ) -> Interpreter | None:
-        try:
-            return self._interpret(program, messages, tools, render, whole)
-        except UnrecordedError:
-            num_messages, prompt = render
-            self.automaton.learn(self._record(messages[:num_messages], tools, prompt))
-        try:
-            return self._interpret(program, messages, tools, render, None)
-        except UnrecordedError as error:
-            raise Untraceable("a recording that can't be replayed") from error
+    def _interpret_all(
+        self, program: Program, wanted: Iterator[Render], *, record: bool
+    ) -> dict[Render, Interpreter | None]:
+        render = (len(program.messages), False)
+        whole = self._interpret(program, render, None, record=record)
+        if whole is None:
+            raise UnrecordedError
+        found: dict[Render, Interpreter | None] = {render: whole}
+        for render in wanted:
+            if render not in found:
+                found[render] = self._interpret(program, render, whole, record=record)
+            if found[render] is None and render[1]:  # then the prompt after it is needed
+                after = render[0] + 1, True
+                found[after] = self._interpret(program, after, whole, record=record)
+        return found
 
     def _interpret(
-        self,
-        program: Program,
-        messages: Messages,
-        tools: Any,
-        render: Render,
-        whole: Interpreter | None,
+        self, program: Program, render: Render, whole: Interpreter | None, *, record: bool
     ) -> Interpreter | None:
-        num_messages, prompt = render
+        """Replay one render; `record`: whether to record it first if it is not known."""
         try:
-            interpreter = None if whole is None else whole.resume_at(num_messages, prompt)
+            interpreter = None if whole is None else whole.resume_at(*render)
             if interpreter is None:
-                interpreter = Interpreter(program, messages[:num_messages], tools, prompt)
+                interpreter = Interpreter(program, *render)
                 interpreter.run_from_start(self.automaton.root)
         except ReplayRaisedError:
             return None
+        except UnrecordedError:
+            if not record:
+                raise
+            num_messages, prompt = render
+            messages = program.messages[:num_messages]
+            self.automaton.learn(self._record(messages, program.tools, prompt))
+            return self._interpret(program, render, None, record=False)
         return interpreter
 
     def _record(self, messages: Messages, tools: Any, prompt: bool) -> list[tuple[Event, Any]]:
-        if self._compiled is None:
-            self._compiled = compile_recording(
-                self.template.sources[self.name],
-                self.template.environment,
-                {"documents", *INPUTS, *self.template.variables},
-            )
-        environment, template = self._compiled
-        environment.recorder = recorder = Recorder()
+        recorder = Recorder()
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         inputs = map(recorder.trace_input, (indexed, tools, prompt))
         variables = {
@@ -142,6 +124,11 @@ class KnownRenders:
             "documents": None,
             **self.template.variables,
         }
+        if self._compiled is None:
+            source = self.template.sources[self.name]
+            self._compiled = compile_recording(source, self.template.environment, set(variables))
+        environment, template = self._compiled
+        environment.recorder = recorder
         last = "end"
         try:
             for text in template.root_render_func(template.new_context(variables)):

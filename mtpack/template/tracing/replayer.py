@@ -186,7 +186,7 @@ class Replayer:
                 return self._fill(shape_replay, values, dialogue)
         program = Program(messages, dialogue.tools)
         try:
-            shape_replay = self._make_shape_replay(dialogue, messages, program)
+            shape_replay = self._make_shape_replay(dialogue, program)
         except UnrecordedError:
             return None
         filled = self._fill(shape_replay, program.values, dialogue)
@@ -195,13 +195,11 @@ class Replayer:
             self._keep_text_shape_replay(dialogue, shape_replay)
         return filled
 
-    def _make_shape_replay(
-        self, dialogue: Dialogue, messages: Messages, program: Program
-    ) -> _ShapeReplay:
+    def _make_shape_replay(self, dialogue: Dialogue, program: Program) -> _ShapeReplay:
         known = self._get_known_renders(dialogue)
 
         def slotted_texts(wanted: Iterator[Render]) -> dict[Render, SlottedText | None]:
-            interpreters = known.interpret(program, messages, dialogue.tools, wanted)
+            interpreters = known.interpret(program, wanted)
             return {
                 render: None if interpreter is None else make_slotted_text(interpreter.pieces)
                 for render, interpreter in interpreters.items()
