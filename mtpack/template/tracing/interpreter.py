@@ -32,9 +32,9 @@ class ReplayRaisedError(Exception):
     """The template raises an error for this dialogue."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Value:
-    """A value in a replay."""
+    """A value in a replay; it is equal to itself only."""
 
     value: Any
     """The value itself; for `messages` a `range` of indices, for `message` an index."""
@@ -115,7 +115,7 @@ class Interpreter:
             label: Any = None
             if event.operation is not None:
                 arguments = [_read_argument(values, item) for item in event.arguments]
-                self._prompt_read |= any(item is self._prompt_value for item in arguments)
+                self._prompt_read |= self._prompt_value in arguments
                 if event.operation is operations.HAS_ITEM:
                     self._save_resume_point(node, values, arguments)
                 result = self._execute(event, event.operation, arguments)
@@ -203,25 +203,16 @@ class Interpreter:
     # What depends on the shape alone; None for anything else
 
     def _compute_from_shape(self, operation: Operation, arguments: list[Value]) -> Value | None:
-        if not arguments or any(item.category != "plain" for item in arguments[1:]):
+        if not arguments:
             return None
         target, *rest = arguments
-        if target.category == "messages":
-            return _compute_from_messages(operation, target, rest)
+        if target.category in ("plain", "slot"):
+            return _compute_from_value(operation, target)
+        if rest and any(item.category != "plain" for item in rest):
+            return None
         if target.category == "message":
             return self._compute_from_message(operation, target, rest)
-        match operation.name:
-            case operations.VALUE.name:
-                return target
-            case operations.TEXT.name if target.kind is str:
-                return target
-            case operations.KIND.name if target.kind is not None:
-                return Value(target.kind, "plain", target.last_message_read)
-            case operations.HOLDS_MESSAGE.name:
-                if target.last_message_read == _END_OF_DIALOGUE:  # it may come from the messages
-                    raise UnrecordedError
-                return Value(False, "plain", target.last_message_read)
-        return None
+        return _compute_from_messages(operation, target, rest)
 
     def _compute_from_message(
         self, operation: Operation, target: Value, rest: list[Value]
@@ -243,6 +234,21 @@ class Interpreter:
             case operations.KIND.name:
                 return Value(dict, "plain", -1)
         return None
+
+
+def _compute_from_value(operation: Operation, target: Value) -> Value | None:
+    match operation.name:
+        case operations.KIND.name if target.kind is not None:
+            return Value(target.kind, "plain", target.last_message_read)
+        case operations.TEXT.name if target.kind is str:
+            return target
+        case operations.VALUE.name:
+            return target
+        case operations.HOLDS_MESSAGE.name:
+            if target.last_message_read == _END_OF_DIALOGUE:  # it may come from the messages
+                raise UnrecordedError
+            return Value(False, "plain", target.last_message_read)
+    return None
 
 
 def _compute_from_messages(operation: Operation, target: Value, rest: list[Value]) -> Value | None:
