@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -22,7 +23,7 @@ from mtpack.template.tracing.closed_macros import find_closed_macros
 from mtpack.template.tracing.filters import trace_function
 from mtpack.template.tracing.operations import ARITHMETIC, make_function, make_method
 from mtpack.template.tracing.recorder import Recorder
-from mtpack.template.tracing.rewriting import rewrite
+from mtpack.template.tracing.rewriting import rewrite, skip_characters
 from mtpack.template.tracing.tracers import (
     CollectionTracer,
     DictTracer,
@@ -52,7 +53,6 @@ _METHODS: dict[type, set[str]] = {
     | {"title", "capitalize", "find", "rfind", "index", "count", "partition", "rpartition"}
     | {"removeprefix", "removesuffix", "join"},
     dict: {"items", "keys", "values", "get"},
-    list: {"index", "count"},
 }
 
 
@@ -111,6 +111,14 @@ class RecordingEnvironment(ImmutableSandboxedEnvironment):
     """The functions that rewritten templates call."""
     closed_macros: dict[str, Callable[..., str]]
     """The closed macros of the template, as compiled for real renders, by name."""
+
+    def parse(
+        self, source: str, name: str | None = None, filename: str | None = None
+    ) -> nodes.Template:
+        """Parse a template, and let its loops over the parts of a content skip characters."""
+        tree = super().parse(source, name, filename)
+        skip_characters(tree)
+        return tree
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return `obj.attribute` by the rules of Jinja: a method, or else an element."""
