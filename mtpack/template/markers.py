@@ -22,11 +22,11 @@ from jinja2 import nodes
 from mtpack.template.environment import GENERATION_END, GENERATION_START
 from mtpack.template.slots import is_longer
 
-_REGION_START = "\ufdd0"
+REGION_START = "\ufdd0"
 _INDEX_END = "\ufdd1"
 REGION_END = "\ufdd2"
 _MARK = re.compile(
-    f"{_REGION_START}([0-9]+){_INDEX_END}|[{REGION_END}{GENERATION_START}{GENERATION_END}]"
+    f"{REGION_START}([0-9]+){_INDEX_END}|[{REGION_END}{GENERATION_START}{GENERATION_END}]"
 )
 
 FILTERS_THAT_READ_TEXT = ("int", "float", "length", "count")
@@ -83,7 +83,7 @@ def has_mark_characters(text: str) -> bool:
     """Return whether a text has characters of which marks are made, so that it can't be marked."""
     if text.isascii():
         return False
-    marks = (_REGION_START, REGION_END, GENERATION_START, GENERATION_END)
+    marks = (REGION_START, REGION_END, GENERATION_START, GENERATION_END)
     return any(mark in text for mark in marks)
 
 
@@ -150,7 +150,7 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
 
 def open_region(message: int) -> str:
     """Return the mark at the start of the output of a message."""
-    return f"{_REGION_START}{message}{_INDEX_END}"
+    return f"{REGION_START}{message}{_INDEX_END}"
 
 
 def _enter(value: Any, entered: str = "") -> str:

@@ -15,15 +15,10 @@ from mtpack.template.tracing.operations import make_function
 from mtpack.template.tracing.recorder import Recorder
 from mtpack.template.tracing.tracers import (
     CompositeTracer,
-    DictTracer,
-    FlagTracer,
     IterationTracer,
-    ListTracer,
-    NumberTracer,
     TextTracer,
     Tracer,
     Untraceable,
-    ViewTracer,
     holds_tracer,
 )
 
@@ -44,116 +39,45 @@ def _bind(plain: jinja2.Environment, function: Callable[..., Any]) -> Callable[.
     return partial(function, first_arguments[wanted])
 
 
-def trace_filter(
-    recorder: Callable[[], Recorder],
+def trace_function(
+    get_recorder: Callable[[], Recorder],
     plain: jinja2.Environment,
     name: str,
     function: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Return a filter that is applied to plain values, and recorded for tracers."""
+    """Return a filter or a test that is applied to plain values, and recorded for tracers.
+
+    name: the name of a filter, or `is` and the name of a test.
+    """
     bound = _bind(plain, function)
 
-    def call(value: Any = operations.MISSING, *args: Any, **kwargs: Any) -> Any:
+    def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder = get_recorder()
         if type(value) is str:
-            value = recorder().resolve_placeholders(value)
+            value = recorder.resolve_placeholders(value)
         if isinstance(value, CompositeTracer) and name in FILTERS_THAT_READ_TEXT:
             value = value.drop_marks()
-        if name in _TRACED_FILTERS:
-            found = _TRACED_FILTERS[name](value, *args)
-            if found is not None:
-                return found
         if name in ("default", "d") or not holds_tracer([value, args, kwargs]):
             return bound(value, *args, **kwargs)
-        if name in ("first", "last", "length", "count", "list") and not isinstance(value, Tracer):
-            return bound(value)  # these don't read the elements
-        operation = make_function(name, bound, tuple(kwargs))
-        return recorder().apply(operation, value, *args, *kwargs.values())
-
-    return call
-
-
-def _trace_first(value: Any) -> Any:
-    if not isinstance(value, ListTracer):
-        return None
-    return value.get_item(0) if value.has_item(0) else jinja2.Undefined()
-
-
-def _trace_last(value: Any) -> Any:
-    if not isinstance(value, ListTracer):
-        return None
-    return value.get_item(-1) if value.has_item(-1) else jinja2.Undefined()
-
-
-def _trace_length(value: Any) -> Any:
-    if not isinstance(value, Tracer):
-        return None
-    return value.recorder.apply(operations.LENGTH, value, kind="int")
-
-
-def _trace_list(value: Any) -> Any:
-    if isinstance(value, ViewTracer):
-        return value.list_elements()
-    if isinstance(value, ListTracer):  # it may trace a range
-        return value.recorder.apply(operations.ELEMENTS, value, kind="list")
-    return None
-
-
-def _trace_reverse(value: Any) -> Any:
-    if not isinstance(value, ListTracer):
-        return None
-    return value.recorder.apply(operations.REVERSED, value, kind="iteration")
-
-
-# Filters that need not be one opaque operation; each returns None for a value that it can't trace.
-_TRACED_FILTERS: dict[str, Callable[..., Any]] = {
-    "first": _trace_first,
-    "last": _trace_last,
-    "length": _trace_length,
-    "count": _trace_length,
-    "list": _trace_list,
-    "reverse": _trace_reverse,
-    "string": lambda value: (
-        value if isinstance(value, TextTracer) and type(value.value) is str else None
-    ),
-}
-
-_TRACED_TESTS: dict[str, Callable[[Tracer], bool]] = {
-    "defined": lambda value: True,
-    "undefined": lambda value: False,
-    "none": lambda value: False,
-    "boolean": lambda value: isinstance(value, FlagTracer),
-    "true": lambda value: isinstance(value, FlagTracer) and bool(value),
-    "false": lambda value: isinstance(value, FlagTracer) and not value,
-    "string": lambda value: isinstance(value, TextTracer),
-    "mapping": lambda value: isinstance(value, DictTracer),
-    "iterable": lambda value: not isinstance(value, NumberTracer | FlagTracer),
-    "sequence": lambda value: (
-        not isinstance(value, NumberTracer | FlagTracer | ViewTracer | IterationTracer)
-    ),
-    "number": lambda value: isinstance(value, NumberTracer | FlagTracer),
-    "integer": lambda value: type(value.value) is int,
-    "float": lambda value: type(value.value) is float,
-}
-
-
-def trace_test(
-    recorder: Callable[[], Recorder],
-    plain: jinja2.Environment,
-    name: str,
-    function: Callable[..., Any],
-) -> Callable[..., Any]:
-    """Return a test that is applied to plain values, and recorded as a question for tracers."""
-    bound = _bind(plain, function)
-
-    def call(value: Any, *args: Any) -> Any:
-        if type(value) is str:
-            value = recorder().resolve_placeholders(value)
-        if isinstance(value, Tracer) and name in _TRACED_TESTS:
-            return _TRACED_TESTS[name](value)
-        if name in _TRACED_TESTS or not holds_tracer([value, args]):
-            return bound(value, *args)
-        if name == "sameas" and not any(args[0] is one for one in (None, True, False)):
+        if name in _KIND_TESTS and not isinstance(value, IterationTracer):
+            return bound(value.value if isinstance(value, Tracer) else value)
+        if name in ("length", "count") and isinstance(value, Tracer):
+            return recorder.apply(operations.LENGTH, value, kind=int)
+        if name == "list" and isinstance(value, Tracer):
+            return recorder.apply(operations.ELEMENTS, value, kind=list)
+        if name == "string" and isinstance(value, TextTracer) and type(value.value) is str:
+            return value
+        if name == "is sameas" and not any(args[0] is one for one in (None, True, False)):
             raise Untraceable("whether two values are one object")
-        return recorder().ask(make_function(f"is {name}", bound), value, *args)
+        operation = make_function(name, bound, tuple(kwargs))
+        operate = recorder.ask if name.startswith("is ") else recorder.apply
+        return operate(operation, value, *args, *kwargs.values())
 
     return call
+
+
+# Tests of the kind of a value, which was recorded when the template got the value.
+_KIND_TESTS = {
+    *("is defined", "is undefined", "is none", "is string", "is mapping", "is iterable"),
+    *("is sequence", "is boolean", "is number", "is integer", "is float"),
+}

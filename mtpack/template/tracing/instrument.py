@@ -12,20 +12,22 @@ from functools import partial
 from typing import Any
 
 import jinja2
-from jinja2.runtime import Macro
+from jinja2 import nodes
+from jinja2.runtime import LoopContext, Macro
 
 from mtpack.template.environment import make_settings
 from mtpack.template.limits import LimitedEnvironment
-from mtpack.template.markers import parse_marked
+from mtpack.template.markers import REGION_END, REGION_START, parse_marked
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.closed_macros import find_closed_macros
-from mtpack.template.tracing.filters import trace_filter, trace_test
+from mtpack.template.tracing.filters import trace_function
 from mtpack.template.tracing.operations import ARITHMETIC, make_function, make_method
 from mtpack.template.tracing.recorder import Recorder
-from mtpack.template.tracing.rewriting import rewrite
+from mtpack.template.tracing.rewriting import rewrite, skip_characters
 from mtpack.template.tracing.tracers import (
     CollectionTracer,
     DictTracer,
+    IterationTracer,
     ListTracer,
     Mark,
     NumberTracer,
@@ -33,7 +35,6 @@ from mtpack.template.tracing.tracers import (
     TextTracer,
     Tracer,
     Untraceable,
-    ViewTracer,
     holds_tracer,
 )
 
@@ -52,7 +53,6 @@ _METHODS: dict[type, set[str]] = {
     | {"title", "capitalize", "find", "rfind", "index", "count", "partition", "rpartition"}
     | {"removeprefix", "removesuffix", "join"},
     dict: {"items", "keys", "values", "get"},
-    list: {"index", "count"},
 }
 
 
@@ -81,42 +81,25 @@ class SteppedLoop(Opaque):
 
     def read_attribute(self, name: str) -> Any:
         """Return `loop.name`."""
-        if name not in _LOOP_ATTRIBUTES:
-            raise Untraceable(f"loop.{name}")
-        return _LOOP_ATTRIBUTES[name](self)
+        match name:
+            case "index0":
+                return self.index
+            case "index":
+                return self._offset_index(1)
+            case "first":
+                return bool(self.index == 0)
+            case "last":
+                return not self.over.has_item(self._offset_index(1))
+            case "previtem" if self.index != 0:
+                return self.over.get_item(self._offset_index(-1))
+            case "nextitem" if self.over.has_item(self._offset_index(1)):
+                return self.over.get_item(self._offset_index(1))
+            case "previtem" | "nextitem":
+                return jinja2.Undefined()
+        raise Untraceable(f"loop.{name}")
 
     def _offset_index(self, distance: int) -> Any:
-        return self.index.recorder.apply(ARITHMETIC["add"], self.index, distance, kind="int")
-
-    def _is_first(self) -> bool:
-        return bool(self.index == 0)
-
-    def _is_last(self) -> bool:
-        return not self.over.has_item(self._offset_index(1))
-
-    def _count_items(self) -> Any:
-        return self.index.recorder.apply(operations.LENGTH, self.over, kind="int")
-
-    def _get_previous(self) -> Any:
-        return (
-            jinja2.Undefined() if self._is_first() else self.over.get_item(self._offset_index(-1))
-        )
-
-    def _get_next(self) -> Any:
-        return jinja2.Undefined() if self._is_last() else self.over.get_item(self._offset_index(1))
-
-
-_LOOP_ATTRIBUTES: dict[str, Callable[[SteppedLoop], Any]] = {
-    "index0": lambda loop: loop.index,
-    "index": lambda loop: loop._offset_index(1),
-    "first": SteppedLoop._is_first,
-    "last": SteppedLoop._is_last,
-    "length": SteppedLoop._count_items,
-    "revindex": lambda loop: loop._count_items() - loop.index,
-    "revindex0": lambda loop: loop._count_items() - loop._offset_index(1),
-    "previtem": SteppedLoop._get_previous,
-    "nextitem": SteppedLoop._get_next,
-}
+        return self.index.recorder.apply(ARITHMETIC["add"], self.index, distance, kind=int)
 
 
 class RecordingEnvironment(LimitedEnvironment):
@@ -129,11 +112,19 @@ class RecordingEnvironment(LimitedEnvironment):
     closed_macros: dict[str, Callable[..., str]]
     """The closed macros of the template, as compiled for real renders, by name."""
 
+    def parse(
+        self, source: str, name: str | None = None, filename: str | None = None
+    ) -> nodes.Template:
+        """Parse a template, and let its loops over the parts of a content skip characters."""
+        tree = super().parse(source, name, filename)
+        skip_characters(tree)
+        return tree
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return `obj.attribute` by the rules of Jinja: a method, or else an element."""
         if isinstance(obj, SteppedLoop):
             return obj.read_attribute(attribute)
-        if isinstance(obj, Opaque):
+        if isinstance(obj, Opaque | IterationTracer):
             raise Untraceable(f".{attribute}")
         if not isinstance(obj, Tracer):
             return super().getattr(obj, attribute)
@@ -146,50 +137,33 @@ class RecordingEnvironment(LimitedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return `obj[argument]` by the rules of Jinja: an element, or else a method."""
-        if isinstance(obj, SteppedLoop):
-            return obj.read_attribute(argument)
         if isinstance(obj, DictTracer):
-            return self._look_up_key(obj, argument)
-        if isinstance(obj, ViewTracer):
-            raise Untraceable("an element of a view or an iterator")
-        if isinstance(obj, Tracer | Opaque) and isinstance(argument, str):
+            found = obj.look_up(argument)
+        elif isinstance(obj, dict) and isinstance(argument, Tracer):
+            found = next((obj[key] for key in obj if argument == key), jinja2.Undefined())
+        elif isinstance(obj, Tracer | Opaque) and isinstance(argument, str):
             return self.getattr(obj, argument)
-        if isinstance(obj, CollectionTracer) and isinstance(argument, int | NumberTracer):
+        elif isinstance(obj, CollectionTracer) and isinstance(argument, int | NumberTracer):
             return obj.get_item(argument) if obj.has_item(argument) else jinja2.Undefined()
-        if isinstance(obj, Tracer):
+        elif isinstance(obj, Tracer) or isinstance(argument, Tracer):
             raise Untraceable("an element of another type")
-        if isinstance(argument, NumberTracer):
-            return super().getitem(obj, argument.specialize())
-        if isinstance(argument, Tracer):
-            return self._look_up_in_dict(obj, argument)
-        return super().getitem(obj, argument)
-
-    def _look_up_key(self, obj: DictTracer, argument: Any) -> Any:
-        found = obj.look_up(argument)
-        if operations.classify(found) == "missing":
-            named = argument
-            if isinstance(argument, Tracer):
-                named = self.recorder.ask(_NAMES_A_METHOD, argument)
-            if named is True or (isinstance(named, str) and hasattr(dict, named)):
-                raise Untraceable("a method under the name of a key")
+        else:
+            return super().getitem(obj, argument)
+        if isinstance(found, jinja2.Undefined) and self._names_method(argument):
+            raise Untraceable("a method under the name of a key")
         return found
+
+    def _names_method(self, key: Any) -> bool:
+        """Return whether a key is the name of a method of a dict."""
+        if isinstance(key, Tracer):
+            return bool(self.recorder.ask(_NAMES_A_METHOD, key))
+        return bool(_NAMES_A_METHOD.call(key))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Return `left % right`, for which Python would read the text of a tracer."""
         if holds_tracer([left, right]):
             return self.recorder.apply(ARITHMETIC["mod"], left, right)
         return super().call_binop(context, operator, left, right)
-
-    def _look_up_in_dict(self, obj: Any, key: Tracer) -> Any:
-        """Return `obj[key]` where `obj` is a dict of the template and the key is a tracer."""
-        if not isinstance(obj, dict):
-            raise Untraceable("an element whose name depends on the dialogue")
-        for name, value in obj.items():
-            if key == name:
-                return value
-        if self.recorder.ask(_NAMES_A_METHOD, key):
-            raise Untraceable("a method under the name of a key")
-        return jinja2.Undefined()
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls: a method, a macro or another function."""
@@ -201,9 +175,12 @@ class RecordingEnvironment(LimitedEnvironment):
             operation = make_function(
                 f"macro {obj.name}", self.closed_macros[obj.name], tuple(kwargs)
             )
-            return self.recorder.apply(operation, *args, *kwargs.values(), kind="str")
+            return self.recorder.apply(operation, *args, *kwargs.values(), kind=str)
         if not isinstance(obj, Macro) and (holds_tracer(args) or holds_tracer(kwargs)):
-            return self._call_with_tracers(context, obj, args, kwargs)
+            if obj is self.globals["range"]:
+                return self.recorder.apply(operations.RANGE, *args, kind=range)
+            if obj not in (self.globals["namespace"], self.globals["raise_exception"]):
+                raise Untraceable("a call of a function that does not support tracers")
         result = super().call(context, obj, *args, **kwargs)
         if type(result) is not str or "caller" in kwargs:  # a call block yields it unchanged
             return result
@@ -221,27 +198,6 @@ class RecordingEnvironment(LimitedEnvironment):
         return bool(traced) and not any(
             self.recorder.ask(operations.HOLDS_MESSAGE, value) for value in traced
         )
-
-    def _call_with_tracers(
-        self, context: Any, obj: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        owner = getattr(obj, "__self__", None)
-        name = getattr(obj, "__name__", "")
-        if type(owner) is str and name in _METHODS[str] and not kwargs:
-            operate = self.recorder.ask if name in _QUESTIONS else self.recorder.apply
-            return operate(make_method(name), owner, *args)
-        if obj is self.globals["range"]:
-            return self.recorder.apply(operations.RANGE, *args, kind="range")
-        if obj in (self.globals["namespace"], self.globals["raise_exception"]) or (
-            obj is self.globals["dict"] and not args
-        ):
-            return super().call(context, obj, *args, **kwargs)
-        if type(owner) is dict and name == "get":
-            for key, value in owner.items():
-                if args[0] == key:
-                    return value
-            return args[1] if len(args) > 1 else None
-        raise Untraceable(f"a call of {name or type(obj).__name__}")
 
 
 _NAMES_A_METHOD = operations.Operation(
@@ -271,16 +227,11 @@ def compile_recording(
     }
     environment.globals = plain.globals | functions
     environment.rewrite_functions = tuple(functions.values())
-    environment.filters = {
-        name: trace_filter(lambda: environment.recorder, plain, name, function)
-        for name, function in plain.filters.items()
-    }
+    trace = partial(trace_function, lambda: environment.recorder, plain)
+    filters, tests = dict[str, Any](plain.filters), dict[str, Any](plain.tests)
+    environment.filters = {name: trace(name, function) for name, function in filters.items()}
     environment.filters["mtpack_captured"] = write.capture
-    tests: dict[str, Any] = dict(plain.tests)
-    environment.tests = {
-        name: trace_test(lambda: environment.recorder, plain, name, function)
-        for name, function in tests.items()
-    }
+    environment.tests = {name: trace(f"is {name}", function) for name, function in tests.items()}
     tree = parse_marked(environment, source)
     variables = rewrite(tree)
     environment.closed_macros = find_closed_macros(plain, source, inputs | variables)
@@ -300,7 +251,7 @@ class _Writer:
         if isinstance(value, Tracer | Mark):
             return recorder.make_placeholder(value)
         if holds_tracer(value):
-            return recorder.make_placeholder(recorder.apply(operations.TEXT, value, kind="str"))
+            return recorder.make_placeholder(recorder.apply(operations.TEXT, value, kind=str))
         return str(value)
 
     def concatenate(self, *values: Any) -> Any:
@@ -319,14 +270,14 @@ class _Writer:
         if isinstance(entered, Mark):
             return ""
         if isinstance(value, DictTracer) and self._environment.recorder.ask(
-            operations.IS_MESSAGE, value
+            operations.HOLDS_MESSAGE, value
         ):
-            return Mark("enter", value)
+            return Mark(REGION_START, value)
         return ""
 
     def close_region(self, entered: Any) -> Any:
         """Return the mark that closes what `entered` opened, or `""` if it is no mark."""
-        return Mark("leave") if isinstance(entered, Mark) else ""
+        return Mark(REGION_END) if isinstance(entered, Mark) else ""
 
     def begin_step(self, loop: Any, number: int, live: list[Any]) -> str:
         """Begin a step if the loop iterates over a traced value."""
@@ -338,17 +289,13 @@ class _Writer:
 def _iterate(environment: RecordingEnvironment, values: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each element of `values` with the loop variable `loop`."""
     recorder = environment.recorder
-    if isinstance(values, ViewTracer):
-        values = values.list_elements()
     if not isinstance(values, ListTracer | DictTracer):
-        context = jinja2.runtime.LoopContext(iter(values), jinja2.Undefined)
-        context._iterable = values
-        yield from context
+        yield from LoopContext(values, jinja2.Undefined)
         return
     index = recorder.trace_constant(0)
     while values.has_item(index):
         yield (loop := SteppedLoop(values, index)).item, loop
-        index = recorder.apply(ARITHMETIC["add"], index, 1, kind="int")
+        index = recorder.apply(ARITHMETIC["add"], index, 1, kind=int)
 
 
 def _iterate_parts(values: Any) -> Any:

@@ -8,19 +8,21 @@ for every dialogue of the same shape for which the guards of the program hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpack.input.dialogue import Messages
+from mtpack.template.markers import has_mark_characters, open_region
+from mtpack.template.slots import SLOT
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Node
 from mtpack.template.tracing.operations import Operation
 from mtpack.template.tracing.program import MESSAGES, TOOLS, Argument, Program
 from mtpack.template.tracing.recorder import INPUTS, Event, Ref
 
-TextPiece = str | int | tuple[Any, ...]
-"""A piece of a text: a string, the slot of a string, or a mark: (kind,) or (kind, message)."""
+TextPiece = str | int
+"""A piece of a marked text: a string (literal text or a mark), or the program's slot of a string.
+"""
 
 _END_OF_DIALOGUE = 2**62  # larger than the index of any message
 
@@ -33,9 +35,9 @@ class ReplayRaisedError(Exception):
     """The template raises an error for this dialogue."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Value:
-    """A value in a replay."""
+    """A value in a replay; it is equal to itself only."""
 
     value: Any
     """The value itself; for `messages` a `range` of indices, for `message` an index."""
@@ -67,9 +69,8 @@ class Interpreter:
     """Executes recorded events for one dialogue; the result is the `pieces` of its text."""
 
     program: Program
-    messages: Messages
-    """The fields of the messages that are rendered."""
-    tools: Any
+    num_messages: int
+    """The number of the program's messages that are rendered."""
     prompt: bool
     steps_left: int
     """How many steps may follow before the render could exceed a limit (`KnownRenders`)."""
@@ -88,11 +89,11 @@ class Interpreter:
 
     def run_from_start(self, root: Node) -> Interpreter:
         """Replay the whole run; raise UnrecordedError or ReplayRaisedError."""
-        whole = range(len(self.messages))
-        tools = Value(self.tools, "slot", -1, TOOLS, "list")
-        if self.tools is None:
-            tools = Value(None, "plain", -1)
-        return self._run(root, [Value(whole, "messages", -1), tools, self._prompt_value])
+        messages = Value(range(self.num_messages), "messages", -1)
+        tools = Value(None, "plain", -1)
+        if self.program.tools is not None:
+            tools = Value(self.program.tools, "slot", -1, TOOLS, list)
+        return self._run(root, [messages, tools, self._prompt_value])
 
     def resume_at(self, num_messages: int, prompt: bool) -> Interpreter | None:
         """Replay the first `num_messages` messages, from the point where the end matters.
@@ -106,9 +107,7 @@ class Interpreter:
         values = [_shorten(value, num_messages) for value in point.values]
         if None in values:
             return None
-        interpreter = Interpreter(
-            self.program, self.messages[:num_messages], self.tools, prompt, self.steps_left
-        )
+        interpreter = Interpreter(self.program, num_messages, prompt, self.steps_left)
         interpreter.pieces = self.pieces[: point.num_pieces]
         interpreter._last_message_read = num_messages - 1
         interpreter._prompt_read = point.prompt_read
@@ -121,13 +120,15 @@ class Interpreter:
             label: Any = None
             if event.operation is not None:
                 arguments = [_read_argument(values, item) for item in event.arguments]
-                self._prompt_read |= any(item is self._prompt_value for item in arguments)
+                self._prompt_read |= self._prompt_value in arguments
+                if event.operation is operations.HAS_ITEM:
+                    self._save_resume_point(node, values, arguments)
+                result = self._execute(event, event.operation, arguments)
                 if event.kind == "apply":
-                    values.append(self._apply(event.operation, arguments))
+                    values.append(result)
                 else:
-                    if event.operation is operations.HAS_ITEM:
-                        self._save_resume_point(node, values, arguments)
-                    label = self._ask(event.operation, arguments)
+                    label = result.value
+                    self._last_message_read = max(self._last_message_read, result.last_message_read)
             elif event.kind == "step":
                 self.steps_left -= 1
                 if self.steps_left < 0:
@@ -144,13 +145,27 @@ class Interpreter:
         raise UnrecordedError
 
     def _emit(self, event: Event, values: list[Value]) -> None:
+        """Add a piece to the text, or raise ReplayRaisedError."""
         if event.kind == "raise":
             raise ReplayRaisedError
         if event.kind == "mark":
-            self._mark(event.arguments, values)
-        else:
-            (written,) = event.arguments
-            self._write(written if isinstance(written, str) else values[written.number])
+            mark, *refs = event.arguments
+            if refs:
+                message = values[refs[0].number]
+                if message.category != "message":
+                    raise UnrecordedError
+                mark = open_region(message.value)
+            self.pieces.append(mark)
+            return
+        (written,) = event.arguments
+        if isinstance(written, str):
+            if has_mark_characters(written) or SLOT.search(written):
+                raise UnrecordedError
+            self.pieces.append(written)
+            return
+        value = values[written.number]
+        self._last_message_read = max(self._last_message_read, _find_last_message_read(value))
+        self.pieces.append(str(value.value) if value.category == "plain" else value.slot)
 
     def _save_resume_point(self, node: Node, values: list[Value], arguments: list[Value]) -> None:
         target, index = arguments
@@ -164,56 +179,24 @@ class Interpreter:
                 point = _ResumePoint(node, list(values), len(self.pieces), self._prompt_read)
                 self.resume_points[asked_for] = point
 
-    def _apply(self, operation: Operation, arguments: list[Value]) -> Value:
-        if operation.name in _APPLY_BY_SHAPE:
-            found = _APPLY_BY_SHAPE[operation.name](self, arguments)
-            if found is not None:
-                return found
-        last_read = max((_find_last_message_read(item) for item in arguments), default=-1)
+    def _execute(self, event: Event, operation: Operation, arguments: list[Value]) -> Value:
+        """Return the result of a function, or the answer to a question, as a plain value."""
+        found = self._compute_from_shape(operation, arguments)
+        if found is not None:
+            return found
+        last_read = max(map(_find_last_message_read, arguments), default=-1)
         try:
             if all(item.category == "plain" for item in arguments):
                 value = operation.call(*(item.value for item in arguments))
                 return Value(value, "plain", last_read)
-            slot = self.program.compute(operation, tuple(map(self._to_argument, arguments)))
+            inputs = tuple(map(self._to_argument, arguments))
+            if event.kind == "ask":
+                return Value(self.program.guard(operation, inputs), "plain", last_read)
+            slot = self.program.compute(operation, inputs)
         except Exception as error:  # it would also have raised in the template
             raise UnrecordedError from error
-        kind = "str" if _returns_text(operation, arguments[0]) else None
+        kind = str if _returns_text(operation, arguments[0]) else None
         return Value(self.program.values[slot], "slot", last_read, slot, kind)
-
-    def _ask(self, operation: Operation, arguments: list[Value]) -> Any:
-        answered = None
-        if operation.name in _ANSWER_BY_SHAPE:
-            answered = _ANSWER_BY_SHAPE[operation.name](self, arguments)
-        if answered is not None:
-            answer, last_read = answered
-        else:
-            last_read = max(map(_find_last_message_read, arguments))
-            try:
-                if all(item.category == "plain" for item in arguments):
-                    answer = operation.call(*(item.value for item in arguments))
-                else:
-                    answer = self.program.guard(operation, tuple(map(self._to_argument, arguments)))
-            except Exception as error:
-                raise UnrecordedError from error
-        self._last_message_read = max(self._last_message_read, last_read)
-        return answer
-
-    def _write(self, written: str | Value) -> None:
-        if isinstance(written, str):
-            self.pieces.append(written)
-            return
-        self._last_message_read = max(self._last_message_read, _find_last_message_read(written))
-        self.pieces.append(str(written.value) if written.category == "plain" else written.slot)
-
-    def _mark(self, arguments: tuple[Any, ...], values: list[Value]) -> None:
-        kind, *refs = arguments
-        if not refs:
-            self.pieces.append((kind,))
-            return
-        message = values[refs[0].number]
-        if message.category != "message":
-            raise UnrecordedError
-        self.pieces.append((kind, message.value))
 
     def _to_argument(self, value: Value) -> Argument:
         """Return a value as an argument in the program."""
@@ -229,124 +212,88 @@ class Interpreter:
             operations.SLICE, (MESSAGES, (bounds.start,), (stop,), (bounds.step,))
         )
 
-    # Results and answers that depend on the shape alone; None for any other
+    # What depends on the shape alone; None for anything else
 
-    def _apply_get(self, arguments: list[Value]) -> Value | None:
-        target, name = arguments
-        if target.category != "message" or name.category != "plain":
+    def _compute_from_shape(self, operation: Operation, arguments: list[Value]) -> Value | None:
+        if not arguments:
             return None
-        value = self.messages[target.value].get(name.value, operations.MISSING)
-        kind = operations.classify(value)
-        if name.value == "role" or kind not in ("str", "list", "dict"):
-            return Value(value, "plain", target.value)
-        return Value(
-            value, "slot", target.value, self.program.load_field(target.value, name.value), kind
-        )
-
-    def _apply_item(self, arguments: list[Value]) -> Value | None:
-        target, index = arguments
-        if target.category != "messages" or index.category != "plain":
+        target, *rest = arguments
+        if target.category in ("plain", "slot"):
+            return _compute_from_value(operation, target)
+        if rest and any(item.category != "plain" for item in rest):
             return None
-        found = target.value[index.value]
-        return Value(
-            found, "message", found if _is_independent_of_end(target, index) else _END_OF_DIALOGUE
-        )
-
-    def _apply_slice(self, arguments: list[Value]) -> Value | None:
-        target, *bounds = arguments
-        if target.category != "messages" or any(bound.category != "plain" for bound in bounds):
-            return None
-        start, stop, step = (bound.value for bound in bounds)
-        to_the_end = stop is None and step in (None, 1) and (start is None or start >= 0)
-        is_open = to_the_end and all(item.last_message_read == -1 for item in arguments)
-        return Value(target.value[start:stop:step], "messages", -1 if is_open else _END_OF_DIALOGUE)
-
-    def _apply_length(self, arguments: list[Value]) -> Value | None:
-        (target,) = arguments
-        return (
-            Value(len(target.value), "plain", _END_OF_DIALOGUE)
-            if target.category == "messages"
-            else None
-        )
-
-    def _apply_value(self, arguments: list[Value]) -> Value | None:
-        return arguments[0]
-
-    def _apply_elements(self, arguments: list[Value]) -> Value | None:
-        return arguments[0] if arguments[0].category == "messages" else None
-
-    def _apply_reversed(self, arguments: list[Value]) -> Value | None:
-        (target,) = arguments
-        return (
-            Value(target.value[::-1], "messages", _END_OF_DIALOGUE)
-            if target.category == "messages"
-            else None
-        )
-
-    def _apply_text(self, arguments: list[Value]) -> Value | None:
-        return arguments[0] if arguments[0].kind == "str" else None
-
-    def _answer_kind(self, arguments: list[Value]) -> tuple[Any, int] | None:
-        (target,) = arguments
-        if target.category == "plain":
-            return operations.classify(target.value), target.last_message_read
-        if target.category != "slot":
-            return {"messages": "list", "message": "dict"}[target.category], -1
-        return (target.kind, target.last_message_read) if target.kind is not None else None
-
-    def _answer_has_item(self, arguments: list[Value]) -> tuple[Any, int] | None:
-        target, index = arguments
-        if target.category != "messages" or index.category != "plain":
-            return None
-        has = -len(target.value) <= index.value < len(target.value)
-        is_early = has and _is_independent_of_end(target, index)
-        return has, target.value[index.value] if is_early else _END_OF_DIALOGUE
-
-    def _answer_truth(self, arguments: list[Value]) -> tuple[Any, int] | None:
-        (target,) = arguments
-        if target.category == "messages":
-            return self._answer_has_item([target, Value(0, "plain", -1)])
-        return (True, target.last_message_read) if target.category == "message" else None
-
-    def _answer_contains(self, arguments: list[Value]) -> tuple[Any, int] | None:
-        target, name = arguments
-        if target.category != "message" or name.category != "plain":
-            return None
-        return name.value in self.messages[target.value], target.last_message_read
-
-    def _answer_holds_message(self, arguments: list[Value]) -> tuple[Any, int] | None:
-        (target,) = arguments
-        if target.category == "messages":
-            return self._answer_truth(arguments)
-        return self._answer_is_message(arguments)
-
-    def _answer_is_message(self, arguments: list[Value]) -> tuple[Any, int] | None:
-        (target,) = arguments
         if target.category == "message":
-            return True, target.last_message_read
-        if target.last_message_read == _END_OF_DIALOGUE:  # it may be computed from the messages
-            raise UnrecordedError
-        return False, target.last_message_read
+            return self._compute_from_message(operation, target, rest)
+        return _compute_from_messages(operation, target, rest)
+
+    def _compute_from_message(
+        self, operation: Operation, target: Value, rest: list[Value]
+    ) -> Value | None:
+        message = target.value
+        match operation.name:
+            case operations.GET.name:
+                name = rest[0].value
+                value = self.program.messages[message].get(name, operations.MISSING)
+                kind = operations.classify(value)
+                if name == "role" or kind not in (str, list, dict):
+                    return Value(value, "plain", message)
+                return Value(value, "slot", message, self.program.load_field(message, name), kind)
+            case operations.CONTAINS.name:
+                has = rest[0].value in self.program.messages[message]
+                return Value(has, "plain", target.last_message_read)
+            case operations.TRUTH.name | operations.HOLDS_MESSAGE.name:
+                return Value(True, "plain", target.last_message_read)
+            case operations.KIND.name:
+                return Value(dict, "plain", -1)
+        return None
 
 
-_APPLY_BY_SHAPE: dict[str, Callable[[Interpreter, list[Value]], Value | None]] = {
-    operations.GET.name: Interpreter._apply_get,
-    operations.ITEM.name: Interpreter._apply_item,
-    operations.SLICE.name: Interpreter._apply_slice,
-    operations.LENGTH.name: Interpreter._apply_length,
-    operations.VALUE.name: Interpreter._apply_value,
-    operations.ELEMENTS.name: Interpreter._apply_elements,
-    operations.REVERSED.name: Interpreter._apply_reversed,
-    operations.TEXT.name: Interpreter._apply_text,
-}
-_ANSWER_BY_SHAPE: dict[str, Callable[[Interpreter, list[Value]], tuple[Any, int] | None]] = {
-    operations.KIND.name: Interpreter._answer_kind,
-    operations.HAS_ITEM.name: Interpreter._answer_has_item,
-    operations.TRUTH.name: Interpreter._answer_truth,
-    operations.CONTAINS.name: Interpreter._answer_contains,
-    operations.IS_MESSAGE.name: Interpreter._answer_is_message,
-    operations.HOLDS_MESSAGE.name: Interpreter._answer_holds_message,
-}
+def _compute_from_value(operation: Operation, target: Value) -> Value | None:
+    match operation.name:
+        case operations.KIND.name if target.kind is not None:
+            return Value(target.kind, "plain", target.last_message_read)
+        case operations.TEXT.name if target.kind is str:
+            return target
+        case operations.VALUE.name:
+            return target
+        case operations.HOLDS_MESSAGE.name:
+            if target.last_message_read == _END_OF_DIALOGUE:  # it may come from the messages
+                raise UnrecordedError
+            return Value(False, "plain", target.last_message_read)
+    return None
+
+
+def _compute_from_messages(operation: Operation, target: Value, rest: list[Value]) -> Value | None:
+    indices = target.value
+    match operation.name:
+        case operations.ITEM.name:
+            found = indices[rest[0].value]
+            is_early = _is_independent_of_end(target, rest[0])
+            return Value(found, "message", found if is_early else _END_OF_DIALOGUE)
+        case operations.HAS_ITEM.name:
+            return _has_message(target, rest[0])
+        case operations.TRUTH.name | operations.HOLDS_MESSAGE.name:
+            return _has_message(target, Value(0, "plain", -1))
+        case operations.KIND.name:
+            return Value(list, "plain", -1)
+        case operations.LENGTH.name:
+            return Value(len(indices), "plain", _END_OF_DIALOGUE)
+        case operations.ELEMENTS.name:
+            return target
+        case operations.SLICE.name:
+            start, stop, step = (bound.value for bound in rest)
+            to_the_end = stop is None and step in (None, 1) and (start is None or start >= 0)
+            is_open = to_the_end and all(item.last_message_read == -1 for item in [target, *rest])
+            last_read = -1 if is_open else _END_OF_DIALOGUE
+            return Value(indices[start:stop:step], "messages", last_read)
+    return None
+
+
+def _has_message(target: Value, index: Value) -> Value:
+    has = -len(target.value) <= index.value < len(target.value)
+    is_early = has and _is_independent_of_end(target, index)
+    return Value(has, "plain", target.value[index.value] if is_early else _END_OF_DIALOGUE)
+
 
 _TEXT_TO_TEXT = {
     *(".strip", ".lstrip", ".rstrip", ".replace", ".upper", ".lower", ".title", ".capitalize"),
@@ -356,7 +303,7 @@ _TEXT_TO_TEXT = {
 
 def _returns_text(operation: Operation, first: Value) -> bool:
     if operation.name in _TEXT_TO_TEXT:
-        return bool(first.kind == "str")
+        return bool(first.kind is str)
     return operation.name.startswith("|tojson(") or operation.name in ("join", "text")
 
 

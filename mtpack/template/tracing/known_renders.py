@@ -48,15 +48,7 @@ class KnownRenders:
 
     def record(self, messages: Messages, tools: Any, prompt: bool) -> None:
         """Record a render; raise Untraceable if that is not possible."""
-        if self._compiled is None:
-            self._compiled = compile_recording(
-                self.template.sources[self.name],
-                self.template.environment,
-                {"documents", *INPUTS, *self.template.variables},
-            )
-        environment, template = self._compiled
-        environment.recorder = recorder = Recorder(environment.meter)
-        environment.meter.restart()
+        recorder = Recorder(self.template.meter)
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         inputs = map(recorder.trace_input, (indexed, tools, prompt))
         variables = {
@@ -64,6 +56,12 @@ class KnownRenders:
             "documents": None,
             **self.template.variables,
         }
+        if self._compiled is None:
+            source = self.template.sources[self.name]
+            self._compiled = compile_recording(source, self.template.environment, set(variables))
+        environment, template = self._compiled
+        environment.recorder = recorder
+        environment.meter.restart()
         last = "end"
         try:
             for text in template.root_render_func(template.new_context(variables)):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import jinja2
 from jinja2.sandbox import safe_range
-from markupsafe import Markup
+
+from mtpack.template.markers import IndexedMessage
 
 MISSING = jinja2.Undefined()
 """The value that a template gets for a missing key or element."""
@@ -30,42 +31,23 @@ class Operation:
         return hash(self.name)
 
 
-class View(list[Any]):
-    """The elements of a view of a dict: of `keys()`, `values()` or `items()`."""
-
-
 class Iteration(list[Any]):
-    """The elements of an iterator; most filters return one."""
-
-
-_KINDS: dict[type, Any] = {
-    str: "str",
-    Markup: "markup",
-    int: "int",
-    float: "float",
-    list: "list",
-    range: "range",
-    View: "view",
-    Iteration: "iteration",
-    jinja2.Undefined: "missing",
-}
+    """The elements of an iterator, which most filters return, or of a view of a dict."""
 
 
 def classify(value: Any) -> Any:
     """Return the kind of a value: what a template can detect without reading its content.
 
-    `None`, `True` and `False` are their own kinds. The kind of a tuple includes its length.
+    It is the type, but `None`, `True` and `False` are their own kinds, and the kind of a tuple
+    includes its length.
     """
     if value is None or value is True or value is False:
         return value
-    found = _KINDS.get(type(value))
-    if found is not None:
-        return found
     if isinstance(value, dict):
-        return "dict"
+        return dict
     if type(value) is tuple:  # not a named tuple, whose elements have names
-        return ("tuple", len(value))
-    return type(value).__name__
+        return (tuple, len(value))
+    return type(value)
 
 
 def _get_item(values: Any, index: int) -> Any:
@@ -85,11 +67,9 @@ def _get_value(values: Any, key: Any) -> Any:
 
 
 def _to_plain(value: Any) -> Any:
-    """Replace a view or an iterator by a list of its elements that keeps its kind."""
+    """Replace a view or an iterator by its elements."""
     if isinstance(value, str | int | float | list | range | tuple | dict | jinja2.Undefined | None):
         return value
-    if isinstance(value, KeysView | ValuesView | ItemsView):
-        return View(value)
     return Iteration(value) if isinstance(value, Iterable) else value
 
 
@@ -123,44 +103,33 @@ CONTAINS = Operation("contains", operator.contains)
 TEXT = Operation("text", str)
 JOIN = Operation("join", lambda *parts: "".join(parts))
 LIST = Operation("list", lambda *items: list(items))
-TUPLE = Operation("tuple", lambda *items: items)
-DICT = Operation("dict", lambda keys, *values: dict(zip(keys, values, strict=True)))
 RANGE = Operation("range", safe_range)
 ELEMENTS = Operation("elements", list)
-REVERSED = Operation("reversed", lambda values: Iteration(values[::-1]))
-
-
-def _is_message(value: Any) -> bool:
-    return type(value).__name__ == "IndexedMessage"
 
 
 def _holds_message(value: Any) -> bool:
-    return _is_message(value) or (isinstance(value, list) and any(map(_holds_message, value)))
+    if isinstance(value, list):
+        return any(map(_holds_message, value))
+    return type(value) is IndexedMessage
 
 
-IS_MESSAGE = Operation("is message", _is_message)
 HOLDS_MESSAGE = Operation("holds message", _holds_message)
+"""Whether a value is a message of the dialogue or a list with one."""
 
 ARITHMETIC = {
     name: Operation(name, getattr(operator, name))
-    for name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "neg")
+    for name in ("add", "sub", "mul", "floordiv", "mod", "truediv")
 }
-_FOR_VIEWS = {
-    *("elements", "length", "truth", "contains"),
-    *("|join", "|first", "|list", "|map", "|sort", "|unique", "|sum", "|min", "|max", "|batch"),
-    *("|slice", "|select", "|reject", "|selectattr", "|rejectattr", "|groupby"),
-}
-_FOR_ITERATIONS = _FOR_VIEWS - {"length", "truth", "contains"}
-
-
-def is_applicable(operation: Operation, value: Any) -> bool:
-    """Return whether an operation gives the same for the list `value` as for what it replaces."""
-    name = operation.name.partition("(")[0]
-    if isinstance(value, View):
-        return name in _FOR_VIEWS
-    return not isinstance(value, Iteration) or name in _FOR_ITERATIONS
-
-
 COMPARISONS = {
     name: Operation(name, getattr(operator, name)) for name in ("eq", "lt", "le", "gt", "ge")
 }
+_FOR_ITERATIONS = {
+    *("elements", "|join", "|first", "|map", "|sort", "|unique", "|sum", "|min", "|max", "|batch"),
+    *("|slice", "|select", "|reject", "|selectattr", "|rejectattr", "|groupby"),
+}
+
+
+def is_applicable(operation: Operation, value: Any) -> bool:
+    """Return whether an operation gives the same for an `Iteration` as for what it replaces."""
+    name = operation.name.partition("(")[0]
+    return not isinstance(value, Iteration) or name in _FOR_ITERATIONS

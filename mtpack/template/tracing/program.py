@@ -26,6 +26,8 @@ class Program:
 
     def __init__(self, messages: Messages, tools: Any) -> None:
         """Make a program without instructions; messages: the fields that the template can see."""
+        self.messages = messages
+        self.tools = tools
         self.values: list[Any] = [messages, tools]
         self._fields: list[tuple[int, int, str]] = []
         # Slot to fill (None for a guard), function, arguments, expected answer (of a guard).
@@ -40,7 +42,7 @@ class Program:
         if key not in self._results:
             self._results[key] = len(self.values)
             self._fields.append((len(self.values), message, name))
-            self.values.append(self.values[MESSAGES][message][name])
+            self.values.append(self.messages[message][name])
         return int(self._results[key])
 
     def compute(self, operation: Operation, arguments: tuple[Argument, ...]) -> int:

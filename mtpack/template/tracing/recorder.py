@@ -46,7 +46,7 @@ from mtpack.template.tracing.tracers import (
 _OPEN, _CLOSE = "\ufdd6", "\ufdd7"
 
 _PLACEHOLDER = re.compile(f"({_OPEN}[0-9]+{_CLOSE}|[{GENERATION_START}{GENERATION_END}])")
-_TAGS = {GENERATION_START: Mark("generation"), GENERATION_END: Mark("end_generation")}
+_TAGS = {tag: Mark(tag) for tag in (GENERATION_START, GENERATION_END)}
 
 # A text of more parts is one part in the description of a step. Otherwise a text that grows with
 # every step would have a new description in every step.
@@ -130,8 +130,8 @@ class Recorder:
         for argument in arguments:
             if not operations.is_applicable(operation, unwrap(argument)):
                 raise Untraceable(f"{operation.name} of a view or an iterator")
-            if isinstance(argument, IterationTracer):
-                argument.use()
+            if isinstance(argument, IterationTracer):  # the template can't use it a second time
+                argument.forget_number()
         try:
             return refs, operation.call(*map(unwrap, arguments))
         except Exception as error:
@@ -143,7 +143,7 @@ class Recorder:
             self.events.append((Event("ask", operations.KIND, (Ref(number),)), kind))
         if kind in (None, True, False):
             return kind
-        if kind == "missing":
+        if kind is jinja2.Undefined:
             return jinja2.Undefined()
         if isinstance(kind, tuple):
             return TupleTracer(self, value, number)
@@ -156,12 +156,9 @@ class Recorder:
         if isinstance(value, Tracer):
             return Ref(value.number)
         if holds_tracer(value):
-            if isinstance(value, dict):
-                made = self.apply(operations.DICT, tuple(value), *value.values(), kind="dict")
-            else:
-                make = operations.LIST if isinstance(value, list) else operations.TUPLE
-                made = self.apply(make, *value, kind="list")
-            return Ref(made.number)
+            if not isinstance(value, list):
+                raise Untraceable(f"a {type(value).__name__} that holds a tracer")
+            return Ref(self.apply(operations.LIST, *value, kind=list).number)
         if isinstance(value, jinja2.Undefined):
             return operations.MISSING
         if isinstance(value, str | int | float | list | tuple | dict | None):
@@ -221,16 +218,15 @@ class Recorder:
         future, whatever came before. The values get new numbers, so that they can share it.
         """
         self.count_iterations()
-        arguments: list[Any] = []
-        live_tracers: list[Tracer] = []
-        step = _StepDescription(self, arguments, live_tracers)
+        step = _StepDescription(self)
         described = tuple(_identify_macro(value) or step.describe(value) for value in live)
         label = (loop, *map(type, self._inputs), described)
-        self.events.append((Event("step", None, tuple(arguments)), label))
+        refs = tuple(Ref(tracer.number) for tracer in step.live_tracers)
+        self.events.append((Event("step", None, refs), label))
         self.epoch += 1
-        for number, tracer in enumerate(live_tracers, start=len(INPUTS)):
+        for number, tracer in enumerate(step.live_tracers, start=len(INPUTS)):
             tracer.renumber(number)
-        self.next_number = len(INPUTS) + len(arguments)
+        self.next_number = len(INPUTS) + len(refs)
 
 
 def _identify_macro(value: Any) -> Any:
@@ -247,24 +243,18 @@ class _StepDescription:
     """Describes the live values of a step, and collects the tracers among them."""
 
     recorder: Recorder
-    arguments: list[Any]
-    live_tracers: list[Tracer]
+    live_tracers: list[Tracer] = field(default_factory=list)
     _numbers_by_id: dict[int, int] = field(default_factory=dict)
 
     def describe(self, value: Any) -> Any:
         if isinstance(value, Tracer):
             return self._describe_tracer(value)
-        if isinstance(value, Mark):
-            return (value.kind, self.describe(value.message))
         if isinstance(value, jinja2.utils.Namespace):
             return self._describe_namespace(value)
         if isinstance(value, list | tuple):
             return (type(value).__name__, *map(self.describe, value))
         if isinstance(value, dict):
-            return (
-                "dict",
-                *((self.describe(key), self.describe(item)) for key, item in value.items()),
-            )
+            return ("dict", self.describe(list(value)), self.describe(list(value.values())))
         if isinstance(value, jinja2.Undefined):
             return "missing"
         if value is None or isinstance(value, str | int | float):
@@ -280,16 +270,14 @@ class _StepDescription:
         if value.is_input:
             return ("input", value.number)
         if id(value) not in self._numbers_by_id:
-            self._numbers_by_id[id(value)] = len(self.arguments)
-            self.arguments.append(Ref(value.number))
+            self._numbers_by_id[id(value)] = len(self._numbers_by_id)
             self.live_tracers.append(value)
-        is_used = isinstance(value, IterationTracer) and value.is_used
-        return (operations.classify(value.value), self._numbers_by_id[id(value)], is_used)
+        return (operations.classify(value.value), self._numbers_by_id[id(value)])
 
     def _describe_namespace(self, value: Any) -> Any:
         if id(value) in self._numbers_by_id:
             return ("namespace", self._numbers_by_id[id(value)])
-        self._numbers_by_id[id(value)] = -len(self._numbers_by_id)
+        self._numbers_by_id[id(value)] = len(self._numbers_by_id)
         attributes = value._Namespace__attrs
         for name, item in attributes.items():
             if type(item) is int:  # a counter would have a new description in every step
@@ -301,11 +289,7 @@ class _StepDescription:
 
 
 def unwrap(value: Any) -> Any:
-    """Replace tracers by their values, in lists, tuples and dicts as well."""
+    """Replace tracers by their values, in lists as well."""
     if isinstance(value, Tracer):
         return value.value
-    if isinstance(value, dict):
-        return {key: unwrap(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [unwrap(item) for item in value]
-    return tuple(map(unwrap, value)) if isinstance(value, tuple) else value
+    return list(map(unwrap, value)) if isinstance(value, list) else value

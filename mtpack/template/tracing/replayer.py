@@ -263,5 +263,5 @@ def _describe_message(message: dict[str, Any]) -> Hashable:
     kinds = []
     for name, value in message.items():
         kind = operations.classify(value)
-        kinds.append((name, kind if kind in ("str", "list", "dict") else repr(value)))
+        kinds.append((name, kind if kind in (str, list, dict) else repr(value)))
     return (message["role"], *sorted(kinds))

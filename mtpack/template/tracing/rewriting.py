@@ -22,7 +22,6 @@ def rewrite(tree: nodes.Template) -> set[str]:
 
     Raises Untraceable.
     """
-    _skip_characters(tree)
     _Rewriter().visit(tree)
     names = _make_steps(tree)
     for node in tree.find_all(nodes.Node):
@@ -35,31 +34,20 @@ def _call(function: str, *arguments: nodes.Expr) -> nodes.Call:
     return nodes.Call(nodes.Name(function, "load"), list(arguments), [], None, None)
 
 
-def _skip_characters(tree: nodes.Template) -> None:
+def skip_characters(tree: nodes.Template) -> None:
     """Let loops over the parts of a content skip the characters of a content that is a text.
 
     `{% for part in content %}{% if part.type == 'image' %}...` does nothing for a character, since
-    it has no `type`. Without this, each character would be a question.
+    it has no `type`. Without this, each character would be a question. Call it before marks are
+    added: they write nothing for a character.
     """
     for loop in tree.find_all(nodes.For):
         target = loop.target
-        if isinstance(target, nodes.Name) and not (loop.else_ or loop.test):
-            written = [node for node in loop.body if not _is_marker_node(node)]
-            if all(_only_tests_keys(node, target.name) for node in written):
-                assert isinstance(loop.iter, nodes.Expr)
-                loop.iter = _call("mtpack_parts", loop.iter)
-
-
-def _is_marker_node(node: nodes.Node) -> bool:
-    """Return whether `markers.py` added this node; it marks messages, never characters."""
-    match node:
-        case nodes.Assign(target=nodes.Name(name=name)):
-            return str(name).startswith("mtpack_")
-        case nodes.Output():
-            names = [name.name for name in node.find_all(nodes.Name)]
-            has_text = node.find(nodes.TemplateData) is not None
-            return not has_text and all(name.startswith("mtpack_") for name in names)
-    return False
+        if not isinstance(target, nodes.Name) or loop.else_ or loop.test:
+            continue
+        if all(_only_tests_keys(node, target.name) for node in loop.body):
+            assert isinstance(loop.iter, nodes.Expr)
+            loop.iter = _call("mtpack_parts", loop.iter)
 
 
 def _only_tests_keys(node: nodes.Node, name: str) -> bool:

@@ -14,32 +14,21 @@ from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.chat_template import TemplateRaisedError
-from mtpack.template.environment import GENERATION_END, GENERATION_START
 from mtpack.template.markers import (
-    REGION_END,
     MarkedText,
-    has_mark_characters,
-    open_region,
     read_marks,
 )
 from mtpack.template.renders import Render, select_messages
-from mtpack.template.slots import NUM_SLOTS, SLOT, UndecidedError, make_slot
+from mtpack.template.slots import NUM_SLOTS, UndecidedError, make_slot
 from mtpack.template.tracing.interpreter import (
     Interpreter,
     ReplayRaisedError,
-    TextPiece,
     UnrecordedError,
 )
 from mtpack.template.tracing.known_renders import KnownRenders
 from mtpack.template.tracing.program import Program
 from mtpack.template.tracing.slotted_dialogue import SlottedText
 from mtpack.template.tracing.tracers import Untraceable
-
-_MARKS = {
-    "leave": REGION_END,
-    "generation": GENERATION_START,
-    "end_generation": GENERATION_END,
-}
 
 
 class SlottedRenders:
@@ -52,8 +41,6 @@ class SlottedRenders:
         """The slot of the program for each slot of the texts, by `slot_number`."""
         self._is_complete = False
         self._known = known
-        self._messages = messages
-        self._tools = tools
         self._learn = learn
         self._whole: Interpreter | None = None
         self._texts: dict[Render, tuple[SlottedText, SlottedText] | None] = {}
@@ -103,7 +90,7 @@ class SlottedRenders:
     def fill_other(self, dialogue: Dialogue, render: Render, *, marked: bool) -> str:
         """Return a render with other messages; raises what `marked` raises."""
         messages = self._known.template.join_text_parts(select_messages(dialogue, render))
-        renders = SlottedRenders(self._known, messages, self._tools, learn=self._learn)
+        renders = SlottedRenders(self._known, messages, dialogue.tools, learn=self._learn)
         text = renders.find(Render(len(messages), render.prompt), marked=marked)
         return text.fill(renders.program.values)[0]
 
@@ -114,7 +101,8 @@ class SlottedRenders:
         except UnrecordedError:
             if not self._learn:
                 raise
-            self._known.record(self._messages[: render.num_messages], self._tools, render.prompt)
+        messages = self.program.messages[: render.num_messages]
+        self._known.record(messages, self.program.tools, render.prompt)
         try:
             return self._replay(render, None)
         except UnrecordedError as error:
@@ -125,13 +113,11 @@ class SlottedRenders:
         try:
             found = None if whole is None else whole.resume_at(num_messages, prompt)
             if found is None:
-                messages = self._messages[:num_messages]
-                max_steps = self._known.max_steps
-                found = Interpreter(self.program, messages, self._tools, prompt, max_steps)
+                found = Interpreter(self.program, num_messages, prompt, self._known.max_steps)
                 found.run_from_start(self._known.automaton.root)
         except ReplayRaisedError:
             return None
-        if num_messages == len(self._messages) and not prompt:
+        if num_messages == len(self.program.messages) and not prompt:
             self._whole = found
         return found
 
@@ -141,24 +127,23 @@ class SlottedRenders:
         """Return what an interpreter wrote, without and with marks."""
         if interpreter is None:
             return None
-        marked = "".join(map(self._write, interpreter.pieces))
+        marked = "".join(
+            [
+                piece if isinstance(piece, str) else self._get_slot(piece)
+                for piece in interpreter.pieces
+            ]
+        )
         plain = self.read_marks(marked).text
         return SlottedText.of(plain, self.values), SlottedText.of(marked, self.values)
 
-    def _write(self, piece: TextPiece) -> str:
-        if isinstance(piece, str):
-            if has_mark_characters(piece) or SLOT.search(piece):
-                raise UnrecordedError
-            return piece
-        if isinstance(piece, tuple):
-            kind, *message = piece
-            return open_region(*message) if kind == "enter" else _MARKS[kind]
-        if piece not in self._slots:
+    def _get_slot(self, value: int) -> str:
+        """Return the slot of a value of the program."""
+        if value not in self._slots:
             if len(self.values) == NUM_SLOTS:
                 raise UnrecordedError
-            self._slots[piece] = make_slot(len(self.values))
-            self.values.append(piece)
-        return self._slots[piece]
+            self._slots[value] = make_slot(len(self.values))
+            self.values.append(value)
+        return self._slots[value]
 
 
 @dataclass(frozen=True, slots=True)

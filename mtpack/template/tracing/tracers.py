@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, ValuesView
 from typing import Any, NoReturn, Protocol
 
+import jinja2
+from markupsafe import Markup
+
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.operations import ARITHMETIC, COMPARISONS, Operation
 
@@ -73,30 +76,16 @@ class Tracer:
         """Give the value a new number in the step that begins."""
         self._number, self._epoch = number, self.recorder.epoch
 
+    def forget_number(self) -> None:
+        """Forget the number, so that the value can't be used any more."""
+        self._number = None
+
     def to_parts(self) -> list[Any]:
         """Return the parts that this value adds to a text: plain strings, tracers, marks."""
-        return [self.recorder.apply(operations.TEXT, self, kind="str")]
+        return [self.recorder.apply(operations.TEXT, self, kind=str)]
 
     def __bool__(self) -> bool:
         return bool(self.recorder.ask(operations.TRUTH, self))
-
-    def __eq__(self, other: object) -> Any:
-        return self.recorder.ask(COMPARISONS["eq"], self, other)
-
-    def __ne__(self, other: object) -> Any:
-        return not self == other
-
-    def __lt__(self, other: Any) -> Any:
-        return self.recorder.ask(COMPARISONS["lt"], self, other)
-
-    def __le__(self, other: Any) -> Any:
-        return self.recorder.ask(COMPARISONS["le"], self, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self.recorder.ask(COMPARISONS["gt"], self, other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self.recorder.ask(COMPARISONS["ge"], self, other)
 
     def __hash__(self) -> NoReturn:
         raise Untraceable("a hash")
@@ -106,23 +95,27 @@ class Tracer:
 
     __repr__ = __str__
 
-    def __add__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["add"], self, other)
 
-    def __radd__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["add"], other, self)
+def _record_operator(operation: Operation, *, reflected: bool = False) -> Any:
+    """Return the method of an operator that gives another tracer."""
 
-    def __mul__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["mul"], self, other)
+    def call(self: Tracer, other: Any) -> Any:
+        arguments = (other, self) if reflected else (self, other)
+        return self.recorder.apply(operation, *arguments)
 
-    def __rmul__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["mul"], other, self)
+    return call
 
-    def __mod__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["mod"], self, other)
 
-    def __rmod__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["mod"], other, self)
+def _record_comparison(operation: Operation) -> Any:
+    """Return the method of an operator that asks a question."""
+    return lambda self, other: self.recorder.ask(operation, self, other)
+
+
+for _name, _operation in ARITHMETIC.items():
+    setattr(Tracer, f"__{_name}__", _record_operator(_operation))
+    setattr(Tracer, f"__r{_name}__", _record_operator(_operation, reflected=True))
+for _name, _operation in COMPARISONS.items():
+    setattr(Tracer, f"__{_name}__", _record_comparison(_operation))
 
 
 class FlagTracer(Tracer):
@@ -136,33 +129,11 @@ class NumberTracer(Tracer):
 
     __slots__ = ()
 
-    def __sub__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["sub"], self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["sub"], other, self)
-
-    def __floordiv__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["floordiv"], self, other)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self.recorder.apply(ARITHMETIC["truediv"], self, other)
-
-    def __neg__(self) -> Any:
-        return self.recorder.apply(ARITHMETIC["neg"], self)
-
-    def specialize(self) -> Any:
-        """Return the number itself; the recording is then valid for this number only."""
-        return self.recorder.ask(operations.VALUE, self)
-
 
 class CollectionTracer(Tracer):
     """Traces a value with a length, elements and iteration."""
 
     __slots__ = ()
-
-    def __len__(self) -> int:
-        return int(self.recorder.ask(operations.LENGTH, self))
 
     def __contains__(self, item: Any) -> bool:
         return bool(self.recorder.ask(operations.CONTAINS, self, item))
@@ -174,12 +145,9 @@ class CollectionTracer(Tracer):
             index += 1
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, slice):
-            bounds = (key.start, key.stop, key.step)
-            return self.recorder.apply(operations.SLICE, self, *bounds)
-        if isinstance(key, Tracer):
-            raise Untraceable("an element whose index depends on the dialogue")
-        return self.get_item(key)
+        if not isinstance(key, slice):
+            raise Untraceable("an element that the template does not look up itself")
+        return self.recorder.apply(operations.SLICE, self, key.start, key.stop, key.step)
 
     def has_item(self, index: Any) -> bool:
         """Return whether there is an element at `index`."""
@@ -196,46 +164,19 @@ class ListTracer(CollectionTracer):
     __slots__ = ()
 
 
-class ViewTracer(CollectionTracer):
-    """Traces a view of a dict: it has a length and can be iterated over, but not indexed."""
+class IterationTracer(Tracer):
+    """Traces an iterator or a view of a dict, which the template can iterate over once."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.list_elements())
-
-    def list_elements(self) -> ListTracer:
-        """Return the list of its elements."""
-        elements: ListTracer = self.recorder.apply(operations.ELEMENTS, self, kind="list")
-        return elements
-
-
-class IterationTracer(ViewTracer):
-    """Traces an iterator, which can be iterated over once."""
-
-    __slots__ = ("is_used",)
-
-    def __init__(self, recorder: EventLog, value: Any, number: int | None) -> None:
-        super().__init__(recorder, value, number)
-        self.is_used = False
-
-    def use(self) -> None:
-        """Record that it is iterated over; raise Untraceable for the second time."""
-        if self.is_used:
-            raise Untraceable("a second iteration over an iterator")
-        self.is_used = True
-
-    def __bool__(self) -> bool:
-        return True
+        return iter(self.recorder.apply(operations.ELEMENTS, self, kind=list))
 
 
 class TupleTracer(CollectionTracer):
     """Traces a tuple; its length is a part of its kind, so it is no question."""
 
     __slots__ = ()
-
-    def __len__(self) -> int:
-        return len(self.value)
 
     def has_item(self, index: Any) -> bool:
         """Return whether there is an element at `index`, which asks no question here."""
@@ -250,7 +191,7 @@ class DictTracer(CollectionTracer):
     def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of a key, or `default`."""
         found = self.look_up(key)
-        return default if operations.classify(found) == "missing" else found
+        return default if isinstance(found, jinja2.Undefined) else found
 
     def look_up(self, key: Any) -> Any:
         """Return the value of a key, or an undefined value where the key is missing."""
@@ -312,15 +253,10 @@ class CompositeTracer(TextTracer):
         """Join the parts, so that this is a text of one part."""
         self.pieces = [self._join_pieces()]
 
-    def forget_number(self) -> None:
-        """Forget the joined text, so that a step carries over the parts only."""
-        self._number = None
-
     def _join_pieces(self) -> Any:
-        pieces = _drop_marks_of_empty_regions(self.pieces)
-        if any(isinstance(piece, Mark) for piece in pieces):
+        if any(isinstance(piece, Mark) for piece in self.pieces):
             raise Untraceable("marks in a text that the template reads")
-        return self.recorder.apply(operations.JOIN, *pieces, kind="str")
+        return self.recorder.apply(operations.JOIN, *self.pieces, kind=str)
 
 
 class Mark:
@@ -328,25 +264,12 @@ class Mark:
 
     def __init__(self, kind: str, message: DictTracer | None = None) -> None:
         self.kind = kind
-        """`enter`, `leave`, `generation`, `end_generation`."""
+        """The character that marks it in a text (`markers.py`)."""
         self.message = message
 
     def to_parts(self) -> list[Any]:
         """Return the mark itself."""
         return [self]
-
-
-def _drop_marks_of_empty_regions(pieces: list[Any]) -> list[Any]:
-    """Return the pieces without the marks of messages that have no output."""
-    kept: list[Any] = []
-    for piece in pieces:
-        last = kept[-1] if kept else None
-        closes_region = isinstance(piece, Mark) and piece.kind == "leave"
-        if closes_region and isinstance(last, Mark) and last.kind == "enter":
-            kept.pop()
-        else:
-            kept.append(piece)
-    return kept
 
 
 def _read_text(piece: Any) -> str:
@@ -356,15 +279,14 @@ def _read_text(piece: Any) -> str:
 
 
 TRACERS_BY_KIND: dict[Any, type[Tracer]] = {
-    "str": TextTracer,
-    "markup": TextTracer,
-    "int": NumberTracer,
-    "float": NumberTracer,
-    "list": ListTracer,
-    "range": ListTracer,
-    "view": ViewTracer,
-    "iteration": IterationTracer,
-    "dict": DictTracer,
+    str: TextTracer,
+    Markup: TextTracer,
+    int: NumberTracer,
+    float: NumberTracer,
+    list: ListTracer,
+    range: ListTracer,
+    operations.Iteration: IterationTracer,
+    dict: DictTracer,
 }
 
 

@@ -214,6 +214,10 @@ SUSPICIOUS_TEMPLATES = {
         + A_TURN
         + "{% endfor %}"
     ),
+    "a constant for each character": (
+        "{% for m in messages %}{% for c in m.content %}{{ 'x' }}"
+        "{% if c.type == 'image' %}I{% endif %}{% endfor %}" + A_TURN + "{% endfor %}"
+    ),
     "a set in a loop stays in it": (
         "{% set x = 'out' %}{% for m in messages %}{{ x }}{% if m.content == 'a' %}"
         "{% set x = m.content %}{% endif %}{{ x }}" + A_TURN + "{% endfor %}{{ x }}"
