@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,6 +21,8 @@ from mtpack.packing.columns import IGNORED
 from mtpack.shards.dataset import Row
 from mtpack.torch_data import collate
 from mtpack.verify.causal_model import CausalModel, ModelBatch
+from mtpack.verify.check import Check
+from mtpack.verify.padding import pad_sequence
 
 _SMALL_PARAMETER = 1e-3  # of the whole gradient's norm
 _CEILINGS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -47,8 +50,10 @@ class StepResult:
 
 
 def collate_rows(rows: list[Row], model: CausalModel) -> ModelBatch:
-    """Collate sequences, and move the tensors to the model's device."""
-    return {name: values.to(model.device) for name, values in collate(rows).items()}
+    """Pad sequences to one length, collate them, and move the tensors to the model's device."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    batch = collate([pad_sequence(row, longest) for row in rows])
+    return {name: values.to(model.device) for name, values in batch.items()}
 
 
 def compute_token_losses(model: CausalModel, batch: ModelBatch, label_alignment: str) -> Tensor:
@@ -101,11 +106,31 @@ def sum_step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -
     return accumulate(model, (sum_micro_batch(model, batch, label_alignment) for batch in batches))
 
 
+def take_step(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> StepResult:
+    """Add up the losses and the numbers of turns of a step, and divide once."""
+    return normalize(accumulate(model, parts))
+
+
 def normalize(sums: StepSums) -> StepResult:
     """Divide the sums once, by the number of all turns."""
     return StepResult(
         sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients]
     )
+
+
+def compare_results(
+    found: list[StepResult], reference: StepResult, dtype: torch.dtype, rows: list[Row]
+) -> Check:
+    """Compare the results of several ways to compute the step of some sequences with a reference.
+
+    The check is not done if the reference holds nothing to compare: no turn, or only zeros.
+    """
+    if not any(row["turn_num"] for row in rows):
+        return Check.not_done("the sample has no turn")
+    if not any(gradient.any() for gradient in reference.gradients):
+        return Check.not_done("every gradient of the model is 0")
+    value = float(np.max([measure_difference(one, reference, dtype) for one in found]))  # keeps NaN
+    return Check.compare(value, choose_tolerance(dtype, sum(len(row["input_ids"]) for row in rows)))
 
 
 def measure_difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> float:

@@ -33,16 +33,6 @@ class WeightBucket:
     """For each of `MEANS`, the share of the whole loss that these turns have."""
 
     @property
-    def turn_share(self) -> float:
-        """Their share of all turns, which is their weight under the turn mean."""
-        return self.weights["turn_mean"]
-
-    @property
-    def token_share(self) -> float:
-        """Their share of all loss tokens, which is their weight under the token mean."""
-        return self.weights["token_mean"]
-
-    @property
     def label(self) -> str:
         """The lengths as text: `1`, `2-3`, `4-7`."""
         return str(self.low) if self.low == self.high else f"{self.low:,}-{self.high:,}"
@@ -50,11 +40,7 @@ class WeightBucket:
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints."""
         rounded = {name: round(weight, 6) for name, weight in self.weights.items()}
-        return asdict(self) | {
-            "turn_share": round(self.turn_share, 6),
-            "token_share": round(self.token_share, 6),
-            "weights": rounded,
-        }
+        return {**asdict(self), "weights": rounded}
 
 
 def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
@@ -92,10 +78,5 @@ def _sum_weights(batch: Columns, seq_len: int) -> Any:
     documents = np.searchsorted(starts, rows * seq_len + batch.turn_starts, side="right") - 1
     in_document: Int64 = np.bincount(documents, weights=lengths)[documents]
     exponents = np.frexp(lengths)[1] - 1
-    values = (
-        np.ones(len(lengths)),
-        lengths,
-        lengths / in_document,
-        np.sqrt(lengths),
-    )
+    values = (np.ones(len(lengths)), lengths, lengths / in_document, np.sqrt(lengths))
     return np.stack([np.bincount(exponents, weights=one, minlength=32) for one in values])
