@@ -19,7 +19,7 @@ from mtpack.errors import SetupError, first_line
 from mtpack.packing.columns import IGNORED
 from mtpack.shards.dataset import Row
 from mtpack.token_batch import Int64
-from mtpack.verify.model import Transformer
+from mtpack.verify.model import LAYERS, Transformer
 
 _BUILT_IN_SEED = 0
 _BUILT_IN_VOCABULARY = 256
@@ -40,6 +40,7 @@ class CausalModel:
     token at every position, float (tokens, vocabulary)."""
     vocabulary: int
     """The number of token ids."""
+    layers: int
     name: str
     separates_documents_by: str
     """The input that separates the documents of a sequence, in words."""
@@ -94,6 +95,7 @@ def make_built_in_model(device: str, dtype: torch.dtype) -> CausalModel:
         module,
         module,
         _BUILT_IN_VOCABULARY,
+        LAYERS,
         "built in",
         "cu_seqlens",
     )
@@ -154,6 +156,7 @@ def load_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) ->
         module,
         forward,
         int(module.get_input_embeddings().num_embeddings),
+        int(getattr(module.config.get_text_config(), "num_hidden_layers", LAYERS)),
         f"{type(module).__name__} from {path}",
         f"restarting position_ids ({attention} attention)",
     )

@@ -51,14 +51,14 @@ def check_equivalence(
     """
     reference = _compute_reference(model, rows, label_alignment)
     packed, losses = _compute_packed(model, rows, label_alignment)
-    parts = {"token_losses": compare_results([packed], reference, model.dtype, rows)}
+    parts = {"token_losses": compare_results([packed], reference, model, rows)}
     module = model.module
     if isinstance(module, Transformer):
         batches = (collate_rows([row], model) for row in rows)
         fused = take_step(
             model, (sum_from_hidden_states(module, batch, label_alignment) for batch in batches)
         )
-        parts["hidden_states"] = compare_results([fused], reference, model.dtype, rows)
+        parts["hidden_states"] = compare_results([fused], reference, model, rows)
     return Check.combine(parts), losses
 
 

@@ -51,7 +51,7 @@ def compare_micro_batches(
         normalize(sum_step(model, make_micro_batches(rows, size, seed=size), label_alignment))
         for size in MICRO_BATCH_SIZES
     ]
-    return compare_results(results, expected, model.dtype, rows)
+    return compare_results(results, expected, model, rows)
 
 
 def compare_context_parallel(
@@ -66,7 +66,7 @@ def compare_context_parallel(
         take_step(model, _sum_over_ranks(model, rows, label_alignment, ranks))
         for ranks in CONTEXT_PARALLEL_RANKS
     ]
-    return compare_results(results, expected, model.dtype, rows)
+    return compare_results(results, expected, model, rows)
 
 
 def make_micro_batches(rows: list[Row], size: int, seed: int) -> list[list[Row]]:

@@ -52,7 +52,7 @@ def check_isolation(model: CausalModel, rows: list[Row]) -> tuple[Check, dict[st
     tolerances = {
         "documents": choose_rounding_tolerance(model.dtype),
         "padding_tokens": choose_rounding_tolerance(model.dtype),
-        "padding_added": choose_tolerance(model.dtype, max(lengths)),
+        "padding_added": choose_tolerance(model, max(lengths)),
     }
     worst: dict[str, float] = {}
     counts = {"sequences": len(rows), "documents": 0, "losses": 0}

@@ -91,7 +91,7 @@ def compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: tor
         saved = [torch.load(task.result_path(rank), weights_only=True) for rank in range(ranks)]
     model = make_built_in_model(device, dtype)
     expected = reference_step(model, rows, label_alignment).on("cpu")
-    return compare_results([StepResult(*one) for one in saved], expected, dtype, rows)
+    return compare_results([StepResult(*one) for one in saved], expected, model, rows)
 
 
 def take_rank_step(rank: int, task: RankTask) -> StepResult:

@@ -119,7 +119,7 @@ def normalize(sums: StepSums) -> StepResult:
 
 
 def compare_results(
-    found: list[StepResult], reference: StepResult, dtype: torch.dtype, rows: list[Row]
+    found: list[StepResult], reference: StepResult, model: CausalModel, rows: list[Row]
 ) -> Check:
     """Compare the results of several ways to compute the step of some sequences with a reference.
 
@@ -129,8 +129,9 @@ def compare_results(
         return Check.not_done("the sample has no turn")
     if not any(gradient.any() for gradient in reference.gradients):
         return Check.not_done("every gradient of the model is 0")
-    value = float(np.max([measure_difference(one, reference, dtype) for one in found]))  # keeps NaN
-    return Check.compare(value, choose_tolerance(dtype, sum(len(row["input_ids"]) for row in rows)))
+    values = [measure_difference(one, reference, model.dtype) for one in found]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return Check.compare(float(np.max(values)), choose_tolerance(model, tokens))  # max keeps NaN
 
 
 def measure_difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> float:
@@ -152,17 +153,19 @@ def measure_difference(found: StepResult, reference: StepResult, dtype: torch.dt
     return float(torch.cat((relative, loss[None])).max())
 
 
-def choose_tolerance(dtype: torch.dtype, tokens: int) -> float:
+def choose_tolerance(model: CausalModel, tokens: int) -> float:
     """Return the relative difference that rounding may cause.
 
     Both computations add the same terms in different orders. A sum of n terms with a relative error
     eps each has an error of about eps * sqrt(n) of their size, since the errors have no common
     direction. For the gradient of a weight, n is about the number of tokens. Terms of both signs
-    cancel, so the sum is smaller than its terms: `factor` allows for that and for the depth of the
-    model. A wrong weight, mask or label changes the sum by far more than the ceilings.
+    cancel, so the sum is smaller than its terms: `factor` allows for that. The errors of layers
+    add up in the same way; the ceilings are for two layers. A wrong weight, mask or label changes
+    the sum by far more than the ceilings.
     """
-    factor = 64
-    return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * math.sqrt(tokens))
+    factor = 64 * torch.finfo(model.dtype).eps * math.sqrt(tokens)
+    depth = math.sqrt(max(1.0, model.layers / 2))
+    return min(factor * depth, _CEILINGS[model.dtype] * depth, _CEILINGS[torch.bfloat16])
 
 
 def choose_rounding_tolerance(dtype: torch.dtype) -> float:

@@ -212,7 +212,7 @@ def test_without_a_turn_or_a_gradient_the_check_is_not_done(tmp_path):
     assert losses["turn_mean"] == pytest.approx(math.log(model.vocabulary))
     empty = [{**row, "turn_num": 0} for row in rows]
     reference = steps.take_step(model, [])
-    nothing = steps.compare_results([reference], reference, torch.float64, empty)
+    nothing = steps.compare_results([reference], reference, model, empty)
     assert (nothing.ok, nothing.detail) == (None, "the sample has no turn")
 
 

@@ -71,7 +71,7 @@ def test_a_leak_from_one_token_to_the_next_fails(tmp_path):
         logits = model.forward(input_ids, position_ids, document_ids)
         return logits + 1e-6 * logits.roll(1, dims=0)
 
-    leaky = CausalModel(model.module, leaking, model.vocabulary, "leaky", "nothing")
+    leaky = CausalModel(model.module, leaking, model.vocabulary, 2, "leaky", "nothing")
     check, _ = check_isolation(leaky, rows_of(tmp_path))
     assert not check.parts["documents"].ok
 
@@ -84,7 +84,7 @@ def test_a_model_that_reads_later_padding_fails(tmp_path):
         padding = document_ids == document_ids.max()
         return logits + 1e-3 * logits[padding].sum(dim=0)
 
-    ahead = CausalModel(model.module, looking_ahead, model.vocabulary, "ahead", "nothing")
+    ahead = CausalModel(model.module, looking_ahead, model.vocabulary, 2, "ahead", "nothing")
     check, _ = check_isolation(ahead, rows_of(tmp_path)[2:])
     assert not check.parts["padding_tokens"].ok
     assert not check.parts["padding_added"].ok

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mtpack.report.verify_view import show  # noqa: E402
-from mtpack.verify import causal_model, computing, verify  # noqa: E402
+from mtpack.verify import causal_model, computing, steps, verify  # noqa: E402
 from mtpack.verify.causal_model import load_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
 
@@ -32,6 +32,10 @@ def quick(monkeypatch):
     """Start no processes: they always use the built-in model."""
 
     monkeypatch.setattr(computing, "compare_ranks", lambda *_: Check.compare(0.0, 1e-10))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would make small models slow
+    yield
+    torch.set_num_threads(threads)
 
 
 def words_of(text: str) -> str:
@@ -68,10 +72,11 @@ def test_a_model_that_separates_documents_by_positions_passes(tmp_path, output):
     assert report.checks["isolation"].parts["documents"].value == 0
 
 
-def test_a_large_model_sees_the_least_sample_and_its_time_is_estimated(tmp_path):
+def test_a_large_model_sees_the_least_sample_and_its_time_is_estimated(tmp_path, monkeypatch):
     """A budget of time once left documents of one token, and their loss was a mean of nothing."""
+    monkeypatch.setattr(causal_model, "_SMALL_MODEL", 0)
     open_sequences(tmp_path, random_sequences(0, 700, [[300, 390]] * 6, 80), seq_len=700)
-    folder = llama(tmp_path / "wide", hidden_size=1024, intermediate_size=8192)
+    folder = llama(tmp_path / "wide", hidden_size=256)
     stages = {}
     report = verify.verify(
         tmp_path / "out", "cpu", model=folder, report_progress=stages.__setitem__
@@ -86,12 +91,12 @@ def test_a_large_model_sees_the_least_sample_and_its_time_is_estimated(tmp_path)
 
 
 def test_a_check_that_takes_more_than_a_minute_says_so(tmp_path, output, monkeypatch):
-    seconds = {"equivalence": 150.0, "invariance": 50.0, "isolation": 9.0}
+    seconds = {"equivalence": 130.0, "invariance": 50.0, "isolation": 9.0}
     monkeypatch.setattr(computing, "estimate_seconds", lambda *_: seconds)
     folder = llama(tmp_path / "llama")
     result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
     assert result.exit_code == 0, result.output
-    assert result.stderr == "mtpack: equivalence takes about 3 minutes with this model\n"
+    assert result.stderr == "mtpack: equivalence takes about 2 minutes with this model\n"
 
 
 def test_a_model_of_nan_fails_and_is_not_said_to_mix_documents(tmp_path, output):
@@ -100,7 +105,7 @@ def test_a_model_of_nan_fails_and_is_not_said_to_mix_documents(tmp_path, output)
     saved(folder, model, scale=float("nan"))
     result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
     assert result.exit_code == 1
-    assert "nan" not in result.stdout
+    assert "nan" not in result.stdout.split()
     assert "FAILED, because a loss or gradient is not a finite number" in words_of(result.stdout)
     assert "see each other" not in words_of(result.stdout)
 
@@ -118,6 +123,13 @@ def test_a_model_that_mixes_documents_fails_isolation_and_is_named(tmp_path, out
     report = verify.verify(output, "cpu", model=folder)
     assert not report.checks["isolation"].parts["documents"].ok
     assert not report.checks["equivalence"].ok
+
+
+def test_more_layers_may_round_more(tmp_path, output):
+    """SmolLM2, with 30 layers, differs by 1.1e-5 of float32 where only rounding does."""
+    deep = load_model(llama(tmp_path / "deep", num_hidden_layers=8), "cpu", torch.float32)
+    assert deep.layers == 8
+    assert steps.choose_tolerance(deep, 1000) == pytest.approx(2e-5)
 
 
 def refusal(path) -> str:
