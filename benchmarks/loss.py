@@ -27,15 +27,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
-from benchmarks.table import Line, show_table
-from mtpack.loss import available_kernels
-from mtpack.packing.columns import IGNORED
-from mtpack.torch_data import PackedDataset, collate
-from mtpack.verify.causal_model import ModelBatch
-from mtpack.verify.speed import (
+from benchmarks.loss_ways import (
     Inputs,
-    Sizes,
     Way,
     find_other_ways,
     full_logits_loss,
@@ -43,6 +36,12 @@ from mtpack.verify.speed import (
     mtpack_loss,
     time_step,
 )
+from benchmarks.machine import describe_machine
+from benchmarks.table import Line, show_table
+from mtpack.loss import available_kernels
+from mtpack.packing.columns import IGNORED
+from mtpack.torch_data import PackedDataset, collate
+from mtpack.verify.causal_model import ModelBatch
 
 _WARM_UP = 3
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -109,8 +108,7 @@ def main(
     batch = _read_batch(path, tokens) if path else generate_turns(tokens, loss_share)
     batch["labels"] = torch.where(batch["labels"] == IGNORED, IGNORED, batch["labels"] % vocabulary)
     batch = {name: column.to(device) for name, column in batch.items()}
-    sizes = Sizes(batch["labels"].numel(), hidden_size, vocabulary, dtype)
-    inputs = make_inputs(batch, sizes, device)
+    inputs = make_inputs(batch["labels"], hidden_size, vocabulary, getattr(torch, dtype))
     figures = measure_loss_ways(_choose_ways(device), inputs, batch, rounds)
 
     console = Console(width=200)

@@ -188,14 +188,13 @@ def verify(
     from mtpack.report.verify_view import show
     from mtpack.verify.verify import verify as verify_shards
 
-    with _show_stage() as show_stage:
+    with _show_check() as show_check:
         report = verify_shards(
             paths or ("packed",),
             device,
             dtype=dtype,
             model=model,
-            speed=True,
-            report_progress=show_stage,
+            report_progress=show_check,
         )
     if as_json:
         _print_json(report.as_dict())
@@ -208,15 +207,18 @@ def verify(
 
 
 @contextmanager
-def _show_stage() -> Iterator[Callable[[str], None]]:
-    """Show on standard error which check runs, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda stage: None
-        return
+def _show_check() -> Iterator[Callable[[str, float], None]]:
+    """Show on standard error which check runs, and how long it takes if that is over a minute."""
     from rich.console import Console
 
-    with Console(stderr=True).status("") as status:
-        yield lambda stage: status.update(f"checking {stage}")
+    with Console(stderr=True).status("") as status:  # it shows nothing if that is no terminal
+
+        def show(check: str, seconds: float) -> None:
+            status.update(f"checking {check}")
+            if seconds > 60:
+                _warn(f"{check} takes about {seconds / 60:.0f} minutes with this model")
+
+        yield show
 
 
 def _print_json(value: Any) -> None:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from mtpack.packing.columns import Columns, Layout
 from mtpack.token_batch import Bools, Int64, offsets_from_lengths, segment_ids
 
+Location = tuple[int, int | None]
+"""The index of a sequence in the batch, and a position in it: None for the whole sequence."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchViolation:
@@ -45,14 +48,6 @@ class ColumnBatch:
     def is_document(self) -> Bools:
         """(entries,): whether the entry is a document, not padding."""
         return np.greater_equal(self.columns.dialogue_ids, 0)
-
-    @cached_property
-    def is_last(self) -> Bools:
-        """(entries,): whether the entry is the last one of its sequence."""
-        last = np.zeros(len(self.columns.seq_lengths), np.bool_)
-        filled = np.diff(self.columns.entry_offsets) > 0
-        last[self.columns.entry_offsets[1:][filled] - 1] = True
-        return last
 
     @cached_property
     def entry_starts(self) -> Int64:
@@ -91,58 +86,47 @@ class ColumnBatch:
         """Return the index of the entry that each position is in."""
         return np.searchsorted(self.entry_starts, positions, side="right") - 1
 
-    def find_wrong_sequence(
-        self, wrong: Bools, detail: Callable[[int], str]
+    def find(
+        self, locate: Callable[[int], Location], wrong: NDArray[Any], detail: str, *values: Any
     ) -> BatchViolation | None:
-        """Return the violation of the first wrong sequence: wrong is bool (sequences,)."""
-        row = _first(wrong)
-        return None if row is None else BatchViolation(row, None, detail(row))
+        """Return the violation of the first wrong item, or None.
 
-    def find_wrong_entry(self, wrong: Bools, detail: Callable[[int], str]) -> BatchViolation | None:
-        """Return the violation of the first wrong entry: wrong is bool (entries,)."""
-        entry = _first(wrong)
-        if entry is None:
+        locate: returns the location of an item, for example `locate_turn`. wrong: bool, one element
+        for each item. detail: a format string, filled with the item's elements of `values`.
+        """
+        if not wrong.any():
             return None
+        index = int(wrong.argmax())
+        filled = detail.format(*(value.flat[index] for value in values))
+        return BatchViolation(*locate(index), filled)
+
+    def find_among(
+        self, positions: Int64, wrong: Bools, detail: str, *values: Any
+    ) -> BatchViolation | None:
+        """Return the violation of the first wrong one of some positions, as `find` does."""
+        return self.find(
+            lambda index: self.locate_position(int(positions[index])), wrong, detail, *values
+        )
+
+    def locate_sequence(self, row: int) -> Location:
+        """Return the location of a sequence."""
+        return row, None
+
+    def locate_entry(self, entry: int) -> Location:
+        """Return the location of the first position of an entry."""
         offsets = self.columns.entry_offsets
         row = int(np.searchsorted(offsets, entry, side="right")) - 1
         before = self.columns.seq_lengths[offsets[row] : entry]
-        return BatchViolation(row, int(before.sum(dtype=np.int64)), detail(entry))
+        return row, int(before.sum(dtype=np.int64))
 
-    def find_wrong_turn(self, wrong: Bools, detail: Callable[[int], str]) -> BatchViolation | None:
-        """Return the violation of the first wrong turn: wrong is bool (turns,)."""
-        turn = _first(wrong)
-        if turn is None:
-            return None
+    def locate_turn(self, turn: int) -> Location:
+        """Return the location of the start of a turn."""
         row = int(np.searchsorted(self.columns.turn_offsets, turn, side="right")) - 1
-        return BatchViolation(row, int(self.columns.turn_starts[turn]), detail(turn))
+        return row, int(self.columns.turn_starts[turn])
 
-    def find_wrong_position(
-        self, wrong: NDArray[Any], detail: Callable[[int], str]
-    ) -> BatchViolation | None:
-        """Return the violation of the first wrong position: wrong is bool (sequences, seq_len)."""
-        position = _first(wrong.ravel())
-        return None if position is None else self.locate_violation(position, detail(position))
-
-    def find_wrong_among(
-        self, positions: Int64, wrong: Bools, detail: Callable[[int], str]
-    ) -> BatchViolation | None:
-        """Return the violation of the first wrong one of `positions`: wrong is bool (positions,).
-
-        detail: called with the index into `positions`.
-        """
-        index = _first(wrong)
-        return (
-            None if index is None else self.locate_violation(int(positions[index]), detail(index))
-        )
-
-    def locate_violation(self, position: int, detail: str) -> BatchViolation:
-        """Return the violation at a position of the batch."""
-        row, position_in_row = divmod(position, self.layout.seq_len)
-        return BatchViolation(row, position_in_row, detail)
-
-
-def _first(wrong: NDArray[Any]) -> int | None:
-    return int(wrong.argmax()) if wrong.any() else None
+    def locate_position(self, position: int) -> Location:
+        """Return the location of a position of the batch."""
+        return divmod(position, self.layout.seq_len)
 
 
 Law = Callable[[ColumnBatch], BatchViolation | None]

@@ -11,13 +11,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtpack.errors import SetupError, first_line
-from mtpack.verify.model import Transformer
+from mtpack.packing.columns import IGNORED
+from mtpack.shards.dataset import Row
+from mtpack.token_batch import Int64
+from mtpack.verify.model import LAYERS, Transformer
 
-MODEL_SEED = 0
+_BUILT_IN_SEED = 0
+_BUILT_IN_VOCABULARY = 256
+_SMALL_MODEL = 3e7
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ModelBatch = Mapping[str, Tensor]
@@ -34,14 +40,10 @@ class CausalModel:
     token at every position, float (tokens, vocabulary)."""
     vocabulary: int
     """The number of token ids."""
+    layers: int
     name: str
     separates_documents_by: str
     """The input that separates the documents of a sequence, in words."""
-    states: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """From the same arguments to the hidden states before the output matrix, (tokens, width); None
-    for a user's model."""
-    output: Tensor | None = None
-    """The output matrix, (vocabulary, width); None for a user's model."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -52,6 +54,11 @@ class CausalModel:
     def device(self) -> torch.device:
         """The device of the model; its inputs must be there too."""
         return self.parameters[0].device
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a pass over some hundred tokens takes well below a second on a CPU."""
+        return sum(parameter.numel() for parameter in self.parameters) < _SMALL_MODEL
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,18 +88,27 @@ def read_document_ids(batch: ModelBatch) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
 
-def make_built_in_model(vocabulary: int, device: str, dtype: torch.dtype) -> CausalModel:
-    """Return the small transformer with random weights; equal arguments give equal weights."""
-    module = Transformer(vocabulary, MODEL_SEED).to(device, dtype)
+def make_built_in_model(device: str, dtype: torch.dtype) -> CausalModel:
+    """Return the small transformer with random weights, always the same."""
+    module = Transformer(_BUILT_IN_VOCABULARY, _BUILT_IN_SEED).to(device, dtype)
     return CausalModel(
         module,
         module,
-        vocabulary,
+        _BUILT_IN_VOCABULARY,
+        LAYERS,
         "built in",
         "cu_seqlens",
-        states=module.states,
-        output=module.output.weight,
     )
+
+
+def fold_ids(rows: list[Row]) -> list[Row]:
+    """Return sequences for the built-in model: its vocabulary is small, so ids are modulo that."""
+
+    def fold(ids: Int64) -> Int64:
+        return np.where(ids == IGNORED, IGNORED, ids % _BUILT_IN_VOCABULARY)
+
+    names = ("input_ids", "labels")
+    return [{**row, **{name: fold(row[name]) for name in names}} for row in rows]
 
 
 def load_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) -> CausalModel:
@@ -140,6 +156,7 @@ def load_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) ->
         module,
         forward,
         int(module.get_input_embeddings().num_embeddings),
+        int(getattr(module.config.get_text_config(), "num_hidden_layers", LAYERS)),
         f"{type(module).__name__} from {path}",
         f"restarting position_ids ({attention} attention)",
     )

@@ -1,48 +1,36 @@
-"""Run the numeric checks (2 to 4), one after the other, on seeded samples of the shards."""
+"""Run the numeric checks (2 to 4), one after the other, on a seeded sample of the shards."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from mtpack.errors import SetupError
-from mtpack.packing.columns import IGNORED
+from mtpack.errors import MtpackError, SetupError
 from mtpack.shards.dataset import Row, Shards
-from mtpack.token_batch import Int64
 from mtpack.torch_data import PackedDataset
-from mtpack.verify.causal_model import DTYPES, CausalModel, load_model, make_built_in_model
+from mtpack.verify.causal_model import (
+    DTYPES,
+    CausalModel,
+    fold_ids,
+    load_model,
+    make_built_in_model,
+)
 from mtpack.verify.check import Check, ReportProgress
-from mtpack.verify.equivalence import Losses, check_equivalence
+from mtpack.verify.equivalence import Losses, check_equivalence, compute_turn_loss
 from mtpack.verify.invariance import (
     CONTEXT_PARALLEL_RANKS,
     MICRO_BATCH_SIZES,
     compare_context_parallel,
     compare_micro_batches,
-    compare_results,
     reference_step,
 )
-from mtpack.verify.isolation import check_isolation
-from mtpack.verify.ranks import RanksFailed, choose_ranks, run_data_parallel_step
-from mtpack.verify.sampling import (
-    BUDGET,
-    PassCost,
-    count_coverage,
-    draw_neighbours,
-    draw_sample,
-    draw_short_rows,
-    estimate_pass_cost,
-    make_pass_cost,
-)
+from mtpack.verify.isolation import PASSES, check_isolation
+from mtpack.verify.ranks import choose_ranks, compare_ranks
+from mtpack.verify.sampling import LEAST, USUAL, count_coverage, draw_sample, find_turns
 from mtpack.verify.steps import set_exact_arithmetic
-
-_VOCABULARY = 256  # of the built-in model; other token ids are mapped to these, always alike
-_DIVIDED_ROWS = 5  # micro-batches of 2, 2 and 1, or of 3 and 2
-_NEIGHBOUR_ROWS = 3
-_SECONDS_PER_PASS = 0.15
-_SMALL_MODEL = 3e7
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +44,6 @@ class NumericReport:
     model: str
     separates_documents_by: str
     dtype: str
-    remarks: list[str]
-    """What could not be checked on this machine, one line each."""
 
 
 def run_numeric_checks(
@@ -71,126 +57,99 @@ def run_numeric_checks(
     """Run checks 2 to 4 on shards that passed the structure check.
 
     dtype: a key of `DTYPES`, or `auto`: float64 on the CPU; float32 on CUDA and for a user's model.
-    Raises SetupError for a model that can't be used.
+    Raises SetupError for a model that can't be used, MtpackError if the device has too little
+    memory.
     """
     dataset = PackedDataset(paths[0] if len(paths) == 1 else paths)
     if dtype == "auto":
         dtype = "float64" if device == "cpu" and model_path is None else "float32"
-    if model_path is None:
-        samples, vocabulary = compact_ids(_draw_samples(dataset, estimate_pass_cost))
-        model = make_built_in_model(vocabulary, device, DTYPES[dtype])
-    else:
-        model = load_model(model_path, device, DTYPES[dtype])
-        samples = _draw_samples(dataset, make_pass_cost(model))
-        _refuse_unknown_ids(samples, model, model_path)
-    remarks: list[str] = []
+    try:
+        if model_path is None:
+            model = make_built_in_model(device, DTYPES[dtype])
+            rows = fold_ids(draw_sample(dataset, USUAL))
+        else:
+            model = load_model(model_path, device, DTYPES[dtype])
+            rows = draw_sample(dataset, USUAL if model.is_small else LEAST)
+            _refuse_unknown_ids(rows, model, model_path)
+        # Threads make a small model slower on a busy machine: one of a million weights took 40
+        # times as long for 64 tokens with two threads (measured).
+        with set_exact_arithmetic(threads=1 if model.is_small else None):
+            checks, losses, isolated = _run_checks(
+                model, rows, dataset.label_alignment, report_progress
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        raise MtpackError(
+            f"{device} does not have enough memory for the numeric checks; "
+            "try --dtype bfloat16, a smaller --model, or --device cpu"
+        ) from error
+    sample = count_coverage(rows, shards)
     covered: dict[str, dict[str, Any]] = {
-        name: count_coverage(samples[name], shards) for name in ("equivalence", "invariance")
+        "equivalence": sample,
+        "invariance": sample | _describe_divisions(device),
+        "isolation": isolated,
     }
-    covered["invariance"] |= {
+    return NumericReport(checks, losses, covered, model.name, model.separates_documents_by, dtype)
+
+
+def _describe_divisions(device: str) -> dict[str, Any]:
+    ranks, backend = choose_ranks(device)
+    return {
         "micro_batch_sizes": list(MICRO_BATCH_SIZES),
         "context_parallel_ranks": list(CONTEXT_PARALLEL_RANKS),
+        "data_parallel_ranks": ranks,
+        "backend": backend,
     }
-    with set_exact_arithmetic(threads=choose_num_threads(model)):
-        checks, losses, covered["isolation"] = _run_checks(
-            samples, dataset.label_alignment, model, report_progress
-        )
-        report_progress("invariance over processes")
-        try:
-            ranks = _compare_ranks(
-                samples["invariance"], dataset.label_alignment, device, DTYPES[dtype]
-            )
-        except RanksFailed as failure:
-            remarks.append(f"data-parallel ranks could not be run on this machine: {failure}")
-        else:
-            divisions = {**checks["invariance"].parts, "data_parallel": ranks}
-            checks["invariance"] = Check.of(divisions)
-            number, backend = choose_ranks(device)
-            covered["invariance"] |= {"data_parallel_ranks": number, "backend": backend}
-    return NumericReport(
-        checks, losses, covered, model.name, model.separates_documents_by, dtype, remarks
-    )
-
-
-def choose_num_threads(model: CausalModel) -> int | None:
-    """Return 1 for a small model, or None for torch's default number of threads.
-
-    Threads make a small model slower on a busy machine: a model of a million weights took 40 times
-    as long for 64 tokens with two threads (measured).
-    """
-    weights = sum(parameter.numel() for parameter in model.parameters)
-    return 1 if weights < _SMALL_MODEL else None
 
 
 def _run_checks(
-    samples: dict[str, list[Row]],
-    label_alignment: str,
-    model: CausalModel,
-    report_progress: ReportProgress,
+    model: CausalModel, rows: list[Row], label_alignment: str, report_progress: ReportProgress
 ) -> tuple[dict[str, Check], Losses, dict[str, int]]:
-    report_progress("equivalence")
-    equivalence, losses = check_equivalence(model, samples["equivalence"], label_alignment)
-    report_progress("invariance")
-    rows = samples["invariance"]
+    seconds = estimate_seconds(model, rows, label_alignment)
+    report_progress("equivalence", seconds["equivalence"])
+    equivalence, losses = check_equivalence(model, rows, label_alignment)
+    report_progress("invariance", seconds["invariance"])
     expected = reference_step(model, rows, label_alignment)
     divisions = {
         "micro_batches": compare_micro_batches(model, rows, label_alignment, expected),
         "context_parallel": compare_context_parallel(model, rows, label_alignment, expected),
+        "data_parallel": compare_ranks(rows, label_alignment, model.device.type, model.dtype),
     }
-    report_progress("isolation")
-    isolation = check_isolation(model, samples["isolation"])
+    report_progress("isolation", seconds["isolation"])
+    isolation, isolated = check_isolation(model, rows)
     checks = {
         "equivalence": equivalence,
-        "invariance": Check.of(divisions),
-        "isolation": isolation.check,
+        "invariance": Check.combine(divisions),
+        "isolation": isolation,
     }
-    return checks, losses, isolation.counts
+    return checks, losses, isolated
 
 
-def _compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: torch.dtype) -> Check:
-    """Compare the ranks with one process, always with the built-in model."""
-    samples, vocabulary = compact_ids({"rows": rows})
-    expected = reference_step(
-        make_built_in_model(vocabulary, device, dtype), samples["rows"], label_alignment
-    ).on("cpu")
-    results = run_data_parallel_step(samples["rows"], label_alignment, vocabulary, device, dtype)
-    return compare_results(results, expected, dtype, samples["rows"])
+def estimate_seconds(model: CausalModel, rows: list[Row], label_alignment: str) -> dict[str, float]:
+    """Estimate the time of each check from the tokens that it reads, and a timed pass over a turn.
 
-
-def _draw_samples(dataset: PackedDataset, cost: PassCost) -> dict[str, list[Row]]:
-    return {
-        "equivalence": draw_sample(dataset, BUDGET, cost),
-        "invariance": draw_short_rows(dataset, _DIVIDED_ROWS, _SECONDS_PER_PASS, cost),
-        "isolation": draw_neighbours(dataset, _NEIGHBOUR_ROWS, _SECONDS_PER_PASS, cost),
-    }
-
-
-def compact_ids(samples: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], int]:
-    """Renumber the token ids of the samples from 0, and return the samples and the vocabulary size.
-
-    So the built-in model stays small. Ids beyond its vocabulary are mapped into it (modulo).
+    A forward pass counts a third of a forward and a backward pass.
     """
-    rows = [row for sample in samples.values() for row in sample]
-    known = np.unique(
-        np.concatenate([row[name] for row in rows for name in ("input_ids", "labels")])
-    )
-    known = known[known != IGNORED]
-
-    def compact(ids: Int64) -> Int64:
-        return np.where(ids == IGNORED, IGNORED, np.searchsorted(known, ids) % _VOCABULARY)
-
-    numbered = {
-        name: [
-            {**row, "input_ids": compact(row["input_ids"]), "labels": compact(row["labels"])}
-            for row in sample
-        ]
-        for name, sample in samples.items()
+    turns = [(row, turn) for row in rows for turn in find_turns(row, label_alignment)]
+    prefixes = [turn.stop - turn.document_start for _, turn in turns]
+    timed = []
+    for _ in range(2):  # the first pass may also load and allocate
+        started = time.perf_counter()
+        loss = compute_turn_loss(model, *turns[0])
+        torch.autograd.grad(loss, model.parameters, allow_unused=True)
+        loss.detach().item()  # wait for the device
+        timed.append(time.perf_counter() - started)
+    seconds = min(timed) / prefixes[0]
+    packed = sum(len(row["input_ids"]) for row in rows)
+    divisions = 1 + len(MICRO_BATCH_SIZES) + len(CONTEXT_PARALLEL_RANKS)
+    return {
+        "equivalence": seconds * (packed + sum(prefixes)),
+        "invariance": seconds * packed * divisions,
+        "isolation": seconds * packed * PASSES / 3,
     }
-    return numbered, max(2, min(len(known), _VOCABULARY))
 
 
-def _refuse_unknown_ids(samples: dict[str, list[Row]], model: CausalModel, model_path: str) -> None:
-    largest = max(int(row["input_ids"].max()) for sample in samples.values() for row in sample)
+def _refuse_unknown_ids(rows: list[Row], model: CausalModel, model_path: str) -> None:
+    largest = max(int(row["input_ids"].max()) for row in rows)
     if largest >= model.vocabulary:
         raise SetupError(
             f"--model {model_path}: it has {model.vocabulary:,} token ids, but the shards contain "

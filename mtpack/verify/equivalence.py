@@ -13,7 +13,7 @@ the built-in model the packed step is also computed with the loss from hidden st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -28,26 +28,18 @@ from mtpack.loss import (
 from mtpack.shards.dataset import Row
 from mtpack.verify.causal_model import CausalModel, ModelBatch, flatten_inputs
 from mtpack.verify.check import Check
+from mtpack.verify.model import Transformer
 from mtpack.verify.sampling import TurnTokens, find_turns
 from mtpack.verify.steps import (
     StepResult,
-    accumulate,
-    choose_tolerance,
     collate_rows,
+    compare_results,
     compute_token_losses,
-    measure_difference,
-    normalize,
+    take_step,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """The same token losses under three means."""
-
-    turn_mean: float
-    token_mean: float
-    dialogue_mean: float
-    """Every document has the same weight, as in `mtpack.loss.dialogue_mean_loss`."""
+Losses = dict[str, float | None]
+"""The loss of the same tokens by the name of its mean; None if it is not a finite number."""
 
 
 def check_equivalence(
@@ -58,18 +50,16 @@ def check_equivalence(
     Returns the check, and the packed losses under the three means.
     """
     reference = _compute_reference(model, rows, label_alignment)
-    tolerance = choose_tolerance(model.dtype, sum(len(row["input_ids"]) for row in rows))
     packed, losses = _compute_packed(model, rows, label_alignment)
-    parts = {"token_losses": Check(measure_difference(packed, reference, model.dtype), tolerance)}
-    if model.states is not None:
+    parts = {"token_losses": compare_results([packed], reference, model, rows)}
+    module = model.module
+    if isinstance(module, Transformer):
         batches = (collate_rows([row], model) for row in rows)
-        fused = normalize(
-            accumulate(
-                model, (sum_from_hidden_states(model, batch, label_alignment) for batch in batches)
-            )
+        fused = take_step(
+            model, (sum_from_hidden_states(module, batch, label_alignment) for batch in batches)
         )
-        parts["hidden_states"] = Check(measure_difference(fused, reference, model.dtype), tolerance)
-    return Check.of(parts), losses
+        parts["hidden_states"] = compare_results([fused], reference, model, rows)
+    return Check.combine(parts), losses
 
 
 def _compute_packed(
@@ -88,24 +78,22 @@ def _compute_packed(
                     yield loss, count
                 counted[name].append((loss.detach(), count))
 
-    result = normalize(accumulate(model, micro_batches()))
+    result = take_step(model, micro_batches())
     means = {
         name: float(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
         for name, parts in counted.items()
     }
-    return result, Losses(**means)
+    return result, {name: mean if isfinite(mean) else None for name, mean in means.items()}
 
 
 def sum_from_hidden_states(
-    model: CausalModel, batch: ModelBatch, label_alignment: str
+    module: Transformer, batch: ModelBatch, label_alignment: str
 ) -> tuple[Tensor, Tensor]:
     """Return a micro-batch's loss and its turns as sums, by `linear_turn_mean_loss`."""
-    assert model.states is not None
-    assert model.output is not None
-    states = model.states(*flatten_inputs(batch)).view(*batch["labels"].shape, -1)
+    states = module.states(*flatten_inputs(batch)).view(*batch["labels"].shape, -1)
     return linear_turn_mean_loss(
         states,
-        model.output,
+        module.output.weight,
         batch,
         label_alignment=label_alignment,  # type: ignore[arg-type]  # one of the two literals: the shard has been checked
     )
@@ -125,15 +113,12 @@ _MEANS: dict[str, Callable[[Tensor, ModelBatch], tuple[Tensor, Tensor]]] = {
 def _compute_reference(model: CausalModel, rows: list[Row], label_alignment: str) -> StepResult:
     turns = [(row, turn) for row in rows for turn in find_turns(row, label_alignment)]
     one = torch.ones((), dtype=torch.int64, device=model.device)
-    return normalize(
-        accumulate(model, ((compute_turn_loss(model, row, turn), one) for row, turn in turns))
-    )
+    return take_step(model, ((compute_turn_loss(model, row, turn), one) for row, turn in turns))
 
 
 def compute_turn_loss(model: CausalModel, row: Row, turn: TurnTokens) -> Tensor:
     """Return the mean loss of a turn's tokens, from a pass over its document up to its end."""
-    stop = int(turn.positions[-1]) + 1
-    ids = torch.from_numpy(row["input_ids"][turn.document_start : stop].copy())
+    ids = torch.from_numpy(row["input_ids"][turn.document_start : turn.stop].copy())
     sample = ids.to(model.device).long()
     targets = torch.from_numpy(turn.positions - turn.document_start).to(model.device)
     logits = model.forward(

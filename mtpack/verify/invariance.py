@@ -26,13 +26,12 @@ from mtpack.verify.check import Check
 from mtpack.verify.padding import pad_documents
 from mtpack.verify.steps import (
     StepResult,
-    accumulate,
-    choose_tolerance,
     collate_rows,
+    compare_results,
     compute_token_losses,
-    measure_difference,
     normalize,
     sum_step,
+    take_step,
 )
 
 MICRO_BATCH_SIZES = (2, 3, 5)
@@ -41,7 +40,7 @@ CONTEXT_PARALLEL_RANKS = (2, 4)
 
 def reference_step(model: CausalModel, rows: list[Row], label_alignment: str) -> StepResult:
     """Compute a step with one sequence per micro-batch: the reference for all divisions."""
-    return _take_step(model, [[row] for row in rows], label_alignment)
+    return normalize(sum_step(model, [[row] for row in rows], label_alignment))
 
 
 def compare_micro_batches(
@@ -49,10 +48,10 @@ def compare_micro_batches(
 ) -> Check:
     """Compute the same step with micro-batches of several sizes, each time in another order."""
     results = [
-        _take_step(model, make_micro_batches(rows, size, seed=size), label_alignment)
+        normalize(sum_step(model, make_micro_batches(rows, size, seed=size), label_alignment))
         for size in MICRO_BATCH_SIZES
     ]
-    return compare_results(results, expected, model.dtype, rows)
+    return compare_results(results, expected, model, rows)
 
 
 def compare_context_parallel(
@@ -64,28 +63,16 @@ def compare_context_parallel(
     part of the trainer. Each rank has its slice of losses and columns, its sum and its count.
     """
     results = [
-        normalize(accumulate(model, _sum_over_ranks(model, rows, label_alignment, ranks)))
+        take_step(model, _sum_over_ranks(model, rows, label_alignment, ranks))
         for ranks in CONTEXT_PARALLEL_RANKS
     ]
-    return compare_results(results, expected, model.dtype, rows)
-
-
-def compare_results(
-    results: list[StepResult], expected: StepResult, dtype: torch.dtype, rows: list[Row]
-) -> Check:
-    """Compare the results of several divisions of the same sequences with the expected one."""
-    value = max(measure_difference(result, expected, dtype) for result in results)
-    return Check(value, choose_tolerance(dtype, sum(len(row["input_ids"]) for row in rows)))
+    return compare_results(results, expected, model, rows)
 
 
 def make_micro_batches(rows: list[Row], size: int, seed: int) -> list[list[Row]]:
     """Shuffle sequences and divide them into micro-batches; the last one may be smaller."""
     shuffled = [rows[number] for number in np.random.default_rng(seed).permutation(len(rows))]
     return [shuffled[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _take_step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -> StepResult:
-    return normalize(sum_step(model, parts, label_alignment))
 
 
 def _sum_over_ranks(
@@ -105,14 +92,7 @@ def _sum_over_ranks(
         for rank in range(ranks):
             own = find_positions_on_rank(batch["cu_seqlens"], ranks, rank)
             mask, token_num = (columns[name][own] for name in columns)
-            loss, turns = sum_slice(losses[own], mask, token_num, turn_heads[own])
+            loss, turns = turn_mean_loss(losses[own], mask, token_num, turn_heads[own].long())
             loss_sum = loss_sum + loss
             turn_sum += turns
         yield loss_sum, turn_sum
-
-
-def sum_slice(
-    losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor, turn_heads: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the loss sum of a context-parallel rank, and the number of turns that start in it."""
-    return turn_mean_loss(losses, loss_mask, loss_token_num, turn_heads.long())

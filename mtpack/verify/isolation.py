@@ -14,7 +14,6 @@ the sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,53 +34,65 @@ from mtpack.verify.steps import (
 )
 
 _DOCUMENTS = 3  # changed per sequence, one at a time: the first, the middle, the last
+PASSES = _DOCUMENTS + 3
+"""The forward passes over a sequence: as it is, with each change, and twice with added padding."""
 _PADDING_MULTIPLE = 8  # documents are padded to a multiple of it, and it is added at the end
 
 _TokenLosses = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class IsolationReport:
-    """The result of the check, and how much it compared."""
+def check_isolation(model: CausalModel, rows: list[Row]) -> tuple[Check, dict[str, int]]:
+    """Change documents and padding of some sequences, and compare the losses.
 
-    check: Check
-    """Its values are the largest change of a compared loss, relative to the mean loss."""
-    counts: dict[str, int]
-    """The number of `sequences`, of changed `documents`, and of compared `losses`, over all
-    changes."""
-
-
-def check_isolation(model: CausalModel, rows: list[Row]) -> IsolationReport:
-    """Change documents and padding of some sequences, and compare the losses."""
+    Returns the check, whose values are the largest change of a compared loss, relative to the mean
+    loss; and the number of `sequences`, of changed `documents`, and of compared `losses`, over all
+    changes.
+    """
     lengths = [len(row["input_ids"]) for row in rows]
     tolerances = {
         "documents": choose_rounding_tolerance(model.dtype),
         "padding_tokens": choose_rounding_tolerance(model.dtype),
-        "padding_added": choose_tolerance(model.dtype, max(lengths)),
+        "padding_added": choose_tolerance(model, max(lengths)),
     }
     worst: dict[str, float] = {}
     counts = {"sequences": len(rows), "documents": 0, "losses": 0}
     for row in rows:
         for name, before, after in _yield_compared_losses(model, row):
-            change = float(np.abs(after - before).max(initial=0) / np.abs(before).mean())
+            change = float(np.abs(after - before).max() / np.abs(before).mean())
             worst[name] = float(np.maximum(worst.get(name, 0.0), change))  # keeps NaN
             counts["losses"] += len(before)
             counts["documents"] += name == "documents"
-    parts = {name: Check(value, tolerances[name]) for name, value in worst.items()}
-    return IsolationReport(Check.of(parts), counts)
+    parts = {
+        name: Check.compare(worst[name], tolerance)
+        if name in worst
+        else Check.not_done(_explain_nothing_compared(rows))
+        for name, tolerance in tolerances.items()
+    }
+    return Check.combine(parts), counts
+
+
+def _explain_nothing_compared(rows: list[Row]) -> str:
+    if any(choose_documents(row) for row in rows):
+        return "the model's losses do not depend on the tokens"
+    return "no sequence of the sample has two documents"
 
 
 def _yield_compared_losses(
     model: CausalModel, row: Row
 ) -> Iterator[tuple[str, _TokenLosses, _TokenLosses]]:
-    """Yield the name of each change, and the losses to compare, without and with the change."""
+    """Yield the name of each change, and the losses to compare, without and with the change.
+
+    A changed document in which the model does not notice the change shows nothing.
+    """
     predicted = find_predicting_positions(row)
     before = _compute_losses(model, row)
     for entry in choose_documents(row):
         positions = find_entries(row) == entry
         changed = replace_tokens(row, positions & find_document_tokens(row), model.vocabulary)
+        after = _compute_losses(model, changed)
         kept = predicted & ~positions
-        yield "documents", before[kept], _compute_losses(model, changed)[kept]
+        if kept.any() and not np.array_equal(before[predicted], after[predicted]):
+            yield "documents", before[kept], after[kept]
     padded = pad_documents(row, _PADDING_MULTIPLE)
     padded = pad_sequence(padded, len(padded["input_ids"]) + _PADDING_MULTIPLE)
     refilled = replace_tokens(padded, ~find_document_tokens(padded), model.vocabulary)

@@ -12,19 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 LAYERS = 2
 WIDTH = 64
 HEADS = 4
 HIDDEN = 128
 _ROTARY_BASE = 10_000.0
-_BLOCK_SCORES = 2**22  # query rows x keys of a head in memory at a time: 32 MiB in float64
-
-
-def choose_block_rows(length: int) -> int:
-    """Return the number of query rows in a block of attention, for a sequence of this length."""
-    return max(32, min(256, _BLOCK_SCORES // length))
 
 
 class Transformer(nn.Module):
@@ -101,41 +94,15 @@ def _rotate(heads: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> Tensor:
-    """Attend causally within documents, (heads, seq_len, head width).
-
-    It works on blocks of query rows, each with the keys from the start of the first document that
-    it overlaps. Scores are computed again for the gradient, so memory grows with the length, not
-    with its square.
-    """
-    length = query.shape[1]
-    rows = choose_block_rows(length)
-    first_keys = torch.searchsorted(document_ids, document_ids[::rows].contiguous()).tolist()
-    blocks = []
-    for start, first in zip(range(0, length, rows), first_keys, strict=True):
-        stop = min(start + rows, length)
-        keys = slice(first, stop)
-        blocks.append(
-            checkpoint(
-                _attend_block,
-                query[:, start:stop],
-                key[:, keys],
-                value[:, keys],
-                document_ids[keys],
-                use_reentrant=False,
-            )
-        )
-    return torch.cat(blocks, dim=1)
-
-
-def _attend_block(query: Tensor, key: Tensor, value: Tensor, document_ids: Tensor) -> Tensor:
-    """Attend from the last positions of `key` to all of its positions."""
-    positions = torch.arange(key.shape[1], device=key.device)
-    rows = slice(key.shape[1] - query.shape[1], None)
-    same_document = document_ids[rows, None] == document_ids
-    mask = same_document & (positions[rows, None] >= positions)
+    """Attend causally within documents, (heads, seq_len, head width), one after the other."""
+    ends = [*(document_ids.diff().nonzero().ravel() + 1).tolist(), len(document_ids)]
     # The rounding of CUDA's fused kernels may exceed the tolerance.
     backends = [SDPBackend.MATH] + ([] if query.is_cuda else [SDPBackend.FLASH_ATTENTION])
+    attended = []
     with sdpa_kernel(backends):
-        return functional.scaled_dot_product_attention(
-            query[None], key[None], value[None], attn_mask=mask[None, None]
-        )[0]
+        for start, end in zip([0, *ends], ends, strict=False):
+            one, keys, values = (tensor[None, :, start:end] for tensor in (query, key, value))
+            attended.append(
+                functional.scaled_dot_product_attention(one, keys, values, is_causal=True)
+            )
+    return torch.cat(attended, dim=2)[0]

@@ -9,7 +9,8 @@ from mtpack.shards.arrow import TOKEN_COLUMNS
 from mtpack.shards.dataset import Row
 from mtpack.token_batch import offsets_from_lengths
 
-_PADDING = {"input_ids": 0, **WITHOUT_LOSS}
+PADDING = {"input_ids": 0, **WITHOUT_LOSS}
+"""The values of columns where nothing is trained."""
 
 
 def pad_documents(row: Row, multiple: int) -> Row:
@@ -20,7 +21,7 @@ def pad_documents(row: Row, multiple: int) -> Row:
     positions = np.arange(starts[-1]) + np.repeat((new_starts - starts)[:-1], lengths)
     columns = {}
     for name in TOKEN_COLUMNS:
-        columns[name] = np.full(new_starts[-1], _PADDING[name], row[name].dtype)
+        columns[name] = np.full(new_starts[-1], PADDING[name], row[name].dtype)
         columns[name][positions] = row[name]
     return {
         **row,
@@ -37,7 +38,7 @@ def pad_sequence(row: Row, seq_len: int) -> Row:
         return row
     entry = {"seq_lengths": missing, "document_lengths": 0, "dialogue_ids": -1}
     columns = {
-        name: np.pad(row[name], (0, missing), constant_values=_PADDING[name])
+        name: np.pad(row[name], (0, missing), constant_values=PADDING[name])
         for name in TOKEN_COLUMNS
     }
     return {

@@ -9,54 +9,50 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from types import ModuleType
 
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from mtpack.errors import first_line
-from mtpack.running.processes import defer_interrupts
 from mtpack.shards.dataset import Row
-from mtpack.verify.causal_model import make_built_in_model
-from mtpack.verify.invariance import make_micro_batches
+from mtpack.verify.causal_model import fold_ids, make_built_in_model
+from mtpack.verify.check import Check
+from mtpack.verify.invariance import make_micro_batches, reference_step
 from mtpack.verify.steps import (
     StepResult,
     StepSums,
+    compare_results,
     normalize,
     set_exact_arithmetic,
     sum_step,
 )
 
 _MICRO_BATCH_SIZE = 2
-_TIMEOUT = 120.0  # seconds for start, computation and all-reduce; usually a few
-
-
-class RanksFailed(Exception):
-    """The processes could not start or did not finish; the message is the reason, in one line."""
+_TIMEOUT = timedelta(minutes=2)  # to wait for another rank; usually a few seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """The input of a rank; each rank builds the model itself, from the same seed."""
+    """The input of all ranks; each rank builds the model itself, from the same seed."""
 
-    rank: int
     ranks: int
+    backend: str
     rows: list[Row]
     label_alignment: str
-    vocabulary: int
     device: str
     dtype: torch.dtype
-    backend: str
-    folder: str
+    folder: Path
     """A folder for the rendezvous of the ranks and for their results."""
+
+    def result_path(self, rank: int) -> Path:
+        """Return where a rank saves its loss and its gradients."""
+        return self.folder / f"result-{rank}.pt"
 
 
 def choose_ranks(device: str) -> tuple[int, str]:
@@ -74,39 +70,46 @@ def divide_rows(rows: list[Row], ranks: int) -> list[list[Row]]:
     return [rows[:first], *(others[number :: ranks - 1] for number in range(ranks - 1))]
 
 
-def run_data_parallel_step(
-    rows: list[Row], label_alignment: str, vocabulary: int, device: str, dtype: torch.dtype
-) -> list[StepResult]:
-    """Run the ranks, and return the result of each; raise RanksFailed if that is not possible."""
+def compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: torch.dtype) -> Check:
+    """Compare the step of the ranks with that of one process, with the built-in model."""
     if not distributed.is_available():
-        raise RanksFailed("this torch is built without torch.distributed")
+        return Check.not_done("this torch is built without torch.distributed")
     ranks, backend = choose_ranks(device)
+    rows = fold_ids(rows)
     with tempfile.TemporaryDirectory(prefix="mtpack-ranks-") as folder:
-        tasks = [
-            RankTask(
-                rank, ranks, share, label_alignment, vocabulary, device, dtype, backend, folder
-            )
-            for rank, share in enumerate(divide_rows(rows, ranks))
-        ]
-        _run_ranks(tasks)
-        return [_read_result(Path(folder, f"result-{rank}.pt")) for rank in range(ranks)]
+        task = RankTask(ranks, backend, rows, label_alignment, device, dtype, Path(folder))
+        try:
+            with _hide_main_module():
+                started = spawn(  # type: ignore[no-untyped-call]  # torch has no types
+                    _run_rank, (task, take_rank_step), ranks, join=False, daemon=True
+                )
+            while not started.join():
+                pass
+        except (OSError, ProcessRaisedException, ProcessExitedException) as error:
+            cause = str(error).strip().splitlines()[-1]  # after a traceback
+            return Check.not_done(f"its processes can't be run: {cause}")
+        saved = [torch.load(task.result_path(rank), weights_only=True) for rank in range(ranks)]
+    model = make_built_in_model(device, dtype)
+    expected = reference_step(model, rows, label_alignment).on("cpu")
+    return compare_results([StepResult(*one) for one in saved], expected, model, rows)
 
 
-def take_rank_step(task: RankTask) -> StepResult:
+def take_rank_step(rank: int, task: RankTask) -> StepResult:
     """Compute the step as one of the ranks: sum its own sequences, all-reduce, divide once."""
     device = task.device
     if device == "cuda":
-        device = f"cuda:{task.rank % torch.cuda.device_count()}"
+        device = f"cuda:{rank % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
-    model = make_built_in_model(task.vocabulary, device, task.dtype)
-    parts = make_micro_batches(task.rows, _MICRO_BATCH_SIZE, seed=0)
+    model = make_built_in_model(device, task.dtype)
+    own_rows = divide_rows(task.rows, task.ranks)[rank]
+    parts = make_micro_batches(own_rows, _MICRO_BATCH_SIZE, seed=0)
     sums = sum_step(model, parts, task.label_alignment)
     distributed.init_process_group(
         task.backend,
-        init_method=Path(task.folder, "rendezvous").absolute().as_uri(),
-        rank=task.rank,
+        init_method=Path(task.folder, "rendezvous").as_uri(),
+        rank=rank,
         world_size=task.ranks,
-        timeout=timedelta(seconds=_TIMEOUT),
+        timeout=_TIMEOUT,
     )
     result = normalize(_all_reduce(sums, "cpu" if task.backend == "gloo" else device))
     distributed.destroy_process_group()
@@ -120,60 +123,23 @@ def _all_reduce(sums: StepSums, device: str) -> StepSums:
     return StepSums(reduced[0], reduced[1], reduced[2:])
 
 
-def _run_ranks(tasks: list[RankTask]) -> None:
-    """Run all ranks until they end; if one fails, kill the others, which would wait for it."""
-    context = get_context("spawn")
-    running: dict[int, tuple[RankTask, BaseProcess]] = {}
-    deadline = time.monotonic() + _TIMEOUT
+@contextmanager
+def _hide_main_module() -> Iterator[None]:
+    """Keep new processes from importing the caller's script, which may have no `__main__` guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
-        for task in tasks:
-            process: BaseProcess = context.Process(
-                target=_run_rank, args=(task, take_rank_step), daemon=True
-            )
-            with defer_interrupts():
-                process.start()
-            running[process.sentinel] = task, process
-        while running:
-            ended = wait(list(running), max(0.0, deadline - time.monotonic()))
-            if not ended:
-                raise RanksFailed(f"the processes took longer than {_TIMEOUT:.0f} seconds")
-            for sentinel in ended:
-                task, process = running.pop(cast(int, sentinel))
-                process.join()
-                if process.exitcode:
-                    raise RanksFailed(_read_failure(task, process.exitcode))
-    except OSError as error:
-        raise RanksFailed(f"a process can't be started: {error.strerror or error}") from error
+        yield
     finally:
-        for _, process in running.values():
-            process.kill()
-            process.join()
+        sys.modules["__main__"] = main
 
 
-def _read_failure(task: RankTask, exit_code: int) -> str:
-    file = Path(task.folder, f"failure-{task.rank}")
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    return f"process {task.rank} ended with status {exit_code}"
-
-
-def _run_rank(task: RankTask, step: Callable[[RankTask], StepResult]) -> None:
-    """Run one rank, in its own process: save its result, or the reason of its failure."""
+def _run_rank(rank: int, task: RankTask, step: Callable[[int, RankTask], StepResult]) -> None:
+    """Run one rank, in its own process, and save its result."""
     if sys.platform in ("linux", "darwin"):  # one machine, whose host name may not resolve
         loopback = "lo" if sys.platform == "linux" else "lo0"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
-    try:
-        with set_exact_arithmetic(threads=1):
-            result = step(task)
-    except (RuntimeError, OSError, ValueError) as error:  # mostly of torch.distributed
-        Path(task.folder, f"failure-{task.rank}").write_text(first_line(error), encoding="utf-8")
-        sys.exit(1)
-    result = result.on("cpu")
-    saved = {"loss": result.loss, "gradients": result.gradients}
-    torch.save(saved, Path(task.folder, f"result-{task.rank}.pt"))
-
-
-def _read_result(path: Path) -> StepResult:
-    saved = torch.load(path, weights_only=True)
-    return StepResult(saved["loss"], saved["gradients"])
+    with set_exact_arithmetic(threads=1):
+        result = step(rank, task).on("cpu")
+    torch.save((result.loss, result.gradients), task.result_path(rank))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,6 +21,8 @@ from mtpack.packing.columns import IGNORED
 from mtpack.shards.dataset import Row
 from mtpack.torch_data import collate
 from mtpack.verify.causal_model import CausalModel, ModelBatch
+from mtpack.verify.check import Check
+from mtpack.verify.padding import pad_sequence
 
 _SMALL_PARAMETER = 1e-3  # of the whole gradient's norm
 _CEILINGS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -47,8 +50,10 @@ class StepResult:
 
 
 def collate_rows(rows: list[Row], model: CausalModel) -> ModelBatch:
-    """Collate sequences, and move the tensors to the model's device."""
-    return {name: values.to(model.device) for name, values in collate(rows).items()}
+    """Pad sequences to one length, collate them, and move the tensors to the model's device."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    batch = collate([pad_sequence(row, longest) for row in rows])
+    return {name: values.to(model.device) for name, values in batch.items()}
 
 
 def compute_token_losses(model: CausalModel, batch: ModelBatch, label_alignment: str) -> Tensor:
@@ -101,11 +106,32 @@ def sum_step(model: CausalModel, parts: list[list[Row]], label_alignment: str) -
     return accumulate(model, (sum_micro_batch(model, batch, label_alignment) for batch in batches))
 
 
+def take_step(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> StepResult:
+    """Add up the losses and the numbers of turns of a step, and divide once."""
+    return normalize(accumulate(model, parts))
+
+
 def normalize(sums: StepSums) -> StepResult:
     """Divide the sums once, by the number of all turns."""
     return StepResult(
         sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients]
     )
+
+
+def compare_results(
+    found: list[StepResult], reference: StepResult, model: CausalModel, rows: list[Row]
+) -> Check:
+    """Compare the results of several ways to compute the step of some sequences with a reference.
+
+    The check is not done if the reference holds nothing to compare: no turn, or only zeros.
+    """
+    if not any(row["turn_num"] for row in rows):
+        return Check.not_done("the sample has no turn")
+    if not any(gradient.any() for gradient in reference.gradients):
+        return Check.not_done("every gradient of the model is 0")
+    values = [measure_difference(one, reference, model.dtype) for one in found]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return Check.compare(float(np.max(values)), choose_tolerance(model, tokens))  # max keeps NaN
 
 
 def measure_difference(found: StepResult, reference: StepResult, dtype: torch.dtype) -> float:
@@ -127,17 +153,19 @@ def measure_difference(found: StepResult, reference: StepResult, dtype: torch.dt
     return float(torch.cat((relative, loss[None])).max())
 
 
-def choose_tolerance(dtype: torch.dtype, tokens: int) -> float:
+def choose_tolerance(model: CausalModel, tokens: int) -> float:
     """Return the relative difference that rounding may cause.
 
     Both computations add the same terms in different orders. A sum of n terms with a relative error
     eps each has an error of about eps * sqrt(n) of their size, since the errors have no common
     direction. For the gradient of a weight, n is about the number of tokens. Terms of both signs
-    cancel, so the sum is smaller than its terms: `factor` allows for that and for the depth of the
-    model. A wrong weight, mask or label changes the sum by far more than the ceilings.
+    cancel, so the sum is smaller than its terms: `factor` allows for that. The errors of layers
+    add up in the same way; the ceilings are for two layers. A wrong weight, mask or label changes
+    the sum by far more than the ceilings.
     """
-    factor = 64
-    return min(_CEILINGS[dtype], factor * torch.finfo(dtype).eps * math.sqrt(tokens))
+    factor = 64 * torch.finfo(model.dtype).eps * math.sqrt(tokens)
+    depth = math.sqrt(max(1.0, model.layers / 2))
+    return min(factor * depth, _CEILINGS[model.dtype] * depth, _CEILINGS[torch.bfloat16])
 
 
 def choose_rounding_tolerance(dtype: torch.dtype) -> float:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import MANIFEST, Manifest
 from mtpack.token_batch import Int32, Int64
 from mtpack.verify.batch import BatchViolation, ColumnBatch
-from mtpack.verify.list_laws import LIST_LAWS
-from mtpack.verify.token_laws import TOKEN_LAWS
-
-LAWS = {**LIST_LAWS, **TOKEN_LAWS}
-"""All laws by name, in the order of checking: a law relies on those before it."""
+from mtpack.verify.laws import LAWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +29,6 @@ class Violation:
     detail: str
     """What was found and what was expected, without any content of dialogues."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the object that `verify --json` prints."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class StructureReport:
@@ -49,8 +38,6 @@ class StructureReport:
     """The first violation; the check stops there. None if every law holds."""
     rows: int
     """The number of sequences that keep every law of a shard."""
-    hashes_checked: bool
-    """Whether there was a manifest, and its hashes were compared."""
 
 
 class _Totals:
@@ -82,27 +69,27 @@ def check_structure(shards: Shards) -> StructureReport:
     For a record batch, the first broken law is reported, at the first sequence that breaks it.
     """
     totals = _Totals()
-    for shard, first_row, columns in _iterate_batches(shards):
-        batch = ColumnBatch(columns, shards.metadata)
-        broken = find_first_violation(batch)
-        if broken is not None:
-            law, found = broken
-            row = first_row + found.row
-            violation = Violation(str(shard), row, found.position, law, found.detail)
-            return StructureReport(violation, totals.counts["sequences"], hashes_checked=False)
-        totals.add(batch)
-    rows = totals.counts["sequences"]
-    first_shard = str(shards.opened[0].path)
-    if not rows:
-        violation = Violation(
-            first_shard, None, None, "sequences", "0 sequences; expected at least 1"
-        )
-        return StructureReport(violation, 0, hashes_checked=False)
-    repeated = _find_repeated_turn(shards, totals)
-    if repeated is not None or shards.manifest is None:
-        return StructureReport(repeated, rows, hashes_checked=False)
-    mismatch = _check_hashes(shards, shards.manifest) or _check_tally(shards.manifest, totals)
-    return StructureReport(mismatch, rows, hashes_checked=True)
+    violation = _check_batches(shards, totals) or _find_repeated_turn(shards, totals)
+    if violation is None and shards.manifest is not None:
+        violation = _check_hashes(shards, shards.manifest) or _check_tally(shards.manifest, totals)
+    return StructureReport(violation, totals.counts["sequences"])
+
+
+def _check_batches(shards: Shards, totals: _Totals) -> Violation | None:
+    """Check all record batches in order up to the first violation, and add up the sound ones."""
+    for shard in shards.opened:
+        for columns in shard.batches:
+            batch = ColumnBatch(columns, shards.metadata)
+            broken = find_first_violation(batch)
+            if broken is not None:
+                law, found = broken
+                row = totals.counts["sequences"] + found.row
+                return Violation(str(shard.path), row, found.position, law, found.detail)
+            totals.add(batch)
+    if totals.counts["sequences"]:
+        return None
+    path = str(shards.opened[0].path)
+    return Violation(path, None, None, "sequences", "0 sequences; expected at least 1")
 
 
 def find_first_violation(batch: ColumnBatch) -> tuple[str, BatchViolation] | None:
@@ -112,15 +99,6 @@ def find_first_violation(batch: ColumnBatch) -> tuple[str, BatchViolation] | Non
         if violation is not None:
             return name, violation
     return None
-
-
-def _iterate_batches(shards: Shards) -> Iterator[tuple[Path, int, Columns]]:
-    """Yield every record batch with the path of its shard and the index of its first sequence."""
-    first_row = 0
-    for shard in shards.opened:
-        for columns in shard.batches:
-            yield shard.path, first_row, columns
-            first_row += len(columns.turn_num)
 
 
 def _find_repeated_turn(shards: Shards, totals: _Totals) -> Violation | None:

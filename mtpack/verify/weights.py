@@ -32,24 +32,10 @@ class WeightBucket:
     weights: dict[str, float]
     """For each of `MEANS`, the share of the whole loss that these turns have."""
 
-    @property
-    def turn_share(self) -> float:
-        """Their share of all turns, which is their weight under the turn mean."""
-        return self.weights["turn_mean"]
-
-    @property
-    def token_share(self) -> float:
-        """Their share of all loss tokens, which is their weight under the token mean."""
-        return self.weights["token_mean"]
-
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `verify --json` prints."""
         rounded = {name: round(weight, 6) for name, weight in self.weights.items()}
-        return asdict(self) | {
-            "turn_share": round(self.turn_share, 6),
-            "token_share": round(self.token_share, 6),
-            "weights": rounded,
-        }
+        return {**asdict(self), "weights": rounded}
 
 
 def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
@@ -87,10 +73,5 @@ def _sum_weights(batch: Columns, seq_len: int) -> Any:
     documents = np.searchsorted(starts, rows * seq_len + batch.turn_starts, side="right") - 1
     in_document: Int64 = np.bincount(documents, weights=lengths)[documents]
     exponents = np.frexp(lengths)[1] - 1
-    values = (
-        np.ones(len(lengths)),
-        lengths,
-        lengths / in_document,
-        np.sqrt(lengths),
-    )
+    values = (np.ones(len(lengths)), lengths, lengths / in_document, np.sqrt(lengths))
     return np.stack([np.bincount(exponents, weights=one, minlength=32) for one in values])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -15,19 +17,11 @@ from tests.support.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
 
-from mtpack.torch_data import PackedDataset  # noqa: E402
 from mtpack.verify import causal_model, equivalence, steps  # noqa: E402
-from mtpack.verify.causal_model import make_built_in_model  # noqa: E402
+from mtpack.verify.causal_model import fold_ids, make_built_in_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
-from mtpack.verify.computing import compact_ids  # noqa: E402
 from mtpack.verify.equivalence import Losses  # noqa: E402
 from mtpack.verify.model import Transformer  # noqa: E402
-from mtpack.verify.sampling import (  # noqa: E402
-    count_coverage,
-    cut_to_turns,
-    draw_sample,
-    estimate_row_cost,
-)
 from mtpack.verify.structure import check_structure  # noqa: E402
 
 ALIGNMENTS = ("aligned", "shifted")
@@ -50,9 +44,8 @@ def rows_of(
 
 
 def compare(rows: list[Row], alignment: str, dtype=torch.float64) -> tuple[Check, Losses]:
-    samples, vocabulary = compact_ids({"rows": rows})
-    model = make_built_in_model(vocabulary, "cpu", dtype)
-    return equivalence.check_equivalence(model, samples["rows"], alignment)
+    model = make_built_in_model("cpu", dtype)
+    return equivalence.check_equivalence(model, fold_ids(rows), alignment)
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -64,7 +57,7 @@ def test_packed_equals_one_sample_per_turn(tmp_path, alignment, multiple):
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_packed_equals_one_sample_per_turn_over_several_blocks_of_attention(tmp_path, alignment):
+def test_packed_equals_one_sample_per_turn_in_long_documents(tmp_path, alignment):
     sequences = random_sequences(0, 700, [[150, 300, 249], [600, 90]])
     shards = open_sequences(tmp_path, sequences, alignment, seq_len=700)
     assert check_structure(shards).violation is None
@@ -85,7 +78,7 @@ def test_both_alignments_and_any_padding_have_the_same_loss(tmp_path):
             folder = tmp_path / f"{alignment}-{multiple}"
             folder.mkdir()
             rows = rows_of(folder, hand_made_sequences(), alignment, multiple)
-            losses.append(compare(rows, alignment)[1].turn_mean)
+            losses.append(compare(rows, alignment)[1]["turn_mean"])
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-13)
 
 
@@ -176,12 +169,12 @@ def test_the_three_losses_equal_those_computed_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(
         equivalence,
         "compute_token_losses",
-        lambda model, batch, label_alignment: token_losses + 0 * model.output.sum(),
+        lambda model, batch, label_alignment: token_losses + 0 * model.module.output.weight.sum(),
     )
     _, losses = compare(rows_of(tmp_path, [documents]), "aligned")
-    assert losses.turn_mean == pytest.approx((1 + 3 + 8 + 24) / 4)
-    assert losses.token_mean == pytest.approx(63 / 6)
-    assert losses.dialogue_mean == pytest.approx(((1 + 2 + 4) / 3 + 8 + (16 + 32) / 2) / 3)
+    assert losses["turn_mean"] == pytest.approx((1 + 3 + 8 + 24) / 4)
+    assert losses["token_mean"] == pytest.approx(63 / 6)
+    assert losses["dialogue_mean"] == pytest.approx(((1 + 2 + 4) / 3 + 8 + (16 + 32) / 2) / 3)
 
 
 def test_the_model_attends_neither_to_the_future_nor_to_other_documents():
@@ -207,39 +200,28 @@ def test_equal_seeds_give_equal_weights_and_keep_the_random_state_of_torch():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("multiple", [1, 8])
-def test_a_sequence_cut_to_its_first_turns_is_sound(tmp_path, alignment, multiple):
-    for row in rows_of(tmp_path, hand_made_sequences(), alignment, multiple):
-        for turns in range(1, row["turn_num"] + 1):
-            cut = cut_to_turns(row, turns, alignment)
-            assert cut["loss_mask"].sum() == sum(row["loss_token_num"][row["turn_starts"][:turns]])
-            assert cut["seq_lengths"].sum() == len(cut["input_ids"]) == len(cut["labels"])
-            assert (cut["document_lengths"] == cut["seq_lengths"])[-1]
-            assert compare([cut], alignment)[0].ok
+def test_without_a_turn_or_a_gradient_the_check_is_not_done(tmp_path):
+    model = make_built_in_model("cpu", torch.float64)
+    rows = fold_ids(rows_of(tmp_path, hand_made_sequences()))
+    with torch.no_grad():
+        for parameter in model.parameters:
+            parameter.zero_()
+    check, losses = equivalence.check_equivalence(model, rows, "aligned")
+    assert (check.ok, check.value) == (None, None)
+    assert check.detail == "every gradient of the model is 0"
+    assert losses["turn_mean"] == pytest.approx(math.log(model.vocabulary))
+    empty = [{**row, "turn_num": 0} for row in rows]
+    reference = steps.take_step(model, [])
+    nothing = steps.compare_results([reference], reference, model, empty)
+    assert (nothing.ok, nothing.detail) == (None, "the sample has no turn")
 
 
-def test_a_sample_stays_within_its_budget_and_its_coverage_is_counted(tmp_path):
-    sequences = random_sequences(0, 300, [[100, 90, 66]] * 40)
-    shards = open_sequences(tmp_path, sequences, seq_len=300)
-    dataset = PackedDataset(tmp_path / "out")
-    costs = [estimate_row_cost(row, row["turn_num"], "aligned") for row in shards]
-    rows = draw_sample(dataset, budget=sum(costs) / 4)
-    assert 5 <= len(rows) <= 15
-    assert sum(estimate_row_cost(row, row["turn_num"], "aligned") for row in rows) <= sum(costs) / 4
-    coverage = count_coverage(rows, shards)
-    assert (coverage["sequences"], coverage["sequences_of"]) == (len(rows), 40)
-    assert (coverage["tokens"], coverage["tokens_of"]) == (256 * len(rows), 256 * 40)
-    assert coverage["turns_of"] == sum(row["turn_num"] for row in shards)
-    assert len(draw_sample(dataset, budget=2 * sum(costs))) == 40
-
-
-def test_a_sequence_beyond_the_budget_is_cut_to_its_first_turns(tmp_path):
-    shards = open_sequences(tmp_path, random_sequences(0, 700, [[700]]), seq_len=700)
-    dataset = PackedDataset(tmp_path / "out")
-    row = shards[0]
-    (cut,) = draw_sample(dataset, estimate_row_cost(row, 5, "aligned"))
-    assert cut["turn_num"] == 5
-    (cut,) = draw_sample(dataset, budget=1e-9)
-    assert cut["turn_num"] == 1
-    assert row["turn_num"] > 5
+def test_a_model_of_nan_fails_and_says_so(tmp_path):
+    model = make_built_in_model("cpu", torch.float64)
+    rows = fold_ids(rows_of(tmp_path, hand_made_sequences()))
+    with torch.no_grad():
+        model.module.output.weight[:] = math.nan
+    check, losses = equivalence.check_equivalence(model, rows, "aligned")
+    assert (check.ok, check.value) == (False, None)
+    assert check.detail == "a loss or gradient is not a finite number"
+    assert losses["turn_mean"] is None

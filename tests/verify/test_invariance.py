@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import errno
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from mtpack.shards.dataset import Row
-from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
+from tests.support.builders import hand_made_sequences, open_sequences
 from tests.support.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
 
 from mtpack.context_parallel import find_positions_on_rank  # noqa: E402
 from mtpack.loss import turn_mean_loss  # noqa: E402
-from mtpack.torch_data import PackedDataset, collate  # noqa: E402
+from mtpack.torch_data import collate  # noqa: E402
 from mtpack.verify import invariance, ranks, steps  # noqa: E402
-from mtpack.verify.causal_model import CausalModel, make_built_in_model  # noqa: E402
+from mtpack.verify.causal_model import CausalModel, fold_ids, make_built_in_model  # noqa: E402
 from mtpack.verify.check import Check  # noqa: E402
-from mtpack.verify.computing import compact_ids  # noqa: E402
 from mtpack.verify.invariance import (  # noqa: E402
     compare_context_parallel,
     compare_micro_batches,
-    compare_results,
     reference_step,
 )
 from mtpack.verify.padding import pad_documents, pad_sequence  # noqa: E402
-from mtpack.verify.sampling import draw_short_rows  # noqa: E402
 
 ALIGNMENTS = ("aligned", "shifted")
-VOCABULARY = 64
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +44,11 @@ def rows_of(tmp_path, alignment: str = "aligned") -> list[Row]:
     sequences = [*hand_made_sequences(), *single]
     sequences.append([Document(11, [5, 6, 7], [Turn(1, 0, [(1, 3)])])])
     shards = open_sequences(tmp_path, sequences, alignment)
-    return compact_ids({"rows": list(shards)})[0]["rows"]
+    return fold_ids(list(shards))
 
 
 def model_of() -> CausalModel:
-    return make_built_in_model(VOCABULARY, "cpu", torch.float64)
+    return make_built_in_model("cpu", torch.float64)
 
 
 def check_of(compare, rows: list[Row], alignment: str = "aligned") -> Check:
@@ -87,7 +86,7 @@ def test_counting_a_turn_on_every_rank_that_has_a_part_of_it_fails(tmp_path, mon
         starts_here = mask.diff(prepend=mask.new_zeros(1)) == 1
         return loss_sum, starts_here.sum()
 
-    monkeypatch.setattr(invariance, "sum_slice", turns_seen)
+    monkeypatch.setattr(invariance, "turn_mean_loss", turns_seen)
     assert check_of(compare_context_parallel, rows_of(tmp_path)).value > 1e-2
 
 
@@ -96,7 +95,7 @@ def test_rounding_the_shares_of_turns_fails(tmp_path, monkeypatch):
         loss_sum, _ = turn_mean_loss(losses, mask, token_num, heads)
         return loss_sum, (mask / token_num).sum().long()
 
-    monkeypatch.setattr(invariance, "sum_slice", rounded)
+    monkeypatch.setattr(invariance, "turn_mean_loss", rounded)
     assert check_of(compare_context_parallel, rows_of(tmp_path)).value > 1e-2
 
 
@@ -137,36 +136,17 @@ def test_padding_documents_moves_tokens_together_with_their_columns(tmp_path, al
         assert heads[0].tolist() == heads[1].tolist()
 
 
-def test_rows_that_are_too_long_are_cut_and_padded_to_the_same_length(tmp_path):
-    open_sequences(tmp_path, random_sequences(0, 700, [[300, 390]] * 6), seq_len=700)
-    dataset = PackedDataset(tmp_path / "out")
-
-    def tokens(documents):
-        return float(len(documents))
-
-    rows = draw_short_rows(dataset, 4, 200.0, tokens)
-    assert len(rows) == 4
-    assert len({len(row["input_ids"]) for row in rows}) == 1
-    assert len(rows[0]["input_ids"]) <= 200
-    whole = draw_short_rows(dataset, 4, 700.0, tokens)
-    assert {len(row["input_ids"]) for row in whole} == {700}
-
-
-def results_of(rows: list[Row]) -> list[steps.StepResult]:
-    return ranks.run_data_parallel_step(rows, "aligned", VOCABULARY, "cpu", torch.float64)
+def compare(rows: list[Row]) -> Check:
+    return ranks.compare_ranks(rows, "aligned", "cpu", torch.float64)
 
 
 def test_ranks_that_all_reduce_have_the_same_gradients_as_one_process(tmp_path):
-    rows = rows_of(tmp_path)
-    results = results_of(rows)
-    assert len(results) == 2
-    check = compare_results(
-        results, reference_step(model_of(), rows, "aligned"), torch.float64, rows
-    )
+    check = compare(rows_of(tmp_path))
+    assert check.ok
     assert check.value <= check.tolerance <= 1e-10
 
 
-def mean_of_the_rank(task: ranks.RankTask) -> steps.StepResult:
+def mean_of_the_rank(rank: int, task: ranks.RankTask) -> steps.StepResult:
     """Divide before the sums of the ranks are added up, as data-parallel training usually does."""
     all_reduced = ranks._all_reduce
 
@@ -176,17 +156,42 @@ def mean_of_the_rank(task: ranks.RankTask) -> steps.StepResult:
         return all_reduced(steps.StepSums(mean.loss, ones, mean.gradients), device)
 
     ranks._all_reduce = averaged
-    return ranks.take_rank_step(task)
+    return ranks.take_rank_step(rank, task)
 
 
 def test_ranks_that_divide_by_their_own_turns_fail(tmp_path, monkeypatch):
-    rows = rows_of(tmp_path)
     monkeypatch.setattr(ranks, "take_rank_step", mean_of_the_rank)
-    check = compare_results(
-        results_of(rows), reference_step(model_of(), rows, "aligned"), torch.float64, rows
-    )
-    assert not check.ok
+    check = compare(rows_of(tmp_path))
+    assert check.ok is False
     assert check.value > 1e-3
+
+
+def raise_an_error(rank: int, task: ranks.RankTask) -> steps.StepResult:
+    raise RuntimeError(f"rank {rank} has failed")
+
+
+def test_an_error_in_a_rank_is_the_reason_why_the_check_was_not_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "take_rank_step", raise_an_error)
+    check = compare(rows_of(tmp_path))
+    assert (check.ok, check.value) == (None, None)
+    assert re.fullmatch(
+        "its processes can't be run: RuntimeError: rank [01] has failed", check.detail
+    )
+
+
+def test_ranks_run_from_a_script_without_a_guard_for_its_main_module(tmp_path):
+    """A spawned process imports the script of its parent, if it is not kept from that."""
+    rows_of(tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from mtpack.shards.dataset import open_shards\n"
+        "from mtpack.verify.ranks import compare_ranks\n"
+        f"rows = list(open_shards({str(tmp_path / 'out')!r}))\n"
+        "print(compare_ranks(rows, 'aligned', 'cpu', torch.float64).ok)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_rows_are_divided_unevenly_and_completely(tmp_path):
@@ -199,13 +204,10 @@ def test_rows_are_divided_unevenly_and_completely(tmp_path):
 
 
 def test_a_machine_that_starts_no_processes_is_reported_in_one_line(tmp_path, monkeypatch):
-    class NoProcesses:
-        def Process(self, **_):
-            return self
+    def refuse(*_, **__):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-        def start(self):
-            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(ranks, "get_context", lambda method: NoProcesses())
-    with pytest.raises(ranks.RanksFailed, match=r"^a process can't be started: [^\n]+$"):
-        results_of(rows_of(tmp_path))
+    monkeypatch.setattr(ranks, "spawn", refuse)
+    check = compare(rows_of(tmp_path))
+    assert check.ok is None
+    assert re.fullmatch(r"its processes can't be run: [^\n]*temporarily unavailable", check.detail)

@@ -6,21 +6,18 @@ import numpy as np
 import pytest
 
 from mtpack.shards.dataset import Row
-from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
+from tests.support.builders import hand_made_sequences, open_sequences
 
 torch = pytest.importorskip("torch")
 
-from mtpack.torch_data import PackedDataset  # noqa: E402
 from mtpack.verify import causal_model, steps  # noqa: E402
-from mtpack.verify.causal_model import CausalModel, make_built_in_model  # noqa: E402
-from mtpack.verify.computing import compact_ids  # noqa: E402
+from mtpack.verify.causal_model import CausalModel, fold_ids, make_built_in_model  # noqa: E402
 from mtpack.verify.isolation import (  # noqa: E402
     check_isolation,
     find_document_tokens,
     find_predicting_positions,
     replace_tokens,
 )
-from mtpack.verify.sampling import cut_documents, draw_neighbours  # noqa: E402
 
 KINDS = ["documents", "padding_tokens", "padding_added"]
 
@@ -33,24 +30,23 @@ def one_thread():
 
 def rows_of(tmp_path, alignment: str = "aligned", multiple: int = 1) -> list[Row]:
     shards = open_sequences(tmp_path, hand_made_sequences(), alignment, multiple)
-    return compact_ids({"rows": list(shards)})[0]["rows"]
+    return fold_ids(list(shards))
 
 
 def model_of() -> CausalModel:
-    return make_built_in_model(64, "cpu", torch.float64)
+    return make_built_in_model("cpu", torch.float64)
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_other_documents_and_padding_change_no_loss(tmp_path, alignment, multiple):
-    report = check_isolation(model_of(), rows_of(tmp_path, alignment, multiple))
-    parts = report.check.parts
+    check, counts = check_isolation(model_of(), rows_of(tmp_path, alignment, multiple))
+    parts = check.parts
     assert sorted(parts) == sorted(KINDS)
     assert parts["documents"].value == parts["padding_tokens"].value == 0  # bit by bit
     assert parts["padding_added"].value <= parts["padding_added"].tolerance <= 1e-10
     # Two of the three sequences have two documents, each of which is changed.
-    assert report.counts["documents"] == 4
-    assert report.counts["sequences"] == 3
+    assert (counts["documents"], counts["sequences"]) == (4, 3)
 
 
 def test_attention_across_documents_fails(tmp_path, monkeypatch):
@@ -60,7 +56,7 @@ def test_attention_across_documents_fails(tmp_path, monkeypatch):
         "read_document_ids",
         lambda batch: torch.zeros(batch["input_ids"].numel(), dtype=torch.int64),
     )
-    check = check_isolation(model_of(), rows).check
+    check, _ = check_isolation(model_of(), rows)
     assert not check.ok
     assert check.parts["documents"].value > 1e-3
     assert not check.parts["padding_tokens"].ok  # padding of a document, read by the next document
@@ -75,8 +71,8 @@ def test_a_leak_from_one_token_to_the_next_fails(tmp_path):
         logits = model.forward(input_ids, position_ids, document_ids)
         return logits + 1e-6 * logits.roll(1, dims=0)
 
-    leaky = CausalModel(model.module, leaking, model.vocabulary, "leaky", "nothing")
-    check = check_isolation(leaky, rows_of(tmp_path)).check
+    leaky = CausalModel(model.module, leaking, model.vocabulary, 2, "leaky", "nothing")
+    check, _ = check_isolation(leaky, rows_of(tmp_path))
     assert not check.parts["documents"].ok
 
 
@@ -88,18 +84,36 @@ def test_a_model_that_reads_later_padding_fails(tmp_path):
         padding = document_ids == document_ids.max()
         return logits + 1e-3 * logits[padding].sum(dim=0)
 
-    ahead = CausalModel(model.module, looking_ahead, model.vocabulary, "ahead", "nothing")
-    check = check_isolation(ahead, rows_of(tmp_path)[2:]).check
+    ahead = CausalModel(model.module, looking_ahead, model.vocabulary, 2, "ahead", "nothing")
+    check, _ = check_isolation(ahead, rows_of(tmp_path)[2:])
     assert not check.parts["padding_tokens"].ok
     assert not check.parts["padding_added"].ok
-    assert "documents" not in check.parts  # the sequence has one document
+    assert check.parts["documents"].ok is None  # the sequence has one document
 
 
 def test_a_loss_of_nan_fails(tmp_path):
     model = model_of()
     with torch.no_grad():
         model.module.output.weight[:] = np.nan
-    assert not check_isolation(model, rows_of(tmp_path)).check.ok
+    check, _ = check_isolation(model, rows_of(tmp_path))
+    assert (check.ok, check.value) == (False, None)
+    assert check.detail == "a loss or gradient is not a finite number"
+
+
+def test_without_two_documents_in_a_sequence_the_check_is_not_done(tmp_path):
+    check, counts = check_isolation(model_of(), rows_of(tmp_path)[2:])
+    assert (check.ok, check.value, counts["documents"]) == (None, None, 0)
+    assert check.detail == "no sequence of the sample has two documents"
+    assert check.parts["padding_added"].ok
+
+
+def test_a_model_that_ignores_the_tokens_shows_nothing(tmp_path):
+    model = model_of()
+    with torch.no_grad():
+        model.module.output.weight[:] = 0
+    check, _ = check_isolation(model, rows_of(tmp_path))
+    assert check.ok is None
+    assert check.detail == "the model's losses do not depend on the tokens"
 
 
 def test_positions_of_tokens_and_of_predictions_are_found(tmp_path):
@@ -110,24 +124,3 @@ def test_positions_of_tokens_and_of_predictions_are_found(tmp_path):
     is_token = find_document_tokens(row)
     changed = replace_tokens(row, is_token, vocabulary=64)
     assert ((changed["input_ids"] != row["input_ids"]) == is_token).all()
-
-
-def test_long_documents_are_cut_so_that_the_sample_has_several(tmp_path):
-    open_sequences(tmp_path, random_sequences(0, 900, [[400, 480]] * 2), seq_len=900)
-    rows = draw_neighbours(
-        PackedDataset(tmp_path / "out"), 2, 300.0, lambda documents: float(len(documents))
-    )
-    assert [row["seq_lengths"].tolist() for row in rows] == [[120, 120, 20]] * 2
-    samples, vocabulary = compact_ids({"rows": rows})
-    model = make_built_in_model(vocabulary, "cpu", torch.float64)
-    report = check_isolation(model, samples["rows"])
-    assert report.check.ok
-    assert report.counts["documents"] == 4
-
-
-def test_cut_documents_keep_the_turns_that_start_before_the_cut(tmp_path):
-    for row in rows_of(tmp_path):
-        cut = cut_documents(row, 6)
-        assert cut["seq_lengths"].sum() == len(cut["input_ids"])
-        assert (cut["loss_mask"][cut["turn_starts"]] == 1).all()
-        assert cut["turn_num"] == len(cut["turn_starts"])

@@ -7,14 +7,15 @@ from click.testing import CliRunner
 
 from mtpack.cli import main
 from mtpack.errors import SetupError
-from tests.support.builders import hand_made_sequences, open_sequences
+from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mtpack.report.verify_view import show  # noqa: E402
-from mtpack.verify import causal_model, computing, ranks, speed, verify  # noqa: E402
+from mtpack.verify import causal_model, computing, steps, verify  # noqa: E402
 from mtpack.verify.causal_model import load_model  # noqa: E402
+from mtpack.verify.check import Check  # noqa: E402
 
 SMALL = {
     "vocab_size": 80,
@@ -30,11 +31,16 @@ SMALL = {
 def quick(monkeypatch):
     """Start no processes: they always use the built-in model."""
 
-    def refuse(*_):
-        raise ranks.RanksFailed("not here")
+    monkeypatch.setattr(computing, "compare_ranks", lambda *_: Check.compare(0.0, 1e-10))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would make small models slow
+    yield
+    torch.set_num_threads(threads)
 
-    monkeypatch.setattr(computing, "run_data_parallel_step", refuse)
-    monkeypatch.setitem(speed.SIZES, "cpu", speed.Sizes(32, 8, 50, "float32"))
+
+def words_of(text: str) -> str:
+    """Return a text with single spaces: where a terminal wraps a line does not matter."""
+    return " ".join(text.split())
 
 
 def saved(folder, model, scale: float = 1.0) -> str:
@@ -66,6 +72,44 @@ def test_a_model_that_separates_documents_by_positions_passes(tmp_path, output):
     assert report.checks["isolation"].parts["documents"].value == 0
 
 
+def test_a_large_model_sees_the_least_sample_and_its_time_is_estimated(tmp_path, monkeypatch):
+    """A budget of time once left documents of one token, and their loss was a mean of nothing."""
+    monkeypatch.setattr(causal_model, "_SMALL_MODEL", 0)
+    open_sequences(tmp_path, random_sequences(0, 700, [[300, 390]] * 6, 80), seq_len=700)
+    folder = llama(tmp_path / "wide", hidden_size=256)
+    stages = {}
+    report = verify.verify(
+        tmp_path / "out", "cpu", model=folder, report_progress=stages.__setitem__
+    )
+    assert report.ok, report.checks
+    for name in ("equivalence", "invariance", "isolation"):
+        assert report.numeric.covered[name]["sequences"] >= 3
+        assert report.numeric.covered[name]["documents"] >= 6
+        assert stages[name] > 0
+    assert report.numeric.covered["equivalence"]["turns"] >= 8
+    assert report.numeric.covered["equivalence"]["tokens"] < 3 * 690 / 2  # it is large
+
+
+def test_a_check_that_takes_more_than_a_minute_says_so(tmp_path, output, monkeypatch):
+    seconds = {"equivalence": 130.0, "invariance": 50.0, "isolation": 9.0}
+    monkeypatch.setattr(computing, "estimate_seconds", lambda *_: seconds)
+    folder = llama(tmp_path / "llama")
+    result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "mtpack: equivalence takes about 2 minutes with this model\n"
+
+
+def test_a_model_of_nan_fails_and_is_not_said_to_mix_documents(tmp_path, output):
+    folder = llama(tmp_path / "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    saved(folder, model, scale=float("nan"))
+    result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
+    assert result.exit_code == 1
+    assert "nan" not in result.stdout.split()
+    assert "FAILED, because a loss or gradient is not a finite number" in words_of(result.stdout)
+    assert "see each other" not in words_of(result.stdout)
+
+
 def test_a_model_that_mixes_documents_fails_isolation_and_is_named(tmp_path, output):
     """Its short convolution runs over all positions and does not know where documents start."""
     config = transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])
@@ -73,12 +117,19 @@ def test_a_model_that_mixes_documents_fails_isolation_and_is_named(tmp_path, out
     folder = saved(tmp_path / "mixes", transformers.Lfm2ForCausalLM(config), scale=5)
     result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
     assert result.exit_code == 1, result.output
-    words = " ".join(result.stdout.split())  # the console wraps lines
+    words = words_of(result.stdout)
     assert "Lfm2ForCausalLM" in words
     assert "documents of a sequence see each other" in words
     report = verify.verify(output, "cpu", model=folder)
     assert not report.checks["isolation"].parts["documents"].ok
     assert not report.checks["equivalence"].ok
+
+
+def test_more_layers_may_round_more(tmp_path, output):
+    """SmolLM2, with 30 layers, differs by 1.1e-5 of float32 where only rounding does."""
+    deep = load_model(llama(tmp_path / "deep", num_hidden_layers=8), "cpu", torch.float32)
+    assert deep.layers == 8
+    assert steps.choose_tolerance(deep, 1000) == pytest.approx(2e-5)
 
 
 def refusal(path) -> str:

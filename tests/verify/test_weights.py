@@ -53,9 +53,6 @@ def test_weights_equal_those_of_the_definition(tmp_path, alignment, sequences):
         assert sum(bucket.weights[mean] for bucket in buckets) == pytest.approx(1)
     assert sum(bucket.turns for bucket in buckets) == len(turns)
     assert sum(bucket.tokens for bucket in buckets) == sum(length for length, _ in turns)
-    for bucket in buckets:
-        assert bucket.turn_share == pytest.approx(bucket.weights["turn_mean"])
-        assert bucket.token_share == pytest.approx(bucket.weights["token_mean"])
 
 
 def test_buckets_are_powers_of_two_without_a_gap_between_them(tmp_path):
