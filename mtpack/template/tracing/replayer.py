@@ -29,7 +29,8 @@ from mtpack.template.tracing.tracers import Untraceable
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 
-# Shapes to keep; the oldest is dropped first. In some data, every dialogue has a new shape.
+# Shapes to keep; the one that was not used for longest is dropped first. In some data, every
+# dialogue has a new shape.
 _MAX_SHAPES = 512
 # Plans to keep for one shape; they differ in the answers that depend on texts.
 _MAX_PLANS = 8
@@ -77,8 +78,7 @@ class Replayer:
         self.merge = merge
         self._known_renders: dict[tuple[str, bool], KnownRenders] = {}
         self._shape_replays: dict[Hashable, list[_ShapeReplay]] = {}
-        self._text_shape_replays: dict[tuple[str, ...], SlottedDialogue] = {}
-        """For dialogues of text contents only, whatever the texts are: by roles."""
+        """By shape; the shape that was used last is the last one."""
         self._recorded = 0
 
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
@@ -95,9 +95,19 @@ class Replayer:
     def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         if dialogue.texts is None:
             return None
-        plan = self._text_shape_replays.get(dialogue.roles)
-        filled = None if plan is None else plan.fill(dialogue.texts, dialogue.row)
-        return None if filled is None or len(filled.merged.text) > _MAX_CHARACTERS else filled
+        for replay in self._find_replays(dialogue.roles):
+            if replay.from_contents is not None:
+                filled = replay.from_contents.fill(dialogue.texts, dialogue.row)
+                if filled is not None and len(filled.merged.text) <= _MAX_CHARACTERS:
+                    return filled
+        return None
+
+    def _find_replays(self, shape: Hashable) -> list[_ShapeReplay]:
+        replays = self._shape_replays.pop(shape, None)
+        if replays is None:
+            return []
+        self._shape_replays[shape] = replays
+        return replays
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return the same as `render_dialogue.py`."""
@@ -144,11 +154,10 @@ class Replayer:
         self, dialogue: Dialogue, messages: Messages, shape: Hashable
     ) -> RenderedDialogue | None:
         self._template.meter.restart()  # closed macros count their iterations
-        for replay in self._shape_replays.get(shape, ()):
+        for replay in self._find_replays(shape):
             values = replay.renders.program.run(messages, dialogue.tools)
             filled = None if values is None else self._fill(replay, values, dialogue)
             if filled is not None:
-                self._keep_text_shape_replay(dialogue, replay)
                 return filled
         return self._replay_shape(dialogue, messages, shape, learn=False)
 
@@ -179,27 +188,15 @@ class Replayer:
         if filled is not None:
             is_located = replay.located is not None or replay.divided is not None
             renders.complete(forget_texts=is_located and self.merge != "always")
-            self._keep_shape_replay(shape, replay)
-            self._keep_text_shape_replay(dialogue, replay)
+            self._keep_replay(shape, replay)
         return filled
 
-    def _keep_shape_replay(self, shape: Hashable, replay: _ShapeReplay) -> None:
+    def _keep_replay(self, shape: Hashable, replay: _ShapeReplay) -> None:
         alike = self._shape_replays.setdefault(shape, [])
         if len(alike) < _MAX_PLANS:
             alike.append(replay)
         if len(self._shape_replays) > _MAX_SHAPES:
             del self._shape_replays[next(iter(self._shape_replays))]
-
-    def _keep_text_shape_replay(self, dialogue: Dialogue, replay: _ShapeReplay) -> None:
-        if dialogue.texts is None or replay.from_contents is None:
-            return
-        if len(self._text_shape_replays) >= _MAX_SHAPES:
-            self._text_shape_replays.clear()
-        self._text_shape_replays[dialogue.roles] = replay.from_contents
-
-    def _forget_shape_replays(self) -> None:
-        self._shape_replays.clear()
-        self._text_shape_replays.clear()
 
     def _fill(
         self, replay: _ShapeReplay, values: Sequence[Any], dialogue: Dialogue
@@ -231,7 +228,7 @@ class Replayer:
         except Untraceable:
             self._recorded += 1
             if known.automaton.is_contradicted:
-                self._forget_shape_replays()
+                self._shape_replays.clear()
             return
         if replayed is not None:
             self._compare(replayed, rendered)

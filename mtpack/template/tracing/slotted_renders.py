@@ -37,15 +37,19 @@ class SlottedRenders:
     def __init__(self, known: KnownRenders, messages: Messages, tools: Any, *, learn: bool) -> None:
         """learn: whether renders that are not known are recorded."""
         self.program = Program(messages, tools)
-        self.values: list[int] = []
-        """The slot of the program for each slot of the texts, by `slot_number`."""
         self._is_complete = False
         self._known = known
         self._learn = learn
         self._whole: Interpreter | None = None
         self._texts: dict[Render, tuple[SlottedText, SlottedText] | None] = {}
         """Without and with marks; None if the template refuses it."""
-        self._slots: dict[int, str] = {}
+        self._slots: dict[int, int] = {}
+        """The number of the slot of each value of the program, ascending."""
+
+    @property
+    def values(self) -> list[int]:
+        """The index of the program's value for each slot of the texts, by `slot_number`."""
+        return list(self._slots)
 
     def complete(self, *, forget_texts: bool) -> None:
         """Add no other render from now on: the program then runs for other dialogues.
@@ -138,12 +142,10 @@ class SlottedRenders:
 
     def _get_slot(self, value: int) -> str:
         """Return the slot of a value of the program."""
-        if value not in self._slots:
-            if len(self.values) == NUM_SLOTS:
-                raise UnrecordedError
-            self._slots[value] = make_slot(len(self.values))
-            self.values.append(value)
-        return self._slots[value]
+        number = self._slots.setdefault(value, len(self._slots))
+        if number == NUM_SLOTS:
+            raise UnrecordedError
+        return make_slot(number)
 
 
 @dataclass(frozen=True, slots=True)
