@@ -55,7 +55,7 @@ def main(
     for dialogue in dialogues:
         replayer.render_dialogue(dialogue)
     first_pass = time.perf_counter() - started
-    rendered = replayer.rendered
+    rendered = len(dialogues) - replayer.replayed
     ways: dict[str, Callable[[Dialogue], object]] = {
         "f-string": write_chatml,
         "jinja2": lambda dialogue: template.render(dialogue.messages, dialogue.tools),

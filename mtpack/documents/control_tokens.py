@@ -68,8 +68,7 @@ class Renderer:
             return render_dialogue(self.template, self.added_tokens, dialogue, merge)
         if self.literal is not None:
             return self._render_literally(self.literal, dialogue, merge, token)
-        return _reject(
-            dialogue,
+        return dialogue.reject(
             Reason.CONTROL_TOKEN,
             f"{token.where}: the text spells the control token {token.content}; remove it, or "
             "encode it as ordinary text with --control-tokens literal",
@@ -98,8 +97,7 @@ class Renderer:
             else:
                 if _get_turns(unmarked) == _get_turns(plain):
                     return unmarked
-        return _reject(
-            dialogue,
+        return dialogue.reject(
             Reason.NOT_LITERAL,
             f"{token.where}: {culprit} can't treat the control token {token.content} as ordinary "
             "text; remove it, or choose --control-tokens keep",
@@ -120,10 +118,6 @@ def load_renderer(
         policy=policy,
         literal=build_literal_tokenizer(tokenizer) if policy == "literal" else None,
     )
-
-
-def _reject(dialogue: Dialogue, reason: Reason, detail: str) -> Reject:
-    return Reject(dialogue.row, dialogue.origin, reason, detail)
 
 
 def _get_turns(

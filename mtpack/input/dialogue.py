@@ -52,6 +52,10 @@ class Dialogue(NamedTuple):
         assistants = [index for index, role in enumerate(self.roles) if role == "assistant"]
         return [index for index in assistants if index not in self.untrained]
 
+    def reject(self, reason: Reason, detail: str) -> Reject:
+        """Return the rejection of this row."""
+        return Reject(self.row, self.origin, reason, detail)
+
 
 def make_dialogue(
     row: int,

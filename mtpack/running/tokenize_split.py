@@ -140,7 +140,11 @@ class _RowRenderer:
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render a dialogue and, unless it is rejected, count it."""
         if dialogue.row in self._overlong:
-            return _reject_overlong(self._pipeline, dialogue)
+            return dialogue.reject(
+                Reason.OVERLONG,
+                f"longer than {self._pipeline.options.seq_len:,} tokens; "
+                "choose a larger --seq-len or another --overlong",
+            )
         rendered: RenderedDialogue | Reject | None
         rendered = self._pipeline.renderer.replay_texts(dialogue)
         if rendered is None:
@@ -180,16 +184,6 @@ def read_rows(split: Split) -> Iterator[Dialogue | Reject]:
     """Read the rows of a split, one at a time; raise InputError if a file can't be read."""
     for row, raw in enumerate(split.rows(), split.first_row):
         yield read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
-
-
-def _reject_overlong(pipeline: Pipeline, dialogue: Dialogue) -> Reject:
-    return Reject(
-        dialogue.row,
-        dialogue.origin,
-        Reason.OVERLONG,
-        f"longer than {pipeline.options.seq_len:,} tokens; "
-        "choose a larger --seq-len or another --overlong",
-    )
 
 
 def _has_text_arguments(dialogue: Dialogue) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -111,29 +111,25 @@ class ChatTemplate:
             "add_generation_prompt": prompt,
             **self.variables,
         }
+        template = templates[self.choose_name(tools)]
         try:
-            return self._write_within_limits(templates[self.choose_name(tools)], variables)
+            return self._write_within_limits(template.render, variables)
         except (TemplateLimitError, MemoryError):
             raise
+        except RecursionError as error:
+            raise TemplateLimitError("nests deeper than Python can follow") from error
         except Exception as error:  # templates are foreign code and can raise anything
             detail = (str(error) or type(error).__name__).split("\n")[0]
             raise TemplateRaisedError(detail[:200]) from error
 
-    def _write_within_limits(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
+    def _write_within_limits(self, render: Callable[..., str], variables: dict[str, Any]) -> str:
         self.meter.restart()
         try:
-            return template.render(variables)
-        except RecursionError:
-            # The allowed depth must not depend on the stack of the caller.
-            return self._write_on_new_stack(template, variables)
-
-    def _write_on_new_stack(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
-        self.meter.restart()
-        with ThreadPoolExecutor(1) as thread:
-            try:
-                return thread.submit(template.render, variables).result()
-            except RecursionError as error:
-                raise TemplateLimitError("nests deeper than Python can follow") from error
+            return render(variables)
+        except RecursionError:  # the allowed depth must not depend on the stack of the caller
+            self.meter.restart()
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(render, variables).result()
 
     def join_text_parts(self, messages: Messages) -> Messages:
         """Join the text parts of each content that the template can't read as a list."""

@@ -43,16 +43,17 @@ def render_dialogue(
         finder = TurnFinder(_JinjaRenders(template, dialogue), added_tokens, dialogue)
         return finder.divide(finder.locate_turns(), merge)
     except TemplateRaisedError as error:
-        reason = Reason.TEMPLATE_RAISED
-        detail = f"the chat template refuses this dialogue: {_hide_content(str(error), dialogue)}"
+        reason = _hide_content(str(error), dialogue)
+        detail = f"the chat template refuses this dialogue: {reason}"
+        return dialogue.reject(Reason.TEMPLATE_RAISED, detail)
     except TemplateLimitError as error:  # from any render, those of prompts included
-        reason = Reason.TEMPLATE_LIMIT
         detail = f"the chat template {error}; shorten the dialogue or use another --chat-template"
+        return dialogue.reject(Reason.TEMPLATE_LIMIT, detail)
     except TurnNotFoundError as error:
-        reason, detail = Reason.TURN_NOT_FOUND, str(error)
+        return dialogue.reject(Reason.TURN_NOT_FOUND, str(error))
     except UndecidedError:
-        reason, detail = Reason.TURN_NOT_FOUND, "the chat template writes half of a surrogate pair"
-    return Reject(dialogue.row, dialogue.origin, reason, detail)
+        detail = "the chat template writes half of a surrogate pair"
+        return dialogue.reject(Reason.TURN_NOT_FOUND, detail)
 
 
 def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:

@@ -70,7 +70,6 @@ class Replayer:
     ) -> None:
         """Take the template; merge: `auto`, `always` or `never`; seed: selects the audited rows."""
         self.replayed = 0
-        self.rendered = 0
         self.audited = 0
         self._audit = Audit(seed, share=_AUDIT_SHARE)
         self._template = template
@@ -118,13 +117,11 @@ class Replayer:
         messages = self._template.join_text_parts(dialogue.messages)
         shape = _describe_shape(dialogue, messages)
         if len(messages) > _MAX_MESSAGES:
-            self.rendered += 1
             return self.render_without_replay(dialogue)
         replayed = self._replay(dialogue, messages, shape)
         if replayed is not None and len(replayed.merged.text) <= _MAX_CHARACTERS:
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
-        self.rendered += 1
         rendered = self.render_without_replay(dialogue)
         if isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages, shape, rendered)

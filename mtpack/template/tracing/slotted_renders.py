@@ -23,6 +23,7 @@ from mtpack.template.slots import NUM_SLOTS, UndecidedError, make_slot
 from mtpack.template.tracing.interpreter import (
     Interpreter,
     ReplayRaisedError,
+    TextPiece,
     UnrecordedError,
 )
 from mtpack.template.tracing.known_renders import KnownRenders
@@ -56,7 +57,8 @@ class SlottedRenders:
 
         forget_texts: whether no text is needed again (they take memory for each shape).
         """
-        self._is_complete = True
+        self._is_complete, self._learn = True, False
+        self._whole = None
         if forget_texts:
             self._texts.clear()
 
@@ -85,7 +87,8 @@ class SlottedRenders:
         if render not in self._texts:
             if self._is_complete:
                 raise UnrecordedError
-            self._texts[render] = self._make_texts(self._interpret(render))
+            interpreter = self._interpret(render)
+            self._texts[render] = None if interpreter is None else self._make_texts(interpreter)
         texts = self._texts[render]
         if texts is None:
             raise TemplateRaisedError("the template refuses it")
@@ -125,24 +128,17 @@ class SlottedRenders:
             self._whole = found
         return found
 
-    def _make_texts(
-        self, interpreter: Interpreter | None
-    ) -> tuple[SlottedText, SlottedText] | None:
+    def _make_texts(self, interpreter: Interpreter) -> tuple[SlottedText, SlottedText]:
         """Return what an interpreter wrote, without and with marks."""
-        if interpreter is None:
-            return None
-        marked = "".join(
-            [
-                piece if isinstance(piece, str) else self._get_slot(piece)
-                for piece in interpreter.pieces
-            ]
-        )
+        marked = "".join(map(self._write, interpreter.pieces))
         plain = self.read_marks(marked).text
         return SlottedText.of(plain, self.values), SlottedText.of(marked, self.values)
 
-    def _get_slot(self, value: int) -> str:
-        """Return the slot of a value of the program."""
-        number = self._slots.setdefault(value, len(self._slots))
+    def _write(self, piece: TextPiece) -> str:
+        """Return the text of a piece: for a value of the program, its slot."""
+        if isinstance(piece, str):
+            return piece
+        number = self._slots.setdefault(piece, len(self._slots))
         if number == NUM_SLOTS:
             raise UnrecordedError
         return make_slot(number)
