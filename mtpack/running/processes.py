@@ -96,7 +96,7 @@ class _ForkedWorker(WorkerProcess, ForkProcess):
 class _SpawnedWorker(WorkerProcess, SpawnProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
-        with _leave_out_main(process_obj.name):
+        with leave_out_main():
             return SpawnProcess._Popen(process_obj)
 
 
@@ -120,14 +120,18 @@ _preparing = threading.Lock()
 
 
 @contextmanager
-def _leave_out_main(process_name: str) -> Iterator[None]:
-    """Keep a spawned process from importing the caller's `__main__`: a script would run again."""
+def leave_out_main() -> Iterator[None]:
+    """Keep processes that this thread spawns from importing the caller's `__main__`.
+
+    Otherwise a script without `if __name__ == "__main__":` would run again in each of them.
+    """
+    this_thread = threading.get_ident()
     with _preparing:
         original = spawn.get_preparation_data
 
         def get_preparation_data(name: str) -> dict[str, Any]:
             data = original(name)
-            if name == process_name:  # other threads may spawn processes that need it
+            if threading.get_ident() == this_thread:
                 data = {key: data[key] for key in data if not key.startswith("init_main")}
             return data
 

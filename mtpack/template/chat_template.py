@@ -19,9 +19,9 @@ from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.markers import (
     IndexedMessage,
     MarkedText,
-    compile_marked,
     has_generation_tags,
     install_markers,
+    parse_marked,
     read_marks,
 )
 from mtpack.tokenizer.loading import LoadedTokenizer
@@ -59,7 +59,9 @@ class ChatTemplate:
         self.variables = variables
         self.environment = plain
         self._plain = {name: plain.from_string(text) for name, text in sources.items()}
-        self._marked = {name: compile_marked(marked, text) for name, text in sources.items()}
+        self._marked = {
+            name: marked.from_string(parse_marked(marked, text)) for name, text in sources.items()
+        }
         # Names of the templates that have generation tags.
         self.tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
@@ -136,7 +138,7 @@ class ChatTemplate:
         if all(isinstance(message.get("content", ""), str) for message in messages):
             return messages
         return [
-            message | {"content": _join_texts(content)}
+            message | {"content": "".join(part["text"] for part in content)}
             if isinstance(content := message.get("content"), list)
             and message.get("role") not in self._roles_with_parts
             else message
@@ -226,7 +228,3 @@ def _json_or_text(value: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
-
-
-def _join_texts(parts: list[dict[str, str]]) -> str:
-    return "".join(part["text"] for part in parts)

@@ -69,11 +69,10 @@ class MarkedText:
         written = self._find_written(message)
         return written[0] if len(written) == 1 else None
 
-    def find_empty_region(self, message: int) -> int | None:
-        """Return the position of a message for which the loops wrote nothing; else None."""
-        if message not in self.marked or self._find_written(message):
-            return None
-        return self.marked[message][-1][0]
+    def find_empty_region(self, message: int) -> Range | None:
+        """Return the empty region of a message for which the loops wrote nothing; else None."""
+        is_empty = message in self.marked and not self._find_written(message)
+        return self.marked[message][-1] if is_empty else None
 
     def _find_written(self, message: int) -> list[Range]:
         return [region for region in self.marked.get(message, ()) if is_longer(self.text, *region)]
@@ -93,11 +92,6 @@ def install_markers(environment: jinja2.Environment) -> None:
     environment.globals["mtpack_leave"] = _leave
     for name in FILTERS_THAT_READ_TEXT:
         environment.filters[name] = _ignore_marks(environment.filters[name])
-
-
-def compile_marked(environment: jinja2.Environment, source: str) -> jinja2.Template:
-    """Compile `source` with marks in its loops; `install_markers` must have run before."""
-    return environment.from_string(parse_marked(environment, source))
 
 
 def _ignore_marks(function: Callable[..., Any]) -> Callable[..., Any]:

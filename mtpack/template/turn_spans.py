@@ -44,7 +44,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mtpack.input.dialogue import Dialogue
 from mtpack.template.chat_template import TemplateRaisedError
@@ -61,6 +61,8 @@ from mtpack.template.slots import (
 )
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.added_tokens import AddedTokens
+
+_Text = TypeVar("_Text", str, MarkedText)
 
 
 class TurnNotFoundError(Exception):
@@ -170,28 +172,18 @@ class TurnFinder:
         return turn._replace(spans=((turn.start, end),), end=end)
 
     def _render_own(self, message: int) -> MarkedText | None:
-        """Return the `own` of `message`; None if the template refuses."""
+        """Return the `own` of `message`; None if the template refuses it."""
         if message == len(self.dialogue.messages) - 1:
             return self._full
-        try:
-            return self.renders.marked(Render(message + 1))
-        except TemplateRaisedError:
-            return None
-
-    def _render_prompt(self, message: int) -> str | None:
-        try:
-            return self.renders.text(Render(message, prompt=True))
-        except TemplateRaisedError:
-            return None
+        return _try(self.renders.marked, Render(message + 1))
 
     def _locate(self, text: MarkedText, message: int) -> TurnText:
         """Locate the turn of `message` in a rendered text that contains the message."""
         region = self._find_region(text, message)
-        if region is None:
-            position = text.find_empty_region(message)
-            assert position is not None
-            return TurnText(message, (), position, position, TurnFlag(0))
-        written = _Written(text, message, region, self._render_prompt(message))
+        if region[0] == region[1]:
+            return TurnText(message, (), *region, TurnFlag(0))
+        prompt = _try(self.renders.text, Render(message, prompt=True))
+        written = _Written(text, message, region, prompt)
         end = self._find_end(written)
         start, flags = self._find_start(written, end)
         spans: tuple[Range, ...] = ((start, end),)
@@ -207,11 +199,10 @@ class TurnFinder:
 
     # Region
 
-    def _find_region(self, text: MarkedText, message: int) -> Range | None:
+    def _find_region(self, text: MarkedText, message: int) -> Range:
         """Return the region of `message`, from its marks or else from its prefix.
 
-        Returns None for an empty message that the template does not write. Raises
-        TurnNotFoundError.
+        It is empty for an empty message that the template does not write. Raises TurnNotFoundError.
         """
         region = text.find_region(message)
         if region is not None:
@@ -220,8 +211,9 @@ class TurnFinder:
         text_has_marks = has_mark_characters(text.text)
         if not text_has_marks and text.generations != []:
             region = self._find_region_after_prefix(text.text, message)
-        is_not_written = text.find_empty_region(message) is not None and self._is_empty(message)
-        if region is None and not is_not_written:
+        if region is None and self._is_empty(message):
+            region = text.find_empty_region(message)
+        if region is None:
             raise TurnNotFoundError(
                 "the dialogue contains characters from U+FDD0 to U+FDD4, which Unicode does not "
                 "allow in text; remove them"
@@ -237,10 +229,9 @@ class TurnFinder:
         Returns None unless `own` starts with that text, and the dialogue continued with a question
         starts with `own`. Then the added text is exactly what the template writes for the message.
         """
-        try:
-            prefix = self.renders.text(Render(message))
-            continued = self.renders.text(Render(message + 1, question=True))
-        except TemplateRaisedError:
+        prefix = _try(self.renders.text, Render(message))
+        continued = _try(self.renders.text, Render(message + 1, question=True))
+        if prefix is None or continued is None:
             return None
         end = len(own.rstrip())
         if len(prefix) < end and own.startswith(prefix) and continued.startswith(own[:end]):
@@ -339,10 +330,9 @@ class TurnFinder:
     def _find_generation_prompt(self, num_messages: int) -> str:
         """Return the generation prompt after the messages, or else after a question; "" if none."""
         for before in (Render(num_messages), Render(0, question=True)):
-            try:
-                prompt = self.renders.marked(before._replace(prompt=True))
-                without = self.renders.text(before)
-            except TemplateRaisedError:
+            prompt = _try(self.renders.marked, before._replace(prompt=True))
+            without = _try(self.renders.text, before)
+            if prompt is None or without is None:
                 continue
             rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
             added = prompt.text[len(without) :] if prompt.text.startswith(without) else ""
@@ -367,6 +357,14 @@ _START_RULES: tuple[Callable[[TurnFinder, _Written, int], tuple[int, TurnFlag] |
     TurnFinder._start_in_prompt,
     TurnFinder._start_in_region,
 )
+
+
+def _try(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:
+    """Return a render; None if the template refuses it."""
+    try:
+        return render(wanted)
+    except TemplateRaisedError:
+        return None
 
 
 def _make_own_document(own: MarkedText, turn: TurnText) -> DocumentText:

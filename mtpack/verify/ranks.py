@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from mtpack.running.processes import leave_out_main
 from mtpack.shards.dataset import Row
 from mtpack.verify.causal_model import fold_ids, make_built_in_model
 from mtpack.verify.check import Check
@@ -79,7 +78,7 @@ def compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: tor
     with tempfile.TemporaryDirectory(prefix="mtpack-ranks-") as folder:
         task = RankTask(ranks, backend, rows, label_alignment, device, dtype, Path(folder))
         try:
-            with _hide_main_module():
+            with leave_out_main():
                 started = spawn(  # type: ignore[no-untyped-call]  # torch has no types
                     _run_rank, (task, take_rank_step), ranks, join=False, daemon=True
                 )
@@ -121,17 +120,6 @@ def _all_reduce(sums: StepSums, device: str) -> StepSums:
     for values in reduced:
         distributed.all_reduce(values)
     return StepSums(reduced[0], reduced[1], reduced[2:])
-
-
-@contextmanager
-def _hide_main_module() -> Iterator[None]:
-    """Keep new processes from importing the caller's script, which may have no `__main__` guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _run_rank(rank: int, task: RankTask, step: Callable[[int, RankTask], StepResult]) -> None:

@@ -102,10 +102,9 @@ class Replayer:
         return None
 
     def _find_replays(self, shape: Hashable) -> list[_ShapeReplay]:
-        replays = self._shape_replays.pop(shape, None)
-        if replays is None:
-            return []
-        self._shape_replays[shape] = replays
+        replays = self._shape_replays.pop(shape, [])
+        if replays:
+            self._shape_replays[shape] = replays
         return replays
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
