@@ -8,7 +8,7 @@ square root of its number of loss tokens.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,6 @@ class WeightBucket:
     def label(self) -> str:
         """The lengths as text: `1`, `2-3`, `4-7`."""
         return str(self.low) if self.low == self.high else f"{self.low:,}-{self.high:,}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the object that `verify --json` prints."""
-        rounded = {name: round(weight, 6) for name, weight in self.weights.items()}
-        return {**asdict(self), "weights": rounded}
 
 
 def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
