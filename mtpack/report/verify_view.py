@@ -126,11 +126,8 @@ def _describe_violation(violation: Violation) -> Text:
         where += f", sequence {violation.row:,}"
     if violation.position is not None:
         where += f", position {violation.position:,}"
-    lines = Text.assemble(
-        (f"{INDENT}{where}:\n", "red"), f"{INDENT}{violation.law}: {violation.detail}"
-    )
-    lines.no_wrap, lines.overflow = True, "ignore"  # a path stays in one line
-    return lines
+    text = f"{INDENT}{where}:\n{INDENT}{violation.law}: {violation.detail}"
+    return Text(text, style="red", no_wrap=True, overflow="ignore")  # a path stays in one line
 
 
 def _build_weight_table(buckets: list[WeightBucket]) -> Table:
@@ -154,9 +151,6 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
     yield "structure", f"{report.rows:,} of {format_count(report.rows_of, 'sequence')}"
     if report.tally is None:
         yield "", "hashes were not checked: name the folder of the shards, which has a manifest"
-    if report.weights:
-        turns = sum(one.turns for one in report.weights)
-        yield "share of the loss", f"all {format_count(turns, 'turn')}"
     if numeric := report.numeric:
         separated = f"documents separated by {numeric.separates_documents_by}"
         yield "model", f"{escape(numeric.model)}; {separated}"
@@ -164,17 +158,13 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
         parts = ("sequences", "documents", "turns", "tokens")
         counts = (f"{sample[part]:,} of {sample[f'{part}_of']:,} {part}" for part in parts)
         yield "sample", ", ".join(counts)
-        yield (
-            "its loss",
-            ", ".join(
-                f"{mean.replace('_', ' ')} {'not finite' if loss is None else f'{loss:.6f}'}"
-                for mean, loss in numeric.losses.items()
-            ),
+        sizes, slices = (
+            ", ".join(map(str, divided[name]))
+            for name in ("micro_batch_sizes", "context_parallel_ranks")
         )
         yield (
             "invariance",
-            f"micro-batches of {_format_list(divided['micro_batch_sizes'])} sequences; slices of "
-            f"{_format_list(divided['context_parallel_ranks'])} ranks; "
+            f"micro-batches of {sizes} sequences; slices of {slices} ranks; "
             f"{divided['data_parallel_ranks']} processes over {divided['backend']}, with the "
             "built-in model",
         )
@@ -185,10 +175,6 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
             f"{format_count(isolated['sequences'], 'sequence')}, and their padding; "
             f"{format_count(isolated['losses'], 'loss', 'losses')} compared (0: equal bit by bit)",
         )
-
-
-def _format_list(numbers: list[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _format_check_value(value: float | None) -> str:

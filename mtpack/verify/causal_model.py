@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +23,6 @@ from mtpack.verify.model import LAYERS, Transformer
 _BUILT_IN_SEED = 0
 _BUILT_IN_VOCABULARY = 256
 _SMALL_MODEL = 3e7
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ModelBatch = Mapping[str, Tensor]
 """The tensors of a micro-batch by column, as `mtpack.torch_data.collate` returns them."""
@@ -107,8 +105,9 @@ def fold_ids(rows: list[Row]) -> list[Row]:
     def fold(ids: Int64) -> Int64:
         return np.where(ids == IGNORED, IGNORED, ids % _BUILT_IN_VOCABULARY)
 
-    names = ("input_ids", "labels")
-    return [{**row, **{name: fold(row[name]) for name in names}} for row in rows]
+    return [
+        {**row, "input_ids": fold(row["input_ids"]), "labels": fold(row["labels"])} for row in rows
+    ]
 
 
 def load_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) -> CausalModel:
@@ -163,20 +162,8 @@ def load_model(path: str | os.PathLike[str], device: str, dtype: torch.dtype) ->
 
 
 def _load(path: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+    """Load a model; transformers reports nothing and shows no progress meanwhile."""
     from transformers import AutoModelForCausalLM
-
-    with _silence_transformers():
-        try:
-            return AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
-            reason = first_line(error)
-            raise SetupError(f"--model {path}: transformers can't load it: {reason}") from error
-
-
-@contextmanager
-def _silence_transformers() -> Iterator[None]:
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
@@ -184,7 +171,12 @@ def _silence_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
+        reason = first_line(error)
+        raise SetupError(f"--model {path}: transformers can't load it: {reason}") from error
     finally:
         logging.set_verbosity(level)
         if bar:

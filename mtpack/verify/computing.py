@@ -12,7 +12,6 @@ from mtpack.errors import MtpackError, SetupError
 from mtpack.shards.dataset import Row, Shards
 from mtpack.torch_data import PackedDataset
 from mtpack.verify.causal_model import (
-    DTYPES,
     CausalModel,
     fold_ids,
     load_model,
@@ -56,7 +55,7 @@ def run_numeric_checks(
 ) -> NumericReport:
     """Run checks 2 to 4 on shards that passed the structure check.
 
-    dtype: a key of `DTYPES`, or `auto`: float64 on the CPU; float32 on CUDA and for a user's model.
+    dtype: its name in torch, or `auto`: float64 on the CPU; float32 on CUDA and for a user's model.
     Raises SetupError for a model that can't be used, MtpackError if the device has too little
     memory.
     """
@@ -65,10 +64,10 @@ def run_numeric_checks(
         dtype = "float64" if device == "cpu" and model_path is None else "float32"
     try:
         if model_path is None:
-            model = make_built_in_model(device, DTYPES[dtype])
+            model = make_built_in_model(device, getattr(torch, dtype))
             rows = fold_ids(draw_sample(dataset, USUAL))
         else:
-            model = load_model(model_path, device, DTYPES[dtype])
+            model = load_model(model_path, device, getattr(torch, dtype))
             rows = draw_sample(dataset, USUAL if model.is_small else LEAST)
             _refuse_unknown_ids(rows, model, model_path)
         # Threads make a small model slower on a busy machine: one of a million weights took 40
@@ -83,22 +82,15 @@ def run_numeric_checks(
             "try --dtype bfloat16, a smaller --model, or --device cpu"
         ) from error
     sample = count_coverage(rows, shards)
-    covered: dict[str, dict[str, Any]] = {
-        "equivalence": sample,
-        "invariance": sample | _describe_divisions(device),
-        "isolation": isolated,
-    }
-    return NumericReport(checks, losses, covered, model.name, model.separates_documents_by, dtype)
-
-
-def _describe_divisions(device: str) -> dict[str, Any]:
     ranks, backend = choose_ranks(device)
-    return {
+    divided: dict[str, Any] = {
         "micro_batch_sizes": list(MICRO_BATCH_SIZES),
         "context_parallel_ranks": list(CONTEXT_PARALLEL_RANKS),
         "data_parallel_ranks": ranks,
         "backend": backend,
     }
+    covered = {"equivalence": sample, "invariance": divided | sample, "isolation": isolated}
+    return NumericReport(checks, losses, covered, model.name, model.separates_documents_by, dtype)
 
 
 def _run_checks(

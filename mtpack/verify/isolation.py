@@ -48,11 +48,10 @@ def check_isolation(model: CausalModel, rows: list[Row]) -> tuple[Check, dict[st
     loss; and the number of `sequences`, of changed `documents`, and of compared `losses`, over all
     changes.
     """
-    lengths = [len(row["input_ids"]) for row in rows]
     tolerances = {
         "documents": choose_rounding_tolerance(model.dtype),
         "padding_tokens": choose_rounding_tolerance(model.dtype),
-        "padding_added": choose_tolerance(model, max(lengths)),
+        "padding_added": choose_tolerance(model, max(len(row["input_ids"]) for row in rows)),
     }
     worst: dict[str, float] = {}
     counts = {"sequences": len(rows), "documents": 0, "losses": 0}

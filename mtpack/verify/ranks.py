@@ -76,7 +76,9 @@ def compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: tor
     ranks, backend = choose_ranks(device)
     rows = fold_ids(rows)
     with tempfile.TemporaryDirectory(prefix="mtpack-ranks-") as folder:
-        task = RankTask(ranks, backend, rows, label_alignment, device, dtype, Path(folder))
+        task = RankTask(
+            ranks, backend, rows, label_alignment, device, dtype, Path(folder).absolute()
+        )
         try:
             with leave_out_main():
                 started = spawn(  # type: ignore[no-untyped-call]  # torch has no types
@@ -87,10 +89,13 @@ def compare_ranks(rows: list[Row], label_alignment: str, device: str, dtype: tor
         except (OSError, ProcessRaisedException, ProcessExitedException) as error:
             cause = str(error).strip().splitlines()[-1]  # after a traceback
             return Check.not_done(f"its processes can't be run: {cause}")
-        saved = [torch.load(task.result_path(rank), weights_only=True) for rank in range(ranks)]
+        results = [
+            StepResult(*torch.load(task.result_path(rank), map_location=device, weights_only=True))
+            for rank in range(ranks)
+        ]
     model = make_built_in_model(device, dtype)
-    expected = reference_step(model, rows, label_alignment).on("cpu")
-    return compare_results([StepResult(*one) for one in saved], expected, model, rows)
+    expected = reference_step(model, rows, label_alignment)
+    return compare_results(results, expected, model, rows)
 
 
 def take_rank_step(rank: int, task: RankTask) -> StepResult:
@@ -129,5 +134,5 @@ def _run_rank(rank: int, task: RankTask, step: Callable[[int, RankTask], StepRes
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     with set_exact_arithmetic(threads=1):
-        result = step(rank, task).on("cpu")
+        result = step(rank, task)
     torch.save((result.loss, result.gradients), task.result_path(rank))

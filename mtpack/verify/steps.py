@@ -44,10 +44,6 @@ class StepResult:
     loss: Tensor
     gradients: list[Tensor]
 
-    def on(self, device: str) -> StepResult:
-        """Return a copy on another device."""
-        return StepResult(self.loss.to(device), [one.to(device) for one in self.gradients])
-
 
 def collate_rows(rows: list[Row], model: CausalModel) -> ModelBatch:
     """Pad sequences to one length, collate them, and move the tensors to the model's device."""

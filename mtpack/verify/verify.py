@@ -63,7 +63,7 @@ class VerifyReport:
             "dtype": numeric and numeric.dtype,
             "model": numeric and numeric.model,
             "covered": numeric.covered if numeric else {},
-            "weights": [one.as_dict() for one in self.weights],
+            "weights": [asdict(one) for one in self.weights],
             "violation": self.violation and asdict(self.violation),
         }
 
@@ -114,8 +114,8 @@ def verify(
 def _choose_device(device: str) -> str:
     import torch
 
-    if device == "cpu" or torch.cuda.is_available():
-        return "cuda" if device == "auto" else device
-    if device == "cuda":
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
         raise SetupError("--device cuda: torch finds no CUDA device; use --device cpu")
-    return "cpu"
+    return device

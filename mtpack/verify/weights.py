@@ -8,7 +8,7 @@ square root of its number of loss tokens.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,6 @@ class WeightBucket:
     tokens: int
     weights: dict[str, float]
     """For each of `MEANS`, the share of the whole loss that these turns have."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the object that `verify --json` prints."""
-        rounded = {name: round(weight, 6) for name, weight in self.weights.items()}
-        return {**asdict(self), "weights": rounded}
 
 
 def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
