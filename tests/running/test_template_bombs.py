@@ -65,7 +65,7 @@ def stop(template: Path, limits: ProcessLimits) -> str:
             yield SplitTask(split, template.with_name(f"split-{number}"))
 
     pipeline = load_pipeline(options_from({"workers": 2, "chat_template": str(template)}))
-    with pytest.raises(MtpackError) as stopped, local_runner(pipeline, limits) as runner:
+    with pytest.raises(MtpackError) as stopped, local_runner(pipeline, 1, limits) as runner:
         list(runner.run(run_split_task, tasks()))
     assert stopped.value.exit_status == 1
     assert "\n" not in str(stopped.value)
