@@ -84,10 +84,12 @@ def test_a_step_that_takes_too_long_stops_the_run(template, bomb):
 @pytest.mark.parametrize("bomb", LARGE.values(), ids=LARGE)
 def test_a_step_that_makes_a_large_value_stops_the_run(template, bomb):
     write_bomb(template, bomb + HANGS)
-    assert stop(template, SMALL) == (
-        f"rows.jsonl line 2: rendering with the chat template of {template} needs more than "
-        "0.2 GiB of memory; remove the row, use another chat template, "
-        "or run with fewer --workers"
+    line = stop(template, SMALL)  # the limit in it depends on the memory that workers share
+    assert line.startswith(
+        f"rows.jsonl line 2: rendering with the chat template of {template} needs more than 0."
+    )
+    assert line.endswith(
+        " GiB of memory; remove the row, use another chat template, or run with fewer --workers"
     )
 
 
