@@ -216,7 +216,7 @@ def _show_check() -> Iterator[Callable[[str, float], None]]:
         def show(check: str, seconds: float) -> None:
             status.update(f"checking {check}")
             if seconds > 60:
-                _warn(f"{check} takes about {seconds / 60:.0f} minutes with this model")
+                _warn(f"{check} takes about {seconds / 60:.1f} minutes with this model")
 
         yield show
 

@@ -96,7 +96,7 @@ def test_a_check_that_takes_more_than_a_minute_says_so(tmp_path, output, monkeyp
     folder = llama(tmp_path / "llama")
     result = CliRunner().invoke(main, ["verify", str(output), "--device", "cpu", "--model", folder])
     assert result.exit_code == 0, result.output
-    assert result.stderr == "mtpack: equivalence takes about 2 minutes with this model\n"
+    assert result.stderr == "mtpack: equivalence takes about 2.2 minutes with this model\n"
 
 
 def test_a_model_of_nan_fails_and_is_not_said_to_mix_documents(tmp_path, output):
