@@ -115,7 +115,9 @@ class ChatTemplate:
         }
         template = templates[self.choose_name(tools)]
         try:
-            return self._write_within_limits(template.render, variables)
+            text = self._write_within_limits(template.render, variables)
+            text.encode()  # no tokenizer encodes half of a surrogate pair
+            return text
         except (TemplateLimitError, MemoryError):
             raise
         except RecursionError as error:

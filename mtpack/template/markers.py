@@ -20,7 +20,7 @@ import jinja2
 from jinja2 import nodes
 
 from mtpack.template.environment import GENERATION_END, GENERATION_START
-from mtpack.template.slots import is_longer
+from mtpack.template.slots import SLOT, has_text_between
 
 REGION_START = "\ufdd0"
 _INDEX_END = "\ufdd1"
@@ -75,7 +75,11 @@ class MarkedText:
         return self.marked[message][-1] if is_empty else None
 
     def _find_written(self, message: int) -> list[Range]:
-        return [region for region in self.marked.get(message, ()) if is_longer(self.text, *region)]
+        return [
+            region
+            for region in self.marked.get(message, ())
+            if has_text_between(self.text, *region)
+        ]
 
 
 def has_mark_characters(text: str) -> bool:
@@ -84,6 +88,11 @@ def has_mark_characters(text: str) -> bool:
         return False
     marks = (REGION_START, REGION_END, GENERATION_START, GENERATION_END)
     return any(mark in text for mark in marks)
+
+
+def has_reserved_characters(text: str) -> bool:
+    """Return whether a text has characters that stand for marks or slots."""
+    return has_mark_characters(text) or (not text.isascii() and SLOT.search(text) is not None)
 
 
 def install_markers(environment: jinja2.Environment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
@@ -10,7 +11,6 @@ from mtpack.template.limits import TemplateLimitError
 from mtpack.template.markers import MarkedText
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.renders import QUESTION, Render, select_messages
-from mtpack.template.slots import UndecidedError
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -19,6 +19,7 @@ from mtpack.tokenizer.added_tokens import AddedTokens
 class _JinjaRenders:
     """The renders of one dialogue by its chat template."""
 
+    have_slots: ClassVar[bool] = False
     template: ChatTemplate
     dialogue: Dialogue
 
@@ -51,9 +52,6 @@ def render_dialogue(
         return dialogue.reject(Reason.TEMPLATE_LIMIT, detail)
     except TurnNotFoundError as error:
         return dialogue.reject(Reason.TURN_NOT_FOUND, str(error))
-    except UndecidedError:
-        detail = "the chat template writes half of a surrogate pair"
-        return dialogue.reject(Reason.TURN_NOT_FOUND, detail)
 
 
 def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.markers import MarkedText
@@ -25,6 +25,9 @@ class Renders(Protocol):
 
     Each raises TemplateRaisedError if the template refuses to render this.
     """
+
+    have_slots: ClassVar[bool]
+    """Whether they stand for all dialogues of a shape (`slots.py`)."""
 
     def text(self, render: Render) -> str:
         """Return the rendered text."""

@@ -63,14 +63,14 @@ def starts_with(text: str, prefix: str) -> bool:
         return False
     common = find_common_length(text, prefix)
     if common == len(text):  # a part of `prefix` follows, which may be empty
-        return not is_longer(prefix, common, len(prefix))
+        return not has_text_between(prefix, common, len(prefix))
     if SLOT.match(text, common) or SLOT.match(prefix, common):
         raise UndecidedError
     return False
 
 
-def is_longer(text: str, start: int, end: int) -> bool:
-    """Return whether there is text from `start` to `end`, that is, whether `start` is before."""
+def has_text_between(text: str, start: int, end: int) -> bool:
+    """Return whether there is text from `start` to `end`: whether `start` comes first."""
     if start >= end:
         return False
     if _ONLY_SLOTS.fullmatch(text, start, end):

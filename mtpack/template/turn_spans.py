@@ -44,7 +44,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mtpack.input.dialogue import Dialogue
 from mtpack.template.chat_template import TemplateRaisedError
@@ -52,9 +52,10 @@ from mtpack.template.markers import MarkedText, Range, has_mark_characters
 from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
 from mtpack.template.renders import Render, Renders
 from mtpack.template.slots import (
+    UndecidedError,
     ends_in,
     find_common_length,
-    is_longer,
+    has_text_between,
     require_no_slots,
     starts_with,
     strip_end,
@@ -159,7 +160,7 @@ class TurnFinder:
     def _locate_bent(self, message: int, own_turn: str) -> TurnText:
         """Locate in `full` a turn whose text or context differs there; own_turn: its own text."""
         full = self._full
-        require_no_slots(full.text)
+        require_no_slots(full.text, own_turn)
         turn = self._locate(full, message)
         turn = turn._replace(flags=turn.flags | TurnFlag.BENT)
         if full.generations is not None:
@@ -190,12 +191,9 @@ class TurnFinder:
         if text.generations is not None:
             spans = _find_tagged(text, region)
             end = max((last for _, last in spans), default=end)
-        if not self._ends_in_control_token(strip_end(text.text[:end])):
+        if not ends_in(strip_end(text.text[:end]), self.added_tokens.ending):
             flags |= TurnFlag.NO_EOT
         return TurnText(message, spans, start, end, flags)
-
-    def _ends_in_control_token(self, text: str) -> bool:
-        return ends_in(text, self.added_tokens.ending)
 
     # Region
 
@@ -207,11 +205,12 @@ class TurnFinder:
         region = text.find_region(message)
         if region is not None:
             return region
-        require_no_slots(text.text)
+        if self.renders.have_slots:  # the rest depends on the contents of the dialogue
+            raise UndecidedError
         text_has_marks = has_mark_characters(text.text)
         if not text_has_marks and text.generations != []:
             region = self._find_region_after_prefix(text.text, message)
-        if region is None and self._is_empty(message):
+        if region is None and _is_empty(self.dialogue.messages[message]):
             region = text.find_empty_region(message)
         if region is None:
             raise TurnNotFoundError(
@@ -238,10 +237,6 @@ class TurnFinder:
             return len(prefix), len(own)
         return None
 
-    def _is_empty(self, message: int) -> bool:
-        fields = self.dialogue.messages[message]
-        return not any(fields.get(key) for key in ("content", "tool_calls", "reasoning_content"))
-
     # End: the first rule that gives a position decides
 
     def _find_end(self, written: _Written) -> int:
@@ -250,7 +245,7 @@ class TurnFinder:
         start, last = written.region
         for later in text.marked:
             region = text.find_region(later) if later > written.message else None
-            if region is not None and is_longer(text.text, start, region[0]):
+            if region is not None and has_text_between(text.text, start, region[0]):
                 last = min(last, region[0])
         end = start + len(strip_end(text.text[start:last]))
         for rule in _END_RULES:
@@ -262,7 +257,7 @@ class TurnFinder:
     def _end_in_control_token(self, written: _Written, end: int) -> int | None:
         """The message ends in a control token, which is not the end of its own prompt."""
         text = written.text.text[:end]
-        if not self._ends_in_control_token(text):
+        if not ends_in(text, self.added_tokens.ending):
             return None
         in_prompt = written.prompt is not None and starts_with(written.prompt, text)
         return None if in_prompt else end
@@ -284,7 +279,7 @@ class TurnFinder:
             found = rule(self, written, end)
             if found is not None:
                 return found
-        raise AssertionError("the last rule always gives a position")
+        return self._start_in_region(written)
 
     def _start_after_header(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
         """There is no prompt: the turn starts after its role header.
@@ -319,7 +314,7 @@ class TurnFinder:
         start = self._find_common_end(written.prompt or "", written.text.text)
         return (start, TurnFlag.PROMPT_DIFFERS) if start > written.region[0] else None
 
-    def _start_in_region(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
+    def _start_in_region(self, written: _Written) -> tuple[int, TurnFlag]:
         """They differ in an earlier message: compare the generation prompt with the region."""
         header = self._find_generation_prompt(written.message)
         common = len(header)
@@ -335,7 +330,7 @@ class TurnFinder:
             if prompt is None or without is None:
                 continue
             rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
-            added = prompt.text[len(without) :] if prompt.text.startswith(without) else ""
+            added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
             if added or rest.strip():
                 return added or rest
         return ""
@@ -355,7 +350,6 @@ _START_RULES: tuple[Callable[[TurnFinder, _Written, int], tuple[int, TurnFlag] |
     TurnFinder._start_after_prompt,
     TurnFinder._start_at_end,
     TurnFinder._start_in_prompt,
-    TurnFinder._start_in_region,
 )
 
 
@@ -372,10 +366,15 @@ def _make_own_document(own: MarkedText, turn: TurnText) -> DocumentText:
     return DocumentText(own.text, Turns.of([turn]))
 
 
+def _is_empty(message: dict[str, Any]) -> bool:
+    return not any(message.get(key) for key in ("content", "tool_calls", "reasoning_content"))
+
+
 def _find_tagged(text: MarkedText, region: Range) -> tuple[Range, ...]:
     """Return the characters of a region that are tagged."""
+    start, end = region
     return tuple(
-        (max(first, region[0]), min(last, region[1]))
+        (max(first, start), min(last, end))
         for first, last in text.generations or ()
-        if is_longer(text.text, first, region[1]) and is_longer(text.text, region[0], last)
+        if has_text_between(text.text, first, end) and has_text_between(text.text, start, last)
     )

@@ -11,7 +11,7 @@ from mtpack.template.slots import (
     UndecidedError,
     ends_in,
     find_common_length,
-    is_longer,
+    has_text_between,
     make_slot,
     slot_number,
     starts_with,
@@ -51,7 +51,7 @@ def test_an_answer_about_slots_is_right_for_all_texts_that_fill_them(shared, one
 
     def has_text_in_the_middle(*parts: str) -> bool:
         before, middle, _ = parts
-        return is_longer("".join(parts), len(before), len(before) + len(middle))
+        return has_text_between("".join(parts), len(before), len(before) + len(middle))
 
     assert_valid_for(filling, has_text_in_the_middle, one, shared, other)
 
@@ -64,14 +64,14 @@ def test_an_answer_that_no_slot_changes_is_given():
     assert ends_in(f"{slot}<e>", ENDINGS)
     assert not ends_in(f"{slot}a", ENDINGS)
     assert strip_end(f"{slot}a \n") == f"{slot}a"
-    assert is_longer(f"{slot}a", 0, 2)
-    assert not is_longer(slot, 1, 1)
+    assert has_text_between(f"{slot}a", 0, 2)
+    assert not has_text_between(slot, 1, 1)
     for undecided in (
         lambda: starts_with(f"a{slot}", "ab"),
         lambda: starts_with("a", f"a{slot}"),
         lambda: ends_in(f"{slot}>", ENDINGS),
         lambda: strip_end(f"a{slot} "),
-        lambda: is_longer(slot, 0, 1),
+        lambda: has_text_between(slot, 0, 1),
     ):
         with pytest.raises(UndecidedError):
             undecided()

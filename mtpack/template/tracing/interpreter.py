@@ -8,12 +8,10 @@ for every dialogue of the same shape for which the guards of the program hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpack.template.markers import has_mark_characters, open_region
-from mtpack.template.slots import SLOT
+from mtpack.template.markers import has_reserved_characters, open_region
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.automaton import Node
 from mtpack.template.tracing.operations import Operation
@@ -134,7 +132,7 @@ class Interpreter:
                 if self.steps_left < 0:
                     break
                 (label,) = node.edges
-                values = [*values[: len(INPUTS)], *_select_live(values, event.arguments)]
+                values = [*values[: len(INPUTS)], *(values[ref.number] for ref in event.arguments)]
             elif event.kind == "end":
                 return self
             else:
@@ -158,14 +156,16 @@ class Interpreter:
             self.pieces.append(mark)
             return
         (written,) = event.arguments
-        if isinstance(written, str):
-            if has_mark_characters(written) or SLOT.search(written):
-                raise UnrecordedError
-            self.pieces.append(written)
-            return
-        value = values[written.number]
-        self._last_message_read = max(self._last_message_read, _find_last_message_read(value))
-        self.pieces.append(str(value.value) if value.category == "plain" else value.slot)
+        if not isinstance(written, str):
+            value = values[written.number]
+            self._last_message_read = max(self._last_message_read, _find_last_message_read(value))
+            if value.category != "plain":
+                self.pieces.append(value.slot)
+                return
+            written = str(value.value)
+        if has_reserved_characters(written):
+            raise UnrecordedError
+        self.pieces.append(written)
 
     def _save_resume_point(self, node: Node, values: list[Value], arguments: list[Value]) -> None:
         target, index = arguments
@@ -181,11 +181,11 @@ class Interpreter:
 
     def _execute(self, event: Event, operation: Operation, arguments: list[Value]) -> Value:
         """Return the result of a function, or the answer to a question, as a plain value."""
-        found = self._compute_from_shape(operation, arguments)
-        if found is not None:
-            return found
         last_read = max(map(_find_last_message_read, arguments), default=-1)
         try:
+            found = self._compute_from_shape(operation, arguments)
+            if found is not None:
+                return found
             if all(item.category == "plain" for item in arguments):
                 value = operation.call(*(item.value for item in arguments))
                 return Value(value, "plain", last_read)
@@ -305,10 +305,6 @@ def _returns_text(operation: Operation, first: Value) -> bool:
     if operation.name in _TEXT_TO_TEXT:
         return bool(first.kind is str)
     return operation.name.startswith("|tojson(") or operation.name in ("join", "text")
-
-
-def _select_live(values: list[Value], arguments: tuple[Any, ...]) -> Iterator[Value]:
-    return (values[item.number] for item in arguments)
 
 
 def _find_last_message_read(value: Value) -> int:

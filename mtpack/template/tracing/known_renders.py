@@ -29,22 +29,18 @@ class KnownRenders:
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
 
     @property
-    def has_generations(self) -> bool:
-        """Whether the template has `generation` tags."""
-        return self.name in self.template.tagged
-
-    @property
     def max_steps(self) -> int:
         """The most steps of a replay for which the render can't exceed a limit (`limits.py`).
 
         A replay counts nothing. But all that it does before, between and after its steps was
         recorded, and took at most `most_iterations` each time. Closed macros count their own
-        iterations. Two things are bounded only by the length of the dialogues that are replayed
-        (`replayer.py`): a loop that skips the characters of a content makes as many iterations as
-        there are characters, at most a tenth of the limit; and to exceed the limit on characters,
-        a template must make a hundred times as much text in macros and blocks as it writes.
+        iterations, so each side gets half of the limit. Two things are bounded only by the length
+        of the dialogues that are replayed (`replayer.py`): a loop that skips the characters of a
+        content makes as many iterations as there are characters, at most a tenth of the limit; and
+        to exceed the limit on characters, a template must make a hundred times as much text in
+        macros and blocks as it writes.
         """
-        return self.template.meter.limits.iterations // max(1, self.most_iterations) - 1
+        return self.template.meter.limits.iterations // 2 // max(1, self.most_iterations) - 1
 
     def record(self, messages: Messages, tools: Any, prompt: bool) -> None:
         """Record a render; raise Untraceable if that is not possible."""

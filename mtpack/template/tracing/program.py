@@ -74,6 +74,11 @@ class Program:
             return None
         return [contents[slot] for slot in slots]
 
+    def forget_dialogue(self) -> None:
+        """Forget the dialogue that the program is made from; nothing can be added any more."""
+        self.messages, self.tools, self._results = [], None, {}
+        self.values = [None] * len(self.values)
+
     def run(self, messages: Messages, tools: Any) -> list[Any] | None:
         """Return the values of the slots for a dialogue, or None if a guard fails."""
         if not self._instructions:  # then all slots after the inputs are fields, in order

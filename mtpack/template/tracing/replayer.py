@@ -16,7 +16,7 @@ from typing import Any
 from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Messages, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.markers import has_mark_characters
+from mtpack.template.markers import has_mark_characters, has_reserved_characters
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.slots import UndecidedError
@@ -32,8 +32,8 @@ from mtpack.tokenizer.added_tokens import AddedTokens
 # Shapes to keep; the one that was not used for longest is dropped first. In some data, every
 # dialogue has a new shape.
 _MAX_SHAPES = 512
-# Plans to keep for one shape; they differ in the answers that depend on texts.
-_MAX_PLANS = 8
+# Replays to keep for one shape; they differ in the answers that depend on texts.
+_MAX_REPLAYS = 8
 # Recordings allowed in addition to one for every replayed dialogue. Where each dialogue has a new
 # run, recording costs more than it saves.
 _RECORDINGS_AHEAD = 256
@@ -92,13 +92,12 @@ class Replayer:
         return replayed
 
     def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        if dialogue.texts is None:
+        if not dialogue.texts or has_mark_characters(dialogue.joined_texts or ""):
             return None
         for replay in self._find_replays(dialogue.roles):
             if replay.from_contents is not None:
                 filled = replay.from_contents.fill(dialogue.texts, dialogue.row)
-                if filled is not None and len(filled.merged.text) <= _MAX_CHARACTERS:
-                    return filled
+                return filled if len(filled.merged.text) <= _MAX_CHARACTERS else None
         return None
 
     def _find_replays(self, shape: Hashable) -> list[_ShapeReplay]:
@@ -108,23 +107,29 @@ class Replayer:
         return replays
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
-        """Return the same as `render_dialogue.py`."""
+        """Return the same as `render_dialogue`, in most cases much faster."""
         replayed = self._fill_texts(dialogue)
         if replayed is not None:
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
+        if len(dialogue.messages) > _MAX_MESSAGES:
+            return self.render_without_replay(dialogue)
         messages = self._template.join_text_parts(dialogue.messages)
         shape = _describe_shape(dialogue, messages)
-        if len(messages) > _MAX_MESSAGES:
-            return self.render_without_replay(dialogue)
         replayed = self._replay(dialogue, messages, shape)
-        if replayed is not None and len(replayed.merged.text) <= _MAX_CHARACTERS:
+        if replayed is not None and self._is_within_limits(replayed):
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
         rendered = self.render_without_replay(dialogue)
-        if isinstance(rendered, RenderedDialogue):
+        if replayed is None and isinstance(rendered, RenderedDialogue):
             self._record(dialogue, messages, shape, rendered)
         return rendered
+
+    def _is_within_limits(self, replayed: RenderedDialogue) -> bool:
+        """Return whether the renders of a replayed dialogue can't exceed a limit."""
+        meter = self._template.meter  # closed macros have counted their iterations
+        is_short = len(replayed.merged.text) <= _MAX_CHARACTERS
+        return is_short and 2 * meter.iterations <= meter.limits.iterations
 
     def render_without_replay(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return the same as `render_dialogue`, rendered with Jinja."""
@@ -171,25 +176,27 @@ class Replayer:
         try:
             with suppress(UndecidedError):
                 located = finder.locate_turns()
-                replay.located = SlottedLocatedTurns.of(located, renders.values)
+                replay.located = SlottedLocatedTurns.of(located, renders.value_indices)
                 divided = finder.divide(located, self.merge)
                 replay.located = None
-                replay.divided = SlottedDialogue.of(divided, renders.values)
-                contents = renders.program.find_content_messages(renders.values)
+                replay.divided = SlottedDialogue.of(divided, renders.value_indices)
+                contents = renders.program.find_content_messages(renders.value_indices)
                 if contents is not None:
                     replay.from_contents = SlottedDialogue.of(divided, contents)
         except (UnrecordedError, TemplateRaisedError, TurnNotFoundError):
             return None
         filled = self._fill(replay, renders.program.values, dialogue)
         if filled is not None:
-            is_located = replay.located is not None or replay.divided is not None
-            renders.complete(forget_texts=is_located and self.merge != "always")
+            renders.complete(
+                forget_texts=replay.divided is not None
+                or (replay.located is not None and self.merge != "always")
+            )
             self._keep_replay(shape, replay)
         return filled
 
     def _keep_replay(self, shape: Hashable, replay: _ShapeReplay) -> None:
         alike = self._shape_replays.setdefault(shape, [])
-        if len(alike) < _MAX_PLANS:
+        if len(alike) < _MAX_REPLAYS:
             alike.append(replay)
         if len(self._shape_replays) > _MAX_SHAPES:
             del self._shape_replays[next(iter(self._shape_replays))]
@@ -197,16 +204,19 @@ class Replayer:
     def _fill(
         self, replay: _ShapeReplay, values: Sequence[Any], dialogue: Dialogue
     ) -> RenderedDialogue | None:
+        if any(type(value) is str and has_reserved_characters(value) for value in values):
+            return None
         if replay.divided is not None:
             return replay.divided.fill(values, dialogue.row)
-        if _have_mark_characters(values):
-            return None
         filled = FilledRenders(replay.renders, values, dialogue)
         finder = TurnFinder(filled, self._added_tokens, dialogue)
         try:
-            located = replay.located and replay.located.fill(values)
-            return finder.divide(located or finder.locate_turns(), self.merge)
-        except (UnrecordedError, TemplateRaisedError, TurnNotFoundError):
+            if replay.located is not None:
+                located = replay.located.fill(values)
+            else:
+                located = finder.locate_turns()
+            return finder.divide(located, self.merge)
+        except (UnrecordedError, UndecidedError, TemplateRaisedError, TurnNotFoundError):
             return None
 
     def _record(
@@ -232,17 +242,7 @@ class Replayer:
     def _get_known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.choose_name(dialogue.tools)
         key = (name, dialogue.tools is not None)
-        if key not in self._known_renders:
-            self._known_renders[key] = KnownRenders(self._template, name)
-        return self._known_renders[key]
-
-
-def _have_mark_characters(values: Sequence[Any]) -> bool:
-    """Return whether a text has characters of marks, which change what Jinja's render finds."""
-    return any(
-        type(value) is str and not value.isascii() and has_mark_characters(value)
-        for value in values
-    )
+        return self._known_renders.setdefault(key, KnownRenders(self._template, name))
 
 
 def _describe_shape(dialogue: Dialogue, messages: Messages) -> Hashable:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpack.template.markers import Range, has_mark_characters
+from mtpack.template.markers import Range
 from mtpack.template.rendered_dialogue import (
     DocumentText,
     RenderedDialogue,
@@ -30,21 +30,21 @@ class SlottedText:
     text: str
     literals: list[str]
     """The text between the slots: literals[0], the first slot, literals[1], ..."""
-    values: list[int]
+    value_indices: list[int]
     """The index of the value that goes into each slot."""
     slots: list[int]
     """The positions of the slots in `text`."""
 
     @classmethod
-    def of(cls, text: str, values: Sequence[int]) -> SlottedText:
-        """values: the index of the value for each slot, by `slot_number`."""
+    def of(cls, text: str, value_indices: Sequence[int]) -> SlottedText:
+        """value_indices: by `slot_number`, the index of the value for each slot."""
         slots = [match.start() for match in SLOT.finditer(text)]
-        indices = [values[slot_number(text[position])] for position in slots]
+        indices = [value_indices[slot_number(text[position])] for position in slots]
         return cls(text, SLOT.split(text), indices, slots)
 
     def fill(self, values: Sequence[Any]) -> tuple[str, list[int]]:
         """Return the text with the values in its slots, and their lengths."""
-        texts = [values[index] for index in self.values]
+        texts = [values[index] for index in self.value_indices]
         parts = [""] * (len(self.literals) + len(texts))
         parts[::2] = self.literals
         parts[1::2] = texts
@@ -62,8 +62,8 @@ class _SlottedDocument:
     layout: TurnLayout
 
     @classmethod
-    def of(cls, document: DocumentText, values: Sequence[int]) -> _SlottedDocument:
-        text = SlottedText.of(document.text, values)
+    def of(cls, document: DocumentText, value_indices: Sequence[int]) -> _SlottedDocument:
+        text = SlottedText.of(document.text, value_indices)
         return cls(text, TurnLayout.of(document.turns.to_list(), text.slots))
 
     def fill(self, values: Sequence[Any]) -> DocumentText:
@@ -81,24 +81,22 @@ class SlottedDialogue:
     merged_end: int
 
     @classmethod
-    def of(cls, rendered: RenderedDialogue, values: Sequence[int]) -> SlottedDialogue:
-        """Make it from documents with slots; values: as for `SlottedText.of`."""
+    def of(cls, rendered: RenderedDialogue, value_indices: Sequence[int]) -> SlottedDialogue:
+        """Make it from documents with slots; value_indices: as for `SlottedText.of`."""
         return cls(
-            merged=_SlottedDocument.of(rendered.merged, values),
-            own=tuple(_SlottedDocument.of(document, values) for document in rendered.own),
+            merged=_SlottedDocument.of(rendered.merged, value_indices),
+            own=tuple(_SlottedDocument.of(document, value_indices) for document in rendered.own),
             to_compare=tuple(
-                (turn, _SlottedDocument.of(document, values))
+                (turn, _SlottedDocument.of(document, value_indices))
                 for turn, document in rendered.to_compare
             ),
             merged_end=rendered.merged_end,
         )
 
-    def fill(self, values: Sequence[Any], row: int) -> RenderedDialogue | None:
-        """Return the documents of a dialogue; None if their texts have characters of marks."""
+    def fill(self, values: Sequence[Any], row: int) -> RenderedDialogue:
+        """Return the documents of a dialogue."""
         merged = self.merged.fill(values)
         own = tuple([document.fill(values) for document in self.own])
-        if any(has_mark_characters(document.text) for document in (merged, *own)):
-            return None
         end = self.merged.text.place(self.merged_end, merged.turns.lengths)
         to_compare = tuple([(turn, document.fill(values)) for turn, document in self.to_compare])
         return RenderedDialogue(row, merged, own, end, to_compare)
@@ -113,13 +111,13 @@ class SlottedLocatedTurns:
     end: int
 
     @classmethod
-    def of(cls, located: LocatedTurns, values: Sequence[int]) -> SlottedLocatedTurns:
-        """Make them from turns in texts with slots; values: as for `SlottedText.of`."""
+    def of(cls, located: LocatedTurns, value_indices: Sequence[int]) -> SlottedLocatedTurns:
+        """Make them from turns in texts with slots; value_indices: as for `SlottedText.of`."""
         turns = [
-            (turn, None if own is None else _SlottedDocument.of(own, values))
+            (turn, None if own is None else _SlottedDocument.of(own, value_indices))
             for turn, own in located.turns
         ]
-        return cls(SlottedText.of(located.full, values), turns, located.end)
+        return cls(SlottedText.of(located.full, value_indices), turns, located.end)
 
     def fill(self, values: Sequence[Any]) -> LocatedTurns:
         """Return the located turns of a dialogue."""

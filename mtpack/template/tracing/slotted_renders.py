@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.chat_template import TemplateRaisedError
-from mtpack.template.markers import (
-    MarkedText,
-    read_marks,
-)
+from mtpack.template.markers import MarkedText, has_reserved_characters, read_marks
 from mtpack.template.renders import Render, select_messages
 from mtpack.template.slots import NUM_SLOTS, UndecidedError, make_slot
 from mtpack.template.tracing.interpreter import (
@@ -35,6 +32,8 @@ from mtpack.template.tracing.tracers import Untraceable
 class SlottedRenders:
     """The renders of a dialogue as texts with slots, each replayed when it is first needed."""
 
+    have_slots: ClassVar[bool] = True
+
     def __init__(self, known: KnownRenders, messages: Messages, tools: Any, *, learn: bool) -> None:
         """learn: whether renders that are not known are recorded."""
         self.program = Program(messages, tools)
@@ -48,7 +47,7 @@ class SlottedRenders:
         """The number of the slot of each value of the program, ascending."""
 
     @property
-    def values(self) -> list[int]:
+    def value_indices(self) -> list[int]:
         """The index of the program's value for each slot of the texts, by `slot_number`."""
         return list(self._slots)
 
@@ -59,6 +58,7 @@ class SlottedRenders:
         """
         self._is_complete, self._learn = True, False
         self._whole = None
+        self.program.forget_dialogue()
         if forget_texts:
             self._texts.clear()
 
@@ -78,7 +78,7 @@ class SlottedRenders:
 
     def read_marks(self, text: str) -> MarkedText:
         """Return a text with its regions."""
-        return read_marks(text, has_generations=self._known.has_generations)
+        return read_marks(text, has_generations=self._known.name in self._known.template.tagged)
 
     def find(self, render: Render, *, marked: bool) -> SlottedText:
         """Return the text of a render, with or without marks; raises what `marked` raises."""
@@ -132,14 +132,16 @@ class SlottedRenders:
         """Return what an interpreter wrote, without and with marks."""
         marked = "".join(map(self._write, interpreter.pieces))
         plain = self.read_marks(marked).text
-        return SlottedText.of(plain, self.values), SlottedText.of(marked, self.values)
+        return SlottedText.of(plain, self.value_indices), SlottedText.of(marked, self.value_indices)
 
     def _write(self, piece: TextPiece) -> str:
         """Return the text of a piece: for a value of the program, its slot."""
         if isinstance(piece, str):
             return piece
+        if has_reserved_characters(self.program.values[piece]):
+            raise UnrecordedError
         number = self._slots.setdefault(piece, len(self._slots))
-        if number == NUM_SLOTS:
+        if number >= NUM_SLOTS:
             raise UnrecordedError
         return make_slot(number)
 
@@ -148,6 +150,7 @@ class SlottedRenders:
 class FilledRenders:
     """The renders of one dialogue, with its texts in the slots."""
 
+    have_slots: ClassVar[bool] = False
     slotted: SlottedRenders
     values: Sequence[Any]
     """The values of the program's slots, for this dialogue."""

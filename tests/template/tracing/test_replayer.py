@@ -342,6 +342,52 @@ def test_a_replay_gives_the_same_as_rendering(source):
     assert_replayed_as_rendered(source, ROWS[::-1])
 
 
+MARKS = "\ufdd00\ufdd1a\ufdd2"
+UNSAFE_CASES = {
+    "marks in a text that only own documents have": (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.k if loop.last }}{% endfor %}",
+        [
+            dialogue(*"abcd", k="x"),
+            dialogue(*"abcdef", k="x"),
+            dialogue("a", "b", "c", "d", "e", k=MARKS),
+            dialogue("a", "b", "c", "d", k="\ufdd2"),
+            dialogue("a", "b", "c", "d", k="z"),
+        ],
+    ),
+    "white space that decides where a generation prompt starts": (
+        "{{ messages[0].content|trim if add_generation_prompt else messages[0].content }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n<|im_end|>\n{% endfor %}FOOT" + PROMPT,
+        [{"messages": [say("assistant", content)]} for content in ("a", " x", "y", " z")],
+    ),
+    "a content that decides whether a message may be missing": (
+        "{% for m in messages %}{% if m.role == 'user' %}Q{% elif m.role == 'tool' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}",
+        [dialogue("a", content) for content in ("", "x", "", "y")],
+    ),
+    "slots that a template writes": (
+        "{{ messages[0].role }}:{{ messages[0].content }}"
+        "{{ '%c' % (messages[1].content|length + 55295) }}" + CHATML,
+        [dialogue("a", content) for content in ("", "a", "aa", "")],
+    ),
+    "slots and marks that a template writes for numbers": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ '%c' % m.n if m.n }}"
+        "<|im_end|>\n{% endfor %}" + PROMPT,
+        [dialogue("a", "b", "c", "d", n=n) for n in (65, 66, 57343, 55296, 64978, 65)],
+    ),
+    "a step of a slice that is zero": (
+        "{{ messages[::messages[1].n]|length }}" + CHATML,
+        [dialogue("a", "b", n=n) for n in (1, 2, 0, 1)],
+    ),
+}
+"""Texts that could be taken for a mark or a slot, or that decide what no guard asks."""
+
+
+@pytest.mark.parametrize(("source", "rows"), UNSAFE_CASES.values(), ids=UNSAFE_CASES)
+def test_a_replay_gives_the_same_as_rendering_for_unsafe_texts(source, rows):
+    assert_replayed_as_rendered(source, rows)
+    assert_replayed_as_rendered(source, rows[::-1])
+
+
 def is_valid(source: str) -> bool:
     """Return whether transformers compiles a template; the grammar generates some invalid ones."""
     try:
@@ -371,7 +417,7 @@ def test_a_dialogue_that_exceeds_a_limit_is_not_replayed():
             rendered = replayer.render_dialogue(dialogue)
             assert rendered == render_dialogue(template, ADDED_TOKENS, dialogue, "auto")
             assert isinstance(rendered, Reject) == (num_turns > 10)
-    assert replayer.replayed > 11
+    assert replayer.replayed > 6  # those that make up to half of the iterations
 
 
 # Promises of the recorder, the automaton and the program
