@@ -13,9 +13,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
+from multiprocessing import current_process
 from typing import Any
 
-from mtpack.errors import MtpackError
+from mtpack.errors import MtpackError, SetupError
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.processes import (
     WorkerContext,
@@ -33,11 +34,16 @@ class Pool:
     def __init__(
         self, num_workers: int, pipeline: Pipeline, limits: ProcessLimits, *, forked: bool
     ) -> None:
-        """Start no process yet.
+        """Start no process yet; raise SetupError if this process can't start any.
 
         forked: whether workers are forks of this process, which share its pipeline; otherwise they
         are spawned and load their own from its options.
         """
+        if current_process().daemon:
+            raise SetupError(
+                "worker processes can't be started from a daemonic process, such as one of "
+                "multiprocessing.Pool; call mtpack.pack from another process"
+            )
         if forked:
             release_freed_memory()
             limits = _add_shared_memory(limits)

@@ -1,12 +1,16 @@
 """`mtpack.pack` works from any program: no guard, no file, threads; workers do not run it again."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
 
+import mtpack
+from mtpack.errors import SetupError
 from tests.conftest import ROOT, SAMPLE_DATA
 
 SOURCE = SAMPLE_DATA / "conversations_en.jsonl"
@@ -78,3 +82,24 @@ print(*ThreadPoolExecutor(2).map(pack, [1, 2]))
         check=False,
     )
     assert (done.stderr, done.stdout) == ("", "89 89\n")
+
+
+def pack_in_this_process(output: Path, errors: SimpleQueue) -> None:
+    try:
+        mtpack.pack(SOURCE, output=output)
+    except SetupError as error:
+        errors.put(str(error))
+
+
+def test_a_process_that_can_not_start_workers_gets_one_line_that_says_why(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    daemon = context.Process(
+        target=pack_in_this_process, args=(tmp_path / "packed", errors), daemon=True
+    )
+    daemon.start()
+    daemon.join()
+    line = errors.get()
+    assert line.startswith("worker processes can't be started from a daemonic process")
+    assert "\n" not in line
+    assert not (tmp_path / "packed").exists()
