@@ -68,7 +68,7 @@ class Watchdog:
         if seconds > allowed:
             raise MtpackError(
                 f"{what} takes longer than {allowed:,.3g} s; "
-                "remove the row, or use another chat template or tokenizer"
+                "use another chat template or tokenizer, or remove the row"
             )
         memory = self._limits.memory
         if memory is not None and read_resident_memory(worker.pid or 0) > memory:
@@ -79,7 +79,7 @@ class Watchdog:
 def describe_out_of_memory(what: str, how_much: str) -> str:
     """Return the line for the user that says which step needs too much memory."""
     return (
-        f"{what} needs {how_much}; remove the row, use another chat template, "
+        f"{what} needs {how_much}; use another chat template, remove the row, "
         "or run with fewer --workers"
     )
 

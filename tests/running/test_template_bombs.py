@@ -77,7 +77,7 @@ def test_a_step_that_takes_too_long_stops_the_run(template, bomb):
     write_bomb(template, bomb)
     assert stop(template, BRIEF) == (
         f"rows.jsonl line 2: rendering with the chat template of {template} takes longer than "
-        "0.517 s; remove the row, or use another chat template or tokenizer"
+        "0.517 s; use another chat template or tokenizer, or remove the row"
     )
 
 
@@ -89,7 +89,7 @@ def test_a_step_that_makes_a_large_value_stops_the_run(template, bomb):
         f"rows.jsonl line 2: rendering with the chat template of {template} needs more than 0."
     )
     assert line.endswith(
-        " GiB of memory; remove the row, use another chat template, or run with fewer --workers"
+        " GiB of memory; use another chat template, remove the row, or run with fewer --workers"
     )
 
 
@@ -111,7 +111,7 @@ def test_a_run_that_a_template_stops_leaves_nothing(template, tmp_path):
         assert done.exit_code == 1
         assert done.stderr == (
             f"mtpack: {rows} line 2: rendering with the chat template of {template} needs more "
-            "memory than is available; remove the row, use another chat template, "
+            "memory than is available; use another chat template, remove the row, "
             "or run with fewer --workers\n"
         )
         assert not output.exists()

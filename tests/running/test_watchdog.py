@@ -89,7 +89,7 @@ def stop(
 @pytest.mark.parametrize("function", [hang_in_foreign_code, hang_in_python, hang_outside_of_python])
 def test_a_task_that_hangs_stops_the_run(function, workers):
     said = stop(function, SOON, workers)
-    assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; remove the row")
+    assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; use another")
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure memory")
@@ -97,7 +97,7 @@ def test_a_task_that_hangs_stops_the_run(function, workers):
 def test_a_task_that_uses_up_memory_stops_the_run(workers):
     said = stop(use_up_memory, ProcessLimits(seconds=1e6, memory=2**28), workers)
     assert said.startswith("rows.jsonl line 7: rendering needs more than")
-    assert "GiB of memory; remove the row" in said
+    assert "GiB of memory; use another chat template" in said
 
 
 @pytest.mark.parametrize("workers", [1, 2])
