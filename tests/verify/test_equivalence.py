@@ -27,10 +27,7 @@ from mtpack.verify.structure import check_structure  # noqa: E402
 ALIGNMENTS = ("aligned", "shifted")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    with steps.set_exact_arithmetic(threads=1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_of(

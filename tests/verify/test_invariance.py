@@ -32,10 +32,7 @@ from mtpack.verify.padding import pad_documents, pad_sequence  # noqa: E402
 ALIGNMENTS = ("aligned", "shifted")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    with steps.set_exact_arithmetic(threads=1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_of(tmp_path, alignment: str = "aligned") -> list[Row]:

@@ -10,7 +10,7 @@ from tests.support.builders import hand_made_sequences, open_sequences
 
 torch = pytest.importorskip("torch")
 
-from mtpack.verify import causal_model, steps  # noqa: E402
+from mtpack.verify import causal_model  # noqa: E402
 from mtpack.verify.causal_model import CausalModel, fold_ids, make_built_in_model  # noqa: E402
 from mtpack.verify.isolation import (  # noqa: E402
     check_isolation,
@@ -22,10 +22,7 @@ from mtpack.verify.isolation import (  # noqa: E402
 KINDS = ["documents", "padding_tokens", "padding_added"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    with steps.set_exact_arithmetic(threads=1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_of(tmp_path, alignment: str = "aligned", multiple: int = 1) -> list[Row]:

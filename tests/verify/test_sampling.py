@@ -23,15 +23,11 @@ from mtpack.verify.sampling import (  # noqa: E402
     find_turns,
     shorten_row,
 )
-from mtpack.verify.steps import set_exact_arithmetic  # noqa: E402
 
 ALIGNMENTS = ("aligned", "shifted")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    with set_exact_arithmetic(threads=1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def read_turns(row: Row, alignment: str) -> dict[tuple[int, int], list[int]]:

@@ -176,9 +176,11 @@ class Replayer:
         try:
             with suppress(UndecidedError):
                 located = finder.locate_turns()
-                replay.located = SlottedLocatedTurns.of(located, renders.value_indices)
-                divided = finder.divide(located, self.merge)
-                replay.located = None
+                try:
+                    divided = finder.divide(located, self.merge)
+                except UndecidedError:
+                    replay.located = SlottedLocatedTurns.of(located, renders.value_indices)
+                    raise
                 replay.divided = SlottedDialogue.of(divided, renders.value_indices)
                 contents = renders.program.find_content_messages(renders.value_indices)
                 if contents is not None:
@@ -211,10 +213,8 @@ class Replayer:
         filled = FilledRenders(replay.renders, values, dialogue)
         finder = TurnFinder(filled, self._added_tokens, dialogue)
         try:
-            if replay.located is not None:
-                located = replay.located.fill(values)
-            else:
-                located = finder.locate_turns()
+            slotted = replay.located
+            located = finder.locate_turns() if slotted is None else slotted.fill(values)
             return finder.divide(located, self.merge)
         except (UnrecordedError, UndecidedError, TemplateRaisedError, TurnNotFoundError):
             return None
