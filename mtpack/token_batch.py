@@ -34,6 +34,12 @@ class TurnFlag(IntFlag):
     """The dialogue up to this turn can't be rendered alone, so exact merging can't be checked."""
     BENT = 16
     """The turn is merged although that is not exact (`--merge always`)."""
+    PROMPT_OTHER_MODE = 32
+    """The turn continues the prompt of another mode of the template."""
+    PROMPT_CONTEXT = 64
+    """The context of the turn is the prompt, which its dialogue does not start with."""
+    NOT_A_STOP = 128
+    """The turn ends in a control token that is no stop token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def build_literal_tokenizer(tokenizer: LoadedTokenizer) -> LiteralTokenizer:
                 f"{tokenizer.source}: this tokenizer can't encode the control token {content} as "
                 "ordinary text; choose --control-tokens keep or error"
             )
-    renamed = replace(tokenizer, backend=backend, added_tokens=collect_added_tokens(backend, None))
+    renamed = replace(tokenizer, backend=backend, added_tokens=collect_added_tokens(backend, ()))
     return LiteralTokenizer(
         tokenizer.added_tokens, renamed, ids, np.array(control_ids, dtype=np.int32)
     )

@@ -24,6 +24,7 @@ from mtpack.template.markers import (
     parse_marked,
     read_marks,
 )
+from mtpack.template.modes import Mode, list_modes
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _PROBE = "mtpackprobe"
@@ -67,31 +68,48 @@ class ChatTemplate:
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
 
-    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: Messages,
+        tools: list[Any] | None,
+        *,
+        prompt: bool = False,
+        mode: Mode | None = None,
+    ) -> str:
         """Return the rendered text; with `prompt`, it ends with the generation prompt.
 
-        Raises TemplateRaisedError, and TemplateLimitError if the render exceeds a limit.
+        mode: a switch to set. Raises TemplateRaisedError, and TemplateLimitError if the render exceeds a limit.
         """
-        return self._write(self._plain, self.join_text_parts(messages), tools, prompt)
+        return self._write(self._plain, self.join_text_parts(messages), tools, prompt, mode)
 
     def render_marked(
-        self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
+        self,
+        messages: Messages,
+        tools: list[Any] | None,
+        *,
+        prompt: bool = False,
+        mode: Mode | None = None,
     ) -> MarkedText:
         """Return the same text as `render`, and the region of each message in it.
 
         Raises the errors of `render`. If the marks change the text, no message has a region.
         """
         joined = self.join_text_parts(messages)
-        text = self._write(self._plain, joined, tools, prompt)
+        text = self._write(self._plain, joined, tools, prompt, mode)
         indexed = [IndexedMessage(message, index) for index, message in enumerate(joined)]
         has_generations = self.choose_name(tools) in self.tagged
         without_regions = MarkedText(text, {}, [] if has_generations else None)
         try:
-            marked = self._write(self._marked, indexed, tools, prompt)
+            marked = self._write(self._marked, indexed, tools, prompt, mode)
         except TemplateRaisedError:
             return without_regions
         found = read_marks(marked, has_generations=has_generations)
         return found if found.text == text else without_regions
+
+    def list_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
+        """Return the modes of the template for these tools, except for what the variables set."""
+        known = {*_RESERVED, *self.variables}
+        return list_modes(self.environment, self.sources[self.choose_name(tools)], known)
 
     def choose_name(self, tools: list[Any] | None) -> str:
         """Return the name of the template that renders a dialogue with these tools."""
@@ -103,6 +121,7 @@ class ChatTemplate:
         messages: Sequence[dict[str, Any]],
         tools: list[Any] | None,
         prompt: bool,
+        mode: Mode | None = None,
     ) -> str:
         if not messages:
             raise TemplateRaisedError("no messages")  # as transformers does
@@ -113,6 +132,8 @@ class ChatTemplate:
             "add_generation_prompt": prompt,
             **self.variables,
         }
+        if mode is not None:
+            variables[mode.name] = mode.value
         template = templates[self.choose_name(tools)]
         try:
             text = self._write_within_limits(template.render, variables)

@@ -11,6 +11,7 @@ from mtpack.template.limits import TemplateLimitError
 from mtpack.template.markers import MarkedText
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.renders import QUESTION, Render, select_messages
+from mtpack.template.turn_probes import get_probes
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -25,11 +26,15 @@ class _JinjaRenders:
 
     def text(self, render: Render) -> str:
         messages = select_messages(self.dialogue, render)
-        return self.template.render(messages, self.dialogue.tools, prompt=render.prompt)
+        return self.template.render(
+            messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode
+        )
 
     def marked(self, render: Render) -> MarkedText:
         messages = select_messages(self.dialogue, render)
-        return self.template.render_marked(messages, self.dialogue.tools, prompt=render.prompt)
+        return self.template.render_marked(
+            messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode
+        )
 
 
 def render_dialogue(
@@ -41,7 +46,8 @@ def render_dialogue(
     more than its limits allow, or writes a turn where it can't be found.
     """
     try:
-        finder = TurnFinder(_JinjaRenders(template, dialogue), added_tokens, dialogue)
+        probes = get_probes(template, added_tokens)
+        finder = TurnFinder(_JinjaRenders(template, dialogue), probes, dialogue)
         return finder.divide(finder.locate_turns(), merge)
     except TemplateRaisedError as error:
         reason = _hide_content(str(error), dialogue)

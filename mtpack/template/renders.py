@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.markers import MarkedText
+from mtpack.template.modes import Mode
 
 QUESTION = {"role": "user", "content": "?"}
 
@@ -18,6 +19,8 @@ class Render(NamedTuple):
     prompt: bool = False
     question: bool = False
     """Whether a short message of the user follows them."""
+    mode: Mode | None = None
+    """The switch that is set; None for the default."""
 
 
 class Renders(Protocol):

@@ -7,93 +7,109 @@ message that carries loss: what the model has to write at inference. For the mes
     own     the messages up to and including i, rendered
     prompt  the messages before i, rendered with the generation prompt: the model's input
     region  the characters that the template writes for message i, its role header included
+    served  what the model sees and writes at inference: a context, and then the turn's own text
+
+All of them are rendered in the default mode of the template, with one exception: if the default
+mode drops a reasoning, or closes it in the prompt, and another mode writes it and continues its own
+prompt, the dialogue is rendered in that mode (`turn_probes.py`).
 
 Region: marks in the template's loop over the messages find it (`markers.py`). If there is no such
 loop, it is what `own` adds to the text of the messages before i. If neither works, the row is
 rejected (`turn_not_found`).
 
-Start: the end of `prompt`, if `own` starts with `prompt`. So the role header carries no loss, nor
-does a scaffold (`<think>`) that the prompt contains. Otherwise it is the end of their common
-prefix, moved back to the edge of an added token of `prompt`, and the turn is flagged
-`PROMPT_DIFFERS`. If they differ already before the region, only the region is compared with the
-generation prompt. If `prompt` contains the whole turn, nothing is left to train. If `prompt`
-can't be rendered (the assistant speaks first), the turn starts after its role header, which is
-found in the region as the text of the generation prompt.
+Start and context (`turn_start.py`): if `own` starts with `prompt`, the turn starts where `prompt`
+ends, and `served` is `own`. So the role header carries no loss, nor does a scaffold (`<think>`)
+that the prompt contains. If `prompt` contains the whole turn, nothing is left to train. Otherwise,
+the first of these decides:
 
-End: the end of the region without trailing white space, so the end-of-turn token is trained. A
-later message inside the region (a tool's answer) ends the turn before it. If the turn ends in no
-control token, but one alone closes the conversation, that token is part of the turn. A turn that
-ends in no control token is flagged `NO_EOT`.
+- Other mode: another mode writes the same `own`, which starts with the prompt of that mode. The
+  turn starts where that prompt ends (`PROMPT_OTHER_MODE`).
+- Same header: from the content of the last message before the turn to the turn, `prompt` and `own`
+  have the same text. They differ earlier, and the context is `prompt` (`PROMPT_CONTEXT`).
+- Closed scaffold: `prompt` ends in an empty reasoning that `own` does not have, or has a part of
+  it, and no reasoning follows. The context is `prompt`, and the turn's own text is what follows the
+  header and that part in `own` (`PROMPT_CONTEXT`).
+- Otherwise, the turn starts where the common prefix of `own` and `prompt` ends, moved back to the
+  edge of an added token of `prompt` (`PROMPT_DIFFERS`). If they differ already before the region,
+  only the region is compared with the generation prompt.
+
+If `prompt` can't be rendered (the assistant speaks first), the turn starts after its role header,
+which is found in the region as the text of the generation prompt.
+
+End (`turn_end.py`): the end of the region without trailing white space, so the end-of-turn token is
+trained. A later message inside the region (a tool's answer) ends the turn before it. If the turn
+ends in no control token, but one alone closes the conversation, that token is part of the turn. So
+is a *stop token* (at which generation stops) that the template writes right after the turn, as the
+start of the next message: after a call, that of a tool's answer, otherwise that of a question. It
+is added to `served` if it is not there. A control token counts only if the template writes it: a
+content that ends in one changes nothing. A turn that ends in no control token is flagged `NO_EOT`,
+and one that ends in another than a stop token `NOT_A_STOP`.
 
 Spans: the loss tokens lie in [start, end), or, if the template has `{% generation %}` tags, in the
-tagged characters of the region.
+tagged characters of the region. With tags, `served` is always `own`.
 
-Merging turn i into `full` is exact if and only if `full` and `own` agree up to the end of the turn,
-in text and, where that end is not an added token, in token ids (`documents/token_spans.py` compares
-the ids). Any other turn gets `own` as its own document under `--merge auto`, and is
-trained in `full` and flagged `BENT` under `--merge always`. Under `--merge never`, every turn has
-its own document. A turn whose `own` the template refuses is trained in `full`, as `UNPROVEN`.
+Merging turn i into `full` is exact if and only if `full` and `served` agree up to the end of the
+turn, in text and, where that end is not an added token, in token ids (`documents/token_spans.py`
+compares the ids). Any other turn gets `served` as its own document under `--merge auto`. Under
+`--merge always`, its own text is trained in `full` and flagged `BENT`. Under `--merge never`, every
+turn has its own document. A turn whose `own` the template refuses is trained in `full`, as
+`UNPROVEN`. `full` ends with the stop token of its last turn.
 
-Where a turn starts and ends, small rules decide in order: `_START_RULES` and `_END_RULES`. All
-rules also hold for texts with slots (`slots.py`), which stand for many dialogues at once. A rule
-that has to see what is in a slot raises UndecidedError, and decides for each dialogue later.
+Where a turn starts and ends, small rules decide in order. All rules also hold for texts with slots
+(`slots.py`), which stand for many dialogues at once. A rule that has to see what is in a slot
+raises UndecidedError, and decides for each dialogue later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.markers import MarkedText, Range, has_mark_characters
+from mtpack.template.modes import Mode
 from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
 from mtpack.template.renders import Render, Renders
 from mtpack.template.slots import (
     UndecidedError,
     ends_in,
-    find_common_length,
     has_text_between,
     require_no_slots,
     starts_with,
     strip_end,
 )
+from mtpack.template.turn_end import End, find_end
+from mtpack.template.turn_probes import TurnProbes, has_reasoning, kind_of
+from mtpack.template.turn_start import find_start
+from mtpack.template.written_turn import WrittenTurn, try_render
 from mtpack.token_batch import TurnFlag
-from mtpack.tokenizer.added_tokens import AddedTokens
-
-_Text = TypeVar("_Text", str, MarkedText)
 
 
 class TurnNotFoundError(Exception):
     """The region of a message can't be found; the text says what to do."""
 
 
+class _Located(NamedTuple):
+    """A turn in a rendered text."""
+
+    turn: TurnText
+    """Its positions in that text, without `stop`."""
+    context: str | None = None
+    """The text before the turn at inference, if it is not the text before it here."""
+    stop: str = ""
+    """The text after the turn at inference (`turn_end.End`)."""
+
+
 class LocatedTurns(NamedTuple):
-    """The turns of a dialogue, each located in its `own`."""
+    """The turns of a dialogue, each located in its `served`."""
 
     full: str
     turns: list[tuple[TurnText, DocumentText | None]]
-    """Each with the document that it gets if merging is not exact, which is its `own`; None if the
-    template refuses to render that: then the turn is located in `full`."""
+    """Each with its `served`, as a document; None if the template refuses to render `own`: then
+    the turn is located in `full`."""
     end: int
     """The end of the region of the last turn in `full`."""
-
-
-class _Written(NamedTuple):
-    """A message in a rendered text that contains it, and the prompt for it."""
-
-    text: MarkedText
-    message: int
-    region: Range
-    prompt: str | None
-    """None if the template refuses to render it."""
-
-    @property
-    def content(self) -> str:
-        """The text of the region."""
-        return self.text.text[slice(*self.region)]
 
 
 @dataclass(frozen=True)
@@ -106,24 +122,39 @@ class TurnFinder:
     """
 
     renders: Renders
-    added_tokens: AddedTokens
+    probes: TurnProbes
     dialogue: Dialogue
 
     @cached_property
     def _full(self) -> MarkedText:
-        return self.renders.marked(Render(len(self.dialogue.messages)))
+        return self.renders.marked(Render(len(self.dialogue.messages), mode=self._mode))
+
+    @cached_property
+    def _mode(self) -> Mode | None:
+        """The mode of the dialogue: another than the default if a reasoning needs it."""
+        for message in self.dialogue.trained_messages() if self.dialogue.texts is None else ():
+            if has_reasoning(self.dialogue.messages[message]):
+                mode = self.probes.find_reasoning_mode(kind_of(self.dialogue, message))
+                if mode is not None:
+                    return mode
+        return None
 
     def locate_turns(self) -> LocatedTurns:
         """Locate all turns; raise TemplateRaisedError or TurnNotFoundError."""
-        full = self._full
+        full, text, end = self._full, self._full.text, None
         turns: list[tuple[TurnText, DocumentText | None]] = []
         trained = self.dialogue.trained_messages()
         for message in trained:
             own = self._render_own(message)
-            turn = self._locate(own or full, message)
-            turns.append((turn, None if own is None else _make_own_document(own, turn)))
-        region = full.find_region(trained[-1]) if trained else None
-        return LocatedTurns(full.text, turns, region[1] if region else len(full.text))
+            found = self._locate(own or full, message)
+            turns.append((found.turn, None) if own is None else _serve(own.text, found))
+            if own is full and found.stop:  # no next message writes it
+                text = full.text[: found.turn.end] + found.stop
+                end = len(text)
+        if end is None:
+            region = full.find_region(trained[-1]) if trained else None
+            end = region[1] if region else len(full.text)
+        return LocatedTurns(text, turns, end)
 
     def divide(self, located: LocatedTurns, merge: str) -> RenderedDialogue:
         """Divide located turns between `full` and documents of their own.
@@ -147,53 +178,73 @@ class TurnFinder:
                 own_documents.append(own)
                 end = located.end
             elif not exact:
-                merged.append(self._locate_bent(turn.message, until_end[turn.start :]))
+                merged.append(self._locate_bent(located.full, until_end, turn))
                 end = merged[-1].end
             else:
-                if not ends_in(until_end, self.added_tokens.cutting):
+                if not ends_in(until_end, self.probes.added_tokens.cutting):
                     to_compare.append((len(merged), own))
                 merged.append(turn)
         document = DocumentText(located.full, Turns.of(merged))
         row = self.dialogue.row
         return RenderedDialogue(row, document, tuple(own_documents), end, tuple(to_compare))
 
-    def _locate_bent(self, message: int, own_turn: str) -> TurnText:
-        """Locate in `full` a turn whose text or context differs there; own_turn: its own text."""
-        full = self._full
-        require_no_slots(full.text, own_turn)
-        turn = self._locate(full, message)
-        turn = turn._replace(flags=turn.flags | TurnFlag.BENT)
-        if full.generations is not None:
+    def _locate_bent(self, full: str, until_end: str, own: TurnText) -> TurnText:
+        """Locate in `full` a turn whose text or context differs there.
+
+        until_end: its `served`, up to the end of the turn `own` in it.
+        """
+        own_turn = until_end[own.start :]
+        require_no_slots(full, own_turn)
+        turn = self._locate(self._full, own.message).turn
+        turn = turn._replace(flags=own.flags | TurnFlag.BENT)
+        if self._full.generations is not None:
             return turn
-        end, last_token = turn.end, self.added_tokens.find_trailing_control_token(own_turn)
-        if full.text.startswith(own_turn, turn.start):
+        last_token = self.probes.added_tokens.find_trailing_control_token(own_turn)
+        end = turn.end
+        if full.startswith(own_turn, turn.start):
             end = turn.start + len(own_turn)
-        elif full.text.startswith(last_token, end) and not full.text[:end].endswith(last_token):
-            end += len(last_token)  # here the token also opens the tool's answer
+        elif full.startswith(last_token, end) and not full[:end].endswith(last_token):
+            end += len(last_token)  # here the token also opens the next message
         return turn._replace(spans=((turn.start, end),), end=end)
 
     def _render_own(self, message: int) -> MarkedText | None:
         """Return the `own` of `message`; None if the template refuses it."""
         if message == len(self.dialogue.messages) - 1:
             return self._full
-        return _try(self.renders.marked, Render(message + 1))
+        return try_render(self.renders.marked, Render(message + 1, mode=self._mode))
 
-    def _locate(self, text: MarkedText, message: int) -> TurnText:
+    def _locate(self, text: MarkedText, message: int) -> _Located:
         """Locate the turn of `message` in a rendered text that contains the message."""
         region = self._find_region(text, message)
         if region[0] == region[1]:
-            return TurnText(message, (), *region, TurnFlag(0))
-        prompt = _try(self.renders.text, Render(message, prompt=True))
-        written = _Written(text, message, region, prompt)
-        end = self._find_end(written)
-        start, flags = self._find_start(written, end)
-        spans: tuple[Range, ...] = ((start, end),)
+            return _Located(TurnText(message, (), *region, TurnFlag(0)))
+        render = Render(message + 1, mode=self._mode)
+        before = render._replace(num_messages=message, prompt=True)
+        prompt = try_render(self.renders.text, before)
+        written = WrittenTurn(
+            self.renders, self.probes, self.dialogue, render, text, region, prompt
+        )
+        end = find_end(written)
+        start = find_start(written, end.position)
+        last = end.position
+        spans: tuple[Range, ...] = ((start.position, last),)
         if text.generations is not None:
             spans = _find_tagged(text, region)
-            end = max((last for _, last in spans), default=end)
-        if not ends_in(strip_end(text.text[:end]), self.added_tokens.ending):
-            flags |= TurnFlag.NO_EOT
-        return TurnText(message, spans, start, end, flags)
+            last = max((last for _, last in spans), default=last)
+        flags = start.flags | self._find_end_flags(text.text[:last], end)
+        turn = TurnText(message, spans, start.position, last, flags)
+        return _Located(turn, start.context, end.stop)
+
+    def _find_end_flags(self, until_end: str, end: End) -> TurnFlag:
+        """Return what the report counts about the end of a turn."""
+        tokens = self.probes.added_tokens
+        if end.stop:
+            return TurnFlag(0)
+        if not end.is_marked or not ends_in(strip_end(until_end), tokens.ending):
+            return TurnFlag.NO_EOT
+        if tokens.stops and not ends_in(strip_end(until_end), tokens.stops):
+            return TurnFlag.NOT_A_STOP
+        return TurnFlag(0)
 
     # Region
 
@@ -228,8 +279,8 @@ class TurnFinder:
         Returns None unless `own` starts with that text, and the dialogue continued with a question
         starts with `own`. Then the added text is exactly what the template writes for the message.
         """
-        prefix = _try(self.renders.text, Render(message))
-        continued = _try(self.renders.text, Render(message + 1, question=True))
+        prefix = try_render(self.renders.text, Render(message))
+        continued = try_render(self.renders.text, Render(message + 1, question=True))
         if prefix is None or continued is None:
             return None
         end = len(own.rstrip())
@@ -237,133 +288,17 @@ class TurnFinder:
             return len(prefix), len(own)
         return None
 
-    # End: the first rule that gives a position decides
 
-    def _find_end(self, written: _Written) -> int:
-        """Return the end of a turn."""
-        text = written.text
-        start, last = written.region
-        for later in text.marked:
-            region = text.find_region(later) if later > written.message else None
-            if region is not None and has_text_between(text.text, start, region[0]):
-                last = min(last, region[0])
-        end = start + len(strip_end(text.text[start:last]))
-        for rule in _END_RULES:
-            found = rule(self, written, end)
-            if found is not None:
-                return found
-        return end
-
-    def _end_in_control_token(self, written: _Written, end: int) -> int | None:
-        """The message ends in a control token, which is not the end of its own prompt."""
-        text = written.text.text[:end]
-        if not ends_in(text, self.added_tokens.ending):
-            return None
-        in_prompt = written.prompt is not None and starts_with(written.prompt, text)
-        return None if in_prompt else end
-
-    def _end_after_closing_token(self, written: _Written, end: int) -> int | None:
-        """One control token alone closes the conversation after the message."""
-        text = written.text.text
-        closing = text[end:].strip()
-        require_no_slots(closing)
-        if closing and closing == self.added_tokens.find_trailing_control_token(closing):
-            return text.index(closing, end) + len(closing)
-        return None
-
-    # Start: the first rule that gives a position decides
-
-    def _find_start(self, written: _Written, end: int) -> tuple[int, TurnFlag]:
-        """Return the start of the turn that ends at `end`, and its flags."""
-        for rule in _START_RULES:
-            found = rule(self, written, end)
-            if found is not None:
-                return found
-        return self._start_in_region(written)
-
-    def _start_after_header(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
-        """There is no prompt: the turn starts after its role header.
-
-        Text that opens every conversation (a default system prompt) may precede the header.
-        """
-        if written.prompt is not None:
-            return None
-        header = self._find_generation_prompt(written.message + 1).lstrip()
-        require_no_slots(header, written.content)
-        length = len(header)
-        while length:  # a generation prompt may add a scaffold to the header: shorten it
-            position = written.content.find(header[:length])
-            if position >= 0:
-                flags = TurnFlag(0) if length == len(header) else TurnFlag.PROMPT_DIFFERS
-                return written.region[0] + position + length, flags
-            length = self.added_tokens.find_last_boundary(header, length - 1)
-        return written.region[0], TurnFlag.PROMPT_DIFFERS
-
-    def _start_after_prompt(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
-        """The text continues the prompt."""
-        prompt = written.prompt or ""
-        return (len(prompt), TurnFlag(0)) if starts_with(written.text.text, prompt) else None
-
-    def _start_at_end(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
-        """The prompt contains the whole turn: nothing is left to train."""
-        in_prompt = starts_with(written.prompt or "", written.text.text[:end])
-        return (end, TurnFlag.PROMPT_DIFFERS) if in_prompt else None
-
-    def _start_in_prompt(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
-        """The text leaves the prompt in the region: there the turn starts."""
-        start = self._find_common_end(written.prompt or "", written.text.text)
-        return (start, TurnFlag.PROMPT_DIFFERS) if start > written.region[0] else None
-
-    def _start_in_region(self, written: _Written) -> tuple[int, TurnFlag]:
-        """They differ in an earlier message: compare the generation prompt with the region."""
-        header = self._find_generation_prompt(written.message)
-        common = len(header)
-        if not written.content.startswith(header):
-            common = self._find_common_end(header, written.content)
-        return written.region[0] + common, TurnFlag.PROMPT_DIFFERS
-
-    def _find_generation_prompt(self, num_messages: int) -> str:
-        """Return the generation prompt after the messages, or else after a question; "" if none."""
-        for before in (Render(num_messages), Render(0, question=True)):
-            prompt = _try(self.renders.marked, before._replace(prompt=True))
-            without = _try(self.renders.text, before)
-            if prompt is None or without is None:
-                continue
-            rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
-            added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
-            if added or rest.strip():
-                return added or rest
-        return ""
-
-    def _find_common_end(self, prompt: str, text: str) -> int:
-        """Return the end of the common prefix, moved back to an added token's edge in `prompt`."""
-        require_no_slots(prompt, text)
-        return self.added_tokens.find_last_boundary(prompt, find_common_length(prompt, text))
-
-
-_END_RULES: tuple[Callable[[TurnFinder, _Written, int], int | None], ...] = (
-    TurnFinder._end_in_control_token,
-    TurnFinder._end_after_closing_token,
-)
-_START_RULES: tuple[Callable[[TurnFinder, _Written, int], tuple[int, TurnFlag] | None], ...] = (
-    TurnFinder._start_after_header,
-    TurnFinder._start_after_prompt,
-    TurnFinder._start_at_end,
-    TurnFinder._start_in_prompt,
-)
-
-
-def _try(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:
-    """Return a render; None if the template refuses it."""
-    try:
-        return render(wanted)
-    except TemplateRaisedError:
-        return None
-
-
-def _make_own_document(own: MarkedText, turn: TurnText) -> DocumentText:
-    turn = turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)
-    return DocumentText(own.text, Turns.of([turn]))
+def _serve(own: str, found: _Located) -> tuple[TurnText, DocumentText]:
+    """Return a turn in its `served`, and that text as the document of the turn."""
+    turn, text = found.turn, own
+    if found.context is not None or found.stop:
+        context = own[: turn.start] if found.context is None else found.context
+        text = context + own[turn.start : turn.end] + found.stop
+        start, end = len(context), len(text)
+        turn = turn._replace(spans=((start, end),), start=start, end=end)
+    flagged = turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)
+    return turn, DocumentText(text, Turns.of([flagged]))
 
 
 def _is_empty(message: dict[str, Any]) -> bool:

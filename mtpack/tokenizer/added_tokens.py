@@ -25,18 +25,23 @@ class AddedToken:
 class AddedTokens:
     """All added tokens of a tokenizer."""
 
-    def __init__(self, tokens: Iterable[AddedToken], end_of_sequence: str | None) -> None:
-        """Store the tokens; end_of_sequence: a control token, even if it is not marked special."""
+    def __init__(self, tokens: Iterable[AddedToken], stops: Iterable[str] = ()) -> None:
+        """Store the tokens.
+
+        stops: the tokens at which generation stops. They are control tokens, even if they are not
+        marked special.
+        """
         self.tokens = tuple(tokens)
+        self.stops = tuple(stops)
         self.absorbing = {token.id: token.content for token in self.tokens if token.absorbs_space}
         self.cutting = tuple(token.content for token in self.tokens if token.cuts)
         """Tokens that cut: the ids of a text that ends in one depend on no later text."""
         self.control = {
             token.id: token.content
             for token in self.tokens
-            if token.special or token.content == end_of_sequence
+            if token.special or token.content in self.stops
         }
-        """Contents by id, of the tokens that are marked special and of `end_of_sequence`."""
+        """Contents by id, of the tokens that are marked special and of `stops`."""
         self.ending = tuple(self.control.values())
         longest_first = sorted((token.content for token in self.tokens), key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -55,6 +60,15 @@ class AddedTokens:
             boundary = match.end() if match.end() <= limit else match.start()
         return boundary
 
+    def find_token_start(self, text: str, position: int) -> int:
+        """Return `position`, or the start of the added token of `text` in which it lies."""
+        for match in self._any.finditer(text):
+            if match.start() >= position:
+                break
+            if match.end() > position:
+                return match.start()
+        return position
+
     def find_control_tokens(self, text: str, ordinary: Container[int]) -> list[int]:
         """Return the starts of the control tokens in `text`, except for those in `ordinary`."""
         control = frozenset(self.control.values())
@@ -69,8 +83,8 @@ class AddedTokens:
         return starts
 
 
-def collect_added_tokens(backend: tokenizers.Tokenizer, end_of_sequence: str | None) -> AddedTokens:
-    """Return the added tokens of a loaded tokenizer."""
+def collect_added_tokens(backend: tokenizers.Tokenizer, stops: Iterable[str]) -> AddedTokens:
+    """Return the added tokens of a loaded tokenizer; stops: as for `AddedTokens`."""
     return AddedTokens(
         (
             AddedToken(
@@ -83,5 +97,5 @@ def collect_added_tokens(backend: tokenizers.Tokenizer, end_of_sequence: str | N
             for number, token in backend.get_added_tokens_decoder().items()
             if token.content
         ),
-        end_of_sequence,
+        stops,
     )

@@ -25,7 +25,13 @@ from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_token
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-_HUB_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+_HUB_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "*.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,8 @@ class LoadedTokenizer:
     """The templates by name; `default` is the usual one. Empty if there is none."""
     pad_id: int
     sha256: str
-    """The digest of tokenizer.json, the tokens that only the config declares, and the names."""
+    """The digest of tokenizer.json, the tokens that only the config declares, the names, and the
+    stop tokens that only generation_config.json names."""
 
 
 def load_tokenizer(source: str | None) -> LoadedTokenizer:
@@ -72,14 +79,19 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
             raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
         raise
     names = json.dumps(declared.named, sort_keys=True)
+    end_of_sequence = declared.named.get("eos_token")
+    stops = _read_stop_tokens(folder / "generation_config.json", backend)
+    stops_here = sorted(set(stops) - {end_of_sequence})
+    stop_tokens = tuple(dict.fromkeys([*([end_of_sequence] if end_of_sequence else []), *stops]))
+    identity = "\n".join([content, *added_here, names, *stops_here])
     return LoadedTokenizer(
         source=EMBEDDED if source is None else source,
         backend=backend,
-        added_tokens=collect_added_tokens(backend, declared.named.get("eos_token")),
+        added_tokens=collect_added_tokens(backend, stop_tokens),
         special_tokens=declared.named,
         chat_templates=_read_chat_templates(folder, config),
         pad_id=_find_pad_id(backend, declared.named),
-        sha256=hashlib.sha256("\n".join([content, *added_here, names]).encode()).hexdigest(),
+        sha256=hashlib.sha256(identity.encode()).hexdigest(),
     )
 
 
@@ -223,6 +235,16 @@ def _read_chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]
         for entry in (stored if isinstance(stored, list) else [])
         if isinstance(entry, dict) and isinstance(entry.get("template"), str)
     }
+
+
+def _read_stop_tokens(path: Path, backend: tokenizers.Tokenizer) -> list[str]:
+    """Return the tokens at which generation stops (`eos_token_id`), one or several."""
+    named = _read_json(path).get("eos_token_id")
+    ids = named if isinstance(named, list) else [named]
+    if named is not None and not all(type(number) is int and number >= 0 for number in ids):
+        raise SetupError(f"{path}: eos_token_id must be a token id or a list of token ids")
+    contents = [backend.id_to_token(number) for number in ids if number is not None]
+    return [content for content in contents if content]  # it may be that of another vocabulary
 
 
 def _find_pad_id(backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> int:

@@ -10,6 +10,7 @@ import jinja2
 from mtpack.input.dialogue import Messages
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import IndexedMessage
+from mtpack.template.modes import Mode
 from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.instrument import RecordingEnvironment, compile_recording
 from mtpack.template.tracing.recorder import INPUTS, Event, Recorder
@@ -23,10 +24,30 @@ class KnownRenders:
     template: ChatTemplate
     name: str
     """The name of the source that is recorded (`ChatTemplate.sources`)."""
+    mode: Mode | None = None
     most_iterations: int = 0
     """The largest `Recorder.most_iterations` of all recordings."""
     automaton: Automaton = field(default_factory=Automaton)
     _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
+    _other_modes: dict[Mode | None, KnownRenders] = field(default_factory=dict)
+
+    def in_mode(self, mode: Mode | None) -> KnownRenders:
+        """Return the recordings of the template in a mode."""
+        if mode == self.mode:
+            return self
+        if mode not in self._other_modes:
+            self._other_modes[mode] = KnownRenders(self.template, self.name, mode)
+        return self._other_modes[mode]
+
+    @property
+    def size(self) -> int:
+        """The number of recorded events, in all modes."""
+        return sum(known.automaton.size for known in (self, *self._other_modes.values()))
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether recordings contradict each other, in any mode."""
+        return any(known.automaton.is_contradicted for known in (self, *self._other_modes.values()))
 
     @property
     def max_steps(self) -> int:
@@ -52,6 +73,8 @@ class KnownRenders:
             "documents": None,
             **self.template.variables,
         }
+        if self.mode is not None:
+            variables[self.mode.name] = self.mode.value
         if self._compiled is None:
             source = self.template.sources[self.name]
             self._compiled = compile_recording(source, self.template.environment, set(variables))

@@ -26,6 +26,7 @@ from mtpack.template.tracing.known_renders import KnownRenders
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
 from mtpack.template.tracing.slotted_renders import FilledRenders, SlottedRenders
 from mtpack.template.tracing.tracers import Untraceable
+from mtpack.template.turn_probes import get_probes, has_reasoning
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -74,6 +75,7 @@ class Replayer:
         self._audit = Audit(seed, share=_AUDIT_SHARE)
         self._template = template
         self._added_tokens = added_tokens
+        self._probes = get_probes(template, added_tokens)
         self.merge = merge
         self._known_renders: dict[tuple[str, bool], KnownRenders] = {}
         self._shape_replays: dict[Hashable, list[_ShapeReplay]] = {}
@@ -172,7 +174,7 @@ class Replayer:
         known = self._get_known_renders(dialogue)
         renders = SlottedRenders(known, messages, dialogue.tools, learn=learn)
         replay = _ShapeReplay(renders)
-        finder = TurnFinder(renders, self._added_tokens, dialogue)
+        finder = TurnFinder(renders, self._probes, dialogue)
         try:
             with suppress(UndecidedError):
                 located = finder.locate_turns()
@@ -211,7 +213,7 @@ class Replayer:
         if replay.divided is not None:
             return replay.divided.fill(values, dialogue.row)
         filled = FilledRenders(replay.renders, values, dialogue)
-        finder = TurnFinder(filled, self._added_tokens, dialogue)
+        finder = TurnFinder(filled, self._probes, dialogue)
         try:
             slotted = replay.located
             located = finder.locate_turns() if slotted is None else slotted.fill(values)
@@ -226,14 +228,14 @@ class Replayer:
         known = self._get_known_renders(dialogue)
         if self._recorded > self.replayed + _RECORDINGS_AHEAD:
             return
-        if known.automaton.size > _MAX_EVENTS:
+        if known.size > _MAX_EVENTS:
             return
         self._recorded += 1
         try:
             replayed = self._replay_shape(dialogue, messages, shape, learn=True)
         except Untraceable:
             self._recorded += 1
-            if known.automaton.is_contradicted:
+            if known.is_contradicted:
                 self._shape_replays.clear()
             return
         if replayed is not None:
@@ -257,4 +259,6 @@ def _describe_message(message: dict[str, Any]) -> Hashable:
     for name, value in message.items():
         kind = operations.classify(value)
         kinds.append((name, kind if kind in (str, list, dict) else repr(value)))
-    return (message["role"], *sorted(kinds))
+    # Probes find how the template writes these kinds of messages.
+    kind = (bool(message.get("tool_calls")), has_reasoning(message))
+    return (message["role"], kind, *sorted(kinds))

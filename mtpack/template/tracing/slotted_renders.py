@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.markers import MarkedText, has_reserved_characters, read_marks
+from mtpack.template.modes import Mode
 from mtpack.template.renders import Render, select_messages
 from mtpack.template.slots import NUM_SLOTS, UndecidedError, make_slot
 from mtpack.template.tracing.interpreter import (
@@ -40,7 +41,8 @@ class SlottedRenders:
         self._is_complete = False
         self._known = known
         self._learn = learn
-        self._whole: Interpreter | None = None
+        self._whole: dict[Mode | None, Interpreter] = {}
+        """Of the whole dialogue, by mode."""
         self._texts: dict[Render, tuple[SlottedText, SlottedText] | None] = {}
         """Without and with marks; None if the template refuses it."""
         self._slots: dict[int, int] = {}
@@ -57,7 +59,7 @@ class SlottedRenders:
         forget_texts: whether no text is needed again (they take memory for each shape).
         """
         self._is_complete, self._learn = True, False
-        self._whole = None
+        self._whole.clear()
         self.program.forget_dialogue()
         if forget_texts:
             self._texts.clear()
@@ -98,34 +100,36 @@ class SlottedRenders:
         """Return a render with other messages; raises what `marked` raises."""
         messages = self._known.template.join_text_parts(select_messages(dialogue, render))
         renders = SlottedRenders(self._known, messages, dialogue.tools, learn=self._learn)
-        text = renders.find(Render(len(messages), render.prompt), marked=marked)
+        wanted = Render(len(messages), render.prompt, mode=render.mode)
+        text = renders.find(wanted, marked=marked)
         return text.fill(renders.program.values)[0]
 
     def _interpret(self, render: Render) -> Interpreter | None:
         """Replay a render; None if the template refuses it."""
         try:
-            return self._replay(render, self._whole)
+            return self._replay(render, self._whole.get(render.mode))
         except UnrecordedError:
             if not self._learn:
                 raise
         messages = self.program.messages[: render.num_messages]
-        self._known.record(messages, self.program.tools, render.prompt)
+        self._known.in_mode(render.mode).record(messages, self.program.tools, render.prompt)
         try:
             return self._replay(render, None)
         except UnrecordedError as error:
             raise Untraceable("a recording that can't be replayed") from error
 
     def _replay(self, render: Render, whole: Interpreter | None) -> Interpreter | None:
-        num_messages, prompt, _ = render
+        num_messages, prompt, _, mode = render
+        known = self._known.in_mode(mode)
         try:
             found = None if whole is None else whole.resume_at(num_messages, prompt)
             if found is None:
-                found = Interpreter(self.program, num_messages, prompt, self._known.max_steps)
-                found.run_from_start(self._known.automaton.root)
+                found = Interpreter(self.program, num_messages, prompt, known.max_steps)
+                found.run_from_start(known.automaton.root)
         except ReplayRaisedError:
             return None
         if num_messages == len(self.program.messages) and not prompt:
-            self._whole = found
+            self._whole[mode] = found
         return found
 
     def _make_texts(self, interpreter: Interpreter) -> tuple[SlottedText, SlottedText]:

@@ -1,0 +1,41 @@
+"""The modes of a template: switches such as `enable_thinking`, which a user of a server can set.
+
+A template reads a switch as a free variable. If it is set, the model gets another prompt, which
+opens or closes the reasoning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+import jinja2
+from jinja2 import meta, nodes
+
+_SWITCH = re.compile("think|reason")
+
+
+class Mode(NamedTuple):
+    """A switch of a template, and the value that it has in a render."""
+
+    name: str
+    value: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}={str(self.value).lower()}"
+
+
+def list_modes(
+    environment: jinja2.Environment, source: str, known: Collection[str]
+) -> tuple[Mode, ...]:
+    """Return the modes that a template may have, in the order in which it reads the switches.
+
+    A switch is a free variable that is named after thinking or reasoning: templates have other free
+    variables, which nobody sets. known: the variables that a render sets.
+    """
+    tree = environment.parse(source)
+    free = meta.find_undeclared_variables(tree).difference(known, environment.globals)
+    read = (node.name for node in tree.find_all(nodes.Name) if node.name in free)
+    names = dict.fromkeys(name for name in read if _SWITCH.search(name))
+    return tuple(Mode(name, value) for name in names for value in (True, False))

@@ -1,0 +1,185 @@
+"""The rules for the start of a turn and its context; the definition is in `turn_spans.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mtpack.template.renders import Render
+from mtpack.template.slots import (
+    find_common_length,
+    require_no_slots,
+    starts_with,
+)
+from mtpack.template.turn_probes import Scaffold
+from mtpack.template.written_turn import WrittenTurn
+from mtpack.token_batch import TurnFlag
+
+_NO_FLAG = TurnFlag(0)
+
+
+class Start(NamedTuple):
+    """The start of a turn."""
+
+    position: int
+    flags: TurnFlag = _NO_FLAG
+    context: str | None = None
+    """The text before the turn at inference, if it is not the text before `position`."""
+
+
+def find_start(turn: WrittenTurn, end: int) -> Start:
+    """Return the start of the turn that ends at `end`: the first rule that finds it decides."""
+    for rule in _RULES:
+        found = rule(turn, end)
+        if found is not None:
+            return found
+    return _start_in_region(turn)
+
+
+def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
+    """There is no prompt: the turn starts after its role header."""
+    if turn.prompt is not None:
+        return None
+    header = _find_generation_prompt(turn, turn.render).lstrip()
+    require_no_slots(header, turn.content)
+    length = len(header)
+    while length:  # a generation prompt may add a scaffold to the header: shorten it
+        position = turn.content.find(header[:length])
+        if position >= 0:
+            flags = _NO_FLAG if length == len(header) else TurnFlag.PROMPT_DIFFERS
+            return Start(turn.region[0] + position + length, flags)
+        length = turn.added_tokens.find_last_boundary(header, length - 1)
+    return Start(turn.region[0], TurnFlag.PROMPT_DIFFERS)
+
+
+def _start_after_prompt(turn: WrittenTurn, end: int) -> Start | None:
+    """The text continues the prompt."""
+    prompt = turn.prompt or ""
+    return Start(len(prompt)) if starts_with(turn.text.text, prompt) else None
+
+
+def _start_at_end(turn: WrittenTurn, end: int) -> Start | None:
+    """The prompt contains the whole turn: nothing is left to train."""
+    in_prompt = starts_with(turn.prompt or "", turn.text.text[:end])
+    return Start(end, TurnFlag.PROMPT_DIFFERS) if in_prompt else None
+
+
+def _start_after_prompt_of_mode(turn: WrittenTurn, end: int) -> Start | None:
+    """The same text is written in another mode, and continues the prompt of that mode."""
+    if turn.text.generations is not None:
+        return None
+    for mode in turn.probes.list_modes(turn.dialogue.tools is not None):
+        if turn.render.mode is not None and turn.render.mode.name == mode.name:
+            continue
+        prompt = turn.try_text(turn.before._replace(prompt=True, mode=mode))
+        if prompt is None or not starts_with(turn.text.text, prompt):
+            continue
+        same = turn.try_text(turn.render._replace(mode=mode)) == turn.try_text(turn.render)
+        header_is_given = prompt != turn.try_text(turn.before._replace(mode=mode))
+        if same and header_is_given:
+            return Start(len(prompt), TurnFlag.PROMPT_OTHER_MODE)
+    return None
+
+
+def _start_after_same_header(turn: WrittenTurn, end: int) -> Start | None:
+    """The text from the content of the last message to the turn is the same in the prompt."""
+    if turn.text.generations is not None or turn.prompt is None:
+        return None
+    prompt = turn.try_marked(turn.before._replace(prompt=True))
+    last = None if prompt is None else prompt.find_region(turn.message - 1)
+    if prompt is None or last is None:
+        return None
+    header = prompt.text[last[1] :]
+    if not starts_with(turn.content, header):
+        return None
+    start = turn.region[0] + len(header)
+    content = _find_content(turn, prompt.text[slice(*last)])
+    if turn.text.text[:start].endswith(prompt.text[last[0] + content :]):
+        return Start(start, TurnFlag.PROMPT_CONTEXT, prompt.text)
+    require_no_slots(prompt.text[last[0] :])
+    return None
+
+
+def _find_content(turn: WrittenTurn, region: str) -> int:
+    """Return where the content of the last message starts in its region; 0 if it is not found."""
+    if turn.renders.have_slots:
+        return 0
+    content = turn.dialogue.messages[turn.message - 1].get("content")
+    position = region.rfind(content.strip()) if isinstance(content, str) else 0
+    return max(position, 0)
+
+
+def _start_after_closed_scaffold(turn: WrittenTurn, end: int) -> Start | None:
+    """The prompt ends in an empty, closed reasoning that the turn lacks, or has a part of."""
+    if turn.text.generations is not None:
+        return None
+    prompt = turn.prompt or ""
+    for scaffold in turn.probes.find_scaffolds(turn.dialogue.tools is not None):
+        header = _find_scaffold(prompt, scaffold)
+        if header is None or not starts_with(turn.text.text, prompt[:header]):
+            continue
+        written = turn.text.text[header:end]
+        given = prompt[header:]
+        require_no_slots(written[: len(given)])
+        part = next(cut for cut in range(len(given) + 1) if written.startswith(given[cut:]))
+        rest = written[len(given) - part :]
+        if not "".join(rest.split()).startswith(scaffold.before):
+            start = header + len(given) - part
+            return Start(start, TurnFlag.PROMPT_CONTEXT, prompt)
+    return None
+
+
+def _find_scaffold(prompt: str, scaffold: Scaffold) -> int | None:
+    """Return where the scaffold starts with which a prompt ends; None if it does not."""
+    position = len(prompt)
+    for character in reversed(scaffold.text):
+        position = len(prompt[:position].rstrip()) - 1
+        if position < 0 or prompt[position] != character:
+            return None
+    return position
+
+
+def _start_in_prompt(turn: WrittenTurn, end: int) -> Start | None:
+    """The text leaves the prompt in the region: there the turn starts."""
+    start = _find_common_end(turn, turn.prompt or "", turn.text.text)
+    return Start(start, TurnFlag.PROMPT_DIFFERS) if start > turn.region[0] else None
+
+
+_RULES: tuple[Callable[[WrittenTurn, int], Start | None], ...] = (
+    _start_after_header,
+    _start_after_prompt,
+    _start_at_end,
+    _start_after_prompt_of_mode,
+    _start_after_same_header,
+    _start_after_closed_scaffold,
+    _start_in_prompt,
+)
+
+
+def _start_in_region(turn: WrittenTurn) -> Start:
+    """They differ in an earlier message: compare the generation prompt with the region."""
+    header = _find_generation_prompt(turn, turn.before)
+    common = len(header)
+    if not turn.content.startswith(header):
+        common = _find_common_end(turn, header, turn.content)
+    return Start(turn.region[0] + common, TurnFlag.PROMPT_DIFFERS)
+
+
+def _find_generation_prompt(turn: WrittenTurn, render: Render) -> str:
+    """Return the generation prompt after a render, or else after a question; "" if none."""
+    for before in (render, Render(0, question=True, mode=render.mode)):
+        prompt = turn.try_marked(before._replace(prompt=True))
+        without = turn.try_text(before)
+        if prompt is None or without is None:
+            continue
+        rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
+        added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
+        if added or rest.strip():
+            return added or rest
+    return ""
+
+
+def _find_common_end(turn: WrittenTurn, prompt: str, text: str) -> int:
+    """Return the end of the common prefix, moved back to an added token's edge in `prompt`."""
+    require_no_slots(prompt, text)
+    return turn.added_tokens.find_last_boundary(prompt, find_common_length(prompt, text))
