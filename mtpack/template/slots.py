@@ -69,6 +69,11 @@ def starts_with(text: str, prefix: str) -> bool:
     return False
 
 
+def are_equal(one: str, other: str) -> bool:
+    """Return whether two texts are equal."""
+    return starts_with(one, other) and starts_with(other, one)
+
+
 def has_text_between(text: str, start: int, end: int) -> bool:
     """Return whether there is text from `start` to `end`: whether `start` comes first."""
     if start >= end:

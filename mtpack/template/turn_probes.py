@@ -8,7 +8,7 @@ once for each *kind* of turn, in dialogues whose texts are words that stand for 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import Dialogue, Messages
@@ -64,6 +64,8 @@ class Scaffold(NamedTuple):
     """The text before and the text after it."""
 
 
+_THINK_TAGS = Scaffold("<think>", "<think></think>")
+"""What servers write where the template itself never writes a reasoning."""
 _UNKNOWN = Ending(in_message=True, trailing="", stop="")
 
 
@@ -77,7 +79,6 @@ class TurnProbes:
         self.list_modes = lru_cache(maxsize=None)(self._list_modes)
         self.find_ending = lru_cache(maxsize=None)(self._find_ending)
         self.find_reasoning_mode = lru_cache(maxsize=None)(self._find_reasoning_mode)
-        self.find_scaffolds = lru_cache(maxsize=None)(self._find_scaffolds)
 
     def _list_modes(self, has_tools: bool) -> tuple[Mode, ...]:
         """Return the modes that change the end of the prompt, in the order of the template."""
@@ -165,28 +166,46 @@ class TurnProbes:
             return None
         return None
 
-    def _find_scaffolds(self, has_tools: bool) -> tuple[Scaffold, ...]:
-        """Return the empty reasonings that the template can write."""
-        found = dict.fromkeys(self._list_scaffolds(has_tools))
-        return tuple(found) or (Scaffold("<think>", "<think></think>"),)
+    @cached_property
+    def scaffolds(self) -> tuple[Scaffold, ...]:
+        """The empty reasonings that the template can write."""
+        return tuple(dict.fromkeys(self._list_scaffolds())) or (_THINK_TAGS,)
 
-    def _list_scaffolds(self, has_tools: bool) -> Iterator[Scaffold]:
-        for has_calls in (False, True) if has_tools else (False,):
-            for mode in (None, *self.list_modes(has_tools)):
-                messages = zip(
-                    _make_turns(has_calls), _make_turns(has_calls, _REASONING), strict=True
-                )
-                for without, message in messages:
-                    plain = self._render([*_ASK, without], has_tools, mode)
-                    own = self._render([*_ASK, message], has_tools, mode)
-                    if plain is None or own is None or _REASONING not in own:
-                        continue
-                    before, _, after = own.partition(_REASONING)
-                    header = self._find_difference(own, plain)
-                    after = after.partition(_ANSWER)[0]
-                    if header <= len(before) and _ANSWER in own[len(before) :]:
-                        opening = _remove_space(before[header:])
-                        yield Scaffold(opening, opening + _remove_space(after))
+    def _list_scaffolds(self) -> Iterator[Scaffold]:
+        """Yield what is written around a reasoning, in all modes, with and without calls."""
+        for has_tools, has_calls in ((False, False), (True, False), (True, True)):
+            modes = (None, *self.list_modes(has_tools))
+            turns = zip(_make_turns(has_calls), _make_turns(has_calls, _REASONING), strict=True)
+            for without, message in turns:
+                plain = self._render_region(without, has_tools, None)
+                for mode in modes:
+                    written = self._render_region(message, has_tools, mode)
+                    if plain is not None and written is not None and _REASONING in written:
+                        yield from self._read_scaffolds(plain, written)
+
+    def _read_scaffolds(self, plain: str, written: str) -> Iterator[Scaffold]:
+        """Yield the texts around the reasoning in `written`; plain: the same turn without one."""
+        before, _, after = written.partition(_REASONING)
+        header = self._find_difference(written, plain)
+        opening = _remove_space(before[header:])
+        until_answer, _, answer = after.partition(_ANSWER)
+        rest = [until_answer] if answer or after.startswith(_ANSWER) else []
+        if after.endswith(plain[header:]):
+            rest.append(after[: len(after) - len(plain[header:])])
+        for closing in map(_remove_space, rest):
+            if opening and closing:
+                yield Scaffold(opening, opening + closing)
+
+    def _render_region(
+        self, message: dict[str, Any], has_tools: bool, mode: Mode | None
+    ) -> str | None:
+        """Return what the template writes for a message after a question."""
+        try:
+            own = self._template.render_marked([*_ASK, message], _get_tools(has_tools), mode=mode)
+        except (TemplateRaisedError, TemplateLimitError):
+            return None
+        region = own.find_region(1)
+        return own.text if region is None else own.text[slice(*region)]
 
     def _find_difference(self, one: str, other: str) -> int:
         """Return where two texts part, moved back to the start of an added token."""

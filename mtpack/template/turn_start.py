@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from mtpack.template.renders import Render
 from mtpack.template.slots import (
+    UndecidedError,
+    are_equal,
     find_common_length,
     require_no_slots,
     starts_with,
+    strip_end,
 )
 from mtpack.template.turn_probes import Scaffold
 from mtpack.template.written_turn import WrittenTurn
@@ -74,9 +77,11 @@ def _start_after_prompt_of_mode(turn: WrittenTurn, end: int) -> Start | None:
         prompt = turn.try_text(turn.before._replace(prompt=True, mode=mode))
         if prompt is None or not starts_with(turn.text.text, prompt):
             continue
-        same = turn.try_text(turn.render._replace(mode=mode)) == turn.try_text(turn.render)
-        header_is_given = prompt != turn.try_text(turn.before._replace(mode=mode))
-        if same and header_is_given:
+        own, other = (turn.try_text(turn.render._replace(mode=m)) for m in (turn.render.mode, mode))
+        if own is None or other is None or not are_equal(own, other):
+            continue
+        without = turn.try_text(turn.before._replace(mode=mode))
+        if without is None or not are_equal(prompt, without):  # it ends in a role header
             return Start(len(prompt), TurnFlag.PROMPT_OTHER_MODE)
     return None
 
@@ -93,20 +98,15 @@ def _start_after_same_header(turn: WrittenTurn, end: int) -> Start | None:
     if not starts_with(turn.content, header):
         return None
     start = turn.region[0] + len(header)
-    content = _find_content(turn, prompt.text[slice(*last)])
-    if turn.text.text[:start].endswith(prompt.text[last[0] + content :]):
-        return Start(start, TurnFlag.PROMPT_CONTEXT, prompt.text)
-    require_no_slots(prompt.text[last[0] :])
-    return None
-
-
-def _find_content(turn: WrittenTurn, region: str) -> int:
-    """Return where the content of the last message starts in its region; 0 if it is not found."""
-    if turn.renders.have_slots:
-        return 0
+    before = turn.text.text[:start]
+    if turn.renders.have_slots and not before.endswith(prompt.text[last[0] :]):
+        raise UndecidedError  # the content may be only a part of what is written for the message
     content = turn.dialogue.messages[turn.message - 1].get("content")
-    position = region.rfind(content.strip()) if isinstance(content, str) else 0
-    return max(position, 0)
+    position = last[0]
+    if isinstance(content, str):
+        position = max(position, prompt.text.rfind(content.strip(), *last))
+    is_same = before.endswith(prompt.text[position:])
+    return Start(start, TurnFlag.PROMPT_CONTEXT, prompt.text) if is_same else None
 
 
 def _start_after_closed_scaffold(turn: WrittenTurn, end: int) -> Start | None:
@@ -114,7 +114,7 @@ def _start_after_closed_scaffold(turn: WrittenTurn, end: int) -> Start | None:
     if turn.text.generations is not None:
         return None
     prompt = turn.prompt or ""
-    for scaffold in turn.probes.find_scaffolds(turn.dialogue.tools is not None):
+    for scaffold in turn.probes.scaffolds:
         header = _find_scaffold(prompt, scaffold)
         if header is None or not starts_with(turn.text.text, prompt[:header]):
             continue
@@ -123,7 +123,7 @@ def _start_after_closed_scaffold(turn: WrittenTurn, end: int) -> Start | None:
         require_no_slots(written[: len(given)])
         part = next(cut for cut in range(len(given) + 1) if written.startswith(given[cut:]))
         rest = written[len(given) - part :]
-        if not "".join(rest.split()).startswith(scaffold.before):
+        if not starts_with("".join(rest.split()), scaffold.before):
             start = header + len(given) - part
             return Start(start, TurnFlag.PROMPT_CONTEXT, prompt)
     return None
@@ -133,7 +133,7 @@ def _find_scaffold(prompt: str, scaffold: Scaffold) -> int | None:
     """Return where the scaffold starts with which a prompt ends; None if it does not."""
     position = len(prompt)
     for character in reversed(scaffold.text):
-        position = len(prompt[:position].rstrip()) - 1
+        position = len(strip_end(prompt[:position])) - 1
         if position < 0 or prompt[position] != character:
             return None
     return position

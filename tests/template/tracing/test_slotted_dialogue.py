@@ -1,6 +1,7 @@
 """The turns found in texts with slots are those of every dialogue whose texts fill them."""
 
 from dataclasses import dataclass
+from itertools import product
 from random import Random
 
 from hypothesis import HealthCheck, given, settings
@@ -10,10 +11,13 @@ from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.environment import GENERATION_END, GENERATION_START
 from mtpack.template.markers import REGION_END, MarkedText, open_region, read_marks
+from mtpack.template.modes import Mode
 from mtpack.template.renders import Render
 from mtpack.template.slots import SLOT, UndecidedError, make_slot, slot_number
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
+from mtpack.template.turn_probes import Ending, Scaffold, TurnKind
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
+from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
 
@@ -21,7 +25,36 @@ ADDED_TOKENS = load_tokenizer(None).added_tokens
 NUM_SLOTS = 3
 PIECES = ("a", "E", "<|im_end|>", "\n", " ", "<|im_start|>", "H:", "<think>\n")
 FILLINGS = ("a", "E", " ", "", "aE", "<|im_end|>", "H:")
+MODE = Mode("think", True)
 HEADERS = ("H:", "<|im_start|>", "H:a", "")
+
+
+@dataclass
+class FixedProbes:
+    """What probes find about a template, chosen at random."""
+
+    ending: Ending
+    modes: tuple[Mode, ...]
+    scaffolds: tuple[Scaffold, ...]
+    added_tokens: AddedTokens = ADDED_TOKENS
+
+    @classmethod
+    def choose(cls, choose: Random) -> "FixedProbes":
+        return cls(
+            Ending(
+                in_message=choose.random() < 0.7,
+                trailing=choose.choice(("", "", "\n")),
+                stop=choose.choice(("", "", "<|im_start|>", "\n<|im_end|>")),
+            ),
+            choose.choice(((), (MODE,))),
+            choose.choice(((), (Scaffold("<think>", "<think>E"), Scaffold("a", "a<|im_start|>")))),
+        )
+
+    def list_modes(self, has_tools: bool) -> tuple[Mode, ...]:
+        return self.modes
+
+    def find_ending(self, kind: TurnKind) -> Ending:
+        return self.ending
 
 
 @dataclass
@@ -93,14 +126,23 @@ def write_renders(choose: Random, dialogue: Dialogue) -> FixedRenders:
         return f"{open_region(number)}{text}{REGION_END}" if is_marked else text
 
     texts: dict[Render, str | None] = {}
+    scaffolds = {None: "", MODE: choose.choice(HEADERS)}
     for num_messages in range(len(messages) + 1):
-        for prompt in (False, True):
+        for prompt, mode in product((False, True), scaffolds):
             body = "".join(map(write_message, range(num_messages)))
-            text = vary(head) + body + vary(tail) + generation_prompt * prompt
+            end = (generation_prompt + scaffolds[mode]) * prompt
+            text = vary(head) + body + vary(tail) + end
             is_refused = not num_messages or choose.random() < 0.05
-            texts[Render(num_messages, prompt)] = None if is_refused else text
-            texts[Render(num_messages, prompt, question=True)] = text + "?"
+            texts[Render(num_messages, prompt, mode=mode)] = None if is_refused else text
+            texts[Render(num_messages, prompt, question=True, mode=mode)] = text + "?"
     return FixedRenders(texts, tagged, have_slots=True)
+
+
+def write_dialogue(roles: list[str], contents: list[str]) -> Dialogue:
+    messages = [
+        {"role": role, "content": contents[number % NUM_SLOTS]} for number, role in enumerate(roles)
+    ]
+    return make_dialogue(0, Origin("here", 1), messages)
 
 
 @settings(max_examples=examples(15_000), suppress_health_check=list(HealthCheck))
@@ -108,10 +150,11 @@ def write_renders(choose: Random, dialogue: Dialogue) -> FixedRenders:
 def test_turns_found_in_texts_with_slots_are_those_of_every_filled_text(seed, merge):
     choose = Random(seed)
     roles = choose.choices(("user", "assistant", "assistant"), k=choose.randint(0, 3))
-    messages = [{"role": role, "content": "c"} for role in (*roles, "assistant")]
-    dialogue = make_dialogue(0, Origin("here", 1), messages)
+    roles.append("assistant")
+    dialogue = write_dialogue(roles, ["c"] * NUM_SLOTS)
     renders = write_renders(choose, dialogue)
-    finder = TurnFinder(renders, ADDED_TOKENS, dialogue)
+    probes = FixedProbes.choose(choose)
+    finder = TurnFinder(renders, probes, dialogue)
     indices = list(range(NUM_SLOTS))
     located = divided = None
     try:
@@ -122,7 +165,7 @@ def test_turns_found_in_texts_with_slots_are_those_of_every_filled_text(seed, me
             return
     for _ in range(4):
         filling = choose.choices(FILLINGS, k=NUM_SLOTS)
-        reference = TurnFinder(renders.fill(filling), ADDED_TOKENS, dialogue)
+        reference = TurnFinder(renders.fill(filling), probes, write_dialogue(roles, filling))
         expected = reference.locate_turns()
         assert SlottedLocatedTurns.of(located, indices).fill(filling) == expected
         if divided is not None:
