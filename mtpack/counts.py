@@ -77,6 +77,18 @@ class Counts(_Summable):
         "them; another template may be able to",
         flag=TurnFlag.UNPROVEN,
     )
+    prompt_other_mode: int = _explained(
+        "turns: they continue the prompt of another mode of the chat template, such as "
+        "enable_thinking=false, so they start where that prompt ends",
+        label="other mode",
+        flag=TurnFlag.PROMPT_OTHER_MODE,
+    )
+    prompt_context: int = _explained(
+        "turns: they are trained after the prompt that the model gets at inference, because the "
+        "chat template writes another text before them in the dialogue",
+        label="prompt as context",
+        flag=TurnFlag.PROMPT_CONTEXT,
+    )
     prompt_differs: int = _explained(
         "turns: they do not continue the prompt that the model gets at inference; a template "
         "argument may avoid this, such as --template-arg enable_thinking=false",
@@ -86,6 +98,12 @@ class Counts(_Summable):
         "turns: no control token ends them, so the model does not learn to stop; a template that "
         "writes one avoids this",
         flag=TurnFlag.NO_EOT,
+    )
+    not_a_stop: int = _explained(
+        "turns: they end in a control token that the model's files do not name as a stop token, so "
+        "a server may not stop there; to name it, add it to eos_token_id in generation_config.json "
+        "next to the tokenizer",
+        flag=TurnFlag.NOT_A_STOP,
     )
     content_dropped: dict[str, int] = field(default_factory=dict)
     """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,

@@ -1,7 +1,7 @@
 """Golden cases: one page each, a dialogue and what is trained in it (`tests/cases/*.txt`).
 
-A case holds an explanation, `# options` of `mtpack pack`, perhaps a `# template`, `# rows` as JSON,
-and `# output`: each document as text with its loss tokens in ⟦brackets⟧, the turns with the weight
+A case holds an explanation, `# options` of `mtpack pack`, perhaps a `# template` and the model's
+`# generation_config`, `# rows` as JSON, and `# output`: each document as text with its loss tokens in ⟦brackets⟧, the turns with the weight
 of each of their loss tokens, and what the report counts. The output is written by
 
     python -m pytest tests/test_cases.py --update-cases
@@ -14,6 +14,7 @@ use the tokenizer that comes with mtpack, which knows `<|im_start|>`, `<|im_end|
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +25,11 @@ import pytest
 
 import mtpack
 from mtpack.cli import main
-from mtpack.tokenizer.loading import load_tokenizer
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import ROOT
 
 CASES = sorted((ROOT / "tests" / "cases").glob("*.txt"))
-HEADINGS = ("options", "template", "rows", "output")
+HEADINGS = ("options", "generation_config", "template", "rows", "output")
 # What a report counts of rows, turns and tokens beyond a plain run; shown where it is not 0.
 COUNTS = (
     "rows_dropped",
@@ -37,8 +38,11 @@ COUNTS = (
     "turns_own_document",
     "bent",
     "unproven",
+    "prompt_other_mode",
+    "prompt_context",
     "prompt_differs",
     "no_eot",
+    "not_a_stop",
     "given_trained",
     "straddles",
     "content_dropped",
@@ -68,6 +72,11 @@ def run_case(sections: dict[str, str], folder: Path) -> Iterator[str]:
     """Pack the rows of a case with the command's own options; yield what comes out, as lines."""
     (folder / "rows.jsonl").write_text(lines_of(sections["rows"]), encoding="utf-8")
     arguments = ["rows.jsonl", *shlex.split(sections["options"])]
+    if "generation_config" in sections:
+        shutil.copytree(EMBEDDED_FOLDER, folder / "tokenizer")
+        config = folder / "tokenizer" / "generation_config.json"
+        config.write_text(sections["generation_config"], encoding="utf-8")
+        arguments += ["--tokenizer", "tokenizer"]
     if "template" in sections:
         (folder / "template.jinja").write_text(sections["template"][:-1], encoding="utf-8")
         arguments += ["--chat-template", "template.jinja"]
