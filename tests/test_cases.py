@@ -1,8 +1,9 @@
 """Golden cases: one page each, a dialogue and what is trained in it (`tests/cases/*.txt`).
 
 A case holds an explanation, `# options` of `mtpack pack`, perhaps a `# template` and the model's
-`# generation_config`, `# rows` as JSON, and `# output`: each document as text with its loss tokens in ⟦brackets⟧, the turns with the weight
-of each of their loss tokens, and what the report counts. The output is written by
+`# generation_config`, `# rows` as JSON, and `# output`: each document as text with its loss tokens
+in ⟦brackets⟧, the turns with the weight of each of their loss tokens, and what the report counts.
+The output is written by
 
     python -m pytest tests/test_cases.py --update-cases
 

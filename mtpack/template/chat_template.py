@@ -78,7 +78,8 @@ class ChatTemplate:
     ) -> str:
         """Return the rendered text; with `prompt`, it ends with the generation prompt.
 
-        mode: a switch to set. Raises TemplateRaisedError, and TemplateLimitError if the render exceeds a limit.
+        mode: a switch to set. Raises TemplateRaisedError, and TemplateLimitError if the render
+        exceeds a limit.
         """
         return self._write(self._plain, self.join_text_parts(messages), tools, prompt, mode)
 

@@ -13,7 +13,7 @@ from mtpack.template.slots import (
     starts_with,
     strip_end,
 )
-from mtpack.template.turn_probes import Ending
+from mtpack.template.stop_tokens import Ending
 from mtpack.template.written_turn import WrittenTurn
 
 

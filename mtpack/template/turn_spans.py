@@ -80,7 +80,7 @@ from mtpack.template.slots import (
     strip_end,
 )
 from mtpack.template.turn_end import End, find_end
-from mtpack.template.turn_probes import TurnProbes, has_reasoning, kind_of
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.turn_start import find_start
 from mtpack.template.written_turn import WrittenTurn, try_render
 from mtpack.token_batch import TurnFlag
@@ -132,12 +132,7 @@ class TurnFinder:
     @cached_property
     def _mode(self) -> Mode | None:
         """The mode of the dialogue: another than the default if a reasoning needs it."""
-        for message in self.dialogue.trained_messages() if self.dialogue.texts is None else ():
-            if has_reasoning(self.dialogue.messages[message]):
-                mode = self.probes.find_reasoning_mode(kind_of(self.dialogue, message))
-                if mode is not None:
-                    return mode
-        return None
+        return self.probes.choose_mode(self.dialogue)
 
     def locate_turns(self) -> LocatedTurns:
         """Locate all turns; raise TemplateRaisedError or TurnNotFoundError."""

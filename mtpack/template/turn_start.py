@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mtpack.template.reasoning import Scaffold, remove_space
 from mtpack.template.renders import Render
 from mtpack.template.slots import (
     UndecidedError,
@@ -14,7 +15,6 @@ from mtpack.template.slots import (
     starts_with,
     strip_end,
 )
-from mtpack.template.turn_probes import Scaffold
 from mtpack.template.written_turn import WrittenTurn
 from mtpack.token_batch import TurnFlag
 
@@ -123,7 +123,7 @@ def _start_after_closed_scaffold(turn: WrittenTurn, end: int) -> Start | None:
         require_no_slots(written[: len(given)])
         part = next(cut for cut in range(len(given) + 1) if written.startswith(given[cut:]))
         rest = written[len(given) - part :]
-        if not starts_with("".join(rest.split()), scaffold.before):
+        if not starts_with(remove_space(rest), scaffold.before):
             start = header + len(given) - part
             return Start(start, TurnFlag.PROMPT_CONTEXT, prompt)
     return None

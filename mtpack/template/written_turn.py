@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from mtpack.input.dialogue import Dialogue
 from mtpack.template.chat_template import TemplateRaisedError
+from mtpack.template.made_up import TurnKind
 from mtpack.template.markers import MarkedText, Range
 from mtpack.template.renders import Render, Renders
-from mtpack.template.turn_probes import TurnKind, TurnProbes, kind_of
+from mtpack.template.turn_probes import TurnProbes, kind_of
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 _Text = TypeVar("_Text", str, MarkedText)

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.environment import GENERATION_END, GENERATION_START
+from mtpack.template.made_up import TurnKind
 from mtpack.template.markers import REGION_END, MarkedText, open_region, read_marks
 from mtpack.template.modes import Mode
+from mtpack.template.reasoning import Scaffold
 from mtpack.template.renders import Render
 from mtpack.template.slots import SLOT, UndecidedError, make_slot, slot_number
+from mtpack.template.stop_tokens import Ending
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
-from mtpack.template.turn_probes import Ending, Scaffold, TurnKind
 from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import load_tokenizer
@@ -35,6 +37,7 @@ class FixedProbes:
 
     ending: Ending
     modes: tuple[Mode, ...]
+    mode: Mode | None
     scaffolds: tuple[Scaffold, ...]
     added_tokens: AddedTokens = ADDED_TOKENS
 
@@ -47,11 +50,15 @@ class FixedProbes:
                 stop=choose.choice(("", "", "<|im_start|>", "\n<|im_end|>")),
             ),
             choose.choice(((), (MODE,))),
-            choose.choice(((), (Scaffold("<think>", "<think>E"), Scaffold("a", "a<|im_start|>")))),
+            choose.choice((None, None, MODE)),
+            choose.choice(((), (Scaffold("<think>", "E"), Scaffold("a", "<|im_start|>")))),
         )
 
     def list_modes(self, has_tools: bool) -> tuple[Mode, ...]:
         return self.modes
+
+    def choose_mode(self, dialogue: Dialogue) -> Mode | None:
+        return self.mode
 
     def find_ending(self, kind: TurnKind) -> Ending:
         return self.ending

@@ -1,0 +1,177 @@
+"""How a template writes a reasoning, and the modes that open or close it in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mtpack.template.made_up import (
+    ANSWER,
+    ASK,
+    QUESTION,
+    REASONING,
+    MadeUpRenders,
+    TurnKind,
+    get_tools,
+    make_turns,
+)
+from mtpack.template.modes import Mode
+from mtpack.template.slots import find_common_length
+from mtpack.tokenizer.added_tokens import AddedTokens
+
+
+class Scaffold(NamedTuple):
+    """An empty reasoning, as a template writes it. Without white space."""
+
+    before: str
+    """The text before the reasoning."""
+    after: str
+    """The text after it."""
+
+    @property
+    def text(self) -> str:
+        """The whole empty reasoning."""
+        return self.before + self.after
+
+
+class Gap(NamedTuple):
+    """A turn without a reasoning, where the template or the prompt has one."""
+
+    is_empty: bool
+    """Whether an empty reasoning, or its end, is trained. Otherwise, the prompt opens a reasoning
+    and the turn does not continue it."""
+    mode: Mode | None
+    """The mode whose prompt fits a turn without a reasoning; None if there is none."""
+
+
+_THINK_TAGS = Scaffold("<think>", "</think>")
+"""What servers write where the template itself never writes a reasoning."""
+
+
+def find_modes(renders: MadeUpRenders, has_tools: bool) -> tuple[Mode, ...]:
+    """Return the modes that change the end of the prompt, in the order of the template."""
+
+    def end_of_prompt(mode: Mode | None) -> str | None:
+        prompt = renders.text(ASK, has_tools, mode, prompt=True)
+        return None if prompt is None else prompt.rpartition(QUESTION)[2]
+
+    unchanged = (None, end_of_prompt(None))
+    modes = renders.template.list_modes(get_tools(has_tools))
+    return tuple(mode for mode in modes if end_of_prompt(mode) not in unchanged)
+
+
+def find_reasoning_mode(
+    renders: MadeUpRenders, kind: TurnKind, modes: Sequence[Mode]
+) -> Mode | None:
+    """Return the mode that has to be set so that a reasoning is trained; None if none has to be.
+
+    It has to be where the default mode drops a reasoning, or closes it in the prompt, and the mode
+    writes it and continues its own prompt. It need not be if both modes write the same text.
+    """
+    for message in make_turns(kind.has_calls, REASONING):
+        default = renders.text([*ASK, message], kind.has_tools)
+        if default is None:
+            continue
+        for mode in (None, *modes):
+            own, turn = _render_turn(renders, message, kind.has_tools, mode)
+            if turn is not None and REASONING in turn:
+                return None if own == default else mode
+        return None
+    return None
+
+
+def _render_turn(
+    renders: MadeUpRenders, message: dict[str, Any], has_tools: bool, mode: Mode | None
+) -> tuple[str | None, str | None]:
+    """Return the text up to a message, and what it adds to the prompt; None if it does not."""
+    own = renders.text([*ASK, message], has_tools, mode)
+    prompt = renders.text(ASK, has_tools, mode, prompt=True)
+    if own is None or prompt is None or not own.startswith(prompt):
+        return own, None
+    return own, own[len(prompt) :]
+
+
+def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[Scaffold, ...]:
+    """Return the empty reasonings that the template can write."""
+    found = dict.fromkeys(_list_scaffolds(renders, added_tokens))
+    return tuple(found) or (_THINK_TAGS,)
+
+
+def _list_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> Iterator[Scaffold]:
+    """Yield what is written around a reasoning, in all modes, with and without calls."""
+    for has_tools, has_calls in ((False, False), (True, False), (True, True)):
+        modes = (None, *find_modes(renders, has_tools))
+        turns = zip(make_turns(has_calls), make_turns(has_calls, REASONING), strict=True)
+        for without, message in turns:
+            plain = renders.turn(without, has_tools, None)
+            for mode in modes:
+                written = renders.turn(message, has_tools, mode)
+                if plain is not None and written is not None and REASONING in written:
+                    yield from _read_scaffolds(added_tokens, plain, written)
+
+
+def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iterator[Scaffold]:
+    """Yield the texts around the reasoning in `written`; plain: the same turn without one."""
+    before, _, after = written.partition(REASONING)
+    common = find_common_length(written, plain)
+    header = min(added_tokens.find_token_start(text, common) for text in (written, plain))
+    until_answer, answer, _ = after.partition(ANSWER)
+    endings = [until_answer] if answer else []
+    if after.endswith(plain[header:]):
+        endings.append(after[: len(after) - len(plain[header:])])
+    for ending in endings:
+        scaffold = Scaffold(remove_space(before[header:]), remove_space(ending))
+        if all(scaffold):
+            yield scaffold
+
+
+def find_gap(
+    renders: MadeUpRenders,
+    kind: TurnKind,
+    modes: Sequence[Mode],
+    scaffolds: Sequence[Scaffold],
+) -> Gap | None:
+    """Return what is missing in a turn without a reasoning; None if nothing is."""
+    for message in make_turns(kind.has_calls):
+        own, turn = _render_turn(renders, message, kind.has_tools, None)
+        prompt = renders.text(ASK, kind.has_tools, prompt=True)
+        if own is None or prompt is None:
+            continue
+        fitting = [mode for mode in modes if _fits(renders, message, kind, mode, scaffolds)]
+        mode = fitting[0] if fitting else None
+        if turn is not None:
+            is_empty = _begins_with_scaffold(prompt, turn, scaffolds)
+            return Gap(is_empty, mode) if is_empty else None
+        same = any(renders.text([*ASK, message], kind.has_tools, mode) == own for mode in fitting)
+        given = remove_space(prompt)
+        is_open = any(given.endswith(scaffold.before) for scaffold in scaffolds)
+        return Gap(False, mode) if is_open and not same else None
+    return None
+
+
+def _fits(
+    renders: MadeUpRenders,
+    message: dict[str, Any],
+    kind: TurnKind,
+    mode: Mode,
+    scaffolds: Sequence[Scaffold],
+) -> bool:
+    """Return whether a turn continues the prompt of a mode, without an empty reasoning."""
+    _, turn = _render_turn(renders, message, kind.has_tools, mode)
+    prompt = renders.text(ASK, kind.has_tools, mode, prompt=True)
+    return turn is not None and not _begins_with_scaffold(prompt or "", turn, scaffolds)
+
+
+def _begins_with_scaffold(prompt: str, turn: str, scaffolds: Sequence[Scaffold]) -> bool:
+    """Return whether a turn begins with an empty reasoning, or ends one that the prompt opens."""
+    given, text = remove_space(prompt), remove_space(turn)
+    return any(
+        text.startswith(scaffold.text)
+        or (given.endswith(scaffold.before) and text.startswith(scaffold.after))
+        for scaffold in scaffolds
+    )
+
+
+def remove_space(text: str) -> str:
+    """Return a text without its white space."""
+    return "".join(text.split())

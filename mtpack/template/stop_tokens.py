@@ -1,0 +1,81 @@
+"""How a template ends a turn: with a token of its own, or with the start of the next message.
+
+A server stops at a stop token. Some templates write it only with the next message: GLM's head of a
+user's message or of a tool's answer, Jamba's separator. The model must learn to write it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mtpack.template.made_up import (
+    ANSWER,
+    ASK,
+    NAME,
+    RESULT,
+    VALUE,
+    MadeUpRenders,
+    TurnKind,
+    make_turns,
+)
+from mtpack.tokenizer.added_tokens import AddedTokens
+
+
+class Ending(NamedTuple):
+    """How a template ends a turn of a kind."""
+
+    in_message: bool
+    """Whether what the template writes for the message may end in a control token of its own."""
+    trailing: str
+    """White space that it writes after the turn if no message follows."""
+    stop: str
+    """The stop token that it writes with the next message, and white space before it; "" if the
+    turn ends in a token of its own, or if no stop token follows."""
+
+
+def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Ending:
+    """Return how the template ends a turn of a kind."""
+    for message in make_turns(kind.has_calls):
+        own = renders.marked([*ASK, message], kind.has_tools)
+        if own is not None:
+            break
+    else:
+        return Ending(in_message=True, trailing="", stop="")
+    text, region = own.text, own.find_region(1)
+    start = max(text.rfind(word) + len(word) for word in (ANSWER, VALUE, NAME))
+    message_end = text[start : None if region is None else region[1]].rstrip()
+    turn = text.rstrip()
+    token = added_tokens.find_trailing_control_token(turn[start:])
+    stop = ""
+    if token not in added_tokens.stops:
+        does_end_turns = token and (
+            not kind.has_calls or _is_end_of_answer(renders, kind.has_tools, token)
+        )
+        stop = "" if does_end_turns else _find_next_stop(renders, added_tokens, message, kind, turn)
+    in_message = bool(added_tokens.find_trailing_control_token(message_end))
+    return Ending(in_message, text[len(turn) :], stop)
+
+
+def _is_end_of_answer(renders: MadeUpRenders, has_tools: bool, token: str) -> bool:
+    """Return whether a turn without calls ends in a token."""
+    (message,) = make_turns(has_calls=False)
+    own = renders.text([*ASK, message], has_tools)
+    return own is not None and own.rstrip().endswith(token)
+
+
+def _find_next_stop(
+    renders: MadeUpRenders,
+    added_tokens: AddedTokens,
+    message: dict[str, Any],
+    kind: TurnKind,
+    turn: str,
+) -> str:
+    """Return the stop token that follows `turn` with the next message, and the space before it."""
+    following = [RESULT] if kind.has_calls else ASK
+    text = renders.text([*ASK, message, *following], kind.has_tools)
+    if text is None or not text.startswith(turn):
+        return ""
+    rest = text[len(turn) :]
+    token = rest.lstrip()
+    stop = max((stop for stop in added_tokens.stops if token.startswith(stop)), key=len, default="")
+    return rest[: len(rest) - len(token)] + stop if stop else ""
