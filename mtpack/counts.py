@@ -105,6 +105,15 @@ class Counts(_Summable):
         "next to the tokenizer",
         flag=TurnFlag.NOT_A_STOP,
     )
+    rows_in_mode: dict[str, int] = field(default_factory=dict)
+    """Accepted rows that are rendered in another mode than the default, because it drops their
+    reasoning, by mode (such as `thinking=true`)."""
+    reasoning_missing: dict[str, int] = field(default_factory=dict)
+    """Turns of accepted rows that have no reasoning although the prompt opens one, before the
+    overlong policy; by the mode whose prompt does not, `none` if there is none."""
+    reasoning_empty: dict[str, int] = field(default_factory=dict)
+    """Turns of accepted rows that have no reasoning, so an empty one is trained, before the
+    overlong policy; by the mode whose prompt has it already, `none` if there is none."""
     content_dropped: dict[str, int] = field(default_factory=dict)
     """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,
     before the overlong policy; for `tools`, the number of accepted rows."""

@@ -38,6 +38,8 @@ def notices_of(counts: Counts) -> list[Notice]:
     for field in fields(counts):
         if field.name == "content_dropped":
             notices += _never_shown(counts.content_dropped)
+        if field.name in _BY_MODE:
+            notices += _explain_by_mode(field.name, getattr(counts, field.name))
         if text := field.metadata.get("text"):
             name = field.metadata["label"] or field.name
             notices.append(Notice(name, getattr(counts, field.name), text))
@@ -58,6 +60,38 @@ def _cost(counts: Counts) -> str:
         f"tokens: {tokens:,} in {counts.sequences:,} sequences, {times:.2f} times as many as "
         f"with one document per dialogue: {if_merged:,} in about {sequences:,}"
     )
+
+
+# What is counted by mode, the reason, and what the mode does.
+_BY_MODE = {
+    "rows_in_mode": (
+        "rows: rendered with {mode}, because the default mode of the chat template leaves out "
+        "their reasoning",
+        "",
+    ),
+    "reasoning_missing": (
+        "turns: they have no reasoning, but the prompt opens one; a reasoning in the rows "
+        '("reasoning_content") avoids this',
+        ", or --template-arg {mode}",
+    ),
+    "reasoning_empty": (
+        "turns: they have no reasoning, so an empty one is trained; a reasoning in the rows "
+        '("reasoning_content") avoids this',
+        ", or --template-arg {mode}: then the prompt has it already",
+    ),
+}
+
+
+def _explain_by_mode(name: str, counts: dict[str, int]) -> list[Notice]:
+    text, remedy = _BY_MODE[name]
+    return [
+        Notice(
+            name.replace("_", " "),
+            count,
+            (text + remedy * (mode != "none")).format(mode=mode),
+        )
+        for mode, count in counts.items()
+    ]
 
 
 _PARTS = {

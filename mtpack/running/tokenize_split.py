@@ -18,7 +18,9 @@ from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.dropped_content import MessageKinds
+from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.turn_probes import get_probes
 from mtpack.token_batch import Int32, TokenBatch, concatenate
 
 # Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
@@ -75,6 +77,7 @@ def tokenize(
         watch.lap("tokenize")
     pipeline.heartbeat.end()
     counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template))
+    counts += rows.reasoning.count()
     counts += pipeline.renderer.count_spelling(rows.num_spelling)
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
@@ -106,6 +109,9 @@ class _RowRenderer:
         self.row_turns: list[int] = []
         """As in `TokenizedSplit`."""
         self.kinds = MessageKinds()
+        self.reasoning = ReasoningCounts(
+            get_probes(pipeline.template, pipeline.tokenizer.added_tokens)
+        )
         self.num_spelling = 0
         """The number of accepted rows whose input text spells a control token."""
         self.are_arguments_quoted_twice = False
@@ -157,6 +163,7 @@ class _RowRenderer:
     def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
         self.row_turns.append(rendered.num_turns)
         self.kinds.add(dialogue)
+        self.reasoning.add(dialogue)
         renderer = self._pipeline.renderer
         if renderer.policy != "error" and renderer.spelled.find_first(dialogue) is not None:
             self.num_spelling += 1
