@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from mtpack.input.dialogue import Dialogue
+from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.written_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
@@ -71,36 +71,29 @@ class SpelledTokens:
         self._answers = TokenPattern(turn_tokens)
 
     def find(self, dialogue: Dialogue) -> tuple[SpelledToken, ...]:
-        """Return the first control token of the input text, and the first of the assistants'."""
-        texts = dialogue.joined_texts
-        # Faster than selecting texts, and nearly always enough.
-        if texts is not None and not self._input.occurs_in(texts):
-            return ()
-        found = (self._find_in(dialogue, in_answer) for in_answer in (False, True))
-        return tuple([token for token in found if token is not None])
+        """Return the first control token of the input text, and the first of the assistants'.
 
-    def _find_in(self, dialogue: Dialogue, in_answer: bool) -> SpelledToken | None:
-        pattern = self._answers if in_answer else self._input
-        messages = [
-            (index, message)
-            for index, message in enumerate(dialogue.messages)
-            if (message["role"] == "assistant") == in_answer
-        ]
-        texts: list[str] = []
-        for _, message in messages:
-            _collect_texts(message, texts)
-        if not in_answer:
-            _collect_strings(dialogue.tools, texts)
-        if not pattern.occurs_in(_SEPARATOR.join(texts)):
-            return None
-        for index, message in messages:
-            texts = []
-            _collect_texts(message, texts)
-            if found := pattern.find_first(texts):
-                return SpelledToken(f"message {index} ({message['role']})", found, in_answer)
-        texts = []
-        _collect_strings(dialogue.tools, texts)
-        return SpelledToken("the tools", pattern.find_first(texts), in_answer)
+        They are in the order of the messages.
+        """
+        texts = dialogue.joined_texts
+        if texts is None:
+            texts = _join_texts(dialogue.messages, dialogue.tools)
+        if not self._input.find_first(texts):  # nearly always
+            return ()
+        texts_of_messages = dialogue.texts
+        if texts_of_messages is None:
+            texts_of_messages = tuple([_join_texts([each], None) for each in dialogue.messages])
+        found: dict[bool, SpelledToken] = {}
+        for index, (role, text) in enumerate(zip(dialogue.roles, texts_of_messages, strict=True)):
+            in_answer = role == "assistant"
+            pattern = self._answers if in_answer else self._input
+            if in_answer not in found and (content := pattern.find_first(text)):
+                found[in_answer] = SpelledToken(f"message {index} ({role})", content, in_answer)
+        if False not in found and (
+            content := self._input.find_first(_join_texts([], dialogue.tools))
+        ):
+            found[False] = SpelledToken("the tools", content, in_answer=False)
+        return tuple(found.values())
 
     def mark(self, dialogue: Dialogue) -> Dialogue:
         """Return the dialogue with marks in the control tokens that its texts spell."""
@@ -126,20 +119,16 @@ class TokenPattern:
         # as a control token if the other one is text.
         self._start = re.compile(f"(?={self._one.pattern})")
 
-    def occurs_in(self, text: str) -> bool:
-        """Return whether a text spells a token.
+    def find_first(self, text: str) -> str:
+        """Return the first token that a text spells; "" if there is none.
 
         Whether a first character occurs takes 1% of the time of a full search to find out.
         """
         for first in self._first_characters:
             if first in text:
-                return self._one.search(text) is not None
-        return False
-
-    def find_first(self, texts: list[str]) -> str:
-        """Return the first token that one of the texts spells; "" if there is none."""
-        found = self._one.search(_SEPARATOR.join(texts))
-        return found[0] if found else ""
+                found = self._one.search(text)
+                return found[0] if found else ""
+        return ""
 
     def find_starts(self, text: str) -> list[int]:
         """Return the starts of all tokens in a text, overlapping ones included."""
@@ -181,15 +170,19 @@ def _mark_value(value: Any, marker: _Marker) -> Any:
     return value
 
 
-def _collect_texts(message: dict[str, Any], texts: list[str]) -> None:
-    """Add every string in a message to `texts`."""
-    content = message.get("content")
-    if isinstance(content, str) and len(message) == 2:  # the other field is the role
-        texts.append(content)
-        return
-    if isinstance(content, list):  # a token may continue from one part into the next
-        texts.append("".join(part["text"] for part in content))
-    _collect_strings(message, texts)
+def _join_texts(messages: Messages, tools: list[Any] | None) -> str:
+    """Return every string in messages and tools, separated."""
+    texts: list[str] = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str) and len(message) == 2:  # the other field is the role
+            texts.append(content)
+            continue
+        if isinstance(content, list):  # a token may continue from one part into the next
+            texts.append("".join(part["text"] for part in content))
+        _collect_strings(message, texts)
+    _collect_strings(tools, texts)
+    return _SEPARATOR.join(texts)
 
 
 def _collect_strings(value: Any, texts: list[str]) -> None:

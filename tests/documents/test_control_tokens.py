@@ -460,30 +460,28 @@ def test_literal_rejects_text_that_the_vocabulary_itself_encodes_as_the_control_
         literal.encode("a <s> a", [2])
 
 
-def added_tokenizer(folder: Path, name: str, token: tokenizers.AddedToken):
-    """Add a token to a tokenizer of ../shared."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder_of(name) / "tokenizer.json"))
-    tokenizer.add_tokens([token])
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return load_tokenizer(str(folder))
+SETTINGS = ("normalized", "single_word", "lstrip", "rstrip")
 
 
-@pytest.mark.parametrize("name", ["phi-3-mini", "qwen3", "gpt2", "t5-small-unigram"])
-@pytest.mark.parametrize("setting", ["normalized", "single_word", "lstrip", "rstrip"])
-def test_a_token_that_is_not_special_can_be_text_whatever_its_settings(name, setting, tmp_path):
-    # Where it is not text, it gets the ids of the tokenizer as it is: those of the token, or of
-    # text where the tokenizer does not find it (inside of words, or after a line break).
-    settings = {"normalized": False, setting: True}
-    token = tokenizers.AddedToken("<note>", special=False, **settings)
-    tokenizer = added_tokenizer(tmp_path / "t", name, token)
-    literal = build_literal_tokenizer(tokenizer, ["<note>"])
-    number = tokenizer.backend.token_to_id("<note>")
-    for text in ("a <note> b", "a<note>b", "<note>", " \n<note>\n ", "<note><note>"):
-        plain = tokenizer.backend.encode(text, add_special_tokens=False).ids
-        assert literal.encode(text, []).ids.tolist() == plain
-        starts = [found.start() for found in re.finditer("<note>", text)]
-        assert number not in literal.encode(text, starts).ids
+@pytest.mark.parametrize("name", ["embedded", "phi-3-mini", "t5-small-unigram"])
+def test_tokens_that_are_not_special_can_be_text_whatever_their_settings(name, tmp_path):
+    # Where they are not text, they get the ids of the tokenizer as it is: those of the tokens, or
+    # of text where the tokenizer does not find them (inside of words, or after a line break).
+    backend = tokenizers.Tokenizer.from_file(str(folder_of(name) / "tokenizer.json"))
+    for each in SETTINGS:
+        settings = {"normalized": False, each: True}
+        backend.add_tokens([tokenizers.AddedToken(f"<{each}>", special=False, **settings)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    literal = build_literal_tokenizer(tokenizer, [f"<{each}>" for each in SETTINGS])
+    for each in SETTINGS:
+        number = tokenizer.backend.token_to_id(f"<{each}>")
+        for around in ("a {} b", "a{}b", "{}", " \n{}\n ", "{0}{0}"):
+            text = around.format(f"<{each}>")
+            plain = tokenizer.backend.encode(text, add_special_tokens=False).ids
+            assert literal.encode(text, []).ids.tolist() == plain
+            starts = [found.start() for found in re.finditer(f"<{each}>", text)]
+            assert number not in literal.encode(text, starts).ids
 
 
 def test_literal_refuses_a_tokenizer_with_a_gap_in_its_vocabulary_and_names_a_remedy(tmp_path):
