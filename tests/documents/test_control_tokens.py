@@ -40,7 +40,8 @@ from tests.support import template_facts
 from tests.support.encoders import encoder_of
 from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, Token
 from tests.support.strategies import as_documents
-from tests.support.template_facts import Facts
+from tests.support.template_facts import FACTS, Facts
+from tests.support.template_table import load_template
 
 DATE = "2026-01-01"
 ORIGIN = Origin("rows.jsonl", 1)
@@ -549,6 +550,62 @@ def test_literal_also_applies_to_the_suffixes_of_a_long_dialogue():
     (expected,) = [document for document in whole if len(document.ids) == len(suffix.ids)]
     assert tuple(suffix.ids) == expected.ids
     assert tuple(suffix.turns[0].positions) == expected.turns[0].loss_positions
+
+
+# Every template of ../shared, with a tokenizer that knows the tokens in its source
+
+
+def spell(token: str, in_answer: bool) -> dict:
+    """Return a row of two turns, with a token in a question or an answer."""
+    texts = ["walrus", "otter", "badger", "ferret"]
+    texts[int(in_answer)] = f"mar {token} mot"
+    return row_of(*texts)
+
+
+# They refuse the rows also without a token, or get text where they take content parts alone.
+REFUSING = {
+    "llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja",
+    "llama.cpp/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
+    "trl/llava_next.jinja",
+    "trl/llava_next_training.jinja",
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", sorted({*FACTS} - REFUSING))
+def test_literal_makes_every_token_of_a_template_ordinary_text(name):
+    with load_template(name) as loaded:
+        tokenizer = loaded.tokenizer
+        kept, literal, error = (
+            load_renderer(loaded.template, tokenizer, PackOptions(control_tokens=policy))
+            for policy in ("keep", "literal", "error")
+        )
+        numbers = tokenizer.backend.get_vocab()
+        for token in kept.control_tokens:
+            for in_answer in (False, True):
+                dialogue = dialogue_of(spell(token, in_answer))
+                is_spelled = [found.content for found in kept.spelled.find(dialogue)] == [token]
+                if not is_spelled:
+                    assert in_answer  # the others are the assistant's own to write
+                    continue
+                expected, found = (each.render(dialogue, "auto") for each in (kept, literal))
+                assert error.render(dialogue, "auto").reason == "control_token"
+                assert found.merged.text == expected.merged.text
+                assert found.merged.turns == expected.merged.turns
+                # The token is where the template writes it, and nowhere else.
+                without = render_dialogue(
+                    loaded.template,
+                    tokenizer.added_tokens,
+                    dialogue_of(spell("", in_answer)),
+                    "auto",
+                )
+                assert count(numbers[token], tokenizer, found) == count(
+                    numbers[token], tokenizer, without
+                )
+
+
+def count(number: int, tokenizer, rendered) -> int:
+    return sum(doc.ids.count(number) for doc in encode_documents(tokenizer, rendered, "auto"))
 
 
 # Which text is searched, and what is reported
