@@ -500,6 +500,18 @@ def test_rows_without_spelled_control_tokens_are_rendered_alike_by_all_policies(
         assert render(row, policy) == expected
 
 
+def test_literal_changes_a_tag_in_the_text_of_a_user_but_not_in_that_of_an_assistant():
+    rendered = render(row_of("Why <think>?", f"<think>So {EOT}</think>", "Oh </think>?", "Yes."))
+    assert [
+        EMBEDDED.backend.id_to_token(number)
+        for number in ids_of(rendered)
+        if number in EMBEDDED.backend.get_added_tokens_decoder()
+    ] == [
+        *("<|im_start|>", EOT, "<|im_start|>", "<think>", "</think>", EOT),
+        *("<|im_start|>", EOT, "<|im_start|>", EOT),
+    ]
+
+
 TAGGED = "{% generation %}{{ message.role }}: {{ message.content }}{% endgeneration %}"
 
 

@@ -129,6 +129,36 @@ def test_tokens_around_a_reasoning_are_no_turn_tokens_even_around_an_empty_one(r
     assert find_turn_tokens(template_of(source), tokens, []) == {"<|user|>", "<e>"}
 
 
+def test_the_tokens_of_a_reasoning_and_of_a_call_are_none_even_in_every_system_message():
+    source = (
+        "<|system|>Write <mull>, </mull>, <do> and </do>.<e>{% for m in messages %}"
+        "<|{{ m.role }}|>{% if m.reasoning_content %}<mull>{{ m.reasoning_content }}</mull>"
+        "{% endif %}{{ m.content }}{% for call in m.tool_calls or [] %}"
+        "<do>{{ call.function.name }}</do>{% endfor %}<e>{% endfor %}"
+    )
+    tokens = {
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<e>",
+        "<mull>",
+        "</mull>",
+        "<do>",
+        "</do>",
+    }
+    expected = {"<|system|>", "<|user|>", "<|assistant|>", "<e>"}
+    assert find_turn_tokens(template_of(source), tokens, []) == expected
+
+
+def test_the_header_before_a_call_without_tokens_of_its_own_opens_a_turn():
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content if not m.tool_calls }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}<e>{% endfor %}"
+    )
+    tokens = {"<|user|>", "<|assistant|>", "<e>"}
+    assert find_turn_tokens(template_of(source), tokens, []) == tokens
+
+
 @pytest.mark.parametrize(
     "source",
     [
