@@ -44,18 +44,20 @@ def find_written_tokens(template: ChatTemplate, contents: Iterable[str]) -> froz
     if not possible:
         return frozenset()
     trees = [template.environment.parse(source) for source in template.sources.values()]
-    written = "\0".join(text for tree in trees for role in ROLES for text in _list(tree, role))
+    written = "\0".join(
+        text for tree in trees for role in ROLES for text in _list_texts(tree, role)
+    )
     return frozenset(content for content in possible if content in written)
 
 
-def _list(tree: nodes.Node, inserted: str) -> list[str]:
+def _list_texts(tree: nodes.Node, inserted: str) -> list[str]:
     """Return the literal texts of a template; inserted: stands for what is joined with them."""
     texts: list[str] = []
     pending = [tree]
     while pending:
         node = pending.pop()
         if isinstance(node, nodes.Output | nodes.Concat | nodes.Add | nodes.Literal):
-            pieces, others = _join(node, inserted)
+            pieces, others = _join_texts(node, inserted)
             texts.append("".join(pieces))
             pending += others
         else:
@@ -63,7 +65,7 @@ def _list(tree: nodes.Node, inserted: str) -> list[str]:
     return texts
 
 
-def _join(node: nodes.Node, inserted: str) -> tuple[list[str], list[nodes.Node]]:
+def _join_texts(node: nodes.Node, inserted: str) -> tuple[list[str], list[nodes.Node]]:
     """Return the texts that a node joins, and the nodes in it that are no literal text."""
     pieces: list[str] = []
     others: list[nodes.Node] = []
