@@ -128,9 +128,14 @@ class Counts(_Summable):
         "them as such; --control-tokens literal makes them ordinary text",
         label="control tokens",
     )
+    control_tokens_in_answers: int = _explained(
+        "rows: text of assistants contains control tokens that open or end a turn, so the model "
+        "learns to write them inside of its turns; --control-tokens literal makes them ordinary "
+        "text",
+        label="control tokens in answers",
+    )
     control_tokens_literal: int = _explained(
-        "rows: text of users, systems or tools contains control tokens, which are encoded as "
-        "ordinary text",
+        "rows: their text contains control tokens, which are encoded as ordinary text",
         label="literal tokens",
     )
     tokens: int = 0

@@ -92,9 +92,9 @@ class PackOptions:
     )
     control_tokens: Literal["keep", "literal", "error"] = _option(
         "keep",
-        "What to do with control tokens spelled in the text of users, systems and tools. keep: "
-        "encode them as control tokens. literal: encode them as ordinary text. error: treat the "
-        "row as bad.",
+        "What to do with control tokens spelled in the text of users, systems and tools, and with "
+        "those that open or end a turn in the text of assistants. keep: encode them as control "
+        "tokens. literal: encode them as ordinary text. error: treat the row as bad.",
     )
     packing: Literal["dense", "none"] = _option(
         "dense",

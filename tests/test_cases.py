@@ -51,6 +51,7 @@ COUNTS = (
     "straddles",
     "content_dropped",
     "control_tokens",
+    "control_tokens_in_answers",
     "control_tokens_literal",
 )
 

@@ -1,20 +1,21 @@
-"""Render a dialogue under a policy for control tokens in its input text (`--control-tokens`).
+"""Render a dialogue under a policy for control tokens in its texts (`--control-tokens`).
 
     keep     they are encoded as control tokens
     literal  they are encoded as ordinary text
     error    the row is rejected
 
-Under `literal`, a dialogue whose input text spells a control token is rendered a second time, with
-marks in these tokens (`control_tokens_in_text.py`). If the template writes the same text apart from
-the marks, the marks show which control tokens are ordinary text, and the text is encoded here.
-Otherwise the row is rejected. Dialogues that spell none are rendered as under `keep`.
+Under `literal`, a dialogue whose texts spell a control token is rendered a second time, with marks
+in these tokens. If the template writes the same text apart from the marks, the marks show which
+control tokens are ordinary text, and the text is encoded here. Otherwise the row is rejected.
+Dialogues that spell none are rendered as under `keep`. Which tokens count in which texts is in
+`control_tokens_in_text.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from mtpack.counts import Counts
 from mtpack.documents.control_tokens_in_text import (
     SpelledToken,
     SpelledTokens,
@@ -33,11 +34,12 @@ from mtpack.template.markers import Range
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
 from mtpack.template.tracing.replayer import Replayer
+from mtpack.template.written_tokens import find_turn_tokens, find_written_tokens
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Renderer:
     """Renders dialogues under a policy of `--control-tokens`."""
 
@@ -45,27 +47,39 @@ class Renderer:
     added_tokens: AddedTokens
     replayer: Replayer | None
     """Replays the template for dialogues that need not be rendered; None if replay is disabled."""
-    spelled: SpelledTokens
+    control_tokens: frozenset[str]
+    """Their texts."""
+    stop_tokens: frozenset[str]
     policy: str
     """`keep`, `literal` or `error`."""
     literal: LiteralTokenizer | None
     """None except under the policy `literal`."""
 
+    @cached_property
+    def spelled(self) -> SpelledTokens:
+        """Finds the control tokens that texts spell.
+
+        To find out which ones open or end a turn, it renders: so only workers use it.
+        """
+        turn_tokens = find_turn_tokens(self.template, self.control_tokens, self.stop_tokens)
+        return SpelledTokens(self.control_tokens, turn_tokens)
+
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         """Return what `render` returns if replay gives it in a few µs, without the template."""
         if self.replayer is None:
             return None
-        if self.policy != "keep" and self.spelled.find_first(dialogue) is not None:
+        if self.policy != "keep" and self.spelled.find(dialogue):
             return None
         return self.replayer.replay_texts(dialogue)
 
     def render(self, dialogue: Dialogue, merge: str) -> RenderedDialogue | Reject:
         """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
-        token = None if self.policy == "keep" else self.spelled.find_first(dialogue)
-        if token is None and self.replayer is not None and merge == self.replayer.merge:
+        spelled = () if self.policy == "keep" else self.spelled.find(dialogue)
+        if not spelled and self.replayer is not None and merge == self.replayer.merge:
             return self.replayer.render_dialogue(dialogue)
-        if token is None:
+        if not spelled:
             return render_dialogue(self.template, self.added_tokens, dialogue, merge)
+        token = spelled[0]
         if self.literal is not None:
             return self._render_literally(self.literal, dialogue, merge, token)
         return dialogue.reject(
@@ -74,11 +88,17 @@ class Renderer:
             "encode it as ordinary text with --control-tokens literal",
         )
 
-    def count_spelling(self, num_dialogues: int) -> Counts:
-        """Return the counts for this many dialogues whose input text spells a control token."""
-        if self.policy == "literal":
-            return Counts(control_tokens_literal=num_dialogues)
-        return Counts(control_tokens=num_dialogues)
+    def name_counts(self, dialogue: Dialogue) -> frozenset[str]:
+        """Return the names of the `Counts` that have an accepted dialogue, for what it spells."""
+        if self.policy == "error":
+            return frozenset()
+        spelled = self.spelled.find(dialogue)
+        if spelled and self.policy == "literal":
+            return frozenset({"control_tokens_literal"})
+        return frozenset(
+            "control_tokens_in_answers" if token.in_answer else "control_tokens"
+            for token in spelled
+        )
 
     def _render_literally(
         self, literal: LiteralTokenizer, dialogue: Dialogue, merge: str, token: SpelledToken
@@ -109,14 +129,18 @@ def load_renderer(
 ) -> Renderer:
     """Make the renderer for the options of a run; raise SetupError."""
     policy = options.control_tokens
-    replayer = Replayer(template, tokenizer.added_tokens, options.merge, options.seed)
+    added = tokenizer.added_tokens
+    special = frozenset(added.control.values())
+    others = (token.content for token in added.tokens if token.content not in special)
+    control = special | find_written_tokens(template, others)
     return Renderer(
         template=template,
-        added_tokens=tokenizer.added_tokens,
-        replayer=replayer,
-        spelled=SpelledTokens(tokenizer.added_tokens.control.values()),
+        added_tokens=added,
+        replayer=Replayer(template, added, options.merge, options.seed),
+        control_tokens=control,
+        stop_tokens=frozenset(added.stops),
         policy=policy,
-        literal=build_literal_tokenizer(tokenizer) if policy == "literal" else None,
+        literal=build_literal_tokenizer(tokenizer, control) if policy == "literal" else None,
     )
 
 

@@ -1,21 +1,24 @@
-"""Find and mark control tokens that are spelled in input text.
+"""Find and mark control tokens that are spelled in the texts of a dialogue.
 
 Input text is the text of users, systems, developers and tools, and the declarations of the tools.
-The text of an assistant is not: it is what the model has to write, so its control tokens are meant
-as such. A mark is one character, inserted after the first character of a control token. It
-identifies the token wherever the template writes it, and with the mark neither the template nor the
-tokenizer takes it for the control token.
+Every control token counts there. The text of an assistant is what the model has to write, so its
+reasoning and its calls are its own. There, only the tokens that open or end a turn count.
+
+A mark is one character, inserted after the first character of a control token. It identifies the
+token wherever the template writes it, and with the mark neither the template nor the tokenizer
+takes it for the control token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.template.written_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
 # A Unicode noncharacter, like the marks of template/markers.py, which end at U+FDD4.
@@ -49,99 +52,128 @@ def to_unmarked_position(marked: str, position: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SpelledToken:
-    """A control token that input text spells."""
+    """A control token that a text of a dialogue spells."""
 
     where: str
     """The message, or the tools, as an error text names them."""
     content: str
     """The text of the control token."""
+    in_answer: bool
+    """Whether it is in the text of an assistant; otherwise it is in input text."""
 
 
 class SpelledTokens:
-    """Finds and marks the control tokens that input text spells."""
+    """Finds and marks the control tokens that the texts of dialogues spell."""
 
-    def __init__(self, control_tokens: Iterable[str]) -> None:
-        """Take the texts of the control tokens."""
-        longest_first = sorted(control_tokens, key=len, reverse=True)
-        one = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._one = re.compile(one)
-        self._first_characters = {content[0] for content in longest_first}
-        # Matches overlap: a token that overlaps another must be marked too, or it would be encoded
-        # as a control token if the other one is text.
-        self._start = re.compile(f"(?={one})")
+    def __init__(self, control_tokens: Iterable[str], turn_tokens: Iterable[str]) -> None:
+        """Take the texts of all control tokens, and of those that count in assistants' texts."""
+        self._input = TokenPattern(control_tokens)
+        self._answers = TokenPattern(turn_tokens)
 
-    def find_first(self, dialogue: Dialogue) -> SpelledToken | None:
-        """Return the first control token that the input text of a dialogue spells, or None."""
+    def find(self, dialogue: Dialogue) -> tuple[SpelledToken, ...]:
+        """Return the first control token of the input text, and the first of the assistants'.
+
+        They are in the order of the messages.
+        """
         texts = dialogue.joined_texts
-        # Faster than selecting input text, and nearly always enough.
-        if texts is not None and not self._may_occur_in(texts):
-            return None
-        if not self._search(_list_input_texts(dialogue.messages, dialogue.tools)):
-            return None
-        for index, message in enumerate(dialogue.messages):
-            if found := self._search(_list_input_texts([message], None)):
-                return SpelledToken(f"message {index} ({message['role']})", found[0])
-        found = self._search(_list_input_texts([], dialogue.tools))
-        return SpelledToken("the tools", found[0]) if found else None
-
-    def _search(self, texts: list[str]) -> re.Match[str] | None:
-        text = _SEPARATOR.join(texts)
-        return self._one.search(text) if self._may_occur_in(text) else None
-
-    def _may_occur_in(self, text: str) -> bool:
-        """Return whether a first character occurs; this takes 1% of the time of a full search."""
-        for first in self._first_characters:  # noqa: SIM110 (`any` is three times as slow)
-            if first in text:
-                return True
-        return False
-
-    def find_starts(self, text: str) -> list[int]:
-        """Return the starts of all control tokens in a text, overlapping ones included."""
-        return [match.start() for match in self._start.finditer(text)]
+        if texts is None:
+            texts = _join_texts(dialogue.messages, dialogue.tools)
+        if not self._input.find_first(texts):  # nearly always
+            return ()
+        texts_of_messages = dialogue.texts
+        if texts_of_messages is None:
+            texts_of_messages = tuple([_join_texts([each], None) for each in dialogue.messages])
+        found: dict[bool, SpelledToken] = {}
+        for index, (role, text) in enumerate(zip(dialogue.roles, texts_of_messages, strict=True)):
+            in_answer = role == "assistant"
+            pattern = self._answers if in_answer else self._input
+            if in_answer not in found and (content := pattern.find_first(text)):
+                found[in_answer] = SpelledToken(f"message {index} ({role})", content, in_answer)
+        if False not in found and (
+            content := self._input.find_first(_join_texts([], dialogue.tools))
+        ):
+            found[False] = SpelledToken("the tools", content, in_answer=False)
+        return tuple(found.values())
 
     def mark(self, dialogue: Dialogue) -> Dialogue:
-        """Return the dialogue with marks in the control tokens that its input text spells."""
+        """Return the dialogue with marks in the control tokens that its texts spell."""
         messages = [
-            message if message["role"] == "assistant" else self._mark_fields(message)
+            _mark_fields(
+                message,
+                (self._answers if message["role"] == "assistant" else self._input).insert_marks,
+            )
             for message in dialogue.messages
         ]
-        tools = self._mark_value(dialogue.tools)
+        tools = _mark_value(dialogue.tools, self._input.insert_marks)
         return dialogue._replace(messages=messages, tools=tools, texts=None, joined_texts=None)
 
-    def _mark_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        marked: dict[str, Any] = self._mark_value(fields)
-        if isinstance(fields.get("content"), list):
-            marked["content"] = self._mark_parts(fields["content"])
-        return marked
 
-    def _mark_parts(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Mark the text of content parts; a token may continue from one part into the next."""
-        starts = self.find_starts("".join(part["text"] for part in parts))
+class TokenPattern:
+    """Finds tokens of a set in texts."""
+
+    def __init__(self, contents: Iterable[str]) -> None:
+        """Take the texts of the tokens."""
+        self._one = compile_alternation(contents := tuple(contents))
+        self._first_characters = {content[0] for content in contents}
+        # Matches overlap: a token that overlaps another must be marked too, or it would be encoded
+        # as a control token if the other one is text.
+        self._start = re.compile(f"(?={self._one.pattern})")
+
+    def find_first(self, text: str) -> str:
+        """Return the first token that a text spells; "" if there is none.
+
+        Whether a first character occurs takes 1% of the time of a full search to find out.
+        """
+        for first in self._first_characters:
+            if first in text:
+                found = self._one.search(text)
+                return found[0] if found else ""
+        return ""
+
+    def find_starts(self, text: str) -> list[int]:
+        """Return the starts of all tokens in a text, overlapping ones included."""
+        return [match.start() for match in self._start.finditer(text)]
+
+    def insert_marks(self, texts: Sequence[str]) -> list[str]:
+        """Insert marks into texts; a token may continue from one text into the next."""
+        starts = self.find_starts("".join(texts))
         marked = []
         first = 0
-        for part in parts:
-            last = first + len(part["text"])
+        for text in texts:
+            last = first + len(text)
             within = [start - first for start in starts if first <= start < last]
-            marked.append(self._mark_value(part) | {"text": insert_marks(part["text"], within)})
+            marked.append(insert_marks(text, within))
             first = last
         return marked
 
-    def _mark_value(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return insert_marks(value, self.find_starts(value))
-        if isinstance(value, list):
-            return [self._mark_value(item) for item in value]
-        if isinstance(value, dict):
-            return {self._mark_value(key): self._mark_value(item) for key, item in value.items()}
-        return value
+
+_Marker = Callable[[Sequence[str]], list[str]]
 
 
-def _list_input_texts(messages: Messages, tools: list[Any] | None) -> list[str]:
-    """Return every string in the tools and in the messages of all roles but the assistant."""
+def _mark_fields(fields: dict[str, Any], marker: _Marker) -> dict[str, Any]:
+    marked: dict[str, Any] = _mark_value(fields, marker)
+    parts = fields.get("content")
+    if isinstance(parts, list):
+        texts = marker([part["text"] for part in parts])
+        pairs = zip(parts, texts, strict=True)
+        marked["content"] = [_mark_value(part, marker) | {"text": text} for part, text in pairs]
+    return marked
+
+
+def _mark_value(value: Any, marker: _Marker) -> Any:
+    if isinstance(value, str):
+        return marker([value])[0]
+    if isinstance(value, list):
+        return [_mark_value(item, marker) for item in value]
+    if isinstance(value, dict):
+        return {marker([key])[0]: _mark_value(item, marker) for key, item in value.items()}
+    return value
+
+
+def _join_texts(messages: Messages, tools: list[Any] | None) -> str:
+    """Return every string in messages and tools, separated."""
     texts: list[str] = []
     for message in messages:
-        if message["role"] == "assistant":
-            continue
         content = message.get("content")
         if isinstance(content, str) and len(message) == 2:  # the other field is the role
             texts.append(content)
@@ -150,7 +182,7 @@ def _list_input_texts(messages: Messages, tools: list[Any] | None) -> list[str]:
             texts.append("".join(part["text"] for part in content))
         _collect_strings(message, texts)
     _collect_strings(tools, texts)
-    return texts
+    return _SEPARATOR.join(texts)
 
 
 def _collect_strings(value: Any, texts: list[str]) -> None:

@@ -9,7 +9,7 @@ other: it is encoded together with the text around it, as by a tokenizer without
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ import tokenizers
 from mtpack.documents.control_tokens_in_text import insert_marks, remove_marks
 from mtpack.errors import SetupError
 from mtpack.token_batch import Int32
-from mtpack.tokenizer.added_tokens import AddedTokens, collect_added_tokens
+from mtpack.tokenizer.added_tokens import collect_added_tokens
 from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
 from mtpack.tokenizer.loading import LoadedTokenizer
 
@@ -31,8 +31,9 @@ class NotLiteralError(Exception):
 class LiteralTokenizer:
     """Encodes texts in which some control tokens are ordinary text."""
 
-    added_tokens: AddedTokens
-    """The added tokens of the original tokenizer."""
+    original: LoadedTokenizer
+    control: dict[int, str]
+    """Contents by id, of the control tokens of the original tokenizer."""
     renamed: LoadedTokenizer
     """The tokenizer with a mark in the names of its control tokens."""
     ids: Int32
@@ -44,9 +45,9 @@ class LiteralTokenizer:
         """Encode a text in which the control tokens that start at `ordinary` are text.
 
         Raises NotLiteralError if the tokenizer still encodes one of them as a control token, or
-        does not find all others.
+        does not find all others that the original tokenizer finds.
         """
-        meant = self.added_tokens.find_control_tokens(text, frozenset(ordinary))
+        meant = self._find_meant(text, frozenset(ordinary))
         (found,) = encode_with_offsets(self.renamed, [insert_marks(text, meant)])
         if np.count_nonzero(np.isin(found.ids, self.control_ids)) != len(meant):
             raise NotLiteralError
@@ -60,22 +61,38 @@ class LiteralTokenizer:
             raise NotLiteralError
         return encoded
 
+    def _find_meant(self, text: str, ordinary: frozenset[int]) -> list[int]:
+        """Return the starts of the control tokens that are meant as such."""
+        added = self.original.added_tokens
+        meant = added.find_tokens(text, frozenset(self.control.values()), ordinary)
+        if frozenset(self.control.values()).issubset(added.cutting):
+            return [start for start, _ in meant]
+        # Some are recognized only between words, or only after normalization.
+        (encoded,) = encode_with_offsets(self.original, [text])
+        tokens = zip(encoded.ids.tolist(), encoded.ends.tolist(), strict=True)
+        found = {(self.control.get(number), end) for number, end in tokens}
+        return [
+            start
+            for start, content in meant
+            if content in added.cutting or (content, start + len(content)) in found
+        ]
+
     def _has_control_token_at(
         self, ordinary: Sequence[int], text: str, encoded: EncodedText
     ) -> bool:
         """Return whether a token that starts at `ordinary` is the control token spelled there."""
-        control = self.added_tokens.control
         ids, starts, ends = encoded.ids.tolist(), encoded.starts.tolist(), encoded.ends.tolist()
         return any(
-            control.get(ids[token]) == text[starts[token] : ends[token]]
+            self.control.get(ids[token]) == text[starts[token] : ends[token]]
             for token in np.flatnonzero(np.isin(encoded.starts, ordinary)).tolist()
         )
 
 
-def build_literal_tokenizer(tokenizer: LoadedTokenizer) -> LiteralTokenizer:
-    """Make a `LiteralTokenizer` from a tokenizer; raise SetupError."""
+def build_literal_tokenizer(
+    tokenizer: LoadedTokenizer, control: Collection[str]
+) -> LiteralTokenizer:
+    """Make a `LiteralTokenizer` for these control tokens of a tokenizer; raise SetupError."""
     stored = json.loads(tokenizer.backend.to_str())
-    control = tokenizer.added_tokens.control.values()
     for token in stored["added_tokens"]:
         if token["content"] in control:
             token["content"] = insert_marks(token["content"], [0])
@@ -95,8 +112,9 @@ def build_literal_tokenizer(tokenizer: LoadedTokenizer) -> LiteralTokenizer:
                 "ordinary text; choose --control-tokens keep or error"
             )
     renamed = replace(tokenizer, backend=backend, added_tokens=collect_added_tokens(backend, ()))
+    contents = {known[content]: content for content in control}
     return LiteralTokenizer(
-        tokenizer.added_tokens, renamed, ids, np.array(control_ids, dtype=np.int32)
+        tokenizer, contents, renamed, ids, np.array(control_ids, dtype=np.int32)
     )
 
 

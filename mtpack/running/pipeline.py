@@ -95,6 +95,7 @@ def check_template(pipeline: Pipeline) -> None:
             f"{source}: can't find where the chat template writes an assistant message; "
             "use one that writes messages one by one in a loop"
         )
+    _ = pipeline.renderer.spelled  # found by rendering, so here and not with the first row
     pipeline.heartbeat.end()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +80,7 @@ def tokenize(
     pipeline.heartbeat.end()
     counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template))
     counts += rows.reasoning.count()
-    counts += pipeline.renderer.count_spelling(rows.num_spelling)
+    counts += rows.count_spelling()
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)
@@ -112,8 +114,7 @@ class _RowRenderer:
         self.reasoning = ReasoningCounts(
             get_probes(pipeline.template, pipeline.tokenizer.added_tokens)
         )
-        self.num_spelling = 0
-        """The number of accepted rows whose input text spells a control token."""
+        self._spelling: Counter[str] = Counter()
         self.are_arguments_quoted_twice = False
 
     def render(
@@ -143,6 +144,11 @@ class _RowRenderer:
         if rendered:
             yield _format_range(first, last), rendered
 
+    def count_spelling(self) -> Counts:
+        """Return the counts of the accepted rows whose texts spell a control token."""
+        numbers: dict[str, Any] = dict(self._spelling)
+        return Counts(**numbers)
+
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render a dialogue and, unless it is rejected, count it."""
         if dialogue.row in self._overlong:
@@ -164,9 +170,8 @@ class _RowRenderer:
         self.row_turns.append(rendered.num_turns)
         self.kinds.add(dialogue)
         self.reasoning.add(dialogue)
-        renderer = self._pipeline.renderer
-        if renderer.policy != "error" and renderer.spelled.find_first(dialogue) is not None:
-            self.num_spelling += 1
+        if names := self._pipeline.renderer.name_counts(dialogue):
+            self._spelling.update(names)
         if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
             self.are_arguments_quoted_twice = True
 

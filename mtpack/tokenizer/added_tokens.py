@@ -69,18 +69,22 @@ class AddedTokens:
                 return match.start()
         return position
 
-    def find_control_tokens(self, text: str, ordinary: Container[int]) -> list[int]:
-        """Return the starts of the control tokens in `text`, except for those in `ordinary`."""
-        control = frozenset(self.control.values())
-        starts: list[int] = []
+    def find_tokens(
+        self, text: str, contents: Container[str], ordinary: Container[int]
+    ) -> list[tuple[int, str]]:
+        """Return start and content of the added tokens with these contents in a text, ascending.
+
+        ordinary: no such token starts there.
+        """
+        tokens: list[tuple[int, str]] = []
         position = 0
         while found := self._any.search(text, position):
             position = found.end()
-            if found[0] in control and found.start() in ordinary:
+            if found[0] in contents and found.start() in ordinary:
                 position = found.start() + 1
-            elif found[0] in control:
-                starts.append(found.start())
-        return starts
+            elif found[0] in contents:
+                tokens.append((found.start(), found[0]))
+        return tokens
 
 
 def collect_added_tokens(backend: tokenizers.Tokenizer, stops: Iterable[str]) -> AddedTokens:

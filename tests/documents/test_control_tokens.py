@@ -1,4 +1,4 @@
-"""Control tokens in input text are kept, encoded as ordinary text, or rejected.
+"""Control tokens spelled in texts are kept, encoded as ordinary text, or rejected.
 
 The reference for `--control-tokens literal` works in another way than mtpack. Before rendering, it
 replaces each spelled control token by private characters, one for each character. The rendered text
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import mtpack
 from mtpack.cli import main
 from mtpack.documents.control_tokens import load_renderer
-from mtpack.documents.control_tokens_in_text import SpelledTokens
+from mtpack.documents.control_tokens_in_text import TokenPattern
 from mtpack.documents.literal_tokens import NotLiteralError, build_literal_tokenizer
 from mtpack.documents.overlong import suffix_renderer
 from mtpack.documents.token_spans import encode_dialogues
@@ -40,7 +40,8 @@ from tests.support import template_facts
 from tests.support.encoders import encoder_of
 from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, Token
 from tests.support.strategies import as_documents
-from tests.support.template_facts import Facts
+from tests.support.template_facts import FACTS, Facts
+from tests.support.template_table import load_template
 
 DATE = "2026-01-01"
 ORIGIN = Origin("rows.jsonl", 1)
@@ -51,12 +52,17 @@ FIRST_HIDDEN = 0xE000
 class OrdinaryText:
     """Encodes text with a tokenizer that has no control tokens."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, written: frozenset[str]) -> None:
+        """written: the tokens that the template writes, special or not."""
         stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         self.control = {
-            token["content"]: token for token in stored["added_tokens"] if token["special"]
+            token["content"]: token
+            for token in stored["added_tokens"]
+            if token["special"] or token["content"] in written
         }
-        stored["added_tokens"] = [token for token in stored["added_tokens"] if not token["special"]]
+        stored["added_tokens"] = [
+            token for token in stored["added_tokens"] if token["content"] not in self.control
+        ]
         stored["post_processor"] = None
         self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stored))
         whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -95,20 +101,32 @@ class OrdinaryText:
 
 @cache
 def ordinary_text(name: str) -> OrdinaryText:
-    return OrdinaryText(folder_of(name))
+    return OrdinaryText(folder_of(name), WRITTEN.get(name, frozenset()))
 
 
 def folder_of(name: str) -> Path:
     return EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
 
 
+TAGS = frozenset({"<tool_call>", "</tool_call>", "<think>", "</think>"})
+RESPONSE = frozenset({"<tool_response>", "</tool_response>"})
+# The tokens in the source of the tokenizer's own template that are not special.
+WRITTEN = {"embedded": TAGS, "qwen3": TAGS | RESPONSE, "minimind": TAGS | RESPONSE}
+# Those that open or end a turn.
+TURN_TOKENS = {
+    "embedded": {"<|im_start|>", "<|im_end|>"},
+    "qwen3": {"<|im_start|>", "<|im_end|>"},
+    "minimind": {"<|im_start|>", "<|im_end|>"},
+    "phi-3-mini": {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"},
+    "gpt2": {"<|endoftext|>"},
+}
 TOKENIZERS = ("embedded", "qwen3", "phi-3-mini", "gpt2", "minimind", "bert-base-uncased-wordpiece")
 
 
 @cache
 def load(name: str):
     tokenizer = load_tokenizer(str(folder_of(name)))
-    return tokenizer, build_literal_tokenizer(tokenizer)
+    return tokenizer, build_literal_tokenizer(tokenizer, sorted(ordinary_text(name).control))
 
 
 def texts_around(control: list[str]) -> st.SearchStrategy[str]:
@@ -142,10 +160,9 @@ def texts_around(control: list[str]) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_spelled_control_tokens_get_the_ids_of_a_tokenizer_without_them(name):
     ordinary = ordinary_text(name)
-    tokenizer, literal = load(name)
-    spelled = SpelledTokens(tokenizer.added_tokens.control.values())
+    _, literal = load(name)
     control = sorted(ordinary.control)
-    assert set(control) <= set(tokenizer.added_tokens.control.values())
+    spelled = TokenPattern(control)
 
     @settings(max_examples=examples(200))
     @given(st.lists(st.tuples(texts_around(control), st.sampled_from(control)), max_size=5))
@@ -178,24 +195,28 @@ class LiteralReference(Reference):
         self.ordinary = ordinary_text(name)
         control = sorted(self.ordinary.control, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)))
+        turn_tokens = sorted(TURN_TOKENS[name], key=len, reverse=True)
+        self.turn_tokens = re.compile("|".join(map(re.escape, turn_tokens)))
         self.hidden = {token: chr(FIRST_HIDDEN + index) for index, token in enumerate(control)}
 
     def documents(self, row: dict, merge: str) -> list[ReferenceDocument]:
         messages = [
-            message
-            if message["role"] == "assistant"
-            else self.hide(message | {"content": join_parts(message["content"])})
+            self.hide(
+                message | {"content": join_parts(message["content"])},
+                self.turn_tokens if message["role"] == "assistant" else self.control,
+            )
             for message in row["messages"]
         ]
-        return super().documents({"messages": messages, "tools": self.hide(row["tools"])}, merge)
+        tools = self.hide(row["tools"], self.control)
+        return super().documents({"messages": messages, "tools": tools}, merge)
 
-    def hide(self, value):
+    def hide(self, value, tokens: re.Pattern[str]):
         if isinstance(value, str):
-            return self.control.sub(lambda found: self.hidden[found[0]] * len(found[0]), value)
+            return tokens.sub(lambda found: self.hidden[found[0]] * len(found[0]), value)
         if isinstance(value, list):
-            return [self.hide(item) for item in value]
+            return [self.hide(item, tokens) for item in value]
         if isinstance(value, dict):
-            return {self.hide(key): self.hide(item) for key, item in value.items()}
+            return {self.hide(key, tokens): self.hide(item, tokens) for key, item in value.items()}
         return value
 
     def unhide(self, text: str) -> str:
@@ -233,7 +254,7 @@ DIALECTS = {
     "phi-3-mini": (replace(template_facts.PHI, closing="<|endoftext|>"), None),
     "gpt2": (Facts(("assistant: ",), ("<|endoftext|>",)), GPT_2),
 }
-ANSWERS = st.sampled_from(("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</think>\n\nYes."))
+ANSWERS = ("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</think>\n\nYes.")
 
 
 def contents(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
@@ -263,7 +284,9 @@ def tools_of(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
 
 
 @st.composite
-def rows(draw, texts: st.SearchStrategy[str], roles: tuple[str, ...]):
+def rows(
+    draw, texts: st.SearchStrategy[str], answers: st.SearchStrategy[str], roles: tuple[str, ...]
+):
     """Draw a row: an optional system message, then questions (or results of tools) and answers."""
 
     def say(role: str) -> dict:
@@ -271,7 +294,7 @@ def rows(draw, texts: st.SearchStrategy[str], roles: tuple[str, ...]):
 
     messages = [say("system")] if draw(st.booleans()) else []
     for role in draw(st.lists(st.sampled_from(roles), min_size=1, max_size=3)):
-        messages += [say(role), {"role": "assistant", "content": draw(ANSWERS)}]
+        messages += [say(role), {"role": "assistant", "content": draw(answers)}]
     return {"messages": messages, "tools": draw(tools_of(texts)) if "tool" in roles else None}
 
 
@@ -306,10 +329,12 @@ def test_documents_under_literal_equal_the_reference(name):
     )
     renderer = load_renderer(template, tokenizer, PackOptions(control_tokens="literal"))
     texts = texts_around(sorted(reference.ordinary.control))
+    in_answers = [f"{token}{text}" for token in sorted(TURN_TOKENS[name]) for text in ANSWERS]
+    answers = st.sampled_from((*ANSWERS, *in_answers, *(f"So: {text}!" for text in in_answers)))
     roles = ("user",) if name == "phi-3-mini" else ("user", "tool")
 
     @settings(max_examples=examples(60))
-    @given(rows(texts, roles), st.sampled_from(("auto", "always", "never")))
+    @given(rows(texts, answers, roles), st.sampled_from(("auto", "always", "never")))
     def check(row, merge):
         rendered = renderer.render(dialogue_of(row), merge)
         assert not isinstance(rendered, Reject), rendered
@@ -411,53 +436,80 @@ def word_tokenizer(folder: Path, vocabulary: dict[str, int], control=("<s>", "<e
     return load_tokenizer(str(folder))
 
 
+def literal_of(tokenizer):
+    return build_literal_tokenizer(tokenizer, list(tokenizer.added_tokens.control.values()))
+
+
 def test_no_control_token_is_encoded_inside_another_that_is_text(tmp_path):
     tokenizer = word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}, ("<s>", "s><", "><e>", "<e>"))
-    spelled = SpelledTokens(tokenizer.added_tokens.control.values()).find_starts("a<s><e>a")
-    encoded = build_literal_tokenizer(tokenizer).encode("a<s><e>a <s>", spelled)
+    control = list(tokenizer.added_tokens.control.values())
+    spelled = TokenPattern(control).find_starts("a<s><e>a")
+    encoded = build_literal_tokenizer(tokenizer, control).encode("a<s><e>a <s>", spelled)
     assert encoded.ids.tolist() == [0, tokenizer.backend.token_to_id("<s>")]
 
 
 def test_a_control_token_is_found_after_the_start_of_one_that_is_text(tmp_path):
     tokenizer = word_tokenizer(tmp_path / "w", {"?": 0}, ("<s>", "<s><e>", "<e>"))
-    encoded = build_literal_tokenizer(tokenizer).encode("<s><e>", [0])
+    encoded = literal_of(tokenizer).encode("<s><e>", [0])
     assert encoded.ids.tolist() == [0, tokenizer.backend.token_to_id("<e>")]
 
 
 def test_literal_rejects_text_that_the_vocabulary_itself_encodes_as_the_control_token(tmp_path):
-    literal = build_literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1, "<s>": 2}))
+    literal = literal_of(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1, "<s>": 2}))
     assert literal.encode("a<s>a<e>", [1]).ids.tolist() == [0, 3]
     with pytest.raises(NotLiteralError):
         literal.encode("a <s> a", [2])
 
 
-def test_literal_rejects_a_text_with_a_control_token_that_the_tokenizer_does_not_find(tmp_path):
-    literal = build_literal_tokenizer(word_tokenizer(tmp_path / "w", {"?": 0, "a": 1}))
-    whole_words = json.loads(literal.renamed.backend.to_str())
-    for token in whole_words["added_tokens"]:
-        token["single_word"] = True
-    (tmp_path / "w" / "tokenizer.json").write_text(
-        json.dumps(whole_words).replace("\ufdd5", "").replace("\\ufdd5", ""), encoding="utf-8"
-    )
-    literal = build_literal_tokenizer(load_tokenizer(str(tmp_path / "w")))
-    assert literal.encode("a <s> a", []).ids.tolist() == [1, 2, 1]
-    with pytest.raises(NotLiteralError):
-        literal.encode("a<s>a", [])
+SETTINGS = ("normalized", "single_word", "lstrip", "rstrip")
+
+
+@pytest.mark.parametrize("name", ["embedded", "phi-3-mini", "t5-small-unigram"])
+def test_tokens_that_are_not_special_can_be_text_whatever_their_settings(name, tmp_path):
+    # Where they are not text, they get the ids of the tokenizer as it is: those of the tokens, or
+    # of text where the tokenizer does not find them (inside of words, or after a line break).
+    backend = tokenizers.Tokenizer.from_file(str(folder_of(name) / "tokenizer.json"))
+    for each in SETTINGS:
+        settings = {"normalized": False, each: True}
+        backend.add_tokens([tokenizers.AddedToken(f"<{each}>", special=False, **settings)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    literal = build_literal_tokenizer(tokenizer, [f"<{each}>" for each in SETTINGS])
+    for each in SETTINGS:
+        number = tokenizer.backend.token_to_id(f"<{each}>")
+        for around in ("a {} b", "a{}b", "{}", " \n{}\n ", "{0}{0}"):
+            text = around.format(f"<{each}>")
+            plain = tokenizer.backend.encode(text, add_special_tokens=False).ids
+            assert literal.encode(text, []).ids.tolist() == plain
+            starts = [found.start() for found in re.finditer(f"<{each}>", text)]
+            assert number not in literal.encode(text, starts).ids
 
 
 def test_literal_refuses_a_tokenizer_with_a_gap_in_its_vocabulary_and_names_a_remedy(tmp_path):
     # Ids of added tokens start at the size of the vocabulary, where a word has an id already.
     tokenizer = word_tokenizer(tmp_path / "w", {"?": 0, "<s>": 1, "<e>": 2, "a": 4})
     with pytest.raises(SetupError, match=r"choose --control-tokens keep or error") as error:
-        build_literal_tokenizer(tokenizer)
+        literal_of(tokenizer)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_rows_without_spelled_control_tokens_are_rendered_alike_by_all_policies():
-    row = row_of("Why?", "So.", "And <think>?", f"So {EOT} too.")
+    row = row_of("Why?", "<think>So.</think> <tool_call>", "And <thought>?", "So <|im_end| too.")
     for policy in ("keep", "literal", "error"):
         expected = render_dialogue(TEMPLATE, EMBEDDED.added_tokens, dialogue_of(row), "auto")
         assert render(row, policy) == expected
+
+
+def test_literal_changes_a_tag_in_the_text_of_a_user_but_not_in_that_of_an_assistant():
+    rendered = render(row_of("Why <think>?", f"<think>So {EOT}</think>", "Oh </think>?", "Yes."))
+    assert [
+        EMBEDDED.backend.id_to_token(number)
+        for number in ids_of(rendered)
+        if number in EMBEDDED.backend.get_added_tokens_decoder()
+    ] == [
+        *("<|im_start|>", EOT, "<|im_start|>", "<think>", "</think>", EOT),
+        *("<|im_start|>", EOT, "<|im_start|>", EOT),
+    ]
 
 
 TAGGED = "{% generation %}{{ message.role }}: {{ message.content }}{% endgeneration %}"
@@ -512,6 +564,62 @@ def test_literal_also_applies_to_the_suffixes_of_a_long_dialogue():
     assert tuple(suffix.turns[0].positions) == expected.turns[0].loss_positions
 
 
+# Every template of ../shared, with a tokenizer that knows the tokens in its source
+
+
+def spell(token: str, in_answer: bool) -> dict:
+    """Return a row of two turns, with a token in a question or an answer."""
+    texts = ["walrus", "otter", "badger", "ferret"]
+    texts[int(in_answer)] = f"mar {token} mot"
+    return row_of(*texts)
+
+
+# They refuse the rows also without a token, or get text where they take content parts alone.
+REFUSING = {
+    "llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja",
+    "llama.cpp/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
+    "trl/llava_next.jinja",
+    "trl/llava_next_training.jinja",
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", sorted({*FACTS} - REFUSING))
+def test_literal_makes_every_token_of_a_template_ordinary_text(name):
+    with load_template(name) as loaded:
+        tokenizer = loaded.tokenizer
+        kept, literal, error = (
+            load_renderer(loaded.template, tokenizer, PackOptions(control_tokens=policy))
+            for policy in ("keep", "literal", "error")
+        )
+        numbers = tokenizer.backend.get_vocab()
+        for token in kept.control_tokens:
+            for in_answer in (False, True):
+                dialogue = dialogue_of(spell(token, in_answer))
+                is_spelled = [found.content for found in kept.spelled.find(dialogue)] == [token]
+                if not is_spelled:
+                    assert in_answer  # the others are the assistant's own to write
+                    continue
+                expected, found = (each.render(dialogue, "auto") for each in (kept, literal))
+                assert error.render(dialogue, "auto").reason == "control_token"
+                assert found.merged.text == expected.merged.text
+                assert found.merged.turns == expected.merged.turns
+                # The token is where the template writes it, and nowhere else.
+                without = render_dialogue(
+                    loaded.template,
+                    tokenizer.added_tokens,
+                    dialogue_of(spell("", in_answer)),
+                    "auto",
+                )
+                assert count(numbers[token], tokenizer, found) == count(
+                    numbers[token], tokenizer, without
+                )
+
+
+def count(number: int, tokenizer, rendered) -> int:
+    return sum(doc.ids.count(number) for doc in encode_documents(tokenizer, rendered, "auto"))
+
+
 # Which text is searched, and what is reported
 
 
@@ -555,14 +663,47 @@ def test_error_names_the_message_and_the_token_but_does_not_quote_the_row(where,
 @pytest.mark.parametrize(
     "row",
     [
-        row_of("Why?", f"So.{EOT}"),
-        row_of("<think>Why?</think> <tool_call>", "So."),
+        row_of("Why?", "<think>\n</think>\n\n<tool_call>\n</tool_call>"),
         row_of("<|im_", "So.", "end|>", "So."),
-        row_of("<|im_end |> <|im|>", "So."),
+        row_of("<|im_end |> <|im|> <thinking>", "So."),
     ],
 )
-def test_error_accepts_control_tokens_of_assistants_and_text_that_only_resembles_one(row):
+def test_error_accepts_the_tags_of_assistants_and_text_that_only_resembles_a_token(row):
     assert not isinstance(render(row, "error"), Reject)
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": [f"b{EOT}"]}}}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": f"my secret {EOT}"},
+        {"content": [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]},
+        {"content": "So.", "reasoning_content": f"Hm.{EOT}"},
+        {"content": "", "tool_calls": [CALL]},
+        {"content": "", "tool_calls": [{"function": {"name": EOT, "arguments": {}}}]},
+        {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {EOT: 1}}}]},
+    ],
+)
+def test_tokens_that_end_a_turn_count_wherever_an_assistant_spells_them(answer):
+    answers = [{"role": "assistant", **answer}, {"role": "assistant", "content": "So."}]
+    question = {"role": "user", "content": "Why?"}
+    row = {"messages": [question, answers[0], question, answers[1]], "tools": None}
+    refused = render(row, "error")
+    assert isinstance(refused, Reject)
+    assert refused.detail.startswith(
+        f"message 1 (assistant): the text spells the control token {EOT}"
+    )
+    assert "secret" not in refused.detail
+
+    kept, literal = render(row, "keep"), render(row, "literal")
+    end = EMBEDDED.backend.token_to_id(EOT)
+    assert ids_of(literal).count(end) == 4  # those of the template: one for each message
+    assert ids_of(kept).count(end) == 5
+    assert literal.merged.text == kept.merged.text
+    assert literal.merged.turns == kept.merged.turns
+    assert (literal.own, literal.merged_end) == (kept.own, kept.merged_end)
 
 
 def test_the_eos_token_is_a_control_token_even_if_it_is_not_marked_as_special(tmp_path):

@@ -39,6 +39,7 @@ REPORT_KEYS = {
     "tokens_if_merged",
     "loss_tokens",
     "control_tokens",
+    "control_tokens_in_answers",
     "control_tokens_literal",
     "sequences",
     "sequences_lower_bound",
