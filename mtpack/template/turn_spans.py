@@ -44,15 +44,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.chat_template import TemplateRaisedError
-from mtpack.template.markers import MarkedText, Range, has_mark_characters
+from mtpack.template.markers import MarkedText, Range
+from mtpack.template.message_regions import RegionFinder
 from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
-from mtpack.template.renders import Render, Renders
+from mtpack.template.renders import Render, Renders, try_render
 from mtpack.template.slots import (
-    UndecidedError,
     ends_in,
     find_common_length,
     has_text_between,
@@ -63,11 +62,7 @@ from mtpack.template.slots import (
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.added_tokens import AddedTokens
 
-_Text = TypeVar("_Text", str, MarkedText)
-
-
-class TurnNotFoundError(Exception):
-    """The region of a message can't be found; the text says what to do."""
+_SYSTEM_ROLES = frozenset(("system", "developer"))
 
 
 class LocatedTurns(NamedTuple):
@@ -108,6 +103,10 @@ class TurnFinder:
     renders: Renders
     added_tokens: AddedTokens
     dialogue: Dialogue
+
+    @cached_property
+    def _regions(self) -> RegionFinder:
+        return RegionFinder(self.renders, self.added_tokens, self.dialogue)
 
     @cached_property
     def _full(self) -> MarkedText:
@@ -176,14 +175,14 @@ class TurnFinder:
         """Return the `own` of `message`; None if the template refuses it."""
         if message == len(self.dialogue.messages) - 1:
             return self._full
-        return _try(self.renders.marked, Render(message + 1))
+        return try_render(self.renders.marked, Render(message + 1))
 
     def _locate(self, text: MarkedText, message: int) -> TurnText:
         """Locate the turn of `message` in a rendered text that contains the message."""
-        region = self._find_region(text, message)
+        region = self._regions.find(text, message)
         if region[0] == region[1]:
             return TurnText(message, (), *region, TurnFlag(0))
-        prompt = _try(self.renders.text, Render(message, prompt=True))
+        prompt = try_render(self.renders.text, Render(message, prompt=True))
         written = _Written(text, message, region, prompt)
         end = self._find_end(written)
         start, flags = self._find_start(written, end)
@@ -195,48 +194,6 @@ class TurnFinder:
             flags |= TurnFlag.NO_EOT
         return TurnText(message, spans, start, end, flags)
 
-    # Region
-
-    def _find_region(self, text: MarkedText, message: int) -> Range:
-        """Return the region of `message`, from its marks or else from its prefix.
-
-        It is empty for an empty message that the template does not write. Raises TurnNotFoundError.
-        """
-        region = text.find_region(message)
-        if region is not None:
-            return region
-        if self.renders.have_slots:  # the rest depends on the contents of the dialogue
-            raise UndecidedError
-        text_has_marks = has_mark_characters(text.text)
-        if not text_has_marks and text.generations != []:
-            region = self._find_region_after_prefix(text.text, message)
-        if region is None and _is_empty(self.dialogue.messages[message]):
-            region = text.find_empty_region(message)
-        if region is None:
-            raise TurnNotFoundError(
-                "the dialogue contains characters from U+FDD0 to U+FDD4, which Unicode does not "
-                "allow in text; remove them"
-                if text_has_marks
-                else f"message {message}: where the chat template writes it can't be found; "
-                "use a template that writes messages one by one in a loop"
-            )
-        return region
-
-    def _find_region_after_prefix(self, own: str, message: int) -> Range | None:
-        """Return what `own` adds to the text of the messages before `message`.
-
-        Returns None unless `own` starts with that text, and the dialogue continued with a question
-        starts with `own`. Then the added text is exactly what the template writes for the message.
-        """
-        prefix = _try(self.renders.text, Render(message))
-        continued = _try(self.renders.text, Render(message + 1, question=True))
-        if prefix is None or continued is None:
-            return None
-        end = len(own.rstrip())
-        if len(prefix) < end and own.startswith(prefix) and continued.startswith(own[:end]):
-            return len(prefix), len(own)
-        return None
-
     # End: the first rule that gives a position decides
 
     def _find_end(self, written: _Written) -> int:
@@ -244,9 +201,9 @@ class TurnFinder:
         text = written.text
         start, last = written.region
         for later in text.marked:
-            region = text.find_region(later) if later > written.message else None
-            if region is not None and has_text_between(text.text, start, region[0]):
-                last = min(last, region[0])
+            for region in text.find_written(later) if later > written.message else ():
+                if has_text_between(text.text, start, region[0]):
+                    last = min(last, region[0])
         end = start + len(strip_end(text.text[start:last]))
         for rule in _END_RULES:
             found = rule(self, written, end)
@@ -282,22 +239,26 @@ class TurnFinder:
         return self._start_in_region(written)
 
     def _start_after_header(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
-        """There is no prompt: the turn starts after its role header.
+        """There is no prompt for the first turn: it starts after its role header.
 
         Text that opens every conversation (a default system prompt) may precede the header.
         """
-        if written.prompt is not None:
+        if not self._lacks_prompt(written):
             return None
-        header = self._find_generation_prompt(written.message + 1).lstrip()
+        header = self._find_header(written.message).lstrip()
         require_no_slots(header, written.content)
         length = len(header)
-        while length:  # a generation prompt may add a scaffold to the header: shorten it
-            position = written.content.find(header[:length])
-            if position >= 0:
-                flags = TurnFlag(0) if length == len(header) else TurnFlag.PROMPT_DIFFERS
-                return written.region[0] + position + length, flags
-            length = self.added_tokens.find_last_boundary(header, length - 1)
-        return written.region[0], TurnFlag.PROMPT_DIFFERS
+        while written.content.find(header[:length]) < 0:  # it may also have a scaffold: shorten it
+            length -= 1
+        position = written.region[0] + written.content.find(header[:length])
+        if header and not header[length:].strip():
+            flags = TurnFlag(0) if length == len(header) else TurnFlag.PROMPT_DIFFERS
+            return position + length, flags
+        end = self.added_tokens.find_last_boundary(header, length)
+        first_line = header[:length].split("\n", 1)[0]
+        if header[len(first_line) :][:1] == "\n" and first_line[end:].strip():  # a role's name
+            end = len(first_line) + ("\n" in header[:length])
+        return position + end if end else written.region[0], TurnFlag.PROMPT_DIFFERS
 
     def _start_after_prompt(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
         """The text continues the prompt."""
@@ -322,18 +283,37 @@ class TurnFinder:
             common = self._find_common_end(header, written.content)
         return written.region[0] + common, TurnFlag.PROMPT_DIFFERS
 
+    def _lacks_prompt(self, written: _Written) -> bool:
+        """Return whether the template writes no generation prompt, since no question came yet."""
+        if written.prompt is None:
+            return True
+        roles = self.dialogue.roles[: written.message]
+        if roles[-1] not in _SYSTEM_ROLES or not _SYSTEM_ROLES.issuperset(roles):
+            return False
+        before = try_render(self.renders.text, Render(written.message))
+        return before is not None and starts_with(before, written.prompt)
+
+    def _find_header(self, message: int) -> str:
+        """Return the generation prompt for a turn without a prompt; "" if there is none."""
+        prompt = try_render(self.renders.marked, Render(message + 1, prompt=True))
+        after_turn = "" if prompt is None or not prompt.regions else _find_rest(prompt)
+        # What a prompt changes in the turn itself is its end, not the generation prompt.
+        return after_turn if after_turn.strip() else self._find_added(Render(0, question=True))
+
     def _find_generation_prompt(self, num_messages: int) -> str:
         """Return the generation prompt after the messages, or else after a question; "" if none."""
-        for before in (Render(num_messages), Render(0, question=True)):
-            prompt = _try(self.renders.marked, before._replace(prompt=True))
-            without = _try(self.renders.text, before)
-            if prompt is None or without is None:
-                continue
-            rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
-            added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
-            if added or rest.strip():
-                return added or rest
-        return ""
+        return self._find_added(Render(num_messages)) or self._find_added(Render(0, question=True))
+
+    def _find_added(self, before: Render) -> str:
+        """Return what the generation prompt adds to a render; "" if nothing, or refused."""
+        prompt = try_render(self.renders.marked, before._replace(prompt=True))
+        without = try_render(self.renders.text, before)
+        if prompt is None or without is None:
+            return ""
+        rest = _find_rest(prompt)
+        added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
+        # Both are ends of the prompt. The longer one also has what ends the message before it.
+        return min(filter(str.strip, (added, rest)), key=len, default="")
 
     def _find_common_end(self, prompt: str, text: str) -> int:
         """Return the end of the common prefix, moved back to an added token's edge in `prompt`."""
@@ -353,21 +333,14 @@ _START_RULES: tuple[Callable[[TurnFinder, _Written, int], tuple[int, TurnFlag] |
 )
 
 
-def _try(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:
-    """Return a render; None if the template refuses it."""
-    try:
-        return render(wanted)
-    except TemplateRaisedError:
-        return None
+def _find_rest(text: MarkedText) -> str:
+    """Return what follows the last message in a text."""
+    return text.text[max((end for _, end in text.regions.values()), default=0) :]
 
 
 def _make_own_document(own: MarkedText, turn: TurnText) -> DocumentText:
     turn = turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)
     return DocumentText(own.text, Turns.of([turn]))
-
-
-def _is_empty(message: dict[str, Any]) -> bool:
-    return not any(message.get(key) for key in ("content", "tool_calls", "reasoning_content"))
 
 
 def _find_tagged(text: MarkedText, region: Range) -> tuple[Range, ...]:

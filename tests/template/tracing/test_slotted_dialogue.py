@@ -10,10 +10,11 @@ from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.environment import GENERATION_END, GENERATION_START
 from mtpack.template.markers import REGION_END, MarkedText, open_region, read_marks
+from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.renders import Render
 from mtpack.template.slots import SLOT, UndecidedError, make_slot, slot_number
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
-from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
+from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
 
