@@ -41,6 +41,7 @@ that has to see what is in a slot raises UndecidedError, and decides for each di
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -246,18 +247,18 @@ class TurnFinder:
         if not self._lacks_prompt(written):
             return None
         header = self._find_header(written.message).lstrip()
+        if written.prompt is not None and not header:
+            return None
         require_no_slots(header, written.content)
-        length = len(header)
-        while written.content.find(header[:length]) < 0:  # it may also have a scaffold: shorten it
-            length -= 1
+        length = _find_longest_prefix(written.content, header)  # a scaffold may follow the header
         position = written.region[0] + written.content.find(header[:length])
         if header and not header[length:].strip():
             flags = TurnFlag(0) if length == len(header) else TurnFlag.PROMPT_DIFFERS
             return position + length, flags
         end = self.added_tokens.find_last_boundary(header, length)
-        first_line = header[:length].split("\n", 1)[0]
-        if header[len(first_line) :][:1] == "\n" and first_line[end:].strip():  # a role's name
-            end = len(first_line) + ("\n" in header[:length])
+        first_line = header.find("\n")
+        if first_line <= length and header[end:first_line].strip():  # the role's name is there
+            end = min(first_line + 1, length)
         return position + end if end else written.region[0], TurnFlag.PROMPT_DIFFERS
 
     def _start_after_prompt(self, written: _Written, end: int) -> tuple[int, TurnFlag] | None:
@@ -331,6 +332,12 @@ _START_RULES: tuple[Callable[[TurnFinder, _Written, int], tuple[int, TurnFlag] |
     TurnFinder._start_at_end,
     TurnFinder._start_in_prompt,
 )
+
+
+def _find_longest_prefix(text: str, prefix: str) -> int:
+    """Return the length of the longest beginning of `prefix` that is anywhere in `text`."""
+    lengths = range(1, len(prefix) + 1)
+    return bisect_left(lengths, True, key=lambda length: prefix[:length] not in text)
 
 
 def _find_rest(text: MarkedText) -> str:
