@@ -58,7 +58,7 @@ class MarkedText:
     generations: list[Range] | None
     """Characters [start, end) in `generation` tags; None for a template without such tags."""
     nested: dict[int, list[Range]] = field(default_factory=dict)
-    """Those of `marked` that lie in a pass for another message, or in another loop's pass."""
+    """Those of `marked` that lie inside another region."""
 
     @property
     def regions(self) -> dict[int, Range]:

@@ -8,17 +8,18 @@ message that carries loss: what the model has to write at inference. For the mes
     prompt  the messages before i, rendered with the generation prompt: the model's input
     region  the characters that the template writes for message i, its role header included
 
-Region: marks in the template's loop over the messages find it (`markers.py`). If there is no such
-loop, it is what `own` adds to the text of the messages before i. If neither works, the row is
-rejected (`turn_not_found`).
+Region: marks in the template's loop over the messages find it, or else what `own` adds to a text
+without the message (`message_regions.py`). If neither works, the row is rejected
+(`turn_not_found`). If the template does not write the message, its region is empty.
 
 Start: the end of `prompt`, if `own` starts with `prompt`. So the role header carries no loss, nor
 does a scaffold (`<think>`) that the prompt contains. Otherwise it is the end of their common
 prefix, moved back to the edge of an added token of `prompt`, and the turn is flagged
 `PROMPT_DIFFERS`. If they differ already before the region, only the region is compared with the
 generation prompt. If `prompt` contains the whole turn, nothing is left to train. If `prompt`
-can't be rendered (the assistant speaks first), the turn starts after its role header, which is
-found in the region as the text of the generation prompt.
+can't be rendered (the assistant speaks first), or has no generation prompt since no question came
+yet, the turn starts after its role header, which is found in the region as the text of the
+generation prompt.
 
 End: the end of the region without trailing white space, so the end-of-turn token is trained. A
 later message inside the region (a tool's answer) ends the turn before it. If the turn ends in no
