@@ -106,13 +106,14 @@ class RegionFinder:
         """Return an empty region if the template writes nothing for the message.
 
         So it is if `own` is the text of the messages before it, or stays the same with another
-        answer.
+        answer. The region is where `text`, and the dialogue continued with a question, leave `own`.
         """
         own = self._try_text(Render(message + 1))
         others = (Render(message), Render(message, answer=True))
         if own is None or own not in map(self._try_text, others):
             return None
-        end = find_common_length(own, text)
+        continued = self._try_text(Render(message + 1, question=True)) or own
+        end = min(find_common_length(own, other) for other in (text, continued))
         return end, end
 
     def _try_text(self, render: Render) -> str | None:

@@ -11,7 +11,13 @@ from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
-from tests.template.test_dropped_content import calls, make_random_dialogues, result, say
+from tests.template.test_dropped_content import (
+    CountingTemplate,
+    calls,
+    make_random_dialogues,
+    result,
+    say,
+)
 
 CALL = say("assistant", "", tool_calls=calls("Oslo"))
 CALLING = (say("user", "walrus"), CALL, result("badger"), say("assistant", "ferret"))
@@ -150,6 +156,19 @@ def find_hidden(template: ChatTemplate, dialogue: Dialogue) -> Iterator[int]:
         tools = dialogue.tools
         if template.render(messages, tools) == template.render(changed, tools):
             yield index
+
+
+def test_rows_whose_calls_are_shown_in_part_are_not_rendered_one_by_one():
+    template = CountingTemplate(
+        {"default": f"{{% for m in messages %}}{NAMES}{{% endfor %}}"}, {}, "2026-01-01"
+    )
+    dialogue = read_row(*CALLING[:2], CALLING[3])
+    kinds = list_tool_kinds(dialogue)
+    assert kinds is not None
+    refuse_hidden_tools(template, dialogue, kinds)
+    renders = template.renders
+    refuse_hidden_tools(template, dialogue, kinds)
+    assert template.renders == renders
 
 
 def test_a_refused_row_is_a_reject_without_content():

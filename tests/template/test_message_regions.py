@@ -186,6 +186,11 @@ OPENING = {
         "{% if not loop.last or add_generation_prompt %}<e>\n{% endif %}{% endfor %}"
         + PROMPT.replace("_prompt", "_prompt and messages[-1].role != 'assistant'")
     ),
+    "closed by the prompt": (
+        "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}"
+        "{% if not loop.last or add_generation_prompt %}<e>\n{% endif %}{% endfor %}"
+        + PROMPT.replace("_prompt", "_prompt and messages[-1].role != 'assistant'")
+    ),
     "default, with a scaffold in the prompt": (
         f"{{% for m in messages %}}{DEFAULT}<s>{{{{ m.role }}}}\n{{{{ m.content }}}}<e>\n"
         "{% endfor %}{% if add_generation_prompt %}<s>assistant\n<think>\n{% endif %}"
@@ -208,6 +213,22 @@ OPENING = {
 def test_no_header_is_trained_if_the_assistant_opens(source, opening):
     trained = find_trained(source, *opening, OTTER, BADGER, FERRET)
     assert [text.removesuffix("<e>") for _, text in trained] == ["otter", "ferret"]
+
+
+def test_the_name_of_the_role_is_not_trained_if_the_scaffold_after_it_is_ordinary_text():
+    source = (
+        f"{{% for m in messages %}}{DEFAULT}<s>{{{{ m.role }}}}\n{{{{ m.content }}}}<e>\n"
+        "{% endfor %}{% if add_generation_prompt %}<s>assistant\n(think)\n{% endif %}"
+    )
+    assert find_trained(source, OTTER) == [(0, "otter<e>")]
+
+
+def test_a_template_without_generation_prompts_is_not_said_to_differ_from_its_prompt():
+    source = PLAIN.removesuffix(PROMPT)
+    messages = make_messages(("system", "marmot"), OTTER, BADGER, FERRET)
+    rendered = render_both_ways(source, make_dialogue(0, Origin("here", 1), messages), "auto")
+    assert isinstance(rendered, RenderedDialogue)
+    assert [turn.flags for turn in rendered.merged.turns.to_list()] == [0, 0]
 
 
 # A message that the template does not write
@@ -243,6 +264,35 @@ def test_a_turn_that_is_not_written_has_no_text_and_the_others_are_found(
         trained = dict(find_trained(SKIPPING[source] + closing, *turns, merge=merge))
         assert trained.pop(unwritten) == ""
         assert [text.removesuffix("<e>") for text in trained.values()] in (["otter"], ["ferret"])
+
+
+def test_a_turn_that_is_not_written_needs_no_document():
+    source = SKIPPING["skips empty messages"] + "{% if not add_generation_prompt %}<eos>{% endif %}"
+    messages = make_messages(USER, ("assistant", ""), BADGER, FERRET)
+    rendered = render_both_ways(source, make_dialogue(0, Origin("here", 1), messages), "auto")
+    assert isinstance(rendered, RenderedDialogue)
+    assert rendered.own == ()
+
+
+def test_an_end_without_its_answer_is_not_trained():
+    source = (
+        "{% for i in range(messages | length) %}{% if messages[i].role == 'user' %}"
+        + LINE.replace("m.", "messages[i].")
+        + "{% endif %}{% endfor %}<s>assistant:"
+        "{% if messages[-1].role == 'assistant' %}<e>{% endif %}"
+    )
+    assert find_trained(source, USER, OTTER) == [(1, "")]
+
+
+def test_what_follows_the_prompt_in_the_merged_text_is_not_the_turn():
+    source = (
+        "{% for i in range(messages | length) %}{% set last = i == messages | length - 1 %}"
+        "<s>{{ messages[i].role }}:{{ messages[i].content if last or messages[i].role == 'user' "
+        "else messages[i].content | upper }}<e>\n{% endfor %}" + PROMPT
+    )
+    assert find_trained(source, *CONVERSATION) == [(1, "otter<e>"), (3, "ferret<e>")]
+    dialogue = make_dialogue(0, Origin("here", 1), make_messages(*CONVERSATION))
+    assert isinstance(render_both_ways(source, dialogue, "always"), Reject)
 
 
 def test_a_template_that_writes_no_answer_is_refused():
