@@ -116,6 +116,7 @@ class Reason(StrEnum):
     TEMPLATE_RAISED = "template_raised"
     TEMPLATE_LIMIT = "template_limit"
     TURN_NOT_FOUND = "turn_not_found"
+    TOOLS_NOT_SHOWN = "tools_not_shown"
     CONTROL_TOKEN = "control_token"
     NOT_LITERAL = "not_literal"
     OVERLONG = "overlong"

@@ -19,7 +19,8 @@ from mtpack.input.rows import read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.template.dropped_content import MessageKinds
+from mtpack.template.dropped_content import Kind, MessageKinds
+from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.turn_probes import get_probes
@@ -157,18 +158,26 @@ class _RowRenderer:
                 f"longer than {self._pipeline.options.seq_len:,} tokens; "
                 "choose a larger --seq-len or another --overlong",
             )
+        kinds = list_tool_kinds(dialogue)
         rendered: RenderedDialogue | Reject | None
+        if kinds:
+            set_activity(self._pipeline, dialogue)
+            rendered = refuse_hidden_tools(self._pipeline.template, dialogue, kinds)
+            if rendered is not None:
+                return rendered
         rendered = self._pipeline.renderer.replay_texts(dialogue)
         if rendered is None:
             set_activity(self._pipeline, dialogue)
             rendered = self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
         if isinstance(rendered, RenderedDialogue):
-            self._count(dialogue, rendered)
+            self._count(dialogue, rendered, kinds)
         return rendered
 
-    def _count(self, dialogue: Dialogue, rendered: RenderedDialogue) -> None:
+    def _count(
+        self, dialogue: Dialogue, rendered: RenderedDialogue, kinds: list[Kind] | None
+    ) -> None:
         self.row_turns.append(rendered.num_turns)
-        self.kinds.add(dialogue)
+        self.kinds.add(dialogue, kinds)
         self.reasoning.add(dialogue)
         if names := self._pipeline.renderer.name_counts(dialogue):
             self._spelling.update(names)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -57,6 +57,8 @@ class MarkedText:
     """Characters [start, end) by message index, for every pass of a loop over the messages."""
     generations: list[Range] | None
     """Characters [start, end) in `generation` tags; None for a template without such tags."""
+    nested: dict[int, list[Range]] = field(default_factory=dict)
+    """Those of `marked` that lie inside another region."""
 
     @property
     def regions(self) -> dict[int, Range]:
@@ -65,16 +67,24 @@ class MarkedText:
         return {message: region for message, region in found if region is not None}
 
     def find_region(self, message: int) -> Range | None:
-        """Return the region of a message; None unless it is written exactly once."""
-        written = self._find_written(message)
-        return written[0] if len(written) == 1 else None
+        """Return the region of a message; None unless it is written exactly once.
+
+        A pass for another message may look a message up and write something of it as well: the
+        call with the id of a result. If several messages have that id, it finds all of them. So
+        where a message is written several times, what is written in other passes does not count.
+        """
+        written = set(self.find_written(message))
+        if len(written) > 1:
+            written -= set(self.nested.get(message, ()))
+        return written.pop() if len(written) == 1 else None
 
     def find_empty_region(self, message: int) -> Range | None:
         """Return the empty region of a message for which the loops wrote nothing; else None."""
-        is_empty = message in self.marked and not self._find_written(message)
+        is_empty = message in self.marked and not self.find_written(message)
         return self.marked[message][-1] if is_empty else None
 
-    def _find_written(self, message: int) -> list[Range]:
+    def find_written(self, message: int) -> list[Range]:
+        """Return the regions of a message in all passes that wrote something for it."""
         return [
             region
             for region in self.marked.get(message, ())
@@ -132,6 +142,7 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
     pieces: list[str] = []
     open_regions: list[Range] = []  # message, start
     regions: dict[int, list[Range]] = defaultdict(list)
+    nested: dict[int, list[Range]] = defaultdict(list)
     generations: list[Range] = []
     generation_start = position = copied = 0
     for mark in _MARK.finditer(marked):
@@ -147,8 +158,11 @@ def read_marks(marked: str, *, has_generations: bool) -> MarkedText:
         elif open_regions:
             message, start = open_regions.pop()
             regions[message].append((start, position))
+            if open_regions:
+                nested[message].append((start, position))
     pieces.append(marked[copied:])
-    return MarkedText("".join(pieces), dict(regions), generations if has_generations else None)
+    tagged = generations if has_generations else None
+    return MarkedText("".join(pieces), dict(regions), tagged, dict(nested))
 
 
 def open_region(message: int) -> str:

@@ -9,10 +9,11 @@ from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogu
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.markers import MarkedText
+from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.rendered_dialogue import RenderedDialogue
-from mtpack.template.renders import QUESTION, Render, select_messages
+from mtpack.template.renders import ANSWER, QUESTION, Render, select_messages
 from mtpack.template.turn_probes import get_probes
-from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
+from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 
@@ -62,14 +63,14 @@ def render_dialogue(
 
 def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:
     """Return whether the turn of a simple dialogue is found, or the template refuses it."""
-    answer = {"role": "assistant", "content": "mtpackprobe"}
-    dialogue = make_dialogue(0, Origin("probe", 1), [QUESTION, answer])
+    dialogue = make_dialogue(0, Origin("probe", 1), [QUESTION, ANSWER])
     rendered = render_dialogue(template, added_tokens, dialogue, "never")
     if isinstance(rendered, Reject):
         return rendered.reason is not Reason.TURN_NOT_FOUND
     text = rendered.own[0].text
     spans = [text[slice(*span)] for turn in rendered.own[0].turns.to_list() for span in turn.spans]
-    return "mtpackprobe" not in text or any("mtpackprobe" in span for span in spans)
+    answer = ANSWER["content"]
+    return any(answer in span for span in spans) or (bool(spans) and answer not in text)
 
 
 def _hide_content(error_text: str, dialogue: Dialogue) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.markers import MarkedText
 from mtpack.template.modes import Mode
 
+_Text = TypeVar("_Text", str, MarkedText)
+
 QUESTION = {"role": "user", "content": "?"}
+ANSWER = {"role": "assistant", "content": "mtpackprobe"}
 
 
 class Render(NamedTuple):
@@ -18,9 +23,16 @@ class Render(NamedTuple):
     """The number of messages of the dialogue, from the first."""
     prompt: bool = False
     question: bool = False
-    """Whether a short message of the user follows them."""
+    """Whether `QUESTION` follows them."""
+    answer: bool = False
+    """Whether `ANSWER` follows them."""
     mode: Mode | None = None
     """The switch that is set; None for the default."""
+
+    @property
+    def has_other_messages(self) -> bool:
+        """Whether it has messages that are not the dialogue's."""
+        return self.question or self.answer
 
 
 class Renders(Protocol):
@@ -41,4 +53,13 @@ class Renders(Protocol):
 
 def select_messages(dialogue: Dialogue, render: Render) -> Messages:
     """Return the messages of a render."""
-    return dialogue.messages[: render.num_messages] + [QUESTION] * render.question
+    messages = dialogue.messages[: render.num_messages]
+    return messages + [QUESTION] * render.question + [ANSWER] * render.answer
+
+
+def try_render(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:
+    """Return a render; None if the template refuses it."""
+    try:
+        return render(wanted)
+    except TemplateRaisedError:
+        return None

@@ -87,9 +87,9 @@ def _find_range(turn: WrittenTurn) -> Range:
     text = turn.text
     start, end = turn.region
     for later in text.marked:
-        region = text.find_region(later) if later > turn.message else None
-        if region is not None and has_text_between(text.text, start, region[0]):
-            end = min(end, region[0])
+        for region in text.find_written(later) if later > turn.message else ():
+            if has_text_between(text.text, start, region[0]):
+                end = min(end, region[0])
     return start, end
 
 

@@ -13,9 +13,9 @@ All of them are rendered in the default mode of the template, with one exception
 mode drops a reasoning, or closes it in the prompt, and another mode writes it and continues its own
 prompt, the dialogue is rendered in that mode (`turn_probes.py`).
 
-Region: marks in the template's loop over the messages find it (`markers.py`). If there is no such
-loop, it is what `own` adds to the text of the messages before i. If neither works, the row is
-rejected (`turn_not_found`).
+Region: marks in the template's loop over the messages find it, or else what `own` adds to a text
+without the message (`message_regions.py`). If neither works, the row is rejected
+(`turn_not_found`). If the template does not write the message, its region is empty.
 
 Start and context (`turn_start.py`): if `own` starts with `prompt`, the turn starts where `prompt`
 ends, and `served` is `own`. So the role header carries no loss, nor does a scaffold (`<think>`)
@@ -33,8 +33,9 @@ the first of these decides:
   edge of an added token of `prompt` (`PROMPT_DIFFERS`). If they differ already before the region,
   only the region is compared with the generation prompt.
 
-If `prompt` can't be rendered (the assistant speaks first), the turn starts after its role header,
-which is found in the region as the text of the generation prompt.
+If `prompt` can't be rendered (the assistant speaks first), or has no generation prompt since no
+question came yet, the turn starts after its role header, which is found in the region as the text
+of the generation prompt.
 
 End (`turn_end.py`): the end of the region without trailing white space, so the end-of-turn token is
 trained. A later message inside the region (a tool's answer) ends the turn before it. If the turn
@@ -64,15 +65,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.markers import MarkedText, Range, has_mark_characters
+from mtpack.template.markers import MarkedText, Range
+from mtpack.template.message_regions import RegionFinder
 from mtpack.template.modes import Mode
 from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
-from mtpack.template.renders import Render, Renders
+from mtpack.template.renders import Render, Renders, try_render
 from mtpack.template.slots import (
-    UndecidedError,
     ends_in,
     has_text_between,
     require_no_slots,
@@ -82,12 +83,8 @@ from mtpack.template.slots import (
 from mtpack.template.turn_end import End, find_end
 from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.turn_start import find_start
-from mtpack.template.written_turn import WrittenTurn, try_render
+from mtpack.template.written_turn import WrittenTurn
 from mtpack.token_batch import TurnFlag
-
-
-class TurnNotFoundError(Exception):
-    """The region of a message can't be found; the text says what to do."""
 
 
 class _Located(NamedTuple):
@@ -124,6 +121,10 @@ class TurnFinder:
     renders: Renders
     probes: TurnProbes
     dialogue: Dialogue
+
+    @cached_property
+    def _regions(self) -> RegionFinder:
+        return RegionFinder(self.renders, self.probes.added_tokens, self.dialogue, self._mode)
 
     @cached_property
     def _full(self) -> MarkedText:
@@ -210,7 +211,7 @@ class TurnFinder:
 
     def _locate(self, text: MarkedText, message: int) -> _Located:
         """Locate the turn of `message` in a rendered text that contains the message."""
-        region = self._find_region(text, message)
+        region = self._regions.find(text, message)
         if region[0] == region[1]:
             return _Located(TurnText(message, (), *region, TurnFlag(0)))
         render = Render(message + 1, mode=self._mode)
@@ -241,48 +242,6 @@ class TurnFinder:
             return TurnFlag.NOT_A_STOP
         return TurnFlag(0)
 
-    # Region
-
-    def _find_region(self, text: MarkedText, message: int) -> Range:
-        """Return the region of `message`, from its marks or else from its prefix.
-
-        It is empty for an empty message that the template does not write. Raises TurnNotFoundError.
-        """
-        region = text.find_region(message)
-        if region is not None:
-            return region
-        if self.renders.have_slots:  # the rest depends on the contents of the dialogue
-            raise UndecidedError
-        text_has_marks = has_mark_characters(text.text)
-        if not text_has_marks and text.generations != []:
-            region = self._find_region_after_prefix(text.text, message)
-        if region is None and _is_empty(self.dialogue.messages[message]):
-            region = text.find_empty_region(message)
-        if region is None:
-            raise TurnNotFoundError(
-                "the dialogue contains characters from U+FDD0 to U+FDD4, which Unicode does not "
-                "allow in text; remove them"
-                if text_has_marks
-                else f"message {message}: where the chat template writes it can't be found; "
-                "use a template that writes messages one by one in a loop"
-            )
-        return region
-
-    def _find_region_after_prefix(self, own: str, message: int) -> Range | None:
-        """Return what `own` adds to the text of the messages before `message`.
-
-        Returns None unless `own` starts with that text, and the dialogue continued with a question
-        starts with `own`. Then the added text is exactly what the template writes for the message.
-        """
-        prefix = try_render(self.renders.text, Render(message))
-        continued = try_render(self.renders.text, Render(message + 1, question=True))
-        if prefix is None or continued is None:
-            return None
-        end = len(own.rstrip())
-        if len(prefix) < end and own.startswith(prefix) and continued.startswith(own[:end]):
-            return len(prefix), len(own)
-        return None
-
 
 def _serve(own: str, found: _Located) -> tuple[TurnText, DocumentText]:
     """Return a turn in its `served`, and that text as the document of the turn."""
@@ -294,10 +253,6 @@ def _serve(own: str, found: _Located) -> tuple[TurnText, DocumentText]:
         turn = turn._replace(spans=((start, end),), start=start, end=end)
     flagged = turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)
     return turn, DocumentText(text, Turns.of([flagged]))
-
-
-def _is_empty(message: dict[str, Any]) -> bool:
-    return not any(message.get(key) for key in ("content", "tool_calls", "reasoning_content"))
 
 
 def _find_tagged(text: MarkedText, region: Range) -> tuple[Range, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mtpack.template.markers import MarkedText
 from mtpack.template.reasoning import Scaffold, remove_space
 from mtpack.template.renders import Render
 from mtpack.template.slots import (
@@ -18,6 +20,7 @@ from mtpack.template.slots import (
 from mtpack.template.written_turn import WrittenTurn
 from mtpack.token_batch import TurnFlag
 
+_SYSTEM_ROLES = frozenset(("system", "developer"))
 _NO_FLAG = TurnFlag(0)
 
 
@@ -40,19 +43,27 @@ def find_start(turn: WrittenTurn, end: int) -> Start:
 
 
 def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
-    """There is no prompt: the turn starts after its role header."""
-    if turn.prompt is not None:
+    """There is no prompt for the first turn: it starts after its role header.
+
+    Text that opens every conversation (a default system prompt) may precede the header.
+    """
+    if not _lacks_prompt(turn):
         return None
-    header = _find_generation_prompt(turn, turn.render).lstrip()
+    header = _find_header(turn).lstrip()
+    if turn.prompt is not None and not header:
+        return None
     require_no_slots(header, turn.content)
-    length = len(header)
-    while length:  # a generation prompt may add a scaffold to the header: shorten it
-        position = turn.content.find(header[:length])
-        if position >= 0:
-            flags = _NO_FLAG if length == len(header) else TurnFlag.PROMPT_DIFFERS
-            return Start(turn.region[0] + position + length, flags)
-        length = turn.added_tokens.find_last_boundary(header, length - 1)
-    return Start(turn.region[0], TurnFlag.PROMPT_DIFFERS)
+    length = _find_longest_prefix(turn.content, header)  # a scaffold may follow the header
+    position = turn.region[0] + turn.content.find(header[:length])
+    if header and not header[length:].strip():
+        flags = _NO_FLAG if length == len(header) else TurnFlag.PROMPT_DIFFERS
+        return Start(position + length, flags)
+    boundary = turn.added_tokens.find_last_boundary(header, length)
+    first_line = header.find("\n")
+    if first_line <= length and header[boundary:first_line].strip():  # the role's name is there
+        boundary = min(first_line + 1, length)
+    start = position + boundary if boundary else turn.region[0]
+    return Start(start, TurnFlag.PROMPT_DIFFERS)
 
 
 def _start_after_prompt(turn: WrittenTurn, end: int) -> Start | None:
@@ -158,25 +169,63 @@ _RULES: tuple[Callable[[WrittenTurn, int], Start | None], ...] = (
 
 def _start_in_region(turn: WrittenTurn) -> Start:
     """They differ in an earlier message: compare the generation prompt with the region."""
-    header = _find_generation_prompt(turn, turn.before)
+    header = _find_generation_prompt(turn)
     common = len(header)
     if not turn.content.startswith(header):
         common = _find_common_end(turn, header, turn.content)
     return Start(turn.region[0] + common, TurnFlag.PROMPT_DIFFERS)
 
 
-def _find_generation_prompt(turn: WrittenTurn, render: Render) -> str:
-    """Return the generation prompt after a render, or else after a question; "" if none."""
-    for before in (render, Render(0, question=True, mode=render.mode)):
-        prompt = turn.try_marked(before._replace(prompt=True))
-        without = turn.try_text(before)
-        if prompt is None or without is None:
-            continue
-        rest = prompt.text[max((end for _, end in prompt.regions.values()), default=0) :]
-        added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
-        if added or rest.strip():
-            return added or rest
-    return ""
+def _lacks_prompt(turn: WrittenTurn) -> bool:
+    """Return whether the template writes no generation prompt, since no question came yet."""
+    if turn.prompt is None:
+        return True
+    roles = turn.dialogue.roles[: turn.message]
+    if roles[-1] not in _SYSTEM_ROLES or not _SYSTEM_ROLES.issuperset(roles):
+        return False
+    before = turn.try_text(turn.before)
+    return before is not None and starts_with(before, turn.prompt)
+
+
+def _find_header(turn: WrittenTurn) -> str:
+    """Return the generation prompt for a turn without a prompt; "" if there is none."""
+    prompt = turn.try_marked(turn.render._replace(prompt=True))
+    after_turn = "" if prompt is None or not prompt.regions else _find_rest(prompt)
+    # What a prompt changes in the turn itself is its end, not the generation prompt.
+    return after_turn if after_turn.strip() else _find_added(turn, _ask(turn))
+
+
+def _find_generation_prompt(turn: WrittenTurn) -> str:
+    """Return the generation prompt of a turn, or else that of a question; "" if none."""
+    return _find_added(turn, turn.before) or _find_added(turn, _ask(turn))
+
+
+def _ask(turn: WrittenTurn) -> Render:
+    """Return the render of a question alone."""
+    return Render(0, question=True, mode=turn.render.mode)
+
+
+def _find_added(turn: WrittenTurn, before: Render) -> str:
+    """Return what the generation prompt adds to a render; "" if nothing, or refused."""
+    prompt = turn.try_marked(before._replace(prompt=True))
+    without = turn.try_text(before)
+    if prompt is None or without is None:
+        return ""
+    rest = _find_rest(prompt)
+    added = prompt.text[len(without) :] if starts_with(prompt.text, without) else ""
+    # Both are ends of the prompt. The longer one also has what ends the message before it.
+    return min(filter(str.strip, (added, rest)), key=len, default="")
+
+
+def _find_rest(text: MarkedText) -> str:
+    """Return what follows the last message in a text."""
+    return text.text[max((end for _, end in text.regions.values()), default=0) :]
+
+
+def _find_longest_prefix(text: str, prefix: str) -> int:
+    """Return the length of the longest beginning of `prefix` that is anywhere in `text`."""
+    lengths = range(1, len(prefix) + 1)
+    return bisect_left(lengths, True, key=lambda length: prefix[:length] not in text)
 
 
 def _find_common_end(turn: WrittenTurn, prompt: str, text: str) -> int:

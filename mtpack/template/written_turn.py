@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.made_up import TurnKind
 from mtpack.template.markers import MarkedText, Range
-from mtpack.template.renders import Render, Renders
+from mtpack.template.renders import Render, Renders, try_render
 from mtpack.template.turn_probes import TurnProbes, kind_of
 from mtpack.tokenizer.added_tokens import AddedTokens
-
-_Text = TypeVar("_Text", str, MarkedText)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +63,3 @@ class WrittenTurn:
     def try_marked(self, wanted: Render) -> MarkedText | None:
         """Return a render with its regions; None if the template refuses it."""
         return try_render(self.renders.marked, wanted)
-
-
-def try_render(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:
-    """Return a render; None if the template refuses it."""
-    try:
-        return render(wanted)
-    except TemplateRaisedError:
-        return None

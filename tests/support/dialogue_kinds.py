@@ -151,6 +151,17 @@ KINDS: dict[str, Row] = {
         ],
         "tools": TOOLS,
     },
+    "tools, a repeated id": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "", tool_calls=[call("Zürich")]),
+            result("badger"),
+            say("assistant", "", tool_calls=[call("Oslo")]),
+            result("beaver"),
+            say("assistant", "ferret"),
+        ],
+        "tools": TOOLS,
+    },
     "tools, not called": {
         "messages": [
             say("user", "walrus"),
@@ -181,6 +192,14 @@ KINDS: dict[str, Row] = {
     },
     "opened by the assistant": {
         "messages": [
+            say("assistant", "otter"),
+            say("user", "badger"),
+            say("assistant", "ferret"),
+        ]
+    },
+    "opened by the assistant, after a system message": {
+        "messages": [
+            say("system", "marmot"),
             say("assistant", "otter"),
             say("user", "badger"),
             say("assistant", "ferret"),

@@ -77,6 +77,10 @@ class TemplateRaised(Exception):
     """The chat template refuses these messages, or transformers does before it."""
 
 
+class ToolsNotShown(Exception):
+    """The template writes nothing of a tool's call or result before a trained message."""
+
+
 class Reference:
     """The definition, for one tokenizer and one chat template."""
 
@@ -100,11 +104,12 @@ class Reference:
         """Return the merged document, if it has a turn, then the own documents in message order.
 
         merge: "auto", "always" or "never". Raises TemplateRaised if the whole dialogue can't be
-        rendered.
+        rendered, and ToolsNotShown.
         """
         tools = row.get("tools")
         messages = self.join_unread_parts([prepare(message) for message in row["messages"]], tools)
         full = self.render(messages, tools)
+        self.require_shown_tools(row, messages, tools)
 
         merged: list[Turn] = []
         alone: list[tuple[str, Turn]] = []
@@ -130,6 +135,22 @@ class Reference:
         candidates = [self.make_document(full, merged)]
         candidates += [self.make_document(own, [turn]) for own, turn in alone]
         return [document for document in candidates if document.turns]
+
+    def require_shown_tools(self, row: dict[str, Any], messages: list[Message], tools: Any) -> None:
+        """Raise ToolsNotShown if changing all calls of a message, or a result, changes nothing."""
+        trained = [index for index, message in enumerate(row["messages"]) if is_trained(message)]
+        for index, message in enumerate(messages[: max(trained, default=-1) + 1]):
+            if message.get("tool_calls"):
+                last = index
+            elif message["role"] == "tool":
+                roles = [later["role"] for later in messages]
+                last = roles.index("assistant", index)
+            else:
+                continue
+            other = [*messages[:index], change_tools(message), *messages[index + 1 : last + 1]]
+            with suppress(TemplateRaised):
+                if self.render(other, tools) == self.render(messages[: last + 1], tools):
+                    raise ToolsNotShown(index)
 
     def same_up_to(self, end: int, own: str, full: str) -> bool:
         """Return whether `full` and `own` agree up to `end`, in text and in ids."""
@@ -297,9 +318,11 @@ class Reference:
         self, messages: list[Message], tools: Any, index: int, text: str, region: int, end: int
     ) -> int:
         """Return the start of the turn of message `index`, which extends from `region` to `end`."""
-        try:
+        prompt = None
+        with suppress(TemplateRaised):
             prompt = self.render(messages[:index], tools, prompt=True)
-        except TemplateRaised:
+        opens = {message["role"] for message in messages[:index]} <= {"system", "developer"}
+        if prompt is None or (opens and prompt == self.render(messages[:index], tools)):
             # The assistant speaks first, for example: transformers renders no empty dialogue.
             # Use the generation prompt that the template writes in another context.
             return self.find_header_end(
@@ -405,6 +428,19 @@ def join_parts(message: Message) -> Message:
 def has_content(message: Message) -> bool:
     """Return whether the message has content or tool calls."""
     return any(message.get(key) for key in ("content", "tool_calls"))
+
+
+def change_tools(message: Message) -> Message:
+    """Return the message with its result, or all names and arguments of its calls, replaced."""
+    other = deepcopy(message)
+    if other["role"] == "tool":
+        other["content"] = OTHER
+    for tool_call in other.get("tool_calls", ()):
+        function = tool_call["function"]
+        function["name"] = OTHER
+        as_text = isinstance(function["arguments"], str)
+        function["arguments"] = f'{{"{OTHER}": 1}}' if as_text else {OTHER: 1}
+    return other
 
 
 def change_content(message: Message) -> Message:

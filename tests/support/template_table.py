@@ -24,6 +24,7 @@ from mtpack.input.dialogue import Dialogue, Origin, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.tracing.replayer import Replayer
@@ -32,7 +33,13 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_toke
 from tests.conftest import SHARED
 from tests.support.dialogue_kinds import KINDS, Row
 from tests.support.encoders import encoder_of
-from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
+from tests.support.reference import (
+    Reference,
+    ReferenceDocument,
+    ReferenceTurn,
+    TemplateRaised,
+    ToolsNotShown,
+)
 from tests.support.template_facts import BOS, EOS, FACTS
 
 DATE = "2026-01-31"
@@ -45,6 +52,7 @@ CONTROL = re.compile(
     r"<\|[^|<>\s'\"]{1,40}\|>|<｜[^｜<>]{1,40}｜>|<\|[a-z_]+>|<[a-z_]+\|>|</?s>|<[a-z]+_of_[a-z]+>"
     r"|\[/?[A-Z_]{3,30}\]|\[\|[a-z]+\|\]|<seed:[a-z]+>|</?think>"
 )
+NOT_SHOWN = "tools_not_shown"
 NOT_SPECIAL = ("<think>", "</think>")
 
 
@@ -57,6 +65,8 @@ class TableRow:
     """Kinds that give the documents of the reference."""
     refused: tuple[str, ...] = ()
     """Kinds that the template refuses, in transformers as in mtpack."""
+    not_shown: tuple[str, ...] = ()
+    """Kinds whose tool calls or results the template does not write, for the reference as well."""
     not_found: tuple[str, ...] = ()
     """Kinds that only mtpack refuses, because it can't find a turn."""
     failed: tuple[str, ...] = ()
@@ -152,7 +162,8 @@ def frozen_clock() -> Iterator[None]:
 def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
     """Compare all kinds of dialogues, under every `--merge`."""
     outcomes: dict[str, list[str]] = {
-        outcome: [] for outcome in ("passed", "refused", "not_found", "failed", "not_exact")
+        outcome: []
+        for outcome in ("passed", "refused", "not_shown", "not_found", "failed", "not_exact")
     }
     with load_template(name, folder) as loaded:
         replayed = replay_documents(loaded)
@@ -162,7 +173,12 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
                 compute_reference_documents(loaded.reference, row, merge) for merge in MERGES
             ]
             if found == expected == replayed.documents[kind]:
-                outcome = "refused" if expected[0] is None else "passed"
+                outcomes_by_documents = {None: "refused", NOT_SHOWN: "not_shown"}
+                outcome = (
+                    "passed"
+                    if isinstance(expected[0], list)
+                    else outcomes_by_documents[expected[0]]
+                )
             else:
                 outcome = "not_found" if "turn_not_found" in found else "failed"
             outcomes[outcome].append(kind)
@@ -195,7 +211,8 @@ def replay_documents(loaded: LoadedTemplate) -> Replayed:
             replayer.render_dialogue(as_dialogue(row))
         replayed -= replayer.replayed
         for kind, row in KINDS.items():
-            outcome = replayer.render_dialogue(as_dialogue(row))
+            dialogue = as_dialogue(row)
+            outcome = refuse(loaded.template, dialogue) or replayer.render_dialogue(dialogue)
             accepted += not isinstance(outcome, Reject)
             documents[kind].append(pack(loaded, outcome, merge))
         replayed += replayer.replayed
@@ -203,7 +220,16 @@ def replay_documents(loaded: LoadedTemplate) -> Replayed:
 
 
 def render(loaded: LoadedTemplate, row: Row, merge: str) -> RenderedDialogue | Reject:
-    return render_dialogue(loaded.template, loaded.tokenizer.added_tokens, as_dialogue(row), merge)
+    dialogue = as_dialogue(row)
+    refused = refuse(loaded.template, dialogue)
+    return refused or render_dialogue(
+        loaded.template, loaded.tokenizer.added_tokens, dialogue, merge
+    )
+
+
+def refuse(template: ChatTemplate, dialogue: Dialogue) -> Reject | None:
+    kinds = list_tool_kinds(dialogue)
+    return None if kinds is None else refuse_hidden_tools(template, dialogue, kinds)
 
 
 def pack(
@@ -233,12 +259,16 @@ def encode_documents(
     return documents
 
 
-def compute_reference_documents(reference: Reference, row: Row, merge: str) -> Documents | None:
-    """Return the reference's documents, or None if the template refuses."""
+def compute_reference_documents(
+    reference: Reference, row: Row, merge: str
+) -> Documents | str | None:
+    """Return the reference's documents, None if the template refuses, or `NOT_SHOWN`."""
     try:
         return reference.documents(row, merge)
     except TemplateRaised:
         return None
+    except ToolsNotShown:
+        return NOT_SHOWN
 
 
 def has_own_documents(loaded: LoadedTemplate, row: Row) -> bool:
@@ -257,8 +287,16 @@ def as_dialogue(row: Row) -> Dialogue:
     return dialogue
 
 
-COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>9}  {}"
-HEADINGS = ("template", "passed", "refused", "not exact", "replayed", "kinds not exact or wrong")
+COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>10}{:>9}  {}"
+HEADINGS = (
+    "template",
+    "passed",
+    "refused",
+    "not shown",
+    "not exact",
+    "replayed",
+    "kinds not exact or wrong",
+)
 
 
 def format_line(row: TableRow) -> str:
@@ -268,6 +306,7 @@ def format_line(row: TableRow) -> str:
         row.template,
         len(row.passed),
         len(row.refused),
+        len(row.not_shown),
         len(row.not_exact),
         f"{row.replayed:.0%}",
         "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in lists.items() if kinds),

@@ -3,12 +3,23 @@
 `python -m tests.support.template_table` prints the results of this test as a table.
 """
 
+import json
+
 import pytest
 
 from tests.conftest import SHARED, shared
 from tests.support.dialogue_kinds import KINDS
 from tests.support.template_facts import FACTS
-from tests.support.template_table import TEMPLATES, compute_table_row, format_line
+from tests.support.template_table import (
+    MERGES,
+    TEMPLATES,
+    compute_reference_documents,
+    compute_table_row,
+    format_line,
+    load_template,
+    pack,
+    render,
+)
 
 # Kinds of dialogues that can't be right with a template, and why: (template, kind) -> reason.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
@@ -41,7 +52,23 @@ def test_all_kinds_of_dialogues_give_the_documents_of_the_reference(name):
     wrong = {kind for kind in row.failed + row.not_found if (name, kind) not in EXCEPTIONS}
     assert not wrong
     assert row.passed
-    assert len(row.passed + row.refused + row.failed + row.not_found) == len(KINDS)
+    assert len(row.passed + row.refused + row.not_shown + row.failed + row.not_found) == len(KINDS)
+
+
+# One call id twice; an assistant that opens.
+CASES = ("sameid.jsonl", "open.jsonl", "starts_assistant.jsonl")
+
+
+@pytest.mark.oracle
+@needs_templates
+@pytest.mark.parametrize("name", FACTS)
+def test_the_small_inputs_give_the_documents_of_the_reference(name):
+    with load_template(name) as loaded:
+        for case in CASES:
+            row = json.loads(shared(f"data/cases/{case}").read_text(encoding="utf-8"))
+            for merge in MERGES:
+                found = pack(loaded, render(loaded, row, merge), merge)
+                assert found == compute_reference_documents(loaded.reference, row, merge), case
 
 
 @pytest.mark.oracle

@@ -14,7 +14,7 @@ TOKENS = AddedTokens(
         AddedToken(number, content, content != "<think>", absorbs_space=False, cuts=True)
         for number, content in enumerate(("<s>", "<e>", "<eos>", "<answer>", "<think>"))
     ),
-    "<eos>",
+    ("<eos>",),
 )
 USER, OTTER = ("user", "walrus"), ("assistant", "otter")
 BADGER, FERRET = ("user", "badger"), ("assistant", "ferret")
@@ -89,13 +89,10 @@ BACKWARDS = (
     "{% for message in messages | reverse %}{% set ns = namespace(m=message) %}{% endfor %}"
     "{% for i in range(messages | length) %}{{ messages[-1 - i].content }}{% endfor %}"
 )
-CLOSED_IN_FULL = WITHOUT_MESSAGE_LOOP["messages copied"].replace(
-    PROMPT, "{% if not add_generation_prompt %}<eos>{% endif %}" + PROMPT
-)
 
 
-@pytest.mark.parametrize("source", [TWICE, BACKWARDS, CLOSED_IN_FULL])
-def test_a_row_is_rejected_if_neither_marks_nor_prefixes_find_the_turn(source):
+@pytest.mark.parametrize("source", [TWICE, BACKWARDS])
+def test_a_row_is_rejected_if_nothing_shows_where_the_template_writes_the_turn(source):
     for turns in (CONVERSATION, (USER, ("assistant", "walrus"))):
         rejected = render(source, *turns)
         assert isinstance(rejected, Reject)

@@ -17,6 +17,7 @@ from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Messages, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import has_mark_characters, has_reserved_characters
+from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.slots import UndecidedError
@@ -27,7 +28,7 @@ from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLoc
 from mtpack.template.tracing.slotted_renders import FilledRenders, SlottedRenders
 from mtpack.template.tracing.tracers import Untraceable
 from mtpack.template.turn_probes import get_probes, has_reasoning
-from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
+from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 # Shapes to keep; the one that was not used for longest is dropped first. In some data, every

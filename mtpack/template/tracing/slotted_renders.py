@@ -74,7 +74,7 @@ class SlottedRenders:
         Raises TemplateRaisedError, UndecidedError for one with other messages, UnrecordedError if
         it is not known, and Untraceable if it can't be recorded.
         """
-        if render.question:
+        if render.has_other_messages:
             raise UndecidedError
         return self.read_marks(self.find(render, marked=True).text)
 
@@ -119,8 +119,8 @@ class SlottedRenders:
             raise Untraceable("a recording that can't be replayed") from error
 
     def _replay(self, render: Render, whole: Interpreter | None) -> Interpreter | None:
-        num_messages, prompt, _, mode = render
-        known = self._known.in_mode(mode)
+        num_messages, prompt = render.num_messages, render.prompt
+        known = self._known.in_mode(render.mode)
         try:
             found = None if whole is None else whole.resume_at(num_messages, prompt)
             if found is None:
@@ -129,7 +129,7 @@ class SlottedRenders:
         except ReplayRaisedError:
             return None
         if num_messages == len(self.program.messages) and not prompt:
-            self._whole[mode] = found
+            self._whole[render.mode] = found
         return found
 
     def _make_texts(self, interpreter: Interpreter) -> tuple[SlottedText, SlottedText]:
@@ -169,6 +169,6 @@ class FilledRenders:
         return self.slotted.read_marks(self._fill(render, marked=True))
 
     def _fill(self, render: Render, *, marked: bool) -> str:
-        if render.question:
+        if render.has_other_messages:
             return self.slotted.fill_other(self.dialogue, render, marked=marked)
         return self.slotted.find(render, marked=marked).fill(self.values)[0]

@@ -12,13 +12,14 @@ from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.environment import GENERATION_END, GENERATION_START
 from mtpack.template.made_up import TurnKind
 from mtpack.template.markers import REGION_END, MarkedText, open_region, read_marks
+from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.modes import Mode
 from mtpack.template.reasoning import Scaffold
 from mtpack.template.renders import Render
 from mtpack.template.slots import SLOT, UndecidedError, make_slot, slot_number
 from mtpack.template.stop_tokens import Ending
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
-from mtpack.template.turn_spans import TurnFinder, TurnNotFoundError
+from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
