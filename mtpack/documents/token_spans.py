@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtpack.counts import Counts
+from mtpack.documents.cut_starts import CutTexts, DocumentTexts, encode_documents
 from mtpack.template.rendered_dialogue import (
     DocumentText,
     PlacedTurns,
@@ -36,7 +37,7 @@ from mtpack.template.rendered_dialogue import (
     place_turns,
 )
 from mtpack.token_batch import Int64, TokenBatch, TurnFlag, offsets_from_lengths
-from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
+from mtpack.tokenizer.encode import EncodedTexts, TextEncoder
 
 
 def encode_dialogues(
@@ -46,19 +47,20 @@ def encode_dialogues(
 
     merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
     """
-    texts, documents = _Texts(), _Documents()
+    texts, documents = DocumentTexts(), _Documents()
     numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
-    encoded = encoder.encode(texts.texts, texts.rows, texts.known)
+    cut_texts = encode_documents(encoder, texts)
+    encoded = cut_texts.encoded
     for dialogue, (merged, compared, own) in zip(rendered, numbers, strict=True):
         turns = dialogue.merged.turns
         moved: list[tuple[int, DocumentText]] = []
         if compared:
-            turns, moved = _compare_ids(encoded, dialogue, merged, compared, merge)
-        documents.add(dialogue.row, merged, turns)
+            turns, moved = _compare_ids(cut_texts, dialogue, merged, compared, merge)
+        documents.add(dialogue.row, cut_texts.find(merged), turns)
         for number, document in (*moved, *zip(own, dialogue.own, strict=True)):
-            documents.add(dialogue.row, number, document.turns)
-    batch, counts = documents.build_batch(encoded)
-    merged_texts = _to_int64([merged for merged, _, _ in numbers])
+            documents.add(dialogue.row, cut_texts.find(number), document.turns)
+    batch, counts = documents.build_batch(cut_texts)
+    merged_texts = _to_int64([cut_texts.find(merged) for merged, _, _ in numbers])
     merged_ends = _to_int64([dialogue.merged_end for dialogue in rendered])
     ends = encoded.positions.at(merged_texts, merged_ends)
     tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
@@ -67,42 +69,15 @@ def encode_dialogues(
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document; the batch is empty if no turn has a loss token."""
-    texts, documents = _Texts(), _Documents()
-    documents.add(row, texts.add(row, document), document.turns)
-    return documents.build_batch(encoder.encode(texts.texts, texts.rows, texts.known))[0]
-
-
-@dataclass(slots=True)
-class _Texts:
-    """Collects all texts that are encoded together. A text is referred to by its number."""
-
-    texts: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    """The input row of each text."""
-    known: dict[int, EncodedText] = field(default_factory=dict)
-    """The tokens of texts that are encoded already, by number."""
-
-    def add(self, row: int, document: DocumentText) -> int:
-        """Add the text of a document and return its number."""
-        if document.encoded is not None:
-            self.known[len(self.texts)] = document.encoded
-        self.texts.append(document.text)
-        self.rows.append(row)
-        return len(self.texts) - 1
-
-    def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, list[int], list[int]]:
-        """Add the texts of a dialogue.
-
-        Return the number of the merged text, and the numbers of `to_compare` and of `own`.
-        """
-        row = dialogue.row
-        merged = self.add(row, dialogue.merged)
-        compared = [self.add(row, document) for _, document in dialogue.to_compare]
-        return merged, compared, [self.add(row, document) for document in dialogue.own]
+    texts, documents = DocumentTexts(), _Documents()
+    number = texts.add(row, document)
+    cut_texts = encode_documents(encoder, texts)
+    documents.add(row, cut_texts.find(number), document.turns)
+    return documents.build_batch(cut_texts)[0]
 
 
 def _compare_ids(
-    encoded: EncodedTexts,
+    texts: CutTexts,
     dialogue: RenderedDialogue,
     merged: int,
     compared: list[int],
@@ -113,11 +88,14 @@ def _compare_ids(
     merged, compared: the numbers of these texts. Return the turns that are trained in the merged
     text, and the documents of the others, each with the number of its text.
     """
+    cut_merged = texts.find(merged)
     turns = dialogue.merged.turns.to_list()
     differing = {
         index: (number, document)
         for number, (index, document) in zip(compared, dialogue.to_compare, strict=True)
-        if not _have_same_ids(encoded, merged, number, turns[index].end)
+        if not _have_same_ids(
+            texts.encoded, cut_merged, texts.find_compared(number), turns[index].end
+        )
     }
     if not differing:
         return dialogue.merged.turns, []
@@ -160,8 +138,9 @@ class _Documents:
         self.texts.append(text)
         self.turns.append(turns)
 
-    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counts]:
+    def build_batch(self, cut_texts: CutTexts) -> tuple[TokenBatch, Counts]:
         """Find the tokens of all turns; drop turns and documents without a loss token."""
+        encoded = cut_texts.encoded
         texts = _to_int64(self.texts)
         found = place_turns(self.turns)
         turn_documents = np.repeat(np.arange(len(texts)), found.num_turns)
@@ -190,8 +169,11 @@ class _Documents:
             span_starts=spans.starts.astype(np.int32),
             span_ends=spans.ends.astype(np.int32),
         )
-        no_loss_token = len(turn_documents) - len(turns)
-        return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
+        counts = Counts(
+            turns_dropped={"no_loss_token": len(turn_documents) - len(turns)},
+            straddles=cut_texts.count_straddles(texts[turn_documents], found.starts),
+        )
+        return batch, spans.counts + counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ the slots. A plain text is a text without slots.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -103,12 +103,20 @@ class Turns:
         ]
 
 
+class KnownTokens(NamedTuple):
+    """The tokens of a text that its tokenizer alone would encode in another way."""
+
+    whole: EncodedText
+    encode_part: Callable[[int, int], EncodedText]
+    """Encodes the characters [start, end) of the text apart from the others."""
+
+
 class DocumentText(NamedTuple):
     """A rendered text and the turns that are trained in it."""
 
     text: str
     turns: Turns
-    encoded: EncodedText | None = None
+    encoded: KnownTokens | None = None
     """The tokens of `text`, if they are known already."""
 
 
