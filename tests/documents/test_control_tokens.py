@@ -233,7 +233,7 @@ DIALECTS = {
     "phi-3-mini": (replace(template_facts.PHI, closing="<|endoftext|>"), None),
     "gpt2": (Facts(("assistant: ",), ("<|endoftext|>",)), GPT_2),
 }
-ANSWERS = st.sampled_from(("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</think>\n\nYes."))
+ANSWERS = st.sampled_from(("Yes.", "No < 5", "", "\n\n北京\n", "<think>\nHm.\n</think>\n\nYes."))
 
 
 def contents(texts: st.SearchStrategy[str]) -> st.SearchStrategy:
