@@ -3,8 +3,9 @@
 `template/turn_spans.py` finds the characters of a turn. This module encodes the texts and finds the
 turn's *loss tokens*, the tokens whose prediction is trained:
 
-- A token carries loss if all its characters lie inside a span of the turn. A token that crosses
-  the start or the end of a span carries no loss and is counted (`straddles`).
+- A token carries loss if all its characters lie inside a span of the turn. Where a token would
+  cross the start of a turn, the text is cut there (`cut_starts.py`). Any other token that crosses
+  the start or the end of a span carries no loss. Both are counted (`straddles`).
 - The first token of a document carries no loss, because no token before it predicts it.
 - Generation tags may mark characters before the start of the turn. Tokens that start there carry
   loss as well, and are counted (`given_trained`).
@@ -14,7 +15,8 @@ turn's *loss tokens*, the tokens whose prediction is trained:
 This module also decides the last case of merging. Two texts that are equal up to the end of a turn
 may still have other tokens there, because a token may continue into the text that follows. If the
 text leaves this open (`RenderedDialogue.to_compare`), the ids of the merged text and of the turn's
-own text are compared. If they differ, merging is not exact for this turn.
+own text are compared, with both texts cut alike. If they differ, merging is not exact for this
+turn.
 
 For speed, all texts are encoded at once, and the tokens of all turns are found with a few numpy
 calls.

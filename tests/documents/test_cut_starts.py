@@ -28,7 +28,7 @@ from tests.support.strategies import as_documents
 BYTE_LEVEL = ("embedded", "qwen3", "gpt2", "minimind", "falcon")
 OTHERS = ("phi-3-mini", "t5-small-unigram", "bert-base-uncased-wordpiece")
 HEADERS = {
-    # Vicuna's prompt ends in a space here; no token ends a turn of the last one.
+    # By what the prompt ends in; the first is Vicuna's. No control token ends these turns.
     "space": "USER: {{ m.content }} ASSISTANT: |{{ m.content }}<|end|>\n",
     "newline": "<|user|>{{ m.content }}\nASSISTANT:\n|{{ m.content }}<|end|>\n",
     "bare": "{{ m.content }}|{{ m.content }}",

@@ -92,6 +92,7 @@ class Definition:
         self.tokenizer = tokenizer
         self.is_byte_level = "ByteLevel" in repr(tokenizer.backend.pre_tokenizer)
         self.merge = merge
+        self.encoded: dict[str, EncodedText] = {}
         self.documents: list[Document] = []
         self.counts = Counts()
         self.flags: list[int] = []
@@ -132,16 +133,18 @@ class Definition:
 
     def count_around(self, text: str, position: int) -> int:
         """Return the number of tokens of the whole text that start before and end after it."""
-        whole = self.encode(text, [])
+        whole = self.encode_whole(text)
         return int(np.sum((whole.starts < position) & (position < whole.ends)))
+
+    def encode_whole(self, text: str) -> EncodedText:
+        if text not in self.encoded:
+            (self.encoded[text],) = encode_with_offsets(self.tokenizer, [text])
+        return self.encoded[text]
 
     def encode(self, text: str, cuts: list[int]) -> EncodedText:
         """Encode the parts of the text between the cuts, each apart from the others."""
         edges = [0, *cuts, len(text)]
-        parts = [
-            (first, encode_with_offsets(self.tokenizer, [text[first:last]])[0])
-            for first, last in pairwise(edges)
-        ]
+        parts = [(first, self.encode_whole(text[first:last])) for first, last in pairwise(edges)]
         return EncodedText(
             np.concatenate([part.ids for _, part in parts]),
             np.concatenate([first + part.starts for first, part in parts]),
