@@ -13,20 +13,24 @@ Two texts are compared with the starts of their turns cut alike. In its own text
 earlier turns as context, so that text has no cuts there. To compare it with the merged text, it is
 encoded once more with the cuts of the merged text.
 
-Few texts have a straddled start, so all are encoded as a whole first. Those to cut come after them,
-as further texts.
+Few texts have a straddled start, so all are encoded as a whole first. Those that are cut come after
+them, as further texts.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
-from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, place_turns
-from mtpack.token_batch import Int64
+from mtpack.template.rendered_dialogue import (
+    DocumentText,
+    PlacedTurns,
+    RenderedDialogue,
+    place_turns,
+)
+from mtpack.token_batch import Bools, Int64
 from mtpack.tokenizer.encode import EncodedText, EncodedTexts, Positions, TextEncoder
 
 
@@ -37,8 +41,10 @@ class DocumentTexts:
     documents: list[DocumentText] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     """The input row of each text."""
-    merged: dict[int, int] = field(default_factory=dict)
-    """By the number of a turn's own text: the merged text that it is compared with."""
+    merged: list[int] = field(default_factory=list)
+    """The merged text of each dialogue."""
+    compared: list[tuple[int, int, int]] = field(default_factory=list)
+    """Turns whose ids are compared: the merged text, the turn's index in it, and its own text."""
 
     def add(self, row: int, document: DocumentText) -> int:
         """Add the text of a document and return its number."""
@@ -46,51 +52,52 @@ class DocumentTexts:
         self.rows.append(row)
         return len(self.rows) - 1
 
-    def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, list[int], list[int]]:
-        """Add the texts of a dialogue.
-
-        Return the number of the merged text, and the numbers of `to_compare` and of `own`.
-        """
+    def add_dialogue(self, dialogue: RenderedDialogue) -> None:
+        """Add the texts of a dialogue: the merged one, those to compare, and the others."""
         row = dialogue.row
         merged = self.add(row, dialogue.merged)
-        compared = [self.add(row, document) for _, document in dialogue.to_compare]
-        self.merged.update(dict.fromkeys(compared, merged))
-        return merged, compared, [self.add(row, document) for document in dialogue.own]
+        self.merged.append(merged)
+        for turn, document in dialogue.to_compare:
+            self.compared.append((merged, turn, self.add(row, document)))
+        for document in dialogue.own:
+            self.add(row, document)
 
 
 @dataclass(frozen=True, slots=True)
-class CutTexts:
-    """Encoded texts, and those of them that are cut."""
+class EncodedDocuments:
+    """The texts of documents as tokens, and the turns in them."""
 
     encoded: EncodedTexts
-    """All texts as a whole, by their numbers; then texts that are cut."""
-    cut: dict[int, int] = field(default_factory=dict)
-    """By the number of a text with a straddled start: the text with its cuts."""
+    """All texts as a whole, by their numbers; then those that are cut."""
+    written: Int64
+    """(texts,): the number of each text as it is written. It is another one if the text is cut."""
+    turns: PlacedTurns
+    """The turns of all texts."""
+    turn_texts: Int64
+    """(turns,): the number of each turn's text."""
+    first_tokens: Int64
+    """(turns,): the first token of the text, as it is written, from the start of each turn on."""
+    straddles: Int64
+    """(turns,): how many tokens of the whole text straddle the start at which it is cut."""
     compared: dict[int, int] = field(default_factory=dict)
-    """By the number of a turn's own text: the same with the cuts of its merged text as well."""
-    straddles: dict[tuple[int, int], int] = field(default_factory=dict)
-    """By the number of a text that is cut and the start of a turn: how many tokens straddled it."""
-
-    def find(self, text: int) -> int:
-        """Return the number of a text as it is written: cut, if a start in it is straddled."""
-        return self.cut.get(text, text)
+    """By the number of a turn's own text: the same with the cuts of the merged text as well."""
 
     def find_compared(self, text: int) -> int:
         """Return the number of a turn's own text as it is compared with the merged text."""
-        return self.compared.get(text, self.find(text))
+        return self.compared.get(text, int(self.written[text]))
 
-    def count_straddles(self, texts: Int64, starts: Int64) -> int:
-        """Return how many tokens straddled the starts of turns at which texts are cut.
+    def keep_turns(self, kept: Bools, flags: Int64) -> EncodedDocuments:
+        """Return the same texts with only the turns that are `kept`; kept, flags: (turns,)."""
+        return replace(
+            self,
+            turns=self.turns.keep(kept, flags),
+            turn_texts=self.turn_texts[kept],
+            first_tokens=self.first_tokens[kept],
+            straddles=self.straddles[kept],
+        )
 
-        texts: (turns,), the text of each turn, as returned by `find`; starts: (turns,).
-        """
-        if not self.straddles:
-            return 0
-        turns = zip(texts.tolist(), starts.tolist(), strict=True)
-        return sum(self.straddles.get(turn, 0) for turn in turns)
 
-
-def encode_documents(encoder: TextEncoder, texts: DocumentTexts) -> CutTexts:
+def encode_documents(encoder: TextEncoder, texts: DocumentTexts) -> EncodedDocuments:
     """Encode all texts, and cut those with a straddled start.
 
     Raises what `TextEncoder.encode` raises.
@@ -102,60 +109,66 @@ def encode_documents(encoder: TextEncoder, texts: DocumentTexts) -> CutTexts:
         if document.encoded is not None
     }
     whole = encoder.encode([document.text for document in documents], texts.rows, known)
+    turns = place_turns([document.turns for document in documents])
+    numbers: Int64 = np.arange(len(documents))
+    turn_texts = np.repeat(numbers, turns.num_turns)
+    positions = whole.positions.at(turn_texts, turns.starts)
+    first = whole.first_token_starting_at(turn_texts, positions)
+    straddles = np.zeros_like(first)
+    encoded = EncodedDocuments(whole, numbers, turns, turn_texts, first, straddles)
     if encoder.byte_level is None:
-        return CutTexts(whole)
-    cuts = _find_straddled_starts(whole, texts)
-    if not cuts:
-        return CutTexts(whole)
-    versions = [(text, sorted(starts)) for text, starts in cuts.items()]
-    first = len(texts.rows)
-    cut = {text: number for number, (text, _) in enumerate(versions, first)}
+        return encoded
+    # A search for the ends of tokens would take longer than a look at the token before each start.
+    candidates = np.flatnonzero((first > 0) & (turns.starts < turns.ends) & (turns.num_spans > 0))
+    candidates = candidates[whole.ends[first[candidates] - 1] > positions[candidates]]
+    if not len(candidates):
+        return encoded
+    after = whole.first_token_ending_after(turn_texts[candidates], positions[candidates])
+    straddles[candidates] = first[candidates] - after
+    return _cut_texts(encoder, encoded, texts)
+
+
+def _cut_texts(
+    encoder: TextEncoder, whole: EncodedDocuments, texts: DocumentTexts
+) -> EncodedDocuments:
+    """Cut the texts at the starts with `straddles`, and encode their parts."""
+    cuts: dict[int, list[int]] = {}
+    for turn in np.flatnonzero(whole.straddles).tolist():
+        starts = cuts.setdefault(int(whole.turn_texts[turn]), [])
+        starts.append(int(whole.turns.starts[turn]))
+    versions = list(cuts.items())
+    written = whole.written.copy()
+    written[list(cuts)] = len(written) + np.arange(len(cuts))
     compared: dict[int, int] = {}
-    for text, merged in texts.merged.items():
-        (turn,) = documents[text].turns.to_list()
-        earlier = {start for start in cuts.get(merged, ()) if start < turn.start}
+    for merged, _, own in texts.compared:
+        (own_turn,) = texts.documents[own].turns.to_list()
+        earlier = [start for start in cuts.get(merged, ()) if start < own_turn.start]
         if earlier:
-            compared[text] = first + len(versions)
-            versions.append((text, sorted(earlier | cuts.get(text, {}).keys())))
-    straddles = {
-        (cut[text], start): number
-        for text, starts in cuts.items()
-        for start, number in starts.items()
-    }
-    return CutTexts(_append_cut_texts(encoder, whole, texts, versions), cut, compared, straddles)
+            compared[own] = len(written) + len(versions)
+            versions.append((own, earlier + cuts.get(own, [])))
+    encoded = _append_versions(encoder, whole.encoded, texts, versions)
+    turn_texts = written[whole.turn_texts]
+    positions = encoded.positions.at(turn_texts, whole.turns.starts)
+    first_tokens = encoded.first_token_starting_at(turn_texts, positions)
+    return replace(
+        whole, encoded=encoded, written=written, first_tokens=first_tokens, compared=compared
+    )
 
 
-def _find_straddled_starts(whole: EncodedTexts, texts: DocumentTexts) -> dict[int, dict[int, int]]:
-    """Return by text the starts of turns inside a token: {start: the number of such tokens}.
-
-    A turn without anything to train is left out: it is no reason to cut a text.
-    """
-    found = place_turns([document.turns for document in texts.documents])
-    turn_texts = np.repeat(np.arange(len(texts.rows)), found.num_turns)
-    positions = whole.positions.at(turn_texts, found.starts)
-    straddling = whole.first_token_starting_at(turn_texts, positions)
-    straddling -= whole.first_token_ending_after(turn_texts, positions)
-    is_trained = (found.num_spans > 0) & (found.starts < found.ends)
-    cuts: dict[int, dict[int, int]] = defaultdict(dict)
-    for turn in np.flatnonzero(is_trained & (straddling > 0)).tolist():
-        cuts[int(turn_texts[turn])][int(found.starts[turn])] = int(straddling[turn])
-    return cuts
-
-
-def _append_cut_texts(
+def _append_versions(
     encoder: TextEncoder,
     whole: EncodedTexts,
     texts: DocumentTexts,
     versions: list[tuple[int, list[int]]],
 ) -> EncodedTexts:
-    """Return the texts as a whole, followed by the versions: (text, where it is cut)."""
+    """Return the texts as a whole, followed by versions of some: (text, where it is cut)."""
     parts: list[str] = []
     rows: list[int] = []
     known: dict[int, EncodedText] = {}
     num_parts = [0]
     for number, starts in versions:
         document = texts.documents[number]
-        for start, end in pairwise([0, *starts, len(document.text)]):
+        for start, end in pairwise([0, *sorted(set(starts)), len(document.text)]):
             if document.encoded is not None:
                 known[len(parts)] = document.encoded.encode_part(start, end)
             parts.append(document.text[start:end])

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtpack.template.markers import Range
-from mtpack.token_batch import Int64, TurnFlag, offsets_from_lengths
+from mtpack.token_batch import Bools, Int64, TurnFlag, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedText
 
 
@@ -163,6 +163,21 @@ class PlacedTurns:
     """(spans,)"""
     span_ends: Int64
     """(spans,)"""
+
+    def keep(self, kept: Bools, flags: Int64) -> PlacedTurns:
+        """Return the turns that are `kept` (turns,), with other `flags` (turns,)."""
+        documents = np.repeat(np.arange(len(self.num_turns)), self.num_turns)
+        spans = np.repeat(kept, self.num_spans)
+        return PlacedTurns(
+            num_turns=np.bincount(documents[kept], minlength=len(self.num_turns)),
+            messages=self.messages[kept],
+            flags=flags[kept],
+            starts=self.starts[kept],
+            ends=self.ends[kept],
+            num_spans=self.num_spans[kept],
+            span_starts=self.span_starts[spans],
+            span_ends=self.span_ends[spans],
+        )
 
 
 def place_turns(documents: Sequence[Turns]) -> PlacedTurns:

@@ -163,7 +163,7 @@ class Definition:
         encoded = self.encode(text, cuts)
         found, length = [], 0
         for turn in turns:
-            if turn.start in cuts:
+            if turn.start in self.find_cuts(text, [turn]):
                 self.counts += Counts(straddles=self.count_around(text, turn.start))
             trained = set()
             for start, end in turn.spans:
