@@ -211,3 +211,23 @@ def test_a_turn_without_text_is_no_reason_to_cut():
     rendered = render(tokenizer, "bare", ["Say wo", "", "uld you", " yes"], "auto")
     (document,) = encode(encoders.reference, rendered, "auto")[0]
     assert document.ids == encode_parts(tokenizer, "Say would you yes", [])
+
+
+def test_a_text_with_tags_is_cut_at_the_end_of_the_prompt_too():
+    # The tags mark the header as well, so no edge of a span lies inside the token ":\n\n".
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}"
+        "{% else %}{% generation %}ASSISTANT:\n{{ m.content }}{% endgeneration %}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}ASSISTANT:\n{% endif %}"
+    )
+    tokenizer, encoders = load("embedded")
+    template = ChatTemplate({"default": source}, {}, "2026-01-01")
+    dialogue = dialogue_of(["Hi\n", "\nYes"])
+    rendered = render_dialogue(template, tokenizer.added_tokens, dialogue, "auto")
+    batch, counts = encode_dialogues(encoders.reference, [rendered], "auto")
+    (document,) = as_documents(batch)
+    assert document.ids == encode_parts(tokenizer, "Hi\nASSISTANT:\n\nYes", [14])
+    given = encode_parts(tokenizer, "ASSISTANT:\n", [])
+    answer = encode_parts(tokenizer, "\nYes", [])
+    assert len(document.turns[0].positions) == len(given) + len(answer)
+    assert (counts.straddles, counts.given_trained) == (1, len(given))
