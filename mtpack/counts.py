@@ -121,7 +121,8 @@ class Counts(_Summable):
         "tokens: part of the prompt, but trained, because the template's generation tags mark them"
     )
     straddles: int = _explained(
-        "tokens: partly inside and partly outside a turn, so they carry no loss"
+        "tokens: partly inside and partly outside a turn, so the text is cut there, if that is the "
+        "start of a turn, or they carry no loss"
     )
     control_tokens: int = _explained(
         "rows: text of users, systems or tools contains control tokens, and the model will read "

@@ -14,7 +14,7 @@ Dialogues that spell none are rendered as under `keep`. Which tokens count in wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from mtpack.documents.control_tokens_in_text import (
     SpelledToken,
@@ -32,7 +32,13 @@ from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import Range
 from mtpack.template.render_dialogue import render_dialogue
-from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue, Turns, TurnText
+from mtpack.template.rendered_dialogue import (
+    DocumentText,
+    KnownTokens,
+    RenderedDialogue,
+    Turns,
+    TurnText,
+)
 from mtpack.template.tracing.replayer import Replayer
 from mtpack.template.written_tokens import find_turn_tokens, find_written_tokens
 from mtpack.tokenizer.added_tokens import AddedTokens
@@ -171,7 +177,8 @@ def _remove_marks(literal: LiteralTokenizer, rendered: RenderedDialogue) -> Rend
 def _remove_marks_from_document(literal: LiteralTokenizer, document: DocumentText) -> DocumentText:
     text, starts = remove_marks(document.text)
     turns = [_remove_marks_from_turn(document.text, turn) for turn in document.turns.to_list()]
-    return DocumentText(text, Turns.of(turns), literal.encode(text, starts))
+    encoded = KnownTokens(literal.encode(text, starts), partial(literal.encode_part, text, starts))
+    return DocumentText(text, Turns.of(turns), encoded)
 
 
 def _remove_marks_from_turn(text: str, turn: TurnText) -> TurnText:

@@ -48,18 +48,27 @@ class LiteralTokenizer:
         does not find all others that the original tokenizer finds.
         """
         meant = self._find_meant(text, frozenset(ordinary))
-        (found,) = encode_with_offsets(self.renamed, [insert_marks(text, meant)])
-        if np.count_nonzero(np.isin(found.ids, self.control_ids)) != len(meant):
+        encoded, num_control = self._encode_marked(text, meant)
+        if num_control != len(meant) or self._has_control_token_at(ordinary, text, encoded):
             raise NotLiteralError
+        return encoded
+
+    def encode_part(self, text: str, ordinary: Sequence[int], start: int, end: int) -> EncodedText:
+        """Encode the characters [start, end) of a text that `encode` accepts, without the rest."""
+        meant = self._find_meant(text, frozenset(ordinary))
+        meant_there = [position - start for position in meant if start <= position < end]
+        return self._encode_marked(text[start:end], meant_there)[0]
+
+    def _encode_marked(self, text: str, meant: Sequence[int]) -> tuple[EncodedText, int]:
+        """Encode a text whose control tokens start at `meant`; return the number found, too."""
+        (found,) = encode_with_offsets(self.renamed, [insert_marks(text, meant)])
         marks: Int32 = np.array([start + mark for mark, start in enumerate(meant, 1)], np.int32)
         encoded = EncodedText(
             ids=self.ids[found.ids],
             starts=_to_unmarked(found.starts, marks),
             ends=_to_unmarked(found.ends, marks),
         )
-        if self._has_control_token_at(ordinary, text, encoded):
-            raise NotLiteralError
-        return encoded
+        return encoded, int(np.isin(found.ids, self.control_ids).sum())
 
     def _find_meant(self, text: str, ordinary: frozenset[int]) -> list[int]:
         """Return the starts of the control tokens that are meant as such."""

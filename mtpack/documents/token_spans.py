@@ -3,8 +3,9 @@
 `template/turn_spans.py` finds the characters of a turn. This module encodes the texts and finds the
 turn's *loss tokens*, the tokens whose prediction is trained:
 
-- A token carries loss if all its characters lie inside a span of the turn. A token that crosses
-  the start or the end of a span carries no loss and is counted (`straddles`).
+- A token carries loss if all its characters lie inside a span of the turn. Where a token would
+  cross the start of a turn, the text is cut there (`cut_starts.py`). Any other token that crosses
+  the start or the end of a span carries no loss. Both are counted (`straddles`).
 - The first token of a document carries no loss, because no token before it predicts it.
 - Generation tags may mark characters before the start of the turn. Tokens that start there carry
   loss as well, and are counted (`given_trained`).
@@ -14,7 +15,8 @@ turn's *loss tokens*, the tokens whose prediction is trained:
 This module also decides the last case of merging. Two texts that are equal up to the end of a turn
 may still have other tokens there, because a token may continue into the text that follows. If the
 text leaves this open (`RenderedDialogue.to_compare`), the ids of the merged text and of the turn's
-own text are compared. If they differ, merging is not exact for this turn.
+own text are compared, with both texts cut alike. If they differ, merging is not exact for this
+turn.
 
 For speed, all texts are encoded at once, and the tokens of all turns are found with a few numpy
 calls.
@@ -23,20 +25,15 @@ calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from mtpack.counts import Counts
-from mtpack.template.rendered_dialogue import (
-    DocumentText,
-    PlacedTurns,
-    RenderedDialogue,
-    Turns,
-    place_turns,
-)
+from mtpack.documents.cut_starts import DocumentTexts, EncodedDocuments, encode_documents
+from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue
 from mtpack.token_batch import Int64, TokenBatch, TurnFlag, offsets_from_lengths
-from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
+from mtpack.tokenizer.encode import EncodedTexts, TextEncoder
 
 
 def encode_dialogues(
@@ -46,87 +43,41 @@ def encode_dialogues(
 
     merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
     """
-    texts, documents = _Texts(), _Documents()
-    numbers = [texts.add_dialogue(dialogue) for dialogue in rendered]
-    encoded = encoder.encode(texts.texts, texts.rows, texts.known)
-    for dialogue, (merged, compared, own) in zip(rendered, numbers, strict=True):
-        turns = dialogue.merged.turns
-        moved: list[tuple[int, DocumentText]] = []
-        if compared:
-            turns, moved = _compare_ids(encoded, dialogue, merged, compared, merge)
-        documents.add(dialogue.row, merged, turns)
-        for number, document in (*moved, *zip(own, dialogue.own, strict=True)):
-            documents.add(dialogue.row, number, document.turns)
-    batch, counts = documents.build_batch(encoded)
-    merged_texts = _to_int64([merged for merged, _, _ in numbers])
-    merged_ends = _to_int64([dialogue.merged_end for dialogue in rendered])
-    ends = encoded.positions.at(merged_texts, merged_ends)
-    tokens = encoded.first_token_ending_after(merged_texts, ends) - encoded.offsets[merged_texts]
+    texts = DocumentTexts()
+    for dialogue in rendered:
+        texts.add_dialogue(dialogue)
+    documents = encode_documents(encoder, texts)
+    encoded, merged = documents.encoded, documents.written[_to_int64(texts.merged)]
+    ends = encoded.positions.at(merged, _to_int64([dialogue.merged_end for dialogue in rendered]))
+    tokens = encoded.first_token_ending_after(merged, ends) - encoded.offsets[merged]
+    if texts.compared:
+        documents = _compare_ids(documents, texts, merge)
+    batch, counts = _build_batch(documents, texts)
     return batch, counts + Counts(tokens_if_merged=int(tokens.sum()))
 
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document; the batch is empty if no turn has a loss token."""
-    texts, documents = _Texts(), _Documents()
-    documents.add(row, texts.add(row, document), document.turns)
-    return documents.build_batch(encoder.encode(texts.texts, texts.rows, texts.known))[0]
+    texts = DocumentTexts([document], [row])
+    return _build_batch(encode_documents(encoder, texts), texts)[0]
 
 
-@dataclass(slots=True)
-class _Texts:
-    """Collects all texts that are encoded together. A text is referred to by its number."""
-
-    texts: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    """The input row of each text."""
-    known: dict[int, EncodedText] = field(default_factory=dict)
-    """The tokens of texts that are encoded already, by number."""
-
-    def add(self, row: int, document: DocumentText) -> int:
-        """Add the text of a document and return its number."""
-        if document.encoded is not None:
-            self.known[len(self.texts)] = document.encoded
-        self.texts.append(document.text)
-        self.rows.append(row)
-        return len(self.texts) - 1
-
-    def add_dialogue(self, dialogue: RenderedDialogue) -> tuple[int, list[int], list[int]]:
-        """Add the texts of a dialogue.
-
-        Return the number of the merged text, and the numbers of `to_compare` and of `own`.
-        """
-        row = dialogue.row
-        merged = self.add(row, dialogue.merged)
-        compared = [self.add(row, document) for _, document in dialogue.to_compare]
-        return merged, compared, [self.add(row, document) for document in dialogue.own]
-
-
-def _compare_ids(
-    encoded: EncodedTexts,
-    dialogue: RenderedDialogue,
-    merged: int,
-    compared: list[int],
-    merge: str,
-) -> tuple[Turns, list[tuple[int, DocumentText]]]:
-    """Compare the ids of turns in the merged text with the ids in their own texts.
-
-    merged, compared: the numbers of these texts. Return the turns that are trained in the merged
-    text, and the documents of the others, each with the number of its text.
-    """
-    turns = dialogue.merged.turns.to_list()
-    differing = {
-        index: (number, document)
-        for number, (index, document) in zip(compared, dialogue.to_compare, strict=True)
-        if not _have_same_ids(encoded, merged, number, turns[index].end)
-    }
-    if not differing:
-        return dialogue.merged.turns, []
-    if merge == "always":
-        for index in differing:
-            turns[index] = turns[index]._replace(flags=turns[index].flags | TurnFlag.BENT)
-        return Turns.of(turns), []
-    kept = [turn for index, turn in enumerate(turns) if index not in differing]
-    return Turns.of(kept), list(differing.values())
+def _compare_ids(documents: EncodedDocuments, texts: DocumentTexts, merge: str) -> EncodedDocuments:
+    """Keep each compared turn in the merged text or in its own, by the ids of the two texts."""
+    first_turns = offsets_from_lengths(documents.turns.num_turns)
+    kept = np.ones(len(documents.turn_texts), np.bool_)
+    flags = documents.turns.flags.copy()
+    for merged, index, own in texts.compared:
+        turn = first_turns[merged] + index
+        both = int(documents.written[merged]), documents.find_compared(own)
+        if _have_same_ids(documents.encoded, *both, int(documents.turns.ends[turn])):
+            kept[first_turns[own]] = False
+        elif merge == "always":
+            kept[first_turns[own]] = False
+            flags[turn] |= TurnFlag.BENT
+        else:
+            kept[turn] = False
+    return documents.keep_turns(kept, flags)
 
 
 def _have_same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
@@ -144,54 +95,36 @@ def _have_same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bo
     )
 
 
-@dataclass(slots=True)
-class _Documents:
-    """Collects documents with their turns."""
+def _build_batch(documents: EncodedDocuments, texts: DocumentTexts) -> tuple[TokenBatch, Counts]:
+    """Find the tokens of all turns; drop turns and documents without a loss token."""
+    encoded, found, turn_texts = documents.encoded, documents.turns, documents.turn_texts
+    spans = _find_loss_tokens(documents)
+    spans_per_turn = np.bincount(spans.turns, minlength=len(turn_texts))
+    turns = np.flatnonzero(spans_per_turn)
+    turns_per_text = np.bincount(turn_texts[turns], minlength=len(texts.rows))
+    trained = np.flatnonzero(turns_per_text)
 
-    rows: list[int] = field(default_factory=list)
-    """The input row of each document."""
-    texts: list[int] = field(default_factory=list)
-    """The number of each document's text."""
-    turns: list[Turns] = field(default_factory=list)
-
-    def add(self, row: int, text: int, turns: Turns) -> None:
-        """Add a document of an input row: the number of its text, and its trained turns."""
-        self.rows.append(row)
-        self.texts.append(text)
-        self.turns.append(turns)
-
-    def build_batch(self, encoded: EncodedTexts) -> tuple[TokenBatch, Counts]:
-        """Find the tokens of all turns; drop turns and documents without a loss token."""
-        texts = _to_int64(self.texts)
-        found = place_turns(self.turns)
-        turn_documents = np.repeat(np.arange(len(texts)), found.num_turns)
-        spans = _find_loss_tokens(encoded, texts[turn_documents], found)
-        spans_per_turn = np.bincount(spans.turns, minlength=len(turn_documents))
-        turns = np.flatnonzero(spans_per_turn)
-        turns_per_document = np.bincount(turn_documents[turns], minlength=len(texts))
-        documents = np.flatnonzero(turns_per_document)
-
-        turn_offsets = offsets_from_lengths(turns_per_document[documents])
-        span_offsets = offsets_from_lengths(spans_per_turn[turns])
-        lengths = spans.ends[span_offsets[turn_offsets[1:]] - 1]
-        begins = encoded.offsets[texts[documents]]
-        ids = [
-            encoded.ids[begin:end]
-            for begin, end in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)
-        ]
-        batch = TokenBatch(
-            ids=np.concatenate([np.empty(0, np.int32), *ids]),
-            document_offsets=offsets_from_lengths(lengths),
-            document_rows=_to_int64(self.rows)[documents],
-            turn_offsets=turn_offsets,
-            turn_messages=found.messages[turns].astype(np.int32),
-            turn_flags=found.flags[turns].astype(np.uint8),
-            span_offsets=span_offsets,
-            span_starts=spans.starts.astype(np.int32),
-            span_ends=spans.ends.astype(np.int32),
-        )
-        no_loss_token = len(turn_documents) - len(turns)
-        return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
+    turn_offsets = offsets_from_lengths(turns_per_text[trained])
+    span_offsets = offsets_from_lengths(spans_per_turn[turns])
+    lengths = spans.ends[span_offsets[turn_offsets[1:]] - 1]
+    begins = encoded.offsets[documents.written[trained]]
+    ids = [
+        encoded.ids[begin:end]
+        for begin, end in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)
+    ]
+    batch = TokenBatch(
+        ids=np.concatenate([np.empty(0, np.int32), *ids]),
+        document_offsets=offsets_from_lengths(lengths),
+        document_rows=_to_int64(texts.rows)[trained],
+        turn_offsets=turn_offsets,
+        turn_messages=found.messages[turns].astype(np.int32),
+        turn_flags=found.flags[turns].astype(np.uint8),
+        span_offsets=span_offsets,
+        span_starts=spans.starts.astype(np.int32),
+        span_ends=spans.ends.astype(np.int32),
+    )
+    no_loss_token = len(turn_texts) - len(turns)
+    return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +141,14 @@ class _TokenSpans:
     """`straddles` and `given_trained`, in tokens."""
 
 
-def _find_loss_tokens(encoded: EncodedTexts, turn_texts: Int64, found: PlacedTurns) -> _TokenSpans:
+def _find_loss_tokens(documents: EncodedDocuments) -> _TokenSpans:
     """Find the tokens that lie wholly inside the spans of turns.
 
-    turn_texts: (turns,), the number of each turn's text. A token without characters belongs to the
-    text that follows it.
+    A token without characters belongs to the text that follows it.
     """
-    turns = np.repeat(np.arange(len(turn_texts)), found.num_spans)
-    texts = turn_texts[turns]
+    encoded, found = documents.encoded, documents.turns
+    turns = np.repeat(np.arange(len(documents.turn_texts)), found.num_spans)
+    texts = documents.written[documents.turn_texts[turns]]
     start_positions = encoded.positions.at(texts, found.span_starts)
     end_positions = encoded.positions.at(texts, found.span_ends)
     starts = encoded.first_token_starting_at(texts, start_positions)
@@ -224,6 +157,7 @@ def _find_loss_tokens(encoded: EncodedTexts, turn_texts: Int64, found: PlacedTur
     ends = np.minimum(ended, begun)
     across_start = starts - encoded.first_token_ending_after(texts, start_positions)
     straddles = np.maximum(across_start, 0).sum() + np.maximum(begun - ended, 0).sum()
+    straddles += documents.straddles.sum()
 
     # No token predicts the first token of a document.
     starts = np.maximum(starts, encoded.offsets[texts] + 1)
@@ -235,8 +169,7 @@ def _find_loss_tokens(encoded: EncodedTexts, turn_texts: Int64, found: PlacedTur
     is_last = np.append(is_first[1:], True)[: len(turns)]
     turns, texts, starts, ends = turns[is_first], texts[is_first], starts[is_first], ends[is_last]
 
-    turn_positions = encoded.positions.at(turn_texts, found.starts)
-    first_of_turn = encoded.first_token_starting_at(turn_texts, turn_positions)[turns]
+    first_of_turn = documents.first_tokens[turns]
     given_trained = np.maximum(np.minimum(first_of_turn, ends) - starts, 0).sum()
     counts = Counts(straddles=int(straddles), given_trained=int(given_trained))
     begins = encoded.offsets[texts]

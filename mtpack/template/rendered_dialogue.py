@@ -10,7 +10,7 @@ the slots. A plain text is a text without slots.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtpack.template.markers import Range
-from mtpack.token_batch import Int64, TurnFlag, offsets_from_lengths
+from mtpack.token_batch import Bools, Int64, TurnFlag, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedText
 
 
@@ -103,12 +103,20 @@ class Turns:
         ]
 
 
+class KnownTokens(NamedTuple):
+    """The tokens of a text that its tokenizer alone would encode in another way."""
+
+    whole: EncodedText
+    encode_part: Callable[[int, int], EncodedText]
+    """Encodes the characters [start, end) of the text apart from the others."""
+
+
 class DocumentText(NamedTuple):
     """A rendered text and the turns that are trained in it."""
 
     text: str
     turns: Turns
-    encoded: EncodedText | None = None
+    encoded: KnownTokens | None = None
     """The tokens of `text`, if they are known already."""
 
 
@@ -155,6 +163,21 @@ class PlacedTurns:
     """(spans,)"""
     span_ends: Int64
     """(spans,)"""
+
+    def keep(self, kept: Bools, flags: Int64) -> PlacedTurns:
+        """Return the turns that are `kept` (turns,), with other `flags` (turns,)."""
+        documents = np.repeat(np.arange(len(self.num_turns)), self.num_turns)
+        spans = np.repeat(kept, self.num_spans)
+        return PlacedTurns(
+            num_turns=np.bincount(documents[kept], minlength=len(self.num_turns)),
+            messages=self.messages[kept],
+            flags=flags[kept],
+            starts=self.starts[kept],
+            ends=self.ends[kept],
+            num_spans=self.num_spans[kept],
+            span_starts=self.span_starts[spans],
+            span_ends=self.span_ends[spans],
+        )
 
 
 def place_turns(documents: Sequence[Turns]) -> PlacedTurns:

@@ -78,13 +78,13 @@ def _flatten(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _spells_bytes(steps: list[dict[str, Any]]) -> bool:
-    """Return whether the steps cut text without loss, and only the last spells it as bytes."""
+    """Return whether the steps cut text without loss, and one of them spells it as bytes."""
+    others = [step for step in steps if step["type"] != "ByteLevel"]
     return (
-        bool(steps)
-        and steps[-1]["type"] == "ByteLevel"
-        and not steps[-1]["add_prefix_space"]
-        and all(step["type"] in _LOSSLESS for step in steps[:-1])
-        and all(step.get("behavior") != "Removed" for step in steps[:-1])
+        len(steps) - len(others) == 1
+        and not any(step.get("add_prefix_space") for step in steps)
+        and all(step["type"] in _LOSSLESS for step in others)
+        and all(step.get("behavior") != "Removed" for step in others)
     )
 
 

@@ -254,7 +254,7 @@ DIALECTS = {
     "phi-3-mini": (replace(template_facts.PHI, closing="<|endoftext|>"), None),
     "gpt2": (Facts(("assistant: ",), ("<|endoftext|>",)), GPT_2),
 }
-ANSWERS = ("Yes.", "No < 5", "", "北京\n", "<think>\nHm.\n</think>\n\nYes.")
+ANSWERS = ("Yes.", "No < 5", "", "\n\n北京\n", "<think>\nHm.\n</think>\n\nYes.")
 
 
 def contents(texts: st.SearchStrategy[str]) -> st.SearchStrategy:

@@ -6,6 +6,7 @@ The definition is written here in the simplest way, token by token, from the off
 
 import random
 import unicodedata
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -89,33 +90,66 @@ class Definition:
 
     def __init__(self, tokenizer: LoadedTokenizer, merge: str) -> None:
         self.tokenizer = tokenizer
+        self.is_byte_level = "ByteLevel" in repr(tokenizer.backend.pre_tokenizer)
         self.merge = merge
+        self.encoded: dict[str, EncodedText] = {}
         self.documents: list[Document] = []
         self.counts = Counts()
         self.flags: list[int] = []
 
     def add_dialogue(self, dialogue: RenderedDialogue) -> None:
-        merged = self.encode(dialogue.merged.text)
+        text, turns = dialogue.merged.text, dialogue.merged.turns.to_list()
+        cuts = self.find_cuts(text, turns)
+        merged = self.encode(text, cuts)
         if_merged = sum(int(end) <= dialogue.merged_end for end in merged.ends)
         self.counts += Counts(tokens_if_merged=if_merged)
         kept, moved = [], []
         own_texts = {number: document.text for number, document in dialogue.to_compare}
-        for number, turn in enumerate(dialogue.merged.turns.to_list()):
-            own = self.encode(own_texts[number]) if number in own_texts else None
-            if own is None or self.before(merged, turn.end) == self.before(own, turn.end):
+        for number, turn in enumerate(turns):
+            if number not in own_texts or self.is_exact(merged, cuts, own_texts[number], turn):
                 kept.append(turn)
             elif self.merge == "always":
                 kept.append(turn._replace(flags=turn.flags | TurnFlag.BENT))
             else:
-                moved.append((own, turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)))
-        self.add_document(dialogue.row, merged, kept)
-        for own, turn in moved:
-            self.add_document(dialogue.row, own, [turn])
-        for document in dialogue.own:
-            self.add_document(dialogue.row, self.encode(document.text), document.turns.to_list())
+                own_turn = turn._replace(flags=turn.flags | TurnFlag.OWN_DOCUMENT)
+                moved.append((own_texts[number], [own_turn]))
+        self.add_document(dialogue.row, text, cuts, kept)
+        own = [(document.text, document.turns.to_list()) for document in dialogue.own]
+        for text, turns in (*moved, *own):
+            self.add_document(dialogue.row, text, self.find_cuts(text, turns), turns)
 
-    def encode(self, text: str) -> EncodedText:
-        return encode_with_offsets(self.tokenizer, [text])[0]
+    def is_exact(self, merged: EncodedText, cuts: list[int], own_text: str, turn) -> bool:
+        """Return whether the ids up to the end of the turn are equal, with earlier cuts alike."""
+        earlier = {cut for cut in cuts if cut < turn.start}
+        own = self.encode(own_text, sorted(earlier.union(self.find_cuts(own_text, [turn]))))
+        return self.before(merged, turn.end) == self.before(own, turn.end)
+
+    def find_cuts(self, text: str, turns) -> list[int]:
+        """Return the starts of turns that lie inside a token of the whole text."""
+        if not self.is_byte_level:
+            return []
+        starts = {turn.start for turn in turns if turn.spans and turn.start < turn.end}
+        return sorted(start for start in starts if self.count_around(text, start))
+
+    def count_around(self, text: str, position: int) -> int:
+        """Return the number of tokens of the whole text that start before and end after it."""
+        whole = self.encode_whole(text)
+        return int(np.sum((whole.starts < position) & (position < whole.ends)))
+
+    def encode_whole(self, text: str) -> EncodedText:
+        if text not in self.encoded:
+            (self.encoded[text],) = encode_with_offsets(self.tokenizer, [text])
+        return self.encoded[text]
+
+    def encode(self, text: str, cuts: list[int]) -> EncodedText:
+        """Encode the parts of the text between the cuts, each apart from the others."""
+        edges = [0, *cuts, len(text)]
+        parts = [(first, self.encode_whole(text[first:last])) for first, last in pairwise(edges)]
+        return EncodedText(
+            np.concatenate([part.ids for _, part in parts]),
+            np.concatenate([first + part.starts for first, part in parts]),
+            np.concatenate([first + part.ends for first, part in parts]),
+        )
 
     def before(self, encoded: EncodedText, end: int) -> list[tuple[int, bool]]:
         """Return the tokens that start before `end`, and whether they also end at or before it."""
@@ -125,9 +159,12 @@ class Definition:
             if start < end
         ]
 
-    def add_document(self, row: int, encoded: EncodedText, turns) -> None:
+    def add_document(self, row: int, text: str, cuts: list[int], turns) -> None:
+        encoded = self.encode(text, cuts)
         found, length = [], 0
         for turn in turns:
+            if turn.start in self.find_cuts(text, [turn]):
+                self.counts += Counts(straddles=self.count_around(text, turn.start))
             trained = set()
             for start, end in turn.spans:
                 for token, (first, last) in enumerate(

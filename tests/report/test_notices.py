@@ -81,8 +81,9 @@ never shown         9  rows: their tools
                        start of the first user message
 given_trained       5  tokens: part of the prompt, but trained, because the
                        template's generation tags mark them
-straddles           6  tokens: partly inside and partly outside a turn, so they
-                       carry no loss
+straddles           6  tokens: partly inside and partly outside a turn, so the
+                       text is cut there, if that is the start of a turn, or
+                       they carry no loss
 
 packed: 1 shard, 0.1 MiB; packed in 1.5 s, after 0.5 s of loading
 """

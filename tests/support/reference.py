@@ -18,10 +18,12 @@ A position in a text counts characters; a position in a document counts tokens.
 The reference is valid for dialogues that contain no control tokens in their own text.
 """
 
+import json
 import re
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,10 @@ class ReferenceDocument:
 
 @dataclass(frozen=True)
 class Turn:
-    """The trained spans and the end of message `message` in a text, in characters."""
+    """The start, the trained spans and the end of message `message` in a text, in characters."""
 
     message: int
+    start: int
     spans: tuple[Range, ...]
     end: int
 
@@ -95,6 +98,9 @@ class Reference:
         # Removed, since a post-processor may trim white space off the offsets, and may add special
         # tokens; those must come from the template only.
         self.tokenizer.post_processor = None
+        steps = json.loads(self.tokenizer.to_str())["pre_tokenizer"] or {"type": None}
+        last = steps.get("pretokenizers", [steps])[-1]
+        self.is_byte_level = last["type"] == "ByteLevel" and not last["add_prefix_space"]
         self.added_tokens = {
             number: token.content
             for number, token in self.tokenizer.get_added_tokens_decoder().items()
@@ -113,6 +119,7 @@ class Reference:
 
         merged: list[Turn] = []
         alone: list[tuple[str, Turn]] = []
+        to_compare: dict[int, str] = {}
         for index, message in enumerate(row["messages"]):
             if not is_trained(message):
                 continue
@@ -123,17 +130,28 @@ class Reference:
                 merged.append(self.find_turn_in_full(messages, tools, index, full, None))
                 continue
             turn = self.find_turn_in_own(messages, tools, index, own)
-            if merge != "never" and self.same_up_to(turn.end, own, full):
+            if merge != "never" and full[: turn.end] == own[: turn.end]:
                 merged.append(turn)
+                to_compare[index] = own
             elif merge == "always":
                 own_turn = None if self.has_tags else own[turn.spans[0][0] : turn.end]
                 merged.append(self.find_turn_in_full(messages, tools, index, full, own_turn))
             else:
                 alone.append((own, turn))
 
+        cuts = self.find_cuts(full, merged)
+        if merge == "auto":
+            for turn in merged.copy():
+                own = to_compare.get(turn.message, full)
+                if not self.same_ids(turn, own, full, cuts):
+                    merged.remove(turn)
+                    alone.append((own, turn))
         # Own documents in message order, whether text or ids showed that merging is not exact.
-        candidates = [self.make_document(full, merged)]
-        candidates += [self.make_document(own, [turn]) for own, turn in alone]
+        alone.sort(key=lambda document: document[1].message)
+        candidates = [self.make_document(full, cuts, merged)]
+        candidates += [
+            self.make_document(own, self.find_cuts(own, [turn]), [turn]) for own, turn in alone
+        ]
         return [document for document in candidates if document.turns]
 
     def require_shown_tools(self, row: dict[str, Any], messages: list[Message], tools: Any) -> None:
@@ -152,18 +170,21 @@ class Reference:
                 if self.render(other, tools) == self.render(messages[: last + 1], tools):
                     raise ToolsNotShown(index)
 
-    def same_up_to(self, end: int, own: str, full: str) -> bool:
-        """Return whether `full` and `own` agree up to `end`, in text and in ids."""
-        if full[:end] != own[:end]:
-            return False
-        if own[:end].endswith(tuple(self.added_tokens.values())):
+    def same_ids(self, turn: Turn, own: str, full: str, cuts: list[int]) -> bool:
+        """Return whether `full` and `own`, of equal text up to the end of the turn, agree in ids.
+
+        cuts: where `full` is cut. Earlier turns are no reason to cut `own`; to compare the two, it
+        is cut there as well.
+        """
+        if own[: turn.end].endswith(tuple(self.added_tokens.values())):
             return True  # no token crosses the edge of an added token
 
-        def tokens(text: str) -> list[tuple[int, int, bool]]:
-            before = [token for token in self.tokens(text) if token.start < end]
-            return [(token.id, token.start, token.end <= end) for token in before]
+        def tokens(text: str, cuts: list[int]) -> list[tuple[int, int, bool]]:
+            before = [token for token in self.cut_tokens(text, cuts) if token.start < turn.end]
+            return [(token.id, token.start, token.end <= turn.end) for token in before]
 
-        return tokens(own) == tokens(full)
+        earlier = [cut for cut in cuts if cut < turn.start]
+        return tokens(own, earlier + self.find_cuts(own, [turn])) == tokens(full, cuts)
 
     # Texts: the start and the end of a turn
 
@@ -297,7 +318,7 @@ class Reference:
     ) -> Turn:
         """Return the turn: the tagged spans in `region` if the template has tags, else `span`."""
         if not self.has_tags:
-            return Turn(index, (span,), span[1])
+            return Turn(index, span[0], (span,), span[1])
         _, marked = render_jinja_template(
             [deepcopy(messages)],
             tools=tools,
@@ -312,7 +333,7 @@ class Reference:
             for start, end in marked[0]
             if end > region[0] and start < min(region[1], closing)
         )
-        return Turn(index, spans, max((end for _, end in spans), default=span[1]))
+        return Turn(index, span[0], spans, max((end for _, end in spans), default=span[1]))
 
     def find_start(
         self, messages: list[Message], tools: Any, index: int, text: str, region: int, end: int
@@ -376,9 +397,9 @@ class Reference:
 
     # Tokens: those that lie in a span
 
-    def make_document(self, text: str, turns: list[Turn]) -> ReferenceDocument:
-        """Return the document of `text` in which `turns` are trained."""
-        tokens = self.tokens(text)
+    def make_document(self, text: str, cuts: list[int], turns: list[Turn]) -> ReferenceDocument:
+        """Return the document of `text`, cut at `cuts`, in which `turns` are trained."""
+        tokens = self.cut_tokens(text, cuts)
         trained = []
         for turn in turns:
             positions = tuple(
@@ -393,6 +414,28 @@ class Reference:
         # Tokens after the last loss token train nothing.
         length = max((turn.loss_positions[-1] + 1 for turn in trained), default=0)
         return ReferenceDocument(tuple(token.id for token in tokens[:length]), tuple(trained))
+
+    def find_cuts(self, text: str, turns: list[Turn]) -> list[int]:
+        """Return the starts of turns inside a token of `text`: a server encodes the prompt alone.
+
+        A text in parts has the same characters only if the vocabulary is byte-level.
+        """
+        if not self.is_byte_level:
+            return []
+        return [
+            turn.start
+            for turn in turns
+            if turn.spans and turn.start < turn.end
+            if any(token.start < turn.start < token.end for token in self.tokens(text))
+        ]
+
+    def cut_tokens(self, text: str, cuts: list[int]) -> list[Token]:
+        """Return the tokens of `text` whose parts between `cuts` are encoded apart."""
+        return [
+            replace(token, start=first + token.start, end=first + token.end)
+            for first, last in pairwise([0, *cuts, len(text)])
+            for token in self.tokens(text[first:last])
+        ]
 
     def tokens(self, text: str) -> list[Token]:
         """Return the tokens of `text`, encoded as a whole."""

@@ -1,0 +1,187 @@
+"""Encode the texts of documents, cut where a token would straddle the start of a turn.
+
+An inference server encodes the prompt alone, and the model continues its tokens. If a prompt ends
+in a space, or an answer begins with white space, a text that is encoded as a whole may have one
+token for characters of both. No server shows the model such a token, and the model never writes it.
+So the text is cut at the start of such a turn (`TurnText.start`, the end of the prompt), and its
+parts are encoded apart. A text that several turns share may be cut at the start of each.
+
+This needs a vocabulary in which every text is exactly its tokens: a byte-level one (`ByteLevel`).
+Others may add a space to each part, or drop white space; their texts stay whole.
+
+Two texts are compared with the starts of their turns cut alike. In its own text, a turn has the
+earlier turns as context, so that text has no cuts there. To compare it with the merged text, it is
+encoded once more with the cuts of the merged text.
+
+Few texts have a straddled start, so all are encoded as a whole first. Those that are cut come after
+them, as further texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from mtpack.template.rendered_dialogue import (
+    DocumentText,
+    PlacedTurns,
+    RenderedDialogue,
+    place_turns,
+)
+from mtpack.token_batch import Bools, Int64
+from mtpack.tokenizer.encode import EncodedText, EncodedTexts, Positions, TextEncoder
+
+
+@dataclass(slots=True)
+class DocumentTexts:
+    """Collects the texts that are encoded together. A text is referred to by its number."""
+
+    documents: list[DocumentText] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """The input row of each text."""
+    merged: list[int] = field(default_factory=list)
+    """The merged text of each dialogue."""
+    compared: list[tuple[int, int, int]] = field(default_factory=list)
+    """Turns whose ids are compared: the merged text, the turn's index in it, and its own text."""
+
+    def add(self, row: int, document: DocumentText) -> int:
+        """Add the text of a document and return its number."""
+        self.documents.append(document)
+        self.rows.append(row)
+        return len(self.rows) - 1
+
+    def add_dialogue(self, dialogue: RenderedDialogue) -> None:
+        """Add the texts of a dialogue: the merged one, those to compare, and the others."""
+        row = dialogue.row
+        merged = self.add(row, dialogue.merged)
+        self.merged.append(merged)
+        for turn, document in dialogue.to_compare:
+            self.compared.append((merged, turn, self.add(row, document)))
+        for document in dialogue.own:
+            self.add(row, document)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDocuments:
+    """The texts of documents as tokens, and the turns in them."""
+
+    encoded: EncodedTexts
+    """All texts as a whole, by their numbers; then those that are cut."""
+    written: Int64
+    """(texts,): the number of each text as it is written. It is another one if the text is cut."""
+    turns: PlacedTurns
+    """The turns of all texts."""
+    turn_texts: Int64
+    """(turns,): the number of each turn's text."""
+    first_tokens: Int64
+    """(turns,): the first token of the text, as it is written, from the start of each turn on."""
+    straddles: Int64
+    """(turns,): how many tokens of the whole text straddle the start at which it is cut."""
+    compared: dict[int, int] = field(default_factory=dict)
+    """By the number of a turn's own text: the same with the cuts of the merged text as well."""
+
+    def find_compared(self, text: int) -> int:
+        """Return the number of a turn's own text as it is compared with the merged text."""
+        return self.compared.get(text, int(self.written[text]))
+
+    def keep_turns(self, kept: Bools, flags: Int64) -> EncodedDocuments:
+        """Return the same texts with only the turns that are `kept`; kept, flags: (turns,)."""
+        return replace(
+            self,
+            turns=self.turns.keep(kept, flags),
+            turn_texts=self.turn_texts[kept],
+            first_tokens=self.first_tokens[kept],
+            straddles=self.straddles[kept],
+        )
+
+
+def encode_documents(encoder: TextEncoder, texts: DocumentTexts) -> EncodedDocuments:
+    """Encode all texts, and cut those with a straddled start.
+
+    Raises what `TextEncoder.encode` raises.
+    """
+    documents = texts.documents
+    known = {
+        number: document.encoded.whole
+        for number, document in enumerate(documents)
+        if document.encoded is not None
+    }
+    whole = encoder.encode([document.text for document in documents], texts.rows, known)
+    turns = place_turns([document.turns for document in documents])
+    numbers: Int64 = np.arange(len(documents))
+    turn_texts = np.repeat(numbers, turns.num_turns)
+    positions = whole.positions.at(turn_texts, turns.starts)
+    first = whole.first_token_starting_at(turn_texts, positions)
+    straddles = np.zeros_like(first)
+    encoded = EncodedDocuments(whole, numbers, turns, turn_texts, first, straddles)
+    if encoder.byte_level is None:
+        return encoded
+    # A search for the ends of tokens would take longer than a look at the token before each start.
+    candidates = np.flatnonzero((first > 0) & (turns.starts < turns.ends) & (turns.num_spans > 0))
+    candidates = candidates[whole.ends[first[candidates] - 1] > positions[candidates]]
+    if not len(candidates):
+        return encoded
+    after = whole.first_token_ending_after(turn_texts[candidates], positions[candidates])
+    straddles[candidates] = first[candidates] - after
+    return _cut_texts(encoder, encoded, texts)
+
+
+def _cut_texts(
+    encoder: TextEncoder, whole: EncodedDocuments, texts: DocumentTexts
+) -> EncodedDocuments:
+    """Cut the texts at the starts with `straddles`, and encode their parts."""
+    cuts: dict[int, list[int]] = {}
+    for turn in np.flatnonzero(whole.straddles).tolist():
+        starts = cuts.setdefault(int(whole.turn_texts[turn]), [])
+        starts.append(int(whole.turns.starts[turn]))
+    versions = list(cuts.items())
+    written = whole.written.copy()
+    written[list(cuts)] = len(written) + np.arange(len(cuts))
+    compared: dict[int, int] = {}
+    for merged, _, own in texts.compared:
+        (own_turn,) = texts.documents[own].turns.to_list()
+        earlier = [start for start in cuts.get(merged, ()) if start < own_turn.start]
+        if earlier:
+            compared[own] = len(written) + len(versions)
+            versions.append((own, earlier + cuts.get(own, [])))
+    encoded = _append_versions(encoder, whole.encoded, texts, versions)
+    turn_texts = written[whole.turn_texts]
+    positions = encoded.positions.at(turn_texts, whole.turns.starts)
+    first_tokens = encoded.first_token_starting_at(turn_texts, positions)
+    return replace(
+        whole, encoded=encoded, written=written, first_tokens=first_tokens, compared=compared
+    )
+
+
+def _append_versions(
+    encoder: TextEncoder,
+    whole: EncodedTexts,
+    texts: DocumentTexts,
+    versions: list[tuple[int, list[int]]],
+) -> EncodedTexts:
+    """Return the texts as a whole, followed by versions of some: (text, where it is cut)."""
+    parts: list[str] = []
+    rows: list[int] = []
+    known: dict[int, EncodedText] = {}
+    num_parts = [0]
+    for number, starts in versions:
+        document = texts.documents[number]
+        for start, end in pairwise([0, *sorted(set(starts)), len(document.text)]):
+            if document.encoded is not None:
+                known[len(parts)] = document.encoded.encode_part(start, end)
+            parts.append(document.text[start:end])
+            rows.append(texts.rows[number])
+        num_parts.append(len(parts))
+    # The parts of a text follow each other, so their positions are those in the joined texts.
+    encoded = encoder.encode(parts, rows, known)
+    numbers = [*range(len(texts.rows)), *(number for number, _ in versions)]
+    end = whole.positions.texts[-1]
+    return EncodedTexts(
+        ids=np.concatenate([whole.ids, encoded.ids]),
+        offsets=np.append(whole.offsets, whole.offsets[-1] + encoded.offsets[num_parts[1:]]),
+        starts=np.append(whole.starts, end + encoded.starts),
+        ends=np.append(whole.ends, end + encoded.ends),
+        positions=Positions.of([texts.documents[number].text for number in numbers]),
+    )
