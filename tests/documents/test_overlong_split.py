@@ -234,9 +234,9 @@ class CountingTemplate(ChatTemplate):
         super().__init__(sources, dict(TOKENIZER.special_tokens), "2026-01-31")
         self.lengths: list[int] = []
 
-    def render(self, messages, tools, *, prompt=False) -> str:
+    def render(self, messages, tools, **wanted) -> str:
         self.lengths.append(len(messages))
-        return super().render(messages, tools, prompt=prompt)
+        return super().render(messages, tools, **wanted)
 
 
 def work_for_last_suffix(num_exchanges: int, num_fitting: int) -> list[int]:
