@@ -258,7 +258,7 @@ class TurnFinder:
             return position + length, flags
         end = self.added_tokens.find_last_boundary(header, length)
         first_line = header.find("\n")
-        if first_line <= length and header[end:first_line].strip():  # the role's name is there
+        if 0 <= first_line <= length and header[end:first_line].strip():  # the role's name
             end = min(first_line + 1, length)
         return position + end if end else written.region[0], TurnFlag.PROMPT_DIFFERS
 
