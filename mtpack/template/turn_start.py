@@ -60,7 +60,7 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
         return Start(position + length, flags)
     boundary = turn.added_tokens.find_last_boundary(header, length)
     first_line = header.find("\n")
-    if first_line <= length and header[boundary:first_line].strip():  # the role's name is there
+    if 0 <= first_line <= length and header[boundary:first_line].strip():  # the role's name
         boundary = min(first_line + 1, length)
     start = position + boundary if boundary else turn.region[0]
     return Start(start, TurnFlag.PROMPT_DIFFERS)

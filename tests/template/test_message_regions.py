@@ -196,6 +196,10 @@ OPENING = {
         f"{{% for m in messages %}}{DEFAULT}<s>{{{{ m.role }}}}\n{{{{ m.content }}}}<e>\n"
         "{% endfor %}{% if add_generation_prompt %}<s>assistant\n<think>\n{% endif %}"
     ),
+    "default, with a scaffold in the header's line": (
+        f"{{% for m in messages %}}{DEFAULT}{LINE}{{% endfor %}}"
+        + PROMPT.replace("assistant:", "assistant:<think>")
+    ),
     "prompt after a question only": (
         "{% for m in messages %}{% if loop.first %}[gMASK]<s>{% endif %}<s>{{ m.role }}:"
         "{{ m.content }}{% endfor %}"
