@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.input.message import is_text_parts
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
 # A Unicode noncharacter, like the marks of template/markers.py, which end at U+FDD4.
@@ -110,7 +111,7 @@ class SpelledTokens:
 
     def _mark_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
         marked: dict[str, Any] = self._mark_value(fields)
-        if isinstance(fields.get("content"), list):
+        if is_text_parts(fields["role"], fields.get("content")):
             marked["content"] = self._mark_parts(fields["content"])
         return marked
 
@@ -146,7 +147,8 @@ def _list_input_texts(messages: Messages, tools: list[Any] | None) -> list[str]:
         if isinstance(content, str) and len(message) == 2:  # the other field is the role
             texts.append(content)
             continue
-        if isinstance(content, list):  # a token may continue from one part into the next
+        if content and is_text_parts(message["role"], content):
+            # A token may continue from one part into the next.
             texts.append("".join(part["text"] for part in content))
         _collect_strings(message, texts)
     _collect_strings(tools, texts)

@@ -18,6 +18,7 @@ from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.dropped_content import MessageKinds
+from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.token_batch import Int32, TokenBatch, concatenate
 
@@ -27,10 +28,6 @@ _CHARS_PER_BATCH = 4 * 2**20
 
 _ROWS_PER_CHUNK = 32
 _MESSAGES_IN_TYPICAL_ROW = 60
-_TWICE_QUOTED = (
-    "the chat template encodes tool-call arguments as JSON, but in some rows they are JSON "
-    "text already, so they are quoted twice; write them as objects"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,8 @@ def tokenize(
         counts += found
         watch.lap("tokenize")
     pipeline.heartbeat.end()
-    counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template))
+    dropped = rows.kinds.count_dropped(pipeline.template, pipeline.options.tool_arguments)
+    counts += Counts(content_dropped=dropped)
     counts += pipeline.renderer.count_spelling(rows.num_spelling)
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
@@ -86,7 +84,7 @@ def tokenize(
         rejects=rows.rejects,
         counts=counts,
         run_counts=RunCounts(rendered=num_accepted - made["replayed"], **made),
-        warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
+        warnings=frozenset(rows.warnings),
         fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )
 
@@ -108,7 +106,7 @@ class _RowRenderer:
         self.kinds = MessageKinds()
         self.num_spelling = 0
         """The number of accepted rows whose input text spells a control token."""
-        self.are_arguments_quoted_twice = False
+        self.warnings: set[str] = set()
 
     def render(
         self, split: Split, watch: Stopwatch
@@ -117,7 +115,7 @@ class _RowRenderer:
         first = last = None
         rendered: list[RenderedDialogue] = []
         num_chars = 0
-        results = read_rows(split)
+        results = read_rows(self._pipeline, split)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
             for row in chunk:
@@ -160,8 +158,15 @@ class _RowRenderer:
         renderer = self._pipeline.renderer
         if renderer.policy != "error" and renderer.spelled.find_first(dialogue) is not None:
             self.num_spelling += 1
-        if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
-            self.are_arguments_quoted_twice = True
+        if dialogue.texts is None and self._gets_text_arguments(dialogue):
+            self.warnings.add(TEXT_ARGUMENTS)
+
+    def _gets_text_arguments(self, dialogue: Dialogue) -> bool:
+        """Return whether a dialogue has arguments that are text because the template needs it."""
+        if self._pipeline.options.tool_arguments != "auto":
+            return False
+        forms = find_forms(self._pipeline.template, dialogue.tools)
+        return forms.arguments == "text" and any("tool_calls" in m for m in dialogue.messages)
 
 
 def set_activity(pipeline: Pipeline, dialogue: Dialogue) -> None:
@@ -180,15 +185,23 @@ def _num_chars(rendered: RenderedDialogue) -> int:
     return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
-def read_rows(split: Split) -> Iterator[Dialogue | Reject]:
-    """Read the rows of a split, one at a time; raise InputError if a file can't be read."""
+def read_rows(pipeline: Pipeline, split: Split) -> Iterator[Dialogue | Reject]:
+    """Read the rows of a split, one at a time, in the forms that the template takes.
+
+    Raises InputError if a file can't be read.
+    """
+    template, tool_arguments = pipeline.template, pipeline.options.tool_arguments
+    keeps_text = tool_arguments == "text"
+    takes_text = not find_forms(template, None).only_parts
     for row, raw in enumerate(split.rows(), split.first_row):
-        yield read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
-
-
-def _has_text_arguments(dialogue: Dialogue) -> bool:
-    return dialogue.texts is None and any(
-        isinstance(call.get("function", call).get("arguments"), str)
-        for message in dialogue.messages
-        for call in message.get("tool_calls", ())
-    )
+        read = read_dialogue(
+            row,
+            Origin(raw.file, raw.line),
+            raw.text,
+            LINE_LIMIT,
+            raw.format,
+            keeps_argument_text=keeps_text,
+        )
+        if isinstance(read, Dialogue) and not (takes_text and read.texts is not None):
+            read = find_forms(template, read.tools, tool_arguments).apply(read)
+        yield read

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from mtpack.template.markers import (
 )
 from mtpack.tokenizer.loading import LoadedTokenizer
 
-_PROBE = "mtpackprobe"
 _LIMITS = Limits()
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
@@ -72,7 +70,7 @@ class ChatTemplate:
 
         Raises TemplateRaisedError, and TemplateLimitError if the render exceeds a limit.
         """
-        return self._write(self._plain, self.join_text_parts(messages), tools, prompt)
+        return self._write(self._plain, messages, tools, prompt)
 
     def render_marked(
         self, messages: Messages, tools: list[Any] | None, *, prompt: bool = False
@@ -81,9 +79,8 @@ class ChatTemplate:
 
         Raises the errors of `render`. If the marks change the text, no message has a region.
         """
-        joined = self.join_text_parts(messages)
-        text = self._write(self._plain, joined, tools, prompt)
-        indexed = [IndexedMessage(message, index) for index, message in enumerate(joined)]
+        text = self._write(self._plain, messages, tools, prompt)
+        indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         has_generations = self.choose_name(tools) in self.tagged
         without_regions = MarkedText(text, {}, [] if has_generations else None)
         try:
@@ -134,59 +131,6 @@ class ChatTemplate:
             self.meter.restart()
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(render, variables).result()
-
-    def join_text_parts(self, messages: Messages) -> Messages:
-        """Join the text parts of each content that the template can't read as a list."""
-        if all(isinstance(message.get("content", ""), str) for message in messages):
-            return messages
-        return [
-            message | {"content": "".join(part["text"] for part in content)}
-            if isinstance(content := message.get("content"), list)
-            and message.get("role") not in self._roles_with_parts
-            else message
-            for message in messages
-        ]
-
-    @cached_property
-    def _roles_with_parts(self) -> frozenset[str]:
-        """The roles for which the template reads a content that is a list of text parts."""
-        parts = [{"type": "text", "text": _PROBE}]
-        user = {"role": "user", "content": "probe"}
-        call = {"function": {"name": "probe"}}
-        probes: dict[str, Messages] = {
-            "system": [{"role": "system", "content": parts}, user],
-            "developer": [{"role": "developer", "content": parts}, user],
-            "user": [{"role": "user", "content": parts}],
-            "assistant": [user, {"role": "assistant", "content": parts}],
-            "tool": [
-                user,
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-                {"role": "tool", "content": parts},
-            ],
-        }
-        return frozenset(role for role, probe in probes.items() if _PROBE in self._probe(probe))
-
-    @cached_property
-    def encodes_text_twice(self) -> bool:
-        """Whether the template encodes tool-call arguments that are JSON text as JSON again."""
-        function = {"name": "probe", "arguments": f'{{"{_PROBE}": 1}}'}
-        call = {"id": "call_1", "type": "function", "function": function}
-        text = self._probe(
-            [
-                {"role": "user", "content": "probe"},
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-            ]
-        )
-        return f'\\"{_PROBE}\\"' in text
-
-    def _probe(self, messages: Messages) -> str:
-        """Return the text of `messages`; "" if it is refused or shows a list of parts as it is."""
-        try:
-            text = self._write(self._plain, messages, None, False)
-        except (TemplateRaisedError, TemplateLimitError):
-            return ""
-        # The keys of parts show that the template wrote the list and did not read it.
-        return "" if "'text':" in text or '"text":' in text else text
 
 
 def load_chat_template(

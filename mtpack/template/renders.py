@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple, Protocol
 
 from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import MarkedText
+from mtpack.template.message_forms import find_forms
 
 QUESTION = {"role": "user", "content": "?"}
 
@@ -36,6 +38,9 @@ class Renders(Protocol):
         """Return the rendered text and its regions."""
 
 
-def select_messages(dialogue: Dialogue, render: Render) -> Messages:
-    """Return the messages of a render."""
-    return dialogue.messages[: render.num_messages] + [QUESTION] * render.question
+def select_messages(template: ChatTemplate, dialogue: Dialogue, render: Render) -> Messages:
+    """Return the messages of a render, in the forms of its template."""
+    messages = dialogue.messages[: render.num_messages]
+    if render.question:
+        messages += find_forms(template, dialogue.tools).apply_to_messages([QUESTION])
+    return messages
