@@ -86,8 +86,8 @@ class MessageKinds:
     def count_dropped(self, template: ChatTemplate, tool_arguments: str = "auto") -> Counter[str]:
         """Count messages by the part that `template` drops (such as `assistant.tool_calls`).
 
-        tool_arguments: as for `find_forms`. `tools` counts dialogues. If the template refuses the made-up dialogue of a kind, no part of
-        that kind is counted.
+        tool_arguments: as for `find_forms`. `tools` counts dialogues. If the template refuses the
+        made-up dialogue of a kind, no part of that kind is counted.
         """
         messages = self._messages.copy()
         for roles, number in self._plain.items():

@@ -18,6 +18,7 @@ A position in a text counts characters; a position in a document counts tokens.
 The reference is valid for dialogues that contain no control tokens in their own text.
 """
 
+import json
 import re
 from contextlib import suppress
 from copy import deepcopy
@@ -103,7 +104,7 @@ class Reference:
         rendered.
         """
         tools = row.get("tools")
-        messages = self.join_unread_parts([prepare(message) for message in row["messages"]], tools)
+        messages = self.bring_into_form([prepare(message) for message in row["messages"]], tools)
         full = self.render(messages, tools)
 
         merged: list[Turn] = []
@@ -161,10 +162,27 @@ class Reference:
             raise TemplateRaised(str(error)) from error
         return str(text)
 
+    def bring_into_form(self, messages: list[Message], tools: Any) -> list[Message]:
+        """Return the messages in the form that the template takes, as a person read in it."""
+        formed = [deepcopy(m) for m in self.join_unread_parts(messages, tools)]
+        for message in formed:
+            if message["role"] == "tool" and not isinstance(message["content"], str | list):
+                message["content"] = json.dumps(message["content"], ensure_ascii=False)
+            if self.facts.null_content and message.get("tool_calls"):
+                message["content"] = message["content"] or None
+            if message["role"] in self.facts.only_parts and isinstance(message["content"], str):
+                message["content"] = [{"type": "text", "text": message["content"]}]
+            for call in message.get("tool_calls", ()) if self.facts.arguments_as_text else ():
+                arguments = call["function"]["arguments"]
+                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        return formed
+
     def join_unread_parts(self, messages: list[Message], tools: Any) -> list[Message]:
         """Join the text parts of every role for which the template does not read parts."""
         return [
-            message if self.reads_parts(messages, message["role"], tools) else join_parts(message)
+            message
+            if message["role"] != "tool" and self.reads_parts(messages, message["role"], tools)
+            else join_parts(message)
             for message in messages
         ]
 
@@ -321,7 +339,8 @@ class Reference:
 
     def find_generation_prompt(self, messages: list[Message], tools: Any, index: int) -> str:
         """Return the generation prompt after a question, or else after message `index`."""
-        for tried in ([{"role": "user", "content": "?"}], messages[: index + 1]):
+        question = self.bring_into_form([{"role": "user", "content": "?"}], tools)
+        for tried in (question, messages[: index + 1]):
             with suppress(TemplateRaised):
                 prompt = self.render(tried, tools, prompt=True)
                 return prompt[max(0, self.find_last_header(prompt)) :]
@@ -387,10 +406,17 @@ class Reference:
 
 
 def prepare(message: Message) -> Message:
-    """Return the message as the template gets it: without nulls and loss switches."""
+    """Return the message as servers hand it over: without nulls, loss switches and JSON text."""
     switches = ("train", "loss", "weight")
-    kept = {key: value for key, value in message.items() if value is not None}
+    kept = {key: value for key, value in deepcopy(message).items() if value is not None}
     kept = {key: value for key, value in kept.items() if key not in switches}
+    kept.setdefault("content", "")
+    if not kept.get("tool_calls"):
+        kept.pop("tool_calls", None)
+    for call in kept.get("tool_calls", ()):
+        arguments = call["function"].get("arguments") or {}
+        is_text = isinstance(arguments, str)
+        call["function"]["arguments"] = json.loads(arguments) if is_text else arguments
     return kept
 
 
@@ -399,7 +425,7 @@ def join_parts(message: Message) -> Message:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    return {**message, "content": "".join(part["text"] for part in content)}
+    return {**message, "content": "\n".join(part["text"] for part in content)}
 
 
 def has_content(message: Message) -> bool:

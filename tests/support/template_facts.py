@@ -23,6 +23,12 @@ class Facts:
     """The texts that may follow a message if the template has no end-of-turn tokens."""
     variables: tuple[tuple[str, str], ...] = ()
     """The variables that the template needs in addition to messages and tools."""
+    arguments_as_text: bool = False
+    """Whether it joins the arguments of a call to text, so that they must be text."""
+    null_content: bool = False
+    """Whether it writes a message that only calls tools properly only if its content is null."""
+    only_parts: tuple[str, ...] = ()
+    """The roles whose content it reads as a list of parts alone."""
 
 
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -37,12 +43,16 @@ DIFFUSION_GEMMA = replace(GEMMA_4, headers=("<|turn>model\n",))
 GLM = Facts(("<|assistant|>",), (), next_headers=("<|user|>", "<|observation|>", "<|assistant|>"))
 GLM_TRAINING = replace(GLM, ends=("<|user|>", "<|observation|>"))
 GPT_OSS = Facts(("<|start|>assistant",), ("<|return|>", "<|call|>", "<|end|>"))
-IDEFICS = Facts(("Assistant:",), ("<end_of_utterance>",))
+IDEFICS = Facts(
+    ("Assistant:",),
+    ("<end_of_utterance>",),
+    only_parts=("system", "developer", "user", "assistant", "tool"),
+)
 LLAMA_3 = Facts(
     ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>", "<|eom_id|>")
 )
 LLAVA = Facts(("ASSISTANT:",), (), next_headers=("USER:", "ASSISTANT:", "TOOL:"))
-LLAVA_NEXT = Facts(("[/INST]",), ("</s>",))
+LLAVA_NEXT = Facts(("[/INST]",), ("</s>",), only_parts=("system", "user", "assistant"))
 MISTRAL = Facts(("[/INST]", "[/TOOL_RESULTS]"), (EOS,))
 PHI = Facts(("<|assistant|>\n",), ("<|end|>",))
 PHI_CLOSED = replace(PHI, closing=EOS)
@@ -56,7 +66,7 @@ FACTS: dict[str, Facts] = {
     "axolotl/command_a_rag.jinja": COMMAND_A,
     "axolotl/command_a_tool_use.jinja": COMMAND_A,
     "axolotl/deepseek_v2.jinja": Facts(("<｜Assistant｜>",), (EOS,)),
-    "axolotl/deepseek_v3.jinja": DEEPSEEK,
+    "axolotl/deepseek_v3.jinja": replace(DEEPSEEK, arguments_as_text=True),
     "axolotl/exaone.jinja": EXAONE,
     "axolotl/exaone4.jinja": replace(EXAONE, headers=("[|assistant|]\n",)),
     "axolotl/falcon_h1.jinja": CHATML,
@@ -113,7 +123,9 @@ FACTS: dict[str, Facts] = {
     "llama.cpp/Qwen-Qwen3-0.6B.jinja": CHATML,
     "llama.cpp/Qwen3.5-4B.jinja": CHATML,
     "llama.cpp/StepFun3.5-Flash.jinja": CHATML,
-    "llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": DEEPSEEK,
+    "llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": replace(
+        DEEPSEEK, null_content=True
+    ),
     "llama.cpp/deepseek-ai-DeepSeek-V3.2.jinja": DEEPSEEK,
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja": replace(
         LLAMA_3, closing=LLAMA_3.headers[0], variables=(("functions", "[]"), ("datetime", "today"))
@@ -126,7 +138,9 @@ FACTS: dict[str, Facts] = {
         ("Assistant:",), (), next_headers=("User:", "Assistant:", "System:")
     ),
     "llama.cpp/meetkai-functionary-medium-v3.2.jinja": replace(
-        LLAMA_3, headers=("<|start_header_id|>assistant<|end_header_id|>\n\n>>>",)
+        LLAMA_3,
+        headers=("<|start_header_id|>assistant<|end_header_id|>\n\n>>>",),
+        arguments_as_text=True,
     ),
     "llama.cpp/meta-llama-Llama-3.2-3B-Instruct.jinja": LLAMA_3,
     "llama.cpp/microsoft-Phi-3.5-mini-instruct.jinja": PHI_CLOSED,
@@ -137,7 +151,7 @@ FACTS: dict[str, Facts] = {
     "trl/cohere2.jinja": COHERE,
     "trl/cohere2_training.jinja": COHERE,
     "trl/cohere_training.jinja": COHERE,
-    "trl/deepseekv3.jinja": DEEPSEEK,
+    "trl/deepseekv3.jinja": replace(DEEPSEEK, arguments_as_text=True),
     "trl/deepseekv3_training.jinja": DEEPSEEK,
     "trl/diffusion_gemma.jinja": DIFFUSION_GEMMA,
     "trl/diffusion_gemma_training.jinja": DIFFUSION_GEMMA,
