@@ -212,7 +212,7 @@ class LiteralReference(Reference):
 
 
 def join_parts(content: str | list[dict]) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 CHATML = (
