@@ -28,6 +28,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.support.template_facts import Facts
@@ -149,14 +150,21 @@ class Reference:
 
     def render(self, messages: list[Message], tools: Any, prompt: bool = False) -> str:
         """Return the text that transformers renders; with `prompt`, with the generation prompt."""
+        variables = {"tools": tools, "add_generation_prompt": prompt, **self.variables}
         try:
+            if any(message["content"] is None for message in messages):
+                # `apply_chat_template` drops keys that are null.
+                template = chat_template_utils._compile_jinja_template(self.chat_template)
+                return str(
+                    template.render(
+                        messages=messages,
+                        documents=None,
+                        **self.renderer.special_tokens_map,
+                        **variables,
+                    )
+                )
             text = self.renderer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **self.variables,
+                messages, chat_template=self.chat_template, tokenize=False, **variables
             )
         except Exception as error:  # a template can raise anything
             raise TemplateRaised(str(error)) from error
