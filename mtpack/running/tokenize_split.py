@@ -17,6 +17,7 @@ from mtpack.input.rows import read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import MessageKinds
 from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.rendered_dialogue import RenderedDialogue
@@ -115,7 +116,8 @@ class _RowRenderer:
         first = last = None
         rendered: list[RenderedDialogue] = []
         num_chars = 0
-        results = read_rows(self._pipeline, split)
+        pipeline = self._pipeline
+        results = read_rows(split, pipeline.template, pipeline.options.tool_arguments)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
             for row in chunk:
@@ -185,12 +187,13 @@ def _num_chars(rendered: RenderedDialogue) -> int:
     return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
-def read_rows(pipeline: Pipeline, split: Split) -> Iterator[Dialogue | Reject]:
+def read_rows(
+    split: Split, template: ChatTemplate, tool_arguments: str = "auto"
+) -> Iterator[Dialogue | Reject]:
     """Read the rows of a split, one at a time, in the forms that the template takes.
 
-    Raises InputError if a file can't be read.
+    tool_arguments: as the option of this name. Raises InputError if a file can't be read.
     """
-    template, tool_arguments = pipeline.template, pipeline.options.tool_arguments
     keeps_text = tool_arguments == "text"
     takes_text = not find_forms(template, None).only_parts
     for row, raw in enumerate(split.rows(), split.first_row):
