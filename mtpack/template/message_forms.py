@@ -45,6 +45,9 @@ class MessageForms:
     """The roles whose text parts the template writes itself. Others get one text."""
     only_parts: frozenset[str] = frozenset()
     """The roles whose content the template takes as a list of text parts alone, not as text."""
+    refused: frozenset[str] = frozenset()
+    """The roles whose text the template refuses. A single part of these that has further keys (such
+    as the languages of a translation) stays as it is."""
     null_content: bool = False
     """Whether the content of a message that only calls tools is null: the template then tests for
     null, and writes something else for `""`."""
@@ -78,7 +81,7 @@ class MessageForms:
 
     def _form_content(self, role: str, content: Any, *, has_calls: bool) -> Any:
         if is_text_parts(role, content):
-            if role in self.looped:
+            if role in self.looped or (role in self.refused and _is_special_part(content)):
                 return content
             content = "\n".join([part["text"] for part in content])
         elif content is None:
@@ -94,6 +97,10 @@ class MessageForms:
 
 def _is_same(one: Any, other: Any) -> bool:
     return one is other
+
+
+def _is_special_part(parts: list[_Message]) -> bool:
+    return len(parts) == 1 and not parts[0].keys() <= {"type", "text"}
 
 
 def _with_text_arguments(call: _Message) -> _Message:
@@ -199,25 +206,29 @@ class _Probes:
         # The user's form is found first, when those of the messages around it are not known.
         around = [forms, _ONLY_PARTS] if role == "user" else [forms]
 
-        def shows(content: Any, *words: str) -> bool:
+        def render(content: Any) -> Iterator[str]:
             message = {**(_make_result("") if role == "tool" else {}), "role": role}
             message["content"] = content
+            for forms in around:
+                yield from self._render_all(forms, message, as_it_is=True)
+
+        def shows(words: Iterable[str]) -> bool:
+            # The keys of parts show that the template wrote the list and did not read it.
             return any(
                 all(word in text for word in words)
-                # The keys of parts show that the template wrote the list and did not read it.
                 and not re.search(r"""["']text\\?["']:""", text)
-                for forms in around
-                for text in self._render_all(forms, message, as_it_is=True)
+                for text in render(_make_parts(words))
             )
 
         word = _WORDS[0]
-        takes_text = shows(word, word)
+        takes_text = any(word in text for text in render(word))
         # Servers join the parts of a tool's result, whatever the template does.
-        loops = role != "tool" and shows(_make_parts(_WORDS), *_WORDS)
-        if loops:
+        if role != "tool" and shows(_WORDS):
             forms = replace(forms, looped=forms.looped | {role})
-        if not takes_text and (loops or shows(_make_parts([word]), word)):
+        if not takes_text and shows([word]):
             forms = replace(forms, only_parts=forms.only_parts | {role})
+        elif not takes_text and not any(True for _ in render(word)):
+            forms = replace(forms, refused=forms.refused | {role})
         return forms
 
     def find_form_of_arguments(self, forms: MessageForms) -> MessageForms:

@@ -196,6 +196,18 @@ def test_a_template_that_takes_parts_alone_gets_text_as_one_part(content, user):
     assert find_forms(template, None).only_parts >= {"user", "assistant", "system", "tool"}
 
 
+def test_a_part_with_further_keys_stays_where_the_template_refuses_text():
+    needs_language = (
+        "{% if m.role == 'user' %}{{ '[' + m.content[0].language + ']' + m.content[0].text }}"
+        "{% else %}{{ '' + m.content }}{% endif %}"
+    )
+    part = {"type": "text", "text": "walrus", "language": "en"}
+    row = make_row(say("user", [part]), say("assistant", PARTS))
+    found = render(make_template(needs_language), row)
+    assert found == "<user>[en]walrus\n<assistant>wal\nrus\n"
+    assert render(make_template(CONTENT), row) == "<user>walrus\n<assistant>wal\nrus\n"
+
+
 def test_a_role_that_takes_parts_alone_changes_no_other():
     template = make_template("{{ m.content[0].text if m.role == 'user' else m.content }}")
     assert find_forms(template, None).only_parts == {"user"}
