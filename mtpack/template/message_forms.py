@@ -215,8 +215,7 @@ class _Probes:
         def shows(words: Iterable[str]) -> bool:
             # The keys of parts show that the template wrote the list and did not read it.
             return any(
-                all(word in text for word in words)
-                and not re.search(r"""["']text\\?["']:""", text)
+                all(word in text for word in words) and not re.search(r"""["']text\\?["']:""", text)
                 for text in render(_make_parts(words))
             )
 
