@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -200,6 +199,7 @@ class _Probes:
     def __init__(self, template: ChatTemplate, name: str) -> None:
         self._template = template
         self._tools = [tools for tools in (None, [_TOOL]) if template.choose_name(tools) == name]
+        self._exceeded_a_limit = False
 
     def find_content_form(self, forms: MessageForms, role: str) -> MessageForms:
         """Return `forms` with those of the content of a role added."""
@@ -295,8 +295,16 @@ class _Probes:
                 each if as_it_is and each is message else other
                 for each, other in zip(dialogue, forms.apply_to_messages(dialogue), strict=True)
             ]
-            with suppress(TemplateRaisedError, TemplateLimitError, MemoryError):
-                yield self._template.render(formed, tools)
+            if self._exceeded_a_limit:  # another hundred such renders would take too long
+                return
+            try:
+                text = self._template.render(formed, tools)
+            except TemplateRaisedError:
+                continue
+            except (TemplateLimitError, MemoryError):
+                self._exceeded_a_limit = True
+                return
+            yield text
 
 
 _ONLY_PARTS = MessageForms(only_parts=frozenset(ROLES))

@@ -38,7 +38,7 @@ def call_as_text(city: str) -> Row:
     return {"id": "call00001", "type": "function", "function": function}
 
 
-def result(content: str, number: str = "call00001") -> Row:
+def result(content: Any, number: str = "call00001") -> Row:
     return say("tool", content, name="weather", tool_call_id=number)
 
 
@@ -148,6 +148,19 @@ KINDS: dict[str, Row] = {
             say("assistant", "ferret", reasoning_content="sable"),
             say("user", "lemur"),
             say("assistant", "tapir", reasoning_content="civet"),
+        ],
+        "tools": TOOLS,
+    },
+    "tools, results that are no text": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", None, tool_calls=[call_as_text("Zürich")]),
+            result({"temp": 20, "sky": "badger"}),
+            say("assistant", "ferret"),
+            say("user", "lemur"),
+            say("assistant", "", tool_calls=[call("Oslo")]),
+            result(20),
+            say("assistant", "tapir"),
         ],
         "tools": TOOLS,
     },

@@ -173,16 +173,16 @@ class Reference:
     def bring_into_form(self, messages: list[Message], tools: Any) -> list[Message]:
         """Return the messages in the form that the template takes, as a person read in it."""
         formed = [deepcopy(m) for m in self.join_unread_parts(messages, tools)]
+        written = set(self.facts.values_as_json)
         for message in formed:
-            if message["role"] == "tool" and not isinstance(message["content"], str | list):
-                message["content"] = json.dumps(message["content"], ensure_ascii=False)
+            if message["role"] == "tool" and type(message["content"]).__name__ not in written:
+                message["content"] = write_json(message["content"])
             if self.facts.null_content and message.get("tool_calls"):
                 message["content"] = message["content"] or None
             if message["role"] in self.facts.only_parts and isinstance(message["content"], str):
                 message["content"] = [{"type": "text", "text": message["content"]}]
             for call in message.get("tool_calls", ()) if self.facts.arguments_as_text else ():
-                arguments = call["function"]["arguments"]
-                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+                call["function"]["arguments"] = write_json(call["function"]["arguments"])
         return formed
 
     def join_unread_parts(self, messages: list[Message], tools: Any) -> list[Message]:
@@ -426,6 +426,11 @@ def prepare(message: Message) -> Message:
         is_text = isinstance(arguments, str)
         call["function"]["arguments"] = json.loads(arguments) if is_text else arguments
     return kept
+
+
+def write_json(value: Any) -> str:
+    """Return a text as it is, and any other value as JSON text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def join_parts(message: Message) -> Message:
