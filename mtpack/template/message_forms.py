@@ -209,8 +209,8 @@ class _Probes:
         def render(content: Any) -> Iterator[str]:
             message = {**(_make_result("") if role == "tool" else {}), "role": role}
             message["content"] = content
-            for forms in around:
-                yield from self._render_all(forms, message, as_it_is=True)
+            for each in around:
+                yield from self._render_all(each, message, as_it_is=True)
 
         def shows(words: Iterable[str]) -> bool:
             # The keys of parts show that the template wrote the list and did not read it.

@@ -62,13 +62,23 @@ TEXT, OBJECT = make_row('{"a":1}'), make_row({"a": 1})
 
 
 @pytest.mark.parametrize("template", [TO_JSON, JOINED, BOTH])
-@pytest.mark.parametrize("options", [{}, {"overlong": "split", "seq_len": 32}, {"merge": "never"}])
+@pytest.mark.parametrize("options", [{}, {"merge": "never"}])
 def test_the_same_arguments_in_two_forms_give_the_same_shards(pack, template, options):
     as_text, as_object, with_null = (
         pack([row] * 3, template, **options).shards
         for row in (TEXT, OBJECT, make_row('{"a": 1}', content=None))
     )
     assert as_text == as_object == with_null
+
+
+def test_further_documents_of_overlong_split_have_the_same_forms(pack):
+    before = [{"role": "user", "content": "Why? " * 20}, {"role": "assistant", "content": "So."}]
+    reports = [
+        pack([{"messages": before + row["messages"]}], JOINED, overlong="split", seq_len=80)
+        for row in (TEXT, OBJECT)
+    ]
+    assert reports[0].shards == reports[1].shards
+    assert [report.tally.turns_packed for report in reports] == [3, 3]
 
 
 def test_the_cases_give_the_same_shards(pack):
