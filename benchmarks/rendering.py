@@ -26,7 +26,7 @@ from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
 from mtpack.options import DEFAULT_DATE
 from mtpack.running.tokenize_split import read_rows
-from mtpack.template.chat_template import load_chat_template
+from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.tracing.replayer import Replayer
 from mtpack.tokenizer.loading import load_tokenizer
 
@@ -49,7 +49,7 @@ def main(
     """Print a line for each way."""
     loaded = load_tokenizer(tokenizer)
     template = load_chat_template(loaded, chat_template, (), DEFAULT_DATE)
-    dialogues = read_dialogues(inputs)[:limit]
+    dialogues = read_dialogues(inputs, template)[:limit]
     replayer = Replayer(template, loaded.added_tokens, merge)
     started = time.perf_counter()
     for dialogue in dialogues:
@@ -79,9 +79,9 @@ def main(
     )
 
 
-def read_dialogues(inputs: tuple[str, ...]) -> list[Dialogue]:
+def read_dialogues(inputs: tuple[str, ...], template: ChatTemplate) -> list[Dialogue]:
     files = [describe_input(name, name) for name in find_inputs(inputs)]
-    rows = (row for split in read_splits(files) for row in read_rows(split))
+    rows = (row for split in read_splits(files) for row in read_rows(split, template))
     return [row for row in rows if isinstance(row, Dialogue)]
 
 

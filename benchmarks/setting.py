@@ -12,7 +12,7 @@ from mtpack.input.dialogue import Dialogue
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
 from mtpack.options import DEFAULT_DATE
-from mtpack.template.chat_template import load_chat_template
+from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 
 Figures = dict[str, float]
@@ -52,15 +52,20 @@ class Setting:
     @cached_property
     def dialogues(self) -> list[Dialogue]:
         """All rows, as dialogues."""
-        return read_dialogues(self.inputs)
+        return read_dialogues(self.inputs, self._template)
 
     @cached_property
     def texts(self) -> list[str]:
         """The text of every dialogue, rendered with the chat template."""
+        return [
+            self._template.render(dialogue.messages, dialogue.tools) for dialogue in self.dialogues
+        ]
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
         tokenizer = load_tokenizer(str(self.tokenizer))
         file = None if self.chat_template is None else str(self.chat_template)
-        template = load_chat_template(tokenizer, file, (), DEFAULT_DATE)
-        return [template.render(dialogue.messages, dialogue.tools) for dialogue in self.dialogues]
+        return load_chat_template(tokenizer, file, (), DEFAULT_DATE)
 
     @cached_property
     def text_sizes(self) -> list[int]:

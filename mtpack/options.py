@@ -90,6 +90,12 @@ class PackOptions:
         "before it. truncate: cut the document. drop: leave it out. error: treat the row as bad.",
         changes_splits=False,
     )
+    tool_arguments: Literal["auto", "object", "text"] = _option(
+        "auto",
+        "The form in which the chat template gets the arguments of tool calls. auto: as objects, "
+        "or as JSON text where a probe finds that the template needs text. object: as objects. "
+        "text: as JSON text; arguments that are text in a row stay as they are.",
+    )
     control_tokens: Literal["keep", "literal", "error"] = _option(
         "keep",
         "What to do with control tokens spelled in the text of users, systems and tools, and with "

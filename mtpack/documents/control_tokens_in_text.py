@@ -18,6 +18,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.input.message import is_text_parts
 from mtpack.template.written_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
@@ -153,7 +154,7 @@ _Marker = Callable[[Sequence[str]], list[str]]
 def _mark_fields(fields: dict[str, Any], marker: _Marker) -> dict[str, Any]:
     marked: dict[str, Any] = _mark_value(fields, marker)
     parts = fields.get("content")
-    if isinstance(parts, list):
+    if parts and is_text_parts(fields["role"], parts):
         texts = marker([part["text"] for part in parts])
         pairs = zip(parts, texts, strict=True)
         marked["content"] = [_mark_value(part, marker) | {"text": text} for part, text in pairs]
@@ -178,7 +179,8 @@ def _join_texts(messages: Messages, tools: list[Any] | None) -> str:
         if isinstance(content, str) and len(message) == 2:  # the other field is the role
             texts.append(content)
             continue
-        if isinstance(content, list):  # a token may continue from one part into the next
+        if content and is_text_parts(message["role"], content):
+            # A token may continue from one part into the next.
             texts.append("".join(part["text"] for part in content))
         _collect_strings(message, texts)
     _collect_strings(tools, texts)

@@ -1,9 +1,12 @@
 """Reads one message: the fields for the template, and whether it is trained.
 
-The fields of a message are passed to the template unchanged, with these exceptions. Keys without a
-value are dropped. The reasoning is stored under both names that templates read, as transformers
-does. The text of a content part is stored under `text`. The loss switches (`train`, `loss`,
-`weight`, `loss_weight`) are removed, since they concern training alone.
+The fields of a message are passed to the template as inference servers pass them (vLLM,
+`parse_chat_messages`; SGLang, `serving_chat.py`). Keys without a value are dropped, and so is an
+empty `tool_calls`. A missing `content` is `""`. The reasoning is stored under both names that
+templates read, as transformers does. The text of a content part is stored under `text`. The loss
+switches (`train`, `loss`, `weight`, `loss_weight`) are removed, since they concern training alone.
+All other fields are unchanged. What a certain template can't take in this form is changed later
+(`template/message_forms.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import ROLES, Messages, Reason
 from mtpack.input.row_errors import RowError, describe_type, quote_name
-from mtpack.input.tools import check_tool_calls
+from mtpack.input.tools import read_tool_calls
 
 _LOSS_SWITCHES = ("train", "loss")
 _LOSS_WEIGHTS = ("weight", "loss_weight")
@@ -21,6 +24,13 @@ _LOSS_WEIGHTS = ("weight", "loss_weight")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # The names of a content part's text: the standard one, and those that other tools write.
 _PART_TEXT_KEYS = ("text", "content", "value")
+# The types of parts that are not text, in the chat APIs and in the processors of transformers.
+_MEDIA_TYPES = frozenset(
+    f"{prefix}{medium}{suffix}"
+    for medium in ("image", "audio", "video", "file")
+    for prefix in ("", "input_")
+    for suffix in ("", "_url")
+)
 
 
 class ParsedRow(NamedTuple):
@@ -30,6 +40,8 @@ class ParsedRow(NamedTuple):
     tools: list[Any] | None
     untrained: Collection[int] = ()
     """Indices of messages whose loss is switched off."""
+    num_before: int = 0
+    """The number of messages before the first one of the row's own list of messages."""
 
 
 def read_messages(messages: list[Any], num_context: int = 0) -> tuple[Messages, set[int]]:
@@ -69,9 +81,11 @@ def _read_message(index: int, message: Any, untrained: set[int]) -> dict[str, An
     switch = _pop_loss_switches(where, role, fields)
     if switch is not None:
         (untrained.discard if switch else untrained.add)(index)
-    _read_content(where, role, fields)
     if "tool_calls" in fields:
-        check_tool_calls(where, fields["tool_calls"])
+        fields["tool_calls"] = read_tool_calls(where, fields["tool_calls"])
+        if not fields["tool_calls"]:
+            del fields["tool_calls"]
+    _read_content(where, role, fields)
     return _add_reasoning_aliases(where, fields)
 
 
@@ -112,18 +126,50 @@ def _pop_loss_switches(where: str, role: str, fields: dict[str, Any]) -> bool | 
 def _read_content(where: str, role: str, fields: dict[str, Any]) -> None:
     content = fields.get("content")
     if content is None:
-        if role != "assistant":
+        if role == "assistant":
+            if not any(key in fields for key in ("tool_calls", *_REASONING_KEYS)):
+                detail = f'{where}: neither "content" nor "tool_calls"'
+                raise RowError(Reason.INVALID_CONTENT, detail)
+        elif role != "tool":
             raise RowError(Reason.INVALID_CONTENT, f'{where}: no "content"')
-        if not any(key in fields for key in ("tool_calls", *_REASONING_KEYS)):
-            raise RowError(Reason.INVALID_CONTENT, f'{where}: neither "content" nor "tool_calls"')
-    elif isinstance(content, list):
+        fields["content"] = ""
+    elif isinstance(content, list) and (role != "tool" or _has_parts(content)):
         fields["content"] = [_read_part(where, part) for part in content]
-    elif not isinstance(content, str):
+    elif not isinstance(content, str) and role != "tool":
         raise RowError(
             Reason.INVALID_CONTENT,
             f'{where}: "content" must be a string or a list of text parts, '
             f"found {describe_type(content)}",
         )
+
+
+def is_text_parts(role: str, content: Any) -> bool:
+    """Return whether the content of a message is a list of text parts.
+
+    The result of a tool may be any other list. A part of a tool's content has the type `text`, or
+    a text alone.
+    """
+    if role != "tool" or not isinstance(content, list):
+        return isinstance(content, list)
+    return all(
+        isinstance(part, dict)
+        and isinstance(part.get("text"), str)
+        and (part.get("type") == "text" or len(part) == 1)
+        for part in content
+    )
+
+
+def _has_parts(content: list[Any]) -> bool:
+    """Return whether the content of a tool's message is a list of parts, of text or of others."""
+    return all(
+        isinstance(part, dict)
+        and (
+            part.get("type") == "text"
+            or (isinstance(part.get("type"), str) and part["type"] in _MEDIA_TYPES)
+            or (len(part) == 1 and "text" in part)
+        )
+        for part in content
+    )
 
 
 def _read_part(where: str, part: Any) -> dict[str, Any]:
@@ -132,10 +178,12 @@ def _read_part(where: str, part: Any) -> dict[str, Any]:
     elif (part_type := part.get("type", "text")) != "text":
         detail = f"a content part has the type {quote_name(part_type)}; mtpack packs text only"
     else:
-        found = next((key for key in _PART_TEXT_KEYS if part.get(key) is not None), "text")
-        if isinstance(part.get(found), str):
-            others = {key: value for key, value in part.items() if key not in (found, "text")}
-            return part if found == "text" else {**others, "text": part[found]}
+        fields = {key: value for key, value in part.items() if value is not None}
+        found = next((key for key in _PART_TEXT_KEYS if key in fields), "text")
+        if isinstance(fields.get(found), str):
+            if found != "text":
+                fields["text"] = fields.pop(found)
+            return fields
         detail = 'a content part has no "text"'
     raise RowError(Reason.INVALID_CONTENT, f"{where}: {detail}")
 

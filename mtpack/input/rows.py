@@ -18,6 +18,7 @@ from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.row_formats import find_shapes
 from mtpack.input.sharegpt import parse_sharegpt
 from mtpack.input.strict_json import StrictJsonError, loads, validate
+from mtpack.input.tools import parse_arguments
 
 _READERS = {"messages": parse_messages, "sharegpt": parse_sharegpt, "alpaca": parse_alpaca}
 _NEEDED = {
@@ -28,12 +29,19 @@ _NEEDED = {
 
 
 def read_dialogue(
-    row: int, origin: Origin, text: bytes | None, line_limit: int, row_format: str | None = None
+    row: int,
+    origin: Origin,
+    text: bytes | None,
+    line_limit: int,
+    row_format: str | None = None,
+    *,
+    keeps_argument_text: bool = False,
 ) -> Dialogue | Reject:
     """Read one row; `text` is None if it is longer than `line_limit` bytes.
 
     row_format: the format of the row's file; None if no row of it so far fits a format. Then the
-    format is detected from this row alone.
+    format is detected from this row alone. keeps_argument_text: whether tool-call arguments that
+    are text stay as they are; otherwise they are parsed as JSON, into objects.
     """
     try:
         if text is None:
@@ -48,7 +56,10 @@ def read_dialogue(
         value = validate(text, value)
         if dialogue and set(map(len, dialogue.messages)) == {2}:
             return dialogue
-        return make_dialogue(row, origin, *_READERS[_choose_format(value, row_format)](value))
+        parsed = _READERS[_choose_format(value, row_format)](value)
+        if not keeps_argument_text:
+            parse_arguments(parsed.messages, parsed.num_before)
+        return make_dialogue(row, origin, parsed.messages, parsed.tools, parsed.untrained)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
 

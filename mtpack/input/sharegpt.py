@@ -43,6 +43,7 @@ def parse_sharegpt(row: dict[str, Any]) -> ParsedRow:
         [*system, *messages],
         read_tools(row.get("tools") or None),
         [index + len(system) for index in untrained],
+        num_before=len(system),
     )
 
 
@@ -70,7 +71,7 @@ def _to_chat_message(index: int, message: Any) -> dict[str, Any]:
     where = f"message {index} ({name})"
     if name in _FUNCTION_CALLS:
         return {"role": "assistant", **fields, "tool_calls": parse_function_calls(where, value)}
-    if value is None and _ROLES[name] != "assistant":
+    if value is None and _ROLES[name] not in ("assistant", "tool"):
         raise RowError(Reason.INVALID_CONTENT, f'{where}: no "value"')
     return {"role": _ROLES[name], "content": value, **fields}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtpack.input.dialogue import Reason
+from mtpack.input.dialogue import Messages, Reason
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.strict_json import StrictJsonError, parse
 
@@ -29,25 +29,64 @@ def _parse_text(text: str, reason: Reason, subject: str) -> Any:
         raise RowError(reason, f"{subject} a string but not JSON: {error}") from None
 
 
-def check_tool_calls(where: str, calls: Any) -> None:
-    """Raise RowError if a message's `tool_calls` are not a list of calls."""
+def read_tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
+    """Return a message's `tool_calls` without null keys, arguments that are missing as `{}`.
+
+    Arguments that are text stay text (`parse_arguments`). Raises RowError.
+    """
     if not isinstance(calls, list):
         raise RowError(
             Reason.INVALID_TOOL_CALLS,
             f'{where}: "tool_calls" must be a list, found {describe_type(calls)}',
         )
-    for number, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowError(
-                Reason.INVALID_TOOL_CALLS,
-                f'{where}: tool call {number} must be {{"function": {{"name", "arguments"}}}}',
-            )
-        if not isinstance(function.get("arguments", {}), dict | str):
-            raise RowError(
-                Reason.INVALID_TOOL_CALLS,
-                f"{where}: the arguments of tool call {number} must be an object or JSON text",
-            )
+    return [_read_tool_call(where, number, call) for number, call in enumerate(calls)]
+
+
+def _read_tool_call(where: str, number: int, call: Any) -> dict[str, Any]:
+    call = _drop_null_keys(call)
+    nested = isinstance(call, dict) and "function" in call
+    function = _drop_null_keys(call["function"]) if nested else call
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError(
+            Reason.INVALID_TOOL_CALLS,
+            f'{where}: tool call {number} must be {{"function": {{"name", "arguments"}}}}',
+        )
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, dict | str):
+        raise RowError(
+            Reason.INVALID_TOOL_CALLS,
+            f"{where}: the arguments of tool call {number} must be an object or JSON text",
+        )
+    if isinstance(arguments, str) and not arguments.strip():
+        arguments = {}
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if nested else function
+
+
+def _drop_null_keys(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def parse_arguments(messages: Messages, num_before: int) -> None:
+    """Replace tool-call arguments that are JSON text by their value, an object, in place.
+
+    messages: as `read_tool_calls` returns their calls. num_before: the number of messages that
+    an error does not count. Raises RowError.
+    """
+    for index, message in enumerate(messages):
+        for number, call in enumerate(message.get("tool_calls", ())):
+            function = call.get("function", call)
+            if isinstance(function["arguments"], str):
+                where = f"message {index - num_before} ({message['role']})"
+                subject = f"{where}: the arguments of tool call {number} are"
+                text = function["arguments"]
+                value = _parse_text(text, Reason.INVALID_TOOL_CALLS, subject)
+                if not isinstance(value, dict):
+                    detail = f"{subject} JSON text of {describe_type(value)}, not of an object"
+                    raise RowError(Reason.INVALID_TOOL_CALLS, detail)
+                function["arguments"] = value
 
 
 def parse_function_calls(where: str, value: Any) -> list[dict[str, Any]]:

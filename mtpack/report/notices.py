@@ -109,8 +109,6 @@ def _never_shown(content_dropped: dict[str, int]) -> list[Notice]:
         role, _, part = key.partition(".")
         texts[key] = f"{role} messages: {_PARTS.get(part, part)}" if part else "rows: their tools"
     remedies = ["another template"]
-    if any(key.endswith(".tool_calls") for key in texts):
-        remedies.append("arguments given as objects")
     if "system.content" in texts:
         remedies.append("the system's text at the start of the first user message")
     if texts:

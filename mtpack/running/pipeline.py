@@ -14,6 +14,7 @@ from mtpack.options import PackOptions
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import finds_turns
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.engines import TOKENIZERS
@@ -77,7 +78,11 @@ def load_pipeline(options: PackOptions) -> Pipeline:
     """
     tokenizer = load_tokenizer(options.tokenizer)
     template = load_chat_template(
-        tokenizer, options.chat_template, options.template_arg, options.date
+        tokenizer,
+        options.chat_template,
+        options.template_arg,
+        options.date,
+        options.tool_arguments,
     )
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
@@ -86,10 +91,13 @@ def load_pipeline(options: PackOptions) -> Pipeline:
 def check_template(pipeline: Pipeline) -> None:
     """Raise SetupError if the turns of a simple dialogue can't be found.
 
-    Only workers call this, since the template may hang. They do so before their first row.
+    This also finds the forms in which the template takes messages. Only workers call it, since the
+    template may hang. They do so before their first row.
     """
     source = pipeline.template_source
     pipeline.heartbeat.begin(f"trying the chat template of {source}")
+    find_forms(pipeline.template, tools=None)
+    find_forms(pipeline.template, tools=[])
     if not _finds_turns(pipeline.template, pipeline.tokenizer.added_tokens):
         raise SetupError(
             f"{source}: can't find where the chat template writes an assistant message; "

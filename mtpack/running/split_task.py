@@ -107,7 +107,8 @@ def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Toke
 
     def dialogue_of(row: int) -> Dialogue:
         if not dialogues:  # read on demand: most splits need none
-            read = [row for row in read_rows(split) if isinstance(row, Dialogue)]
+            rows = read_rows(split, pipeline.template)
+            read = [row for row in rows if isinstance(row, Dialogue)]
             dialogues.update((dialogue.row, dialogue) for dialogue in read)
         set_activity(pipeline, dialogues[row])
         return dialogues[row]

@@ -19,8 +19,10 @@ from mtpack.input.rows import read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import Kind, MessageKinds
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
+from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.turn_probes import get_probes
@@ -32,10 +34,6 @@ _CHARS_PER_BATCH = 4 * 2**20
 
 _ROWS_PER_CHUNK = 32
 _MESSAGES_IN_TYPICAL_ROW = 60
-_TWICE_QUOTED = (
-    "the chat template encodes tool-call arguments as JSON, but in some rows they are JSON "
-    "text already, so they are quoted twice; write them as objects"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ def tokenize(
         rejects=rows.rejects,
         counts=counts,
         run_counts=RunCounts(rendered=num_accepted - made["replayed"], **made),
-        warnings=frozenset({_TWICE_QUOTED} if rows.are_arguments_quoted_twice else ()),
+        warnings=frozenset(rows.warnings),
         fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )
 
@@ -116,7 +114,7 @@ class _RowRenderer:
             get_probes(pipeline.template, pipeline.tokenizer.added_tokens)
         )
         self._spelling: Counter[str] = Counter()
-        self.are_arguments_quoted_twice = False
+        self.warnings: set[str] = set()
 
     def render(
         self, split: Split, watch: Stopwatch
@@ -125,7 +123,7 @@ class _RowRenderer:
         first = last = None
         rendered: list[RenderedDialogue] = []
         num_chars = 0
-        results = read_rows(split)
+        results = read_rows(split, self._pipeline.template)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
             for row in chunk:
@@ -181,8 +179,15 @@ class _RowRenderer:
         self.reasoning.add(dialogue)
         if names := self._pipeline.renderer.name_counts(dialogue):
             self._spelling.update(names)
-        if self._pipeline.template.encodes_text_twice and _has_text_arguments(dialogue):
-            self.are_arguments_quoted_twice = True
+        if dialogue.texts is None and self._gets_text_arguments(dialogue):
+            self.warnings.add(TEXT_ARGUMENTS)
+
+    def _gets_text_arguments(self, dialogue: Dialogue) -> bool:
+        """Return whether a dialogue has arguments that are text because the template needs it."""
+        if self._pipeline.template.tool_arguments != "auto":
+            return False
+        forms = find_forms(self._pipeline.template, dialogue.tools)
+        return forms.arguments == "text" and any("tool_calls" in m for m in dialogue.messages)
 
 
 def set_activity(pipeline: Pipeline, dialogue: Dialogue) -> None:
@@ -201,15 +206,22 @@ def _num_chars(rendered: RenderedDialogue) -> int:
     return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
-def read_rows(split: Split) -> Iterator[Dialogue | Reject]:
-    """Read the rows of a split, one at a time; raise InputError if a file can't be read."""
+def read_rows(split: Split, template: ChatTemplate) -> Iterator[Dialogue | Reject]:
+    """Read the rows of a split, one at a time, in the forms that the template takes.
+
+    Raises InputError if a file can't be read.
+    """
+    keeps_text = template.tool_arguments == "text"
+    takes_text = not find_forms(template, None).only_parts
     for row, raw in enumerate(split.rows(), split.first_row):
-        yield read_dialogue(row, Origin(raw.file, raw.line), raw.text, LINE_LIMIT, raw.format)
-
-
-def _has_text_arguments(dialogue: Dialogue) -> bool:
-    return dialogue.texts is None and any(
-        isinstance(call.get("function", call).get("arguments"), str)
-        for message in dialogue.messages
-        for call in message.get("tool_calls", ())
-    )
+        read = read_dialogue(
+            row,
+            Origin(raw.file, raw.line),
+            raw.text,
+            LINE_LIMIT,
+            raw.format,
+            keeps_argument_text=keeps_text,
+        )
+        if isinstance(read, Dialogue) and not (takes_text and read.texts is not None):
+            read = find_forms(template, read.tools).apply(read)
+        yield read

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from mtpack.template.markers import (
 from mtpack.template.modes import Mode, list_modes
 from mtpack.tokenizer.loading import LoadedTokenizer
 
-_PROBE = "mtpackprobe"
 _LIMITS = Limits()
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
@@ -45,18 +43,21 @@ class ChatTemplate:
         variables: dict[str, Any],
         date: str,
         limits: Limits = _LIMITS,
+        tool_arguments: str = "auto",
     ) -> None:
         """Compile the templates.
 
         sources: the source of each template by name; `tool_use`, if present, is for dialogues with
         tools. variables: special tokens and template arguments. date: ISO format, the date that
-        `strftime_now` formats. Raises jinja2.TemplateSyntaxError.
+        `strftime_now` formats. tool_arguments: `auto`, or the form in which the template gets the
+        arguments of calls: `object` or `text`. Raises jinja2.TemplateSyntaxError.
         """
         self.meter = Meter(limits)
         plain = make_environment(date, self.meter, marked=False)
         marked = make_environment(date, self.meter, marked=True)
         install_markers(marked)
         self.sources = sources
+        self.tool_arguments = tool_arguments
         self.variables = variables
         self.environment = plain
         self._plain = {name: plain.from_string(text) for name, text in sources.items()}
@@ -81,7 +82,7 @@ class ChatTemplate:
         mode: a switch to set. Raises TemplateRaisedError, and TemplateLimitError if the render
         exceeds a limit.
         """
-        return self._write(self._plain, self.join_text_parts(messages), tools, prompt, mode)
+        return self._write(self._plain, messages, tools, prompt, mode)
 
     def render_marked(
         self,
@@ -95,9 +96,8 @@ class ChatTemplate:
 
         Raises the errors of `render`. If the marks change the text, no message has a region.
         """
-        joined = self.join_text_parts(messages)
-        text = self._write(self._plain, joined, tools, prompt, mode)
-        indexed = [IndexedMessage(message, index) for index, message in enumerate(joined)]
+        text = self._write(self._plain, messages, tools, prompt, mode)
+        indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         has_generations = self.choose_name(tools) in self.tagged
         without_regions = MarkedText(text, {}, [] if has_generations else None)
         try:
@@ -157,62 +157,13 @@ class ChatTemplate:
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(render, variables).result()
 
-    def join_text_parts(self, messages: Messages) -> Messages:
-        """Join the text parts of each content that the template can't read as a list."""
-        if all(isinstance(message.get("content", ""), str) for message in messages):
-            return messages
-        return [
-            message | {"content": "".join(part["text"] for part in content)}
-            if isinstance(content := message.get("content"), list)
-            and message.get("role") not in self._roles_with_parts
-            else message
-            for message in messages
-        ]
-
-    @cached_property
-    def _roles_with_parts(self) -> frozenset[str]:
-        """The roles for which the template reads a content that is a list of text parts."""
-        parts = [{"type": "text", "text": _PROBE}]
-        user = {"role": "user", "content": "probe"}
-        call = {"function": {"name": "probe"}}
-        probes: dict[str, Messages] = {
-            "system": [{"role": "system", "content": parts}, user],
-            "developer": [{"role": "developer", "content": parts}, user],
-            "user": [{"role": "user", "content": parts}],
-            "assistant": [user, {"role": "assistant", "content": parts}],
-            "tool": [
-                user,
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-                {"role": "tool", "content": parts},
-            ],
-        }
-        return frozenset(role for role, probe in probes.items() if _PROBE in self._probe(probe))
-
-    @cached_property
-    def encodes_text_twice(self) -> bool:
-        """Whether the template encodes tool-call arguments that are JSON text as JSON again."""
-        function = {"name": "probe", "arguments": f'{{"{_PROBE}": 1}}'}
-        call = {"id": "call_1", "type": "function", "function": function}
-        text = self._probe(
-            [
-                {"role": "user", "content": "probe"},
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-            ]
-        )
-        return f'\\"{_PROBE}\\"' in text
-
-    def _probe(self, messages: Messages) -> str:
-        """Return the text of `messages`; "" if it is refused or shows a list of parts as it is."""
-        try:
-            text = self._write(self._plain, messages, None, False)
-        except (TemplateRaisedError, TemplateLimitError):
-            return ""
-        # The keys of parts show that the template wrote the list and did not read it.
-        return "" if "'text':" in text or '"text":' in text else text
-
 
 def load_chat_template(
-    tokenizer: LoadedTokenizer, file: str | None, arguments: Sequence[str], date: str
+    tokenizer: LoadedTokenizer,
+    file: str | None,
+    arguments: Sequence[str],
+    date: str,
+    tool_arguments: str = "auto",
 ) -> ChatTemplate:
     """Load the template in `file`, or else the tokenizer's own; raise SetupError.
 
@@ -239,7 +190,7 @@ def load_chat_template(
             raise SetupError(f"--template-arg {argument}: mtpack sets {key} itself; remove it")
         variables[key] = _json_or_text(value)
     try:
-        return ChatTemplate(sources, variables, date)
+        return ChatTemplate(sources, variables, date, tool_arguments=tool_arguments)
     except Exception as error:  # Jinja's own errors, and those of Python's compiler
         line = getattr(error, "lineno", None)
         where = f" line {line}" if line else ""

@@ -17,11 +17,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import product, repeat
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import Dialogue
+from mtpack.input.message import is_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.message_forms import find_forms
 
 _Fields = dict[str, Any]
 
@@ -32,8 +34,7 @@ class _Calls(NamedTuple):
     several: bool
     nested: bool
     """Whether a call is under the key `function`, as in the chat APIs."""
-    arguments: str
-    """`object` or `text`; without arguments, `empty object` or `empty text`."""
+    has_arguments: bool
 
 
 Kind = tuple[Any, ...]
@@ -62,8 +63,8 @@ class _Kind(NamedTuple):
     tools: str | None
     """`nested` (under `function`), `flat`, `empty` or None."""
     content: str
-    """`none`, `blank`, `text`, `part`, `parts`, or text with a `</think>`: `thinking, answer`,
-    `thinking, blank` or `blank, answer`."""
+    """`blank`, `text`, `part`, `parts`, or text with a `</think>`: `thinking, answer`,
+    `thinking, blank` or `blank, answer`. For a tool, also `object`, `list` or `number`."""
     has_reasoning: bool
     calls: _Calls | None
     is_after_user: bool
@@ -178,12 +179,16 @@ def _classify_tools(tools: list[Any] | None) -> str | None:
     return "nested" if "function" in tools[0] else "flat"
 
 
-def _classify_content(role: str, content: str | list[_Fields] | None) -> str:
+def _classify_content(role: str, content: Any) -> str:
     if content is None:
-        return "none"
-    if isinstance(content, list):
+        return "blank"
+    if is_text_parts(role, content):
         blank = all(_is_blank(part["text"]) for part in content)
         return "blank" if blank else "part" if len(content) == 1 else "parts"
+    if not isinstance(content, str):
+        if isinstance(content, dict):
+            return "object" if content else "blank"
+        return "list" if isinstance(content, list) else "number"
     if _is_blank(content):
         return "blank"
     if role != "assistant" or "</think>" not in content:
@@ -202,15 +207,14 @@ def _classify_calls(calls: list[_Fields]) -> _Calls:
     nested = "function" in calls[0]
     arguments = (calls[0]["function"] if nested else calls[0]).get("arguments")
     if isinstance(arguments, str):
-        kind = "text" if arguments.strip("{} \n") else "empty text"
-    else:
-        kind = "object" if arguments else "empty object"
-    return _Calls(len(calls) > 1, nested, kind)
+        arguments = arguments.strip("{} \n")
+    return _Calls(len(calls) > 1, nested, bool(arguments))
 
 
 # Kinds to dialogues. Every text is one word, so that another word can replace it.
 
 _OTHER_WORD = "zebra"
+_NUMBER, _OTHER_NUMBER = 58127, "94603"
 _CALL_ID = "call00001"  # some templates require nine letters and digits
 
 
@@ -222,14 +226,15 @@ def find_dropped_parts(template: ChatTemplate, each: Kind) -> DroppedParts:
     """
     kind = _Kind(*each)
     message, words = _make_message(kind)
-    # Templates may require a certain form of the calls around the message.
-    for arguments, content in product(("object", "text"), ("", "willow")):
-        before = _make_messages(_list_roles_before(kind), arguments, content)
-        after = _make_messages(_list_roles_after(kind), arguments, content)
+    # Templates may require a certain content of the calls around the message.
+    for content in ("", "willow"):
+        before = _make_messages(_list_roles_before(kind), content)
+        after = _make_messages(_list_roles_after(kind), content)
+        dialogues = {word: [*before, _replace_word(message, word), *after] for word in ("", *words)}
         try:
             seen = {
-                word: _render(template, [*before, _replace_word(message, word), *after], kind.tools)
-                for word in ("", *words)
+                word: _render(template, messages, kind.tools)
+                for word, messages in dialogues.items()
             }
         except TemplateRaisedError:
             continue
@@ -254,7 +259,10 @@ def _drops_tools(template: ChatTemplate, shape: str | None, opening: str | None)
 
 
 def _render(
-    template: ChatTemplate, messages: list[_Fields], tools: str | None, tool_word: str = "alder"
+    template: ChatTemplate,
+    messages: list[_Fields],
+    tools: str | None,
+    tool_word: str = "alder",
 ) -> str:
     function = {
         "name": tool_word,
@@ -271,14 +279,14 @@ def _render(
         "flat": [function],
         "nested": [{"type": "function", "function": function}],
     }
-    return template.render(messages, schemas[tools])
+    forms = find_forms(template, schemas[tools])
+    return template.render(forms.apply_to_messages(messages), schemas[tools])
 
 
 def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
     """Return a message of a kind, and for each of its words the part that contains it."""
     fields: _Fields = {"role": kind.role}
     contents: dict[str, tuple[Any, dict[str, str]]] = {
-        "none": (None, {}),
         "blank": ("", {}),
         "text": ("cedar", {"cedar": "content"}),
         "thinking, answer": (
@@ -292,10 +300,11 @@ def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
             [_make_part("cedar"), _make_part("ebony")],
             {"cedar": "content", "ebony": "content"},
         ),
+        "object": ({"leaf": "cedar"}, {"cedar": "content"}),
+        "list": (["cedar"], {"cedar": "content"}),
+        "number": (_NUMBER, {str(_NUMBER): "content"}),
     }
-    content, words = contents[kind.content]
-    if content is not None:
-        fields["content"] = content
+    fields["content"], words = contents[kind.content]
     if kind.role == "tool":
         fields |= {"name": "beech", "tool_call_id": _CALL_ID}
     if kind.has_reasoning:
@@ -306,7 +315,7 @@ def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
         fields["tool_calls"] = [_make_call(*name, kind.calls) for name in names]
         for name, argument in names:
             words[name] = "tool_calls"
-            if not kind.calls.arguments.startswith("empty"):
+            if kind.calls.has_arguments:
                 words[argument] = "tool_calls"
     return fields, words
 
@@ -316,13 +325,7 @@ def _make_part(word: str) -> _Fields:
 
 
 def _make_call(name: str, argument: str, calls: _Calls) -> _Fields:
-    arguments: dict[str, Any] = {
-        "object": {"leaf": argument},
-        "text": json.dumps({"leaf": argument}),
-        "empty object": {},
-        "empty text": "{}",
-    }
-    function = {"name": name, "arguments": arguments[calls.arguments]}
+    function = {"name": name, "arguments": {"leaf": argument} if calls.has_arguments else {}}
     call = {"id": _CALL_ID, "type": "function"}
     return {**call, "function": function} if calls.nested else {**call, **function}
 
@@ -331,7 +334,8 @@ def _replace_word(message: _Fields, word: str) -> _Fields:
     """Return `message` with another word instead of `word`; unchanged if that is empty."""
     if not word:
         return message
-    changed: _Fields = json.loads(json.dumps(message).replace(word, _OTHER_WORD))
+    other = _OTHER_NUMBER if word == str(_NUMBER) else _OTHER_WORD
+    changed: _Fields = json.loads(json.dumps(message).replace(word, other))
     return changed
 
 
@@ -363,8 +367,8 @@ def _list_roles_after(kind: _Kind) -> list[str]:
     return [kind.following, *question, "assistant"]
 
 
-def _make_messages(roles: list[str], arguments: str = "object", content: str = "") -> list[_Fields]:
-    calls = [_make_call("beech", "hazel", _Calls(False, True, arguments))]
+def _make_messages(roles: list[str], content: str = "") -> list[_Fields]:
+    calls = [_make_call("beech", "hazel", _Calls(False, True, True))]
     with_tools: dict[str, _Fields] = {
         "tool": {"role": "tool", "name": "beech", "tool_call_id": _CALL_ID, "content": "thorn"},
         "calling assistant": {"role": "assistant", "content": content, "tool_calls": calls},

@@ -15,6 +15,7 @@ from mtpack.input.dialogue import Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.markers import MarkedText
+from mtpack.template.message_forms import find_forms
 from mtpack.template.modes import Mode
 
 QUESTION, ANSWER, REASONING = "mtpackquestion", "mtpackanswer", "mtpackreasoning"
@@ -54,8 +55,9 @@ class MadeUpRenders:
     ) -> str | None:
         """Return a rendered text; prompt: with the generation prompt."""
         tools = get_tools(has_tools)
+        formed = find_forms(self.template, tools).apply_to_messages(messages)
         try:
-            return self.template.render(messages, tools, prompt=prompt, mode=mode)
+            return self.template.render(formed, tools, prompt=prompt, mode=mode)
         except (TemplateRaisedError, TemplateLimitError, MemoryError):
             return None
 
@@ -63,8 +65,10 @@ class MadeUpRenders:
         self, messages: Messages, has_tools: bool, mode: Mode | None = None
     ) -> MarkedText | None:
         """Return a rendered text with its regions."""
+        tools = get_tools(has_tools)
+        formed = find_forms(self.template, tools).apply_to_messages(messages)
         try:
-            return self.template.render_marked(messages, get_tools(has_tools), mode=mode)
+            return self.template.render_marked(formed, tools, mode=mode)
         except (TemplateRaisedError, TemplateLimitError, MemoryError):
             return None
 
@@ -90,8 +94,7 @@ def make_turns(has_calls: bool, reasoning: str = "") -> Iterator[dict[str, Any]]
     if not has_calls:
         yield turn
         return
-    for arguments in ({NAME: VALUE}, f'{{"{NAME}": "{VALUE}"}}'):
-        function = {"name": NAME, "arguments": arguments}
-        calls = [{"id": _CALL_ID, "type": "function", "function": function}]
-        for content in (ANSWER, ""):
-            yield turn | {"content": content, "tool_calls": calls}
+    function = {"name": NAME, "arguments": {NAME: VALUE}}
+    calls = [{"id": _CALL_ID, "type": "function", "function": function}]
+    for content in (ANSWER, ""):
+        yield turn | {"content": content, "tool_calls": calls}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.markers import MarkedText
+from mtpack.template.message_forms import find_forms
 from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.renders import ANSWER, QUESTION, Render, select_messages
@@ -26,13 +27,13 @@ class _JinjaRenders:
     dialogue: Dialogue
 
     def text(self, render: Render) -> str:
-        messages = select_messages(self.dialogue, render)
+        messages = select_messages(self.template, self.dialogue, render)
         return self.template.render(
             messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode
         )
 
     def marked(self, render: Render) -> MarkedText:
-        messages = select_messages(self.dialogue, render)
+        messages = select_messages(self.template, self.dialogue, render)
         return self.template.render_marked(
             messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode
         )
@@ -64,6 +65,7 @@ def render_dialogue(
 def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:
     """Return whether the turn of a simple dialogue is found, or the template refuses it."""
     dialogue = make_dialogue(0, Origin("probe", 1), [QUESTION, ANSWER])
+    dialogue = find_forms(template, None).apply(dialogue)
     rendered = render_dialogue(template, added_tokens, dialogue, "never")
     if isinstance(rendered, Reject):
         return rendered.reason is not Reason.TURN_NOT_FOUND
@@ -75,7 +77,16 @@ def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:
 
 def _hide_content(error_text: str, dialogue: Dialogue) -> str:
     """Return a template's error text, or a replacement if it quotes the dialogue."""
-    contents = (str(message.get("content", "")).strip() for message in dialogue.messages)
-    if any(len(content) > 2 and content in error_text for content in contents):
+    contents = _list_texts([message.get("content") for message in dialogue.messages])
+    if any(len(content.strip()) > 2 and content.strip() in error_text for content in contents):
         return "its message is not shown because it quotes the dialogue"
     return error_text
+
+
+def _list_texts(value: Any) -> list[str]:
+    """Return every scalar in a JSON value, as text."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for item in value for text in _list_texts(item)]
+    return [str(value)]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from mtpack.input.dialogue import Dialogue, Messages
-from mtpack.template.chat_template import TemplateRaisedError
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import MarkedText
+from mtpack.template.message_forms import find_forms
 from mtpack.template.modes import Mode
 
 _Text = TypeVar("_Text", str, MarkedText)
@@ -51,10 +52,13 @@ class Renders(Protocol):
         """Return the rendered text and its regions."""
 
 
-def select_messages(dialogue: Dialogue, render: Render) -> Messages:
-    """Return the messages of a render."""
+def select_messages(template: ChatTemplate, dialogue: Dialogue, render: Render) -> Messages:
+    """Return the messages of a render, in the forms of its template."""
     messages = dialogue.messages[: render.num_messages]
-    return messages + [QUESTION] * render.question + [ANSWER] * render.answer
+    if not render.has_other_messages:
+        return messages
+    others = [QUESTION] * render.question + [ANSWER] * render.answer
+    return messages + find_forms(template, dialogue.tools).apply_to_messages(others)
 
 
 def try_render(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:

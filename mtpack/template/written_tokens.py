@@ -15,6 +15,7 @@ from jinja2 import nodes
 from mtpack.input.dialogue import ROLES, Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
+from mtpack.template.message_forms import find_forms
 
 # `<think>`, `[INST]`, `<|user|>`: no white space and no word, which some tokenizers add as well.
 _MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
@@ -123,11 +124,10 @@ def _render_first(
     template: ChatTemplate, dialogues: Iterable[Messages], tools: list[object] | None
 ) -> str:
     """Return the text of the first dialogue whose last message the template writes; "" if none."""
+    forms = find_forms(template, tools)
     for messages in dialogues:
-        parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        for written in (messages, parts):  # some templates read parts alone
-            with suppress(TemplateRaisedError, TemplateLimitError):
-                text = template.render(written, tools)
-                if "mtpack" in text.rpartition(_TEXT["user"])[2]:
-                    return text
+        with suppress(TemplateRaisedError, TemplateLimitError):
+            text = template.render(forms.apply_to_messages(messages), tools)
+            if "mtpack" in text.rpartition(_TEXT["user"])[2]:
+                return text
     return ""

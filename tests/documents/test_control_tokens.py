@@ -32,6 +32,7 @@ from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
@@ -233,7 +234,7 @@ class LiteralReference(Reference):
 
 
 def join_parts(content: str | list[dict]) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 CHATML = (
@@ -298,11 +299,12 @@ def rows(
     return {"messages": messages, "tools": draw(tools_of(texts)) if "tool" in roles else None}
 
 
-def dialogue_of(row: dict) -> Dialogue:
+def dialogue_of(row: dict, template: ChatTemplate | None = None) -> Dialogue:
+    """Read a row; with a template, bring it into the forms that the template takes."""
     text = json.dumps({key: value for key, value in row.items() if value is not None})
     dialogue = read_dialogue(0, ORIGIN, text.encode(), LINE_LIMIT)
     assert isinstance(dialogue, Dialogue), dialogue
-    return dialogue
+    return find_forms(template, dialogue.tools).apply(dialogue) if template else dialogue
 
 
 def encode_documents(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
@@ -336,7 +338,7 @@ def test_documents_under_literal_equal_the_reference(name):
     @settings(max_examples=examples(60))
     @given(rows(texts, answers, roles), st.sampled_from(("auto", "always", "never")))
     def check(row, merge):
-        rendered = renderer.render(dialogue_of(row), merge)
+        rendered = renderer.render(dialogue_of(row, template), merge)
         assert not isinstance(rendered, Reject), rendered
         assert encode_documents(tokenizer, rendered, merge) == reference.documents(row, merge)
 

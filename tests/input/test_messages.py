@@ -151,32 +151,78 @@ def test_tool_calls_with_arguments_as_an_object_are_kept():
             "function": {"name": "add", "arguments": {"b": 2.0, "a": 12345678901234567890123}},
         }
     ]
-    message = {"role": "assistant", "tool_calls": calls}
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
     assert in_order(read_message(message)) == in_order(message)
 
 
-@pytest.mark.parametrize("arguments", ['{"b":  2.0, "a":1e1}', '{"é": "\\u00e9"}', "", "not JSON"])
-def test_tool_arguments_as_text_are_kept_unchanged(arguments):
-    call = {"function": {"name": "add", "arguments": arguments}}
-    [read_back] = read_message({"role": "assistant", "tool_calls": [call]})["tool_calls"]
-    assert read_back["function"]["arguments"] == arguments
+def read_call(call: dict, **options) -> dict:
+    row = {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
+    read = read_dialogue(3, ORIGIN, json.dumps(row).encode(), 2**20, **options)
+    [read_back] = read.messages[0]["tool_calls"]
+    return read_back
 
 
 @pytest.mark.parametrize(
-    "calls",
-    [[], [{"name": "add"}], [{"name": "add", "arguments": {}}], [{"function": {"name": "add"}}]],
-    ids=str,
+    ("text", "value"),
+    [
+        ('{"b":  2.0, "a":1e1, "c": 1}', {"b": 2.0, "a": 10.0, "c": 1}),
+        (
+            '{"é": "\\u00e9", "n": 12345678901234567890123}',
+            {"é": "é", "n": 12345678901234567890123},
+        ),
+        (' {"a": {"b": [null, true]}}\n', {"a": {"b": [None, True]}}),
+    ],
 )
-def test_tool_calls_may_lack_function_or_arguments(calls):
-    message = {"role": "assistant", "content": "", "tool_calls": calls}
-    assert read_message(message) == message
+def test_arguments_that_are_json_text_become_the_object_that_json_loads_returns(text, value):
+    assert json.loads(text) == value
+    for call in ({"function": {"name": "add", "arguments": text}}, {"name": "add"}):
+        if "function" not in call:
+            call["arguments"] = text
+        read_back = read_call(call)
+        arguments = read_back.get("function", read_back)["arguments"]
+        assert in_order(arguments) == in_order(value)
+
+
+@pytest.mark.parametrize("text", ['{"b":  2.0}', "not JSON", "[1]"])
+def test_arguments_that_are_text_are_kept_unchanged_if_that_is_wanted(text):
+    call = {"function": {"name": "add", "arguments": text}}
+    assert read_call(call, keeps_argument_text=True) == call
+
+
+@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": ""}])
+@pytest.mark.parametrize("keeps_text", [False, True])
+def test_missing_arguments_are_an_empty_object(arguments, keeps_text):
+    for call in ({"function": {"name": "add", **arguments}}, {"name": "add", **arguments}):
+        read_back = read_call(call, keeps_argument_text=keeps_text)
+        assert read_back.get("function", read_back) == {"name": "add", "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    "text", ["not JSON", '{"city": ', "[1]", "null", '"Rome"', '{"a":1,"a":2}']
+)
+def test_arguments_that_are_no_json_object_are_refused_and_named(text):
+    calls = [{"name": "add"}, {"function": {"name": "add", "arguments": text}}]
+    reject = read({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": calls}]})
+    assert reject.reason == Reason.INVALID_TOOL_CALLS
+    assert reject.detail.startswith("message 1 (assistant): the arguments of tool call 1 are ")
+    assert "Rome" not in reject.detail
+
+
+@pytest.mark.parametrize("calls", [[], None])
+def test_tool_calls_without_a_call_are_dropped(calls):
+    assert read_message({**ANSWER, "tool_calls": calls}) == ANSWER
+
+
+def test_null_keys_of_a_call_are_dropped_but_not_those_of_its_arguments():
+    call = {"id": None, "function": {"name": "add", "arguments": {"a": None}, "index": None}}
+    assert read_call(call) == {"function": {"name": "add", "arguments": {"a": None}}}
 
 
 @pytest.mark.parametrize(
     "calls",
     ["add", {}, 1, ["add"], [None], [{}], [{"function": None}], [{"function": "add"}]]
     + [[{"function": {"name": 1}}], [{"function": {"arguments": {}}}]]
-    + [[{"name": "add", "arguments": arguments}] for arguments in ([], 1, None, True)],
+    + [[{"name": "add", "arguments": arguments}] for arguments in ([], 1, True)],
     ids=str,
 )
 def test_malformed_tool_calls_are_refused(calls):
@@ -273,10 +319,29 @@ def test_content_that_is_not_text_is_refused(content):
     assert refuses({"role": "user", "content": content}, Reason.INVALID_CONTENT)
 
 
-@pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
-def test_only_assistant_messages_may_lack_content(role):
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+def test_messages_of_users_and_systems_need_content(role):
     assert refuses({"role": role}, Reason.INVALID_CONTENT)
     assert refuses({"role": role, "content": None, "tool_calls": []}, Reason.INVALID_CONTENT)
+
+
+@pytest.mark.parametrize(
+    "message", [{"role": "tool"}, {"role": "assistant", "tool_calls": [{"name": "add"}]}]
+)
+def test_a_missing_or_null_content_is_an_empty_text(message):
+    for missing in ({}, {"content": None}):
+        assert read_message({**message, **missing})["content"] == ""
+
+
+@pytest.mark.parametrize("content", [{"temp": 20}, [1, {"a": None}], ["text"], 20, 2.5, True, {}])
+def test_the_result_of_a_tool_may_be_any_json_value(content):
+    assert read_message({"role": "tool", "content": content})["content"] == content
+
+
+def test_a_part_of_a_tools_content_that_is_not_text_is_refused():
+    for medium in ("image", "image_url", "input_audio", "video"):
+        content = [{"type": "text", "text": "a"}, {"type": medium, medium: "x"}]
+        assert refuses({"role": "tool", "content": content}, Reason.INVALID_CONTENT)
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "reasoning_content", "thinking", "reasoning"])

@@ -127,7 +127,11 @@ def test_calls_and_results_of_sharegpt_are_converted_to_those_of_the_chat_apis()
     call = {"name": "tide_table", "arguments": {"port": "Leith", "date": "2026-01-01"}}
     assert fields_of(one) == [
         {"role": "user", "content": "When is high water in Leith today?"},
-        {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"type": "function", "function": call}],
+            "content": "",
+        },
         {"role": "tool", "content": '{"high": ["04:10", "16:32"]}'},
         {"role": "assistant", "content": "At 04:10 and at 16:32."},
     ]
@@ -184,7 +188,8 @@ def test_the_tools_of_a_row_are_a_list_or_json_text_or_empty(row):
 @pytest.mark.parametrize("arguments", [{"a": 1, "b": 12345678901234567890}, {}, '{"a":  1}'])
 def test_a_function_call_is_a_message_with_tool_calls(name, arguments):
     call = {"name": "add", "arguments": arguments}
-    expected = {"type": "function", "function": call}
+    parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    expected = {"type": "function", "function": {"name": "add", "arguments": parsed}}
     for value, count in (
         (json.dumps(call), 1),
         (json.dumps([call, call]), 2),
@@ -192,7 +197,9 @@ def test_a_function_call_is_a_message_with_tool_calls(name, arguments):
         ([call], 1),
     ):
         dialogue = dialogue_of({"conversations": [{"from": name, "value": value}]})
-        assert dialogue.messages == [{"role": "assistant", "tool_calls": [expected] * count}]
+        assert dialogue.messages == [
+            {"role": "assistant", "tool_calls": [expected] * count, "content": ""}
+        ]
         assert dialogue.trained_messages() == [0]
 
 

@@ -90,8 +90,7 @@ What to know about the turns
                      document per dialogue: 20 in about 2
   never shown     2  assistant messages: their tool calls, or some of them
                      The chat template leaves this out, so the model never sees
-                     it; possible remedies: another template, or arguments given
-                     as objects
+                     it; possible remedies: another template
 """
 
 

@@ -76,9 +76,8 @@ never shown         7  assistant messages: their tool calls, or some of them
 never shown        20  system messages: their content
 never shown         9  rows: their tools
                        The chat template leaves this out, so the model never
-                       sees it; possible remedies: another template, or
-                       arguments given as objects, or the system's text at the
-                       start of the first user message
+                       sees it; possible remedies: another template, or the
+                       system's text at the start of the first user message
 given_trained       5  tokens: part of the prompt, but trained, because the
                        template's generation tags mark them
 straddles           6  tokens: partly inside and partly outside a turn, so the

@@ -144,7 +144,7 @@ def test_splits_of_a_disabled_fast_path_are_tokenized_again(tmp_path, store, mon
     assert is_reused(pack(tmp_path / "once more", store))
 
 
-def replay_wrongly(replayer, dialogue, messages, shape):
+def replay_wrongly(replayer, dialogue, shape):
     rendered = replayer.render_without_replay(dialogue)
     return rendered._replace(merged=rendered.merged._replace(text=rendered.merged.text + " "))
 

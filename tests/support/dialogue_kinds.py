@@ -38,7 +38,7 @@ def call_as_text(city: str) -> Row:
     return {"id": "call00001", "type": "function", "function": function}
 
 
-def result(content: str, number: str = "call00001") -> Row:
+def result(content: Any, number: str = "call00001") -> Row:
     return say("tool", content, name="weather", tool_call_id=number)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.support.template_facts import Facts
@@ -113,7 +114,7 @@ class Reference:
         rendered, and ToolsNotShown.
         """
         tools = row.get("tools")
-        messages = self.join_unread_parts([prepare(message) for message in row["messages"]], tools)
+        messages = self.bring_into_form([prepare(message) for message in row["messages"]], tools)
         full = self.render(messages, tools)
         self.require_shown_tools(row, messages, tools)
 
@@ -190,23 +191,47 @@ class Reference:
 
     def render(self, messages: list[Message], tools: Any, prompt: bool = False) -> str:
         """Return the text that transformers renders; with `prompt`, with the generation prompt."""
+        variables = {"tools": tools, "add_generation_prompt": prompt, **self.variables}
         try:
+            if any(message["content"] is None for message in messages):
+                # `apply_chat_template` drops keys that are null.
+                template = chat_template_utils._compile_jinja_template(self.chat_template)
+                return str(
+                    template.render(
+                        messages=messages,
+                        documents=None,
+                        **self.renderer.special_tokens_map,
+                        **variables,
+                    )
+                )
             text = self.renderer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **self.variables,
+                messages, chat_template=self.chat_template, tokenize=False, **variables
             )
         except Exception as error:  # a template can raise anything
             raise TemplateRaised(str(error)) from error
         return str(text)
 
+    def bring_into_form(self, messages: list[Message], tools: Any) -> list[Message]:
+        """Return the messages in the form that the template takes, as a person read in it."""
+        formed = [deepcopy(m) for m in self.join_unread_parts(messages, tools)]
+        written = set(self.facts.values_as_json)
+        for message in formed:
+            if message["role"] == "tool" and type(message["content"]).__name__ not in written:
+                message["content"] = write_json(message["content"])
+            if self.facts.null_content and message.get("tool_calls"):
+                message["content"] = message["content"] or None
+            if message["role"] in self.facts.only_parts and isinstance(message["content"], str):
+                message["content"] = [{"type": "text", "text": message["content"]}]
+            for call in message.get("tool_calls", ()) if self.facts.arguments_as_text else ():
+                call["function"]["arguments"] = write_json(call["function"]["arguments"])
+        return formed
+
     def join_unread_parts(self, messages: list[Message], tools: Any) -> list[Message]:
         """Join the text parts of every role for which the template does not read parts."""
         return [
-            message if self.reads_parts(messages, message["role"], tools) else join_parts(message)
+            message
+            if message["role"] != "tool" and self.reads_parts(messages, message["role"], tools)
+            else join_parts(message)
             for message in messages
         ]
 
@@ -365,7 +390,8 @@ class Reference:
 
     def find_generation_prompt(self, messages: list[Message], tools: Any, index: int) -> str:
         """Return the generation prompt after a question, or else after message `index`."""
-        for tried in ([{"role": "user", "content": "?"}], messages[: index + 1]):
+        question = self.bring_into_form([{"role": "user", "content": "?"}], tools)
+        for tried in (question, messages[: index + 1]):
             with suppress(TemplateRaised):
                 prompt = self.render(tried, tools, prompt=True)
                 return prompt[max(0, self.find_last_header(prompt)) :]
@@ -453,11 +479,23 @@ class Reference:
 
 
 def prepare(message: Message) -> Message:
-    """Return the message as the template gets it: without nulls and loss switches."""
+    """Return the message as servers hand it over: without nulls, loss switches and JSON text."""
     switches = ("train", "loss", "weight")
-    kept = {key: value for key, value in message.items() if value is not None}
+    kept = {key: value for key, value in deepcopy(message).items() if value is not None}
     kept = {key: value for key, value in kept.items() if key not in switches}
+    kept.setdefault("content", "")
+    if not kept.get("tool_calls"):
+        kept.pop("tool_calls", None)
+    for call in kept.get("tool_calls", ()):
+        arguments = call["function"].get("arguments") or {}
+        is_text = isinstance(arguments, str)
+        call["function"]["arguments"] = json.loads(arguments) if is_text else arguments
     return kept
+
+
+def write_json(value: Any) -> str:
+    """Return a text as it is, and any other value as JSON text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def join_parts(message: Message) -> Message:
@@ -465,7 +503,7 @@ def join_parts(message: Message) -> Message:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    return {**message, "content": "".join(part["text"] for part in content)}
+    return {**message, "content": "\n".join(part["text"] for part in content)}
 
 
 def has_content(message: Message) -> bool:

@@ -23,6 +23,14 @@ class Facts:
     """The texts that may follow a message if the template has no end-of-turn tokens."""
     variables: tuple[tuple[str, str], ...] = ()
     """The variables that the template needs in addition to messages and tools."""
+    arguments_as_text: bool = False
+    """Whether it joins the arguments of a call to text, so that they must be text."""
+    null_content: bool = False
+    """Whether it writes a message that only calls tools properly only if its content is null."""
+    values_as_json: tuple[str, ...] = ()
+    """The types (`dict`, `int`) of a tool's result that it writes as JSON."""
+    only_parts: tuple[str, ...] = ()
+    """The roles whose content it reads as a list of parts alone."""
 
 
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -32,17 +40,29 @@ COMMAND_A = replace(COHERE, closing="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>")
 DEEPSEEK = Facts(("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("<｜end▁of▁sentence｜>",))
 EXAONE = Facts(("[|assistant|]",), ("[|endofturn|]",))
 GEMMA = Facts(("<start_of_turn>model\n",), ("<end_of_turn>",))
-GEMMA_4 = Facts(("<|turn>model\n", "<tool_response|>"), ("<turn|>", "<|tool_response>"))
+GEMMA_4 = Facts(
+    ("<|turn>model\n", "<tool_response|>"),
+    ("<turn|>", "<|tool_response>"),
+    values_as_json=("int",),
+)
 DIFFUSION_GEMMA = replace(GEMMA_4, headers=("<|turn>model\n",))
 GLM = Facts(("<|assistant|>",), (), next_headers=("<|user|>", "<|observation|>", "<|assistant|>"))
 GLM_TRAINING = replace(GLM, ends=("<|user|>", "<|observation|>"))
-GPT_OSS = Facts(("<|start|>assistant",), ("<|return|>", "<|call|>", "<|end|>"))
-IDEFICS = Facts(("Assistant:",), ("<end_of_utterance>",))
+GPT_OSS = Facts(
+    ("<|start|>assistant",),
+    ("<|return|>", "<|call|>", "<|end|>"),
+    values_as_json=("dict", "int"),
+)
+IDEFICS = Facts(
+    ("Assistant:",),
+    ("<end_of_utterance>",),
+    only_parts=("system", "developer", "user", "assistant", "tool"),
+)
 LLAMA_3 = Facts(
     ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>", "<|eom_id|>")
 )
 LLAVA = Facts(("ASSISTANT:",), (), next_headers=("USER:", "ASSISTANT:", "TOOL:"))
-LLAVA_NEXT = Facts(("[/INST]",), ("</s>",))
+LLAVA_NEXT = Facts(("[/INST]",), ("</s>",), only_parts=("system", "user", "assistant"))
 MISTRAL = Facts(("[/INST]", "[/TOOL_RESULTS]"), (EOS,))
 PHI = Facts(("<|assistant|>\n",), ("<|end|>",))
 PHI_CLOSED = replace(PHI, closing=EOS)
@@ -53,12 +73,14 @@ FACTS: dict[str, Facts] = {
     "axolotl/chatml.jinja": CHATML,
     "axolotl/cohere.jinja": COHERE,
     "axolotl/command_a.jinja": COMMAND_A,
-    "axolotl/command_a_rag.jinja": COMMAND_A,
-    "axolotl/command_a_tool_use.jinja": COMMAND_A,
+    "axolotl/command_a_rag.jinja": replace(COMMAND_A, values_as_json=("dict", "int")),
+    "axolotl/command_a_tool_use.jinja": replace(COMMAND_A, values_as_json=("dict", "int")),
     "axolotl/deepseek_v2.jinja": Facts(("<｜Assistant｜>",), (EOS,)),
-    "axolotl/deepseek_v3.jinja": DEEPSEEK,
+    "axolotl/deepseek_v3.jinja": replace(DEEPSEEK, arguments_as_text=True),
     "axolotl/exaone.jinja": EXAONE,
-    "axolotl/exaone4.jinja": replace(EXAONE, headers=("[|assistant|]\n",)),
+    "axolotl/exaone4.jinja": replace(
+        EXAONE, headers=("[|assistant|]\n",), values_as_json=("dict", "int")
+    ),
     "axolotl/falcon_h1.jinja": CHATML,
     "axolotl/gemma.jinja": GEMMA,
     "axolotl/gemma3.jinja": GEMMA,
@@ -67,9 +89,11 @@ FACTS: dict[str, Facts] = {
     "axolotl/gemma4_unified.jinja": GEMMA_4,
     "axolotl/jamba.jinja": Facts(("<|bom|><|assistant|>",), ("<|eom|>",)),
     "axolotl/llama3.jinja": LLAMA_3,
-    "axolotl/llama3_2_vision.jinja": LLAMA_3,
+    "axolotl/llama3_2_vision.jinja": replace(LLAMA_3, values_as_json=("dict",)),
     "axolotl/llama4.jinja": Facts(
-        ("<|header_start|>assistant<|header_end|>\n\n",), ("<|eot|>", "<|eom|>")
+        ("<|header_start|>assistant<|header_end|>\n\n",),
+        ("<|eot|>", "<|eom|>"),
+        values_as_json=("dict",),
     ),
     "axolotl/llava.jinja": LLAVA,
     # Its end-of-turn token is written only after the last turn.
@@ -113,12 +137,14 @@ FACTS: dict[str, Facts] = {
     "llama.cpp/Qwen-Qwen3-0.6B.jinja": CHATML,
     "llama.cpp/Qwen3.5-4B.jinja": CHATML,
     "llama.cpp/StepFun3.5-Flash.jinja": CHATML,
-    "llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": DEEPSEEK,
+    "llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": replace(
+        DEEPSEEK, null_content=True
+    ),
     "llama.cpp/deepseek-ai-DeepSeek-V3.2.jinja": DEEPSEEK,
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja": replace(
         LLAMA_3, closing=LLAMA_3.headers[0], variables=(("functions", "[]"), ("datetime", "today"))
     ),
-    "llama.cpp/google-gemma-4-31B-it-interleaved.jinja": GEMMA_4,
+    "llama.cpp/google-gemma-4-31B-it-interleaved.jinja": replace(GEMMA_4, values_as_json=()),
     "llama.cpp/ibm-granite-granite-3.3-2B-Instruct.jinja": Facts(
         ("<|start_of_role|>assistant<|end_of_role|>",), ("<|end_of_text|>",)
     ),
@@ -126,9 +152,11 @@ FACTS: dict[str, Facts] = {
         ("Assistant:",), (), next_headers=("User:", "Assistant:", "System:")
     ),
     "llama.cpp/meetkai-functionary-medium-v3.2.jinja": replace(
-        LLAMA_3, headers=("<|start_header_id|>assistant<|end_header_id|>\n\n>>>",)
+        LLAMA_3,
+        headers=("<|start_header_id|>assistant<|end_header_id|>\n\n>>>",),
+        arguments_as_text=True,
     ),
-    "llama.cpp/meta-llama-Llama-3.2-3B-Instruct.jinja": LLAMA_3,
+    "llama.cpp/meta-llama-Llama-3.2-3B-Instruct.jinja": replace(LLAMA_3, values_as_json=("dict",)),
     "llama.cpp/microsoft-Phi-3.5-mini-instruct.jinja": PHI_CLOSED,
     "llama.cpp/mistralai-Mistral-Nemo-Instruct-2407.jinja": MISTRAL,
     "llama.cpp/openai-gpt-oss-120b.jinja": GPT_OSS,
@@ -137,7 +165,7 @@ FACTS: dict[str, Facts] = {
     "trl/cohere2.jinja": COHERE,
     "trl/cohere2_training.jinja": COHERE,
     "trl/cohere_training.jinja": COHERE,
-    "trl/deepseekv3.jinja": DEEPSEEK,
+    "trl/deepseekv3.jinja": replace(DEEPSEEK, arguments_as_text=True),
     "trl/deepseekv3_training.jinja": DEEPSEEK,
     "trl/diffusion_gemma.jinja": DIFFUSION_GEMMA,
     "trl/diffusion_gemma_training.jinja": DIFFUSION_GEMMA,
@@ -155,8 +183,8 @@ FACTS: dict[str, Facts] = {
     "trl/lfm2_2_5.jinja": CHATML,
     "trl/lfm2_training.jinja": CHATML,
     "trl/llama3.jinja": LLAMA_3,
-    "trl/llama3_1.jinja": LLAMA_3,
-    "trl/llama3_2.jinja": LLAMA_3,
+    "trl/llama3_1.jinja": replace(LLAMA_3, values_as_json=("dict",)),
+    "trl/llama3_2.jinja": replace(LLAMA_3, values_as_json=("dict",)),
     "trl/llama3_training.jinja": LLAMA_3,
     "trl/llava_next.jinja": LLAVA_NEXT,
     "trl/llava_next_training.jinja": LLAVA_NEXT,

@@ -324,6 +324,9 @@ def _messages(draw, role: str) -> dict:
         message |= {"content": draw(_contents), **draw(_fields)}
         if role == "assistant" and draw(st.booleans()):
             message |= {"tool_calls": draw(_calls)}
+            message["content"] = draw(st.sampled_from([message["content"]] * 3 + [None]))
+        if role == "tool" and draw(st.booleans()):
+            message["content"] = draw(_values.filter(lambda value: value is not None))
         if role == "assistant" and draw(st.booleans()):
             message |= {"reasoning_content": draw(_texts)}
         if role == "assistant" and draw(st.integers(0, 3)) == 0:

@@ -25,6 +25,7 @@ from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
+from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.tracing.replayer import Replayer
@@ -208,10 +209,10 @@ def replay_documents(loaded: LoadedTemplate) -> Replayed:
     for merge in MERGES:
         replayer = Replayer(loaded.template, loaded.tokenizer.added_tokens, merge)
         for row in KINDS.values():
-            replayer.render_dialogue(as_dialogue(row))
+            replayer.render_dialogue(as_dialogue(row, loaded.template))
         replayed -= replayer.replayed
         for kind, row in KINDS.items():
-            dialogue = as_dialogue(row)
+            dialogue = as_dialogue(row, loaded.template)
             outcome = refuse(loaded.template, dialogue) or replayer.render_dialogue(dialogue)
             accepted += not isinstance(outcome, Reject)
             documents[kind].append(pack(loaded, outcome, merge))
@@ -220,7 +221,7 @@ def replay_documents(loaded: LoadedTemplate) -> Replayed:
 
 
 def render(loaded: LoadedTemplate, row: Row, merge: str) -> RenderedDialogue | Reject:
-    dialogue = as_dialogue(row)
+    dialogue = as_dialogue(row, loaded.template)
     refused = refuse(loaded.template, dialogue)
     return refused or render_dialogue(
         loaded.template, loaded.tokenizer.added_tokens, dialogue, merge
@@ -272,19 +273,17 @@ def compute_reference_documents(
 
 
 def has_own_documents(loaded: LoadedTemplate, row: Row) -> bool:
-    rendered = render_dialogue(
-        loaded.template, loaded.tokenizer.added_tokens, as_dialogue(row), "auto"
-    )
+    rendered = render(loaded, row, "auto")
     if isinstance(rendered, Reject):
         return False
     batch, _ = encode_dialogues(encoder_of(loaded.tokenizer), [rendered], "auto")
     return bool((batch.turn_flags & TurnFlag.OWN_DOCUMENT).any())
 
 
-def as_dialogue(row: Row) -> Dialogue:
+def as_dialogue(row: Row, template: ChatTemplate) -> Dialogue:
     dialogue = read_dialogue(0, Origin("row", 1), json.dumps(row).encode(), LINE_LIMIT)
     assert isinstance(dialogue, Dialogue), dialogue
-    return dialogue
+    return find_forms(template, dialogue.tools).apply(dialogue)
 
 
 COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>10}{:>9}  {}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
-from mtpack.input.dialogue import Dialogue, Messages, Reject
+from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import has_mark_characters, has_reserved_characters
 from mtpack.template.message_regions import TurnNotFoundError
@@ -117,15 +117,14 @@ class Replayer:
             return self._audit_replay(dialogue, replayed)
         if len(dialogue.messages) > _MAX_MESSAGES:
             return self.render_without_replay(dialogue)
-        messages = self._template.join_text_parts(dialogue.messages)
-        shape = _describe_shape(dialogue, messages)
-        replayed = self._replay(dialogue, messages, shape)
+        shape = _describe_shape(dialogue)
+        replayed = self._replay(dialogue, shape)
         if replayed is not None and self._is_within_limits(replayed):
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
         rendered = self.render_without_replay(dialogue)
         if replayed is None and isinstance(rendered, RenderedDialogue):
-            self._record(dialogue, messages, shape, rendered)
+            self._record(dialogue, shape, rendered)
         return rendered
 
     def _is_within_limits(self, replayed: RenderedDialogue) -> bool:
@@ -154,26 +153,24 @@ class Replayer:
         if replayed != rendered:
             raise FastPathFailedError(REPLAY, "a replayed dialogue differs from its render")
 
-    def _replay(
-        self, dialogue: Dialogue, messages: Messages, shape: Hashable
-    ) -> RenderedDialogue | None:
+    def _replay(self, dialogue: Dialogue, shape: Hashable) -> RenderedDialogue | None:
         self._template.meter.restart()  # closed macros count their iterations
         for replay in self._find_replays(shape):
-            values = replay.renders.program.run(messages, dialogue.tools)
+            values = replay.renders.program.run(dialogue.messages, dialogue.tools)
             filled = None if values is None else self._fill(replay, values, dialogue)
             if filled is not None:
                 return filled
-        return self._replay_shape(dialogue, messages, shape, learn=False)
+        return self._replay_shape(dialogue, shape, learn=False)
 
     def _replay_shape(
-        self, dialogue: Dialogue, messages: Messages, shape: Hashable, *, learn: bool
+        self, dialogue: Dialogue, shape: Hashable, *, learn: bool
     ) -> RenderedDialogue | None:
         """Replay the first dialogue of a shape, and keep what the others need.
 
         learn: whether renders that are not known are recorded; raises Untraceable.
         """
         known = self._get_known_renders(dialogue)
-        renders = SlottedRenders(known, messages, dialogue.tools, learn=learn)
+        renders = SlottedRenders(known, dialogue.messages, dialogue.tools, learn=learn)
         replay = _ShapeReplay(renders)
         finder = TurnFinder(renders, self._probes, dialogue)
         try:
@@ -222,9 +219,7 @@ class Replayer:
         except (UnrecordedError, UndecidedError, TemplateRaisedError, TurnNotFoundError):
             return None
 
-    def _record(
-        self, dialogue: Dialogue, messages: Messages, shape: Hashable, rendered: RenderedDialogue
-    ) -> None:
+    def _record(self, dialogue: Dialogue, shape: Hashable, rendered: RenderedDialogue) -> None:
         """Record what is needed to replay a dialogue; then audit its replay."""
         known = self._get_known_renders(dialogue)
         if self._recorded > self.replayed + _RECORDINGS_AHEAD:
@@ -233,7 +228,7 @@ class Replayer:
             return
         self._recorded += 1
         try:
-            replayed = self._replay_shape(dialogue, messages, shape, learn=True)
+            replayed = self._replay_shape(dialogue, shape, learn=True)
         except Untraceable:
             self._recorded += 1
             if known.is_contradicted:
@@ -248,11 +243,11 @@ class Replayer:
         return self._known_renders.setdefault(key, KnownRenders(self._template, name))
 
 
-def _describe_shape(dialogue: Dialogue, messages: Messages) -> Hashable:
+def _describe_shape(dialogue: Dialogue) -> Hashable:
     """Return the shape of a dialogue: its roles, and its fields with their kinds."""
     if dialogue.texts is not None:
         return dialogue.roles
-    return (dialogue.tools is None, dialogue.untrained, *map(_describe_message, messages))
+    return (dialogue.tools is None, dialogue.untrained, *map(_describe_message, dialogue.messages))
 
 
 def _describe_message(message: dict[str, Any]) -> Hashable:

@@ -98,7 +98,7 @@ class SlottedRenders:
 
     def fill_other(self, dialogue: Dialogue, render: Render, *, marked: bool) -> str:
         """Return a render with other messages; raises what `marked` raises."""
-        messages = self._known.template.join_text_parts(select_messages(dialogue, render))
+        messages = select_messages(self._known.template, dialogue, render)
         renders = SlottedRenders(self._known, messages, dialogue.tools, learn=self._learn)
         wanted = Render(len(messages), render.prompt, mode=render.mode)
         text = renders.find(wanted, marked=marked)

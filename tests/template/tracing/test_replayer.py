@@ -34,9 +34,17 @@ def say(role: str, content, **fields) -> dict:
 
 
 def read(row: dict, number: int = 0) -> Dialogue:
-    """Read a row from JSON, so that no two dialogues share an object."""
-    dialogue = read_dialogue(number, Origin("row", 1), json.dumps(row).encode(), LINE_LIMIT)
+    """Read a row from JSON, so that no two dialogues share an object.
+
+    The messages are in every form that a template may take (`template/message_forms.py`): arguments
+    may be text, and a content null.
+    """
+    text = json.dumps(row).encode()
+    dialogue = read_dialogue(number, Origin("row", 1), text, LINE_LIMIT, keeps_argument_text=True)
     assert isinstance(dialogue, Dialogue), dialogue
+    for message, written in zip(dialogue.messages, row["messages"], strict=True):
+        if written["content"] is None:
+            message["content"] = None
     return dialogue
 
 
@@ -89,8 +97,47 @@ ROWS = [
     dialogue("b", "b", "a", "d", k="b", meta={"k": 1.0, "z": "a"}, n=1.0),
     dialogue("b", "b", "a", "d", k="B", meta={"b": "B", "a": "a", "C": "c"}, n=1000),
     {"messages": [say("user", "q"), *dialogue("u", "b", "a", "d", k="x")["messages"]]},
+    *(
+        {
+            "messages": [
+                say("user", "a"),
+                say("assistant", content, tool_calls=[{"name": "f", "arguments": arguments}]),
+                say("tool", result),
+                say("assistant", "d"),
+            ]
+        }
+        for content, arguments, result in (
+            ("", {"k": "a"}, "b"),
+            (None, {"k": "b"}, {"t": 20, "s": "a"}),
+            (None, {"k": None}, {"t": True, "s": "b"}),
+            ("a", '{"k": "a"}', [1, "b", {"a": None}]),
+            ("b", '{"k":"b"}', [2, "a", {"a": "b"}]),
+            ("", {}, 20),
+            ("", {}, 21),
+            (None, {}, 20.0),
+            (None, {}, True),
+        )
+    ),
 ]
 SUSPICIOUS_TEMPLATES = {
+    # Contents that are not text.
+    "content by its type": CHATML.replace(
+        "m.content", "m.content if m.content is string else m.content|tojson"
+    ),
+    "content tested for null": CHATML.replace(
+        "{{ m.content }}", "{% if m.content is not none %}{{ m.content }}{% else %}-{% endif %}"
+    ),
+    "keys of a content": CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.content is mapping %}{% for k, v in m.content.items() %}{{ k }}={{ v }};"
+        "{% endfor %}{% elif m.content is iterable %}{% for v in m.content %}{{ v }},{% endfor %}"
+        "{% else %}{{ m.content + 1 if m.content is number }}{% endif %}",
+    ),
+    "arguments by their type": CHATML.replace(
+        "{{ m.content }}",
+        "{% for c in m.tool_calls or [] %}{{ c.arguments if c.arguments is string else "
+        "c.arguments|tojson }}{% endfor %}",
+    ),
     # Output before the loop that depends on messages which a shorter dialogue does not have.
     "count before the loop": "{{ messages|length }}" + CHATML,
     "last message before the loop": "{{ messages[-1].content }}" + CHATML,
