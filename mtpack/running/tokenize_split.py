@@ -77,7 +77,8 @@ def tokenize(
         counts += found
         watch.lap("tokenize")
     pipeline.heartbeat.end()
-    counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template))
+    added_tokens = pipeline.tokenizer.added_tokens
+    counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template, added_tokens))
     counts += rows.reasoning.count()
     counts += rows.count_spelling()
     made = pipeline.count_fast_paths() - before
@@ -160,7 +161,9 @@ class _RowRenderer:
         rendered: RenderedDialogue | Reject | None
         if kinds:
             set_activity(self._pipeline, dialogue)
-            rendered = refuse_hidden_tools(self._pipeline.template, dialogue, kinds)
+            rendered = refuse_hidden_tools(
+                self._pipeline.template, self._pipeline.tokenizer.added_tokens, dialogue, kinds
+            )
             if rendered is not None:
                 return rendered
         rendered = self._pipeline.renderer.replay_texts(dialogue)

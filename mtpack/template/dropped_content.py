@@ -1,10 +1,9 @@
 """Find the parts of dialogues that a template drops: the model never sees them.
 
 A part of a message (its content, its reasoning, its tool calls) is dropped if the first text in
-which the model sees the message does not depend on it. For an assistant message, that text is the
-dialogue rendered up to and including the message; for any other message, up to and including the
-next assistant message. So a part that a template removes from the history only later is not
-dropped.
+which the model sees the message does not depend on it. For an assistant message, that text is its
+`served` (`turn_spans.py`); for any other message, that of the next assistant message. So a part
+that a template removes from the history only later is not dropped.
 
 This is tested once for every *kind* of message, not for every message. The template renders a
 small dialogue that is made up from the kind alone, and renders it again with another word in the
@@ -20,10 +19,13 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import Dialogue
+from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.input.message import is_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.message_forms import find_forms
+from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.tokenizer.added_tokens import AddedTokens
 
 _Fields = dict[str, Any]
 
@@ -97,7 +99,7 @@ class MessageKinds:
             self._tools[_classify_tools(dialogue.tools), opening] += 1
             self._messages.update(kinds)
 
-    def count_dropped(self, template: ChatTemplate) -> Counter[str]:
+    def count_dropped(self, template: ChatTemplate, added_tokens: AddedTokens) -> Counter[str]:
         """Count messages by the part that `template` drops (such as `assistant.tool_calls`).
 
         `tools` counts dialogues. If the template refuses the made-up dialogue of a kind, no part of
@@ -109,10 +111,10 @@ class MessageKinds:
                 messages[kind] += number
         counts: Counter[str] = Counter()
         for (tools, opening), number in self._tools.items():
-            if _drops_tools(template, tools, opening):
+            if _drops_tools(template, added_tokens, tools, opening):
                 counts["tools"] += number
         for each, number in messages.items():
-            for part in find_dropped_parts(template, each).partly:
+            for part in find_dropped_parts(template, added_tokens, each).partly:
                 counts[part] += number
         return counts
 
@@ -219,7 +221,9 @@ _CALL_ID = "call00001"  # some templates require nine letters and digits
 
 
 @lru_cache(maxsize=1024)
-def find_dropped_parts(template: ChatTemplate, each: Kind) -> DroppedParts:
+def find_dropped_parts(
+    template: ChatTemplate, added_tokens: AddedTokens, each: Kind
+) -> DroppedParts:
     """Return the parts of a message of this kind that the model does not see.
 
     There are none if the template refuses the made-up dialogue of the kind.
@@ -233,7 +237,7 @@ def find_dropped_parts(template: ChatTemplate, each: Kind) -> DroppedParts:
         dialogues = {word: [*before, _replace_word(message, word), *after] for word in ("", *words)}
         try:
             seen = {
-                word: _render(template, messages, kind.tools)
+                word: _render(template, added_tokens, messages, kind.tools)
                 for word, messages in dialogues.items()
             }
         except TemplateRaisedError:
@@ -247,12 +251,16 @@ def find_dropped_parts(template: ChatTemplate, each: Kind) -> DroppedParts:
 
 
 @lru_cache(maxsize=1024)
-def _drops_tools(template: ChatTemplate, shape: str | None, opening: str | None) -> bool:
+def _drops_tools(
+    template: ChatTemplate, added_tokens: AddedTokens, shape: str | None, opening: str | None
+) -> bool:
     if shape in (None, "empty"):
         return False
     messages = _make_messages([*([opening] if opening else []), "user", "assistant"])
     try:
-        first, second = (_render(template, messages, shape, word) for word in ("alder", "birch"))
+        first, second = (
+            _render(template, added_tokens, messages, shape, word) for word in ("alder", "birch")
+        )
     except TemplateRaisedError:
         return False
     return first == second
@@ -260,10 +268,12 @@ def _drops_tools(template: ChatTemplate, shape: str | None, opening: str | None)
 
 def _render(
     template: ChatTemplate,
+    added_tokens: AddedTokens,
     messages: list[_Fields],
     tools: str | None,
     tool_word: str = "alder",
 ) -> str:
+    """Return the `served` of the last message; raise TemplateRaisedError."""
     function = {
         "name": tool_word,
         "description": tool_word,
@@ -280,7 +290,11 @@ def _render(
         "nested": [{"type": "function", "function": function}],
     }
     forms = find_forms(template, schemas[tools])
-    return template.render(forms.apply_to_messages(messages), schemas[tools])
+    formed = forms.apply_to_messages(messages)
+    text = template.render(formed, schemas[tools])
+    dialogue = make_dialogue(0, Origin("probe", 1), formed, schemas[tools], range(len(formed) - 1))
+    rendered = render_dialogue(template, added_tokens, dialogue, "never")
+    return rendered.own[0].text if isinstance(rendered, RenderedDialogue) and rendered.own else text
 
 
 def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:

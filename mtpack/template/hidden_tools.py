@@ -19,6 +19,7 @@ from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.dropped_content import Kind, find_dropped_parts, list_kinds
 from mtpack.template.limits import TemplateLimitError
+from mtpack.tokenizer.added_tokens import AddedTokens
 
 _PARTS = {"assistant": "assistant.tool_calls", "tool": "tool.content"}
 _OTHER = "mtpackprobe"
@@ -44,7 +45,7 @@ def list_tool_kinds(dialogue: Dialogue) -> list[Kind] | None:
 
 
 def refuse_hidden_tools(
-    template: ChatTemplate, dialogue: Dialogue, kinds: list[Kind]
+    template: ChatTemplate, added_tokens: AddedTokens, dialogue: Dialogue, kinds: list[Kind]
 ) -> Reject | None:
     """Return a Reject if a tool's call or result is hidden, and a turn there or later is trained.
 
@@ -56,7 +57,7 @@ def refuse_hidden_tools(
         role = message["role"]
         if role != "tool" and not message.get("tool_calls"):
             continue
-        if _PARTS.get(role) not in find_dropped_parts(template, kind).wholly:
+        if _PARTS.get(role) not in find_dropped_parts(template, added_tokens, kind).wholly:
             continue
         if role == "assistant" and _spells_calls(message):
             continue

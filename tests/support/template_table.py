@@ -213,7 +213,7 @@ def replay_documents(loaded: LoadedTemplate) -> Replayed:
         replayed -= replayer.replayed
         for kind, row in KINDS.items():
             dialogue = as_dialogue(row, loaded.template)
-            outcome = refuse(loaded.template, dialogue) or replayer.render_dialogue(dialogue)
+            outcome = refuse(loaded, dialogue) or replayer.render_dialogue(dialogue)
             accepted += not isinstance(outcome, Reject)
             documents[kind].append(pack(loaded, outcome, merge))
         replayed += replayer.replayed
@@ -222,15 +222,16 @@ def replay_documents(loaded: LoadedTemplate) -> Replayed:
 
 def render(loaded: LoadedTemplate, row: Row, merge: str) -> RenderedDialogue | Reject:
     dialogue = as_dialogue(row, loaded.template)
-    refused = refuse(loaded.template, dialogue)
+    refused = refuse(loaded, dialogue)
     return refused or render_dialogue(
         loaded.template, loaded.tokenizer.added_tokens, dialogue, merge
     )
 
 
-def refuse(template: ChatTemplate, dialogue: Dialogue) -> Reject | None:
+def refuse(loaded: LoadedTemplate, dialogue: Dialogue) -> Reject | None:
+    template, added_tokens = loaded.template, loaded.tokenizer.added_tokens
     kinds = list_tool_kinds(dialogue)
-    return None if kinds is None else refuse_hidden_tools(template, dialogue, kinds)
+    return None if kinds is None else refuse_hidden_tools(template, added_tokens, dialogue, kinds)
 
 
 def pack(

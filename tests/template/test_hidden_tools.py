@@ -12,6 +12,7 @@ from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from tests.template.test_dropped_content import (
+    TOKENS,
     CountingTemplate,
     calls,
     make_random_dialogues,
@@ -46,7 +47,7 @@ def refuse(body: str, *messages: dict[str, Any]) -> int | None:
     """Return the number of the message for which a row is refused; None if it is not."""
     dialogue = read_row(*messages)
     kinds = list_tool_kinds(dialogue)
-    rejected = kinds and refuse_hidden_tools(compile_body(body), dialogue, kinds)
+    rejected = kinds and refuse_hidden_tools(compile_body(body), TOKENS, dialogue, kinds)
     if not rejected:
         return None
     assert rejected.reason is Reason.TOOLS_NOT_SHOWN
@@ -131,7 +132,7 @@ def test_refused_are_the_rows_in_which_other_words_change_nothing(body):
     refused = []
     for dialogue in make_random_dialogues(60):
         kinds = list_tool_kinds(dialogue)
-        found = kinds is not None and refuse_hidden_tools(template, dialogue, kinds) is not None
+        found = kinds is not None and refuse_hidden_tools(template, TOKENS, dialogue, kinds) is not None
         assert found == any(find_hidden(template, dialogue))
         refused.append(found)
     assert any(refused) == (body != CONTENT + NAMES)
@@ -165,9 +166,9 @@ def test_rows_whose_calls_are_shown_in_part_are_not_rendered_one_by_one():
     dialogue = read_row(*CALLING[:2], CALLING[3])
     kinds = list_tool_kinds(dialogue)
     assert kinds is not None
-    refuse_hidden_tools(template, dialogue, kinds)
+    refuse_hidden_tools(template, TOKENS, dialogue, kinds)
     renders = template.renders
-    refuse_hidden_tools(template, dialogue, kinds)
+    refuse_hidden_tools(template, TOKENS, dialogue, kinds)
     assert template.renders == renders
 
 
@@ -175,6 +176,6 @@ def test_a_refused_row_is_a_reject_without_content():
     dialogue = read_row(*CALLING)
     kinds = list_tool_kinds(dialogue)
     assert kinds is not None
-    rejected = refuse_hidden_tools(compile_body(CONTENT), dialogue, kinds)
+    rejected = refuse_hidden_tools(compile_body(CONTENT), TOKENS, dialogue, kinds)
     assert isinstance(rejected, Reject)
     assert not any(word in str(rejected) for word in ("walrus", "Oslo", "weather", "badger"))
