@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from transformers.utils import chat_template_utils
@@ -32,7 +32,14 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_toke
 from tests.conftest import SHARED
 from tests.support.dialogue_kinds import KINDS, Row
 from tests.support.encoders import encoder_of
-from tests.support.reference import Reference, ReferenceDocument, ReferenceTurn, TemplateRaised
+from tests.support.reference import (
+    FLAGS,
+    Mode,
+    Reference,
+    ReferenceDocument,
+    ReferenceTurn,
+    TemplateRaised,
+)
 from tests.support.template_facts import BOS, EOS, FACTS
 
 DATE = "2026-01-31"
@@ -76,11 +83,18 @@ class CachedReference(Reference):
         self.rendered: dict[str, str | TemplateRaised] = {}
         self.encoded: dict[str, Any] = {}
 
-    def render(self, messages: list[Row], tools: Any, prompt: bool = False) -> str:
-        key = json.dumps([messages, tools, prompt])
+    def render(
+        self,
+        messages: list[Row],
+        tools: Any,
+        prompt: bool = False,
+        mode: Mode | Literal["of the dialogue"] = "of the dialogue",
+    ) -> str:
+        mode = self.mode if mode == "of the dialogue" else mode
+        key = json.dumps([messages, tools, prompt, mode])
         if key not in self.rendered:
             try:
-                self.rendered[key] = super().render(messages, tools, prompt)
+                self.rendered[key] = super().render(messages, tools, prompt, mode)
             except TemplateRaised as error:
                 self.rendered[key] = error
         found = self.rendered[key]
@@ -110,15 +124,18 @@ def load_template(name: str, folder: Path | None = None) -> Iterator[LoadedTempl
     with TemporaryDirectory() as temporary, frozen_clock():
         if folder is None:
             folder = Path(temporary)
-            write_tokenizer(folder, source)
+            write_tokenizer(folder, source, FACTS[name].name_stops())
         tokenizer = load_tokenizer(str(folder))
         variables = tokenizer.special_tokens | dict(FACTS[name].variables)
         template = ChatTemplate({"default": source}, variables, DATE)
         yield LoadedTemplate(CachedReference(folder, FACTS[name], source), tokenizer, template)
 
 
-def write_tokenizer(folder: Path, source: str) -> None:
-    """Write the embedded tokenizer, with the control tokens of a template's source added."""
+def write_tokenizer(folder: Path, source: str, stops: tuple[str, ...]) -> None:
+    """Write the embedded tokenizer, with the control tokens of a template's source added.
+
+    stops: the tokens that its generation config names, if the tokenizer has them.
+    """
     stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     known = {token["content"] for token in stored["added_tokens"]}
     behaviour = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -134,6 +151,9 @@ def write_tokenizer(folder: Path, source: str) -> None:
         "eos_token": EOS,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    generation = {"eos_token_id": [ids[stop] for stop in stops if stop in ids]}
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
 
 
 @contextmanager
@@ -161,7 +181,11 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
             expected = [
                 compute_reference_documents(loaded.reference, row, merge) for merge in MERGES
             ]
-            if found == expected == replayed.documents[kind]:
+            if (
+                found == expected == replayed.documents[kind]
+                and list_flags(found) == list_flags(expected)
+                and list_flags(replayed.documents[kind]) == list_flags(expected)
+            ):
                 outcome = "refused" if expected[0] is None else "passed"
             else:
                 outcome = "not_found" if "turn_not_found" in found else "failed"
@@ -173,6 +197,15 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
 
 
 Documents = list[ReferenceDocument]
+
+
+def list_flags(results: list[Documents | str | None] | list[Documents | None]) -> list[Any]:
+    """Return the flags of every turn, which the comparison of documents leaves out."""
+    return [
+        [sorted(turn.flags) for document in documents for turn in document.turns]
+        for documents in results
+        if isinstance(documents, list)
+    ]
 
 
 @dataclass(frozen=True)
@@ -227,7 +260,10 @@ def encode_documents(
             positions: list[int] = []
             for span in range(*batch.span_offsets[turn : turn + 2]):
                 positions += range(batch.span_starts[span], batch.span_ends[span])
-            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions)))
+            flags = frozenset(
+                name for name in FLAGS if TurnFlag[name] & int(batch.turn_flags[turn])
+            )
+            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions), flags))
         ids = batch.ids[slice(*batch.document_offsets[document : document + 2])]
         documents.append(ReferenceDocument(tuple(ids.tolist()), tuple(turns)))
     return documents
