@@ -179,19 +179,20 @@ class Reference:
         return [document for document in candidates if document.turns]
 
     def find_mode(self, messages: list[Message], tools: Any, trained: list[int]) -> Mode:
-        """Return the mode of a dialogue: not None if only that writes a reasoning of a turn."""
+        """Return the mode of a dialogue: not None if a reasoning of a turn needs it."""
         for index in trained:
             reasoning = find_reasoning(messages[index])
             if not reasoning:
                 continue
-            for mode in self.modes:
-                with suppress(TemplateRaised):
+            with suppress(TemplateRaised):
+                default = self.render(messages[: index + 1], tools, mode=None)
+                for mode in self.modes:
                     own = self.render(messages[: index + 1], tools, mode=mode)
                     prompt = self.render(messages[:index], tools, prompt=True, mode=mode)
                     if own.startswith(prompt) and reasoning in own[len(prompt) :]:
-                        if mode is not None:
-                            return mode
-                        break
+                        if own == default:  # the turn needs at most the prompt of that mode
+                            break
+                        return mode
         return None
 
     def same_up_to(self, end: int, own: str, full: str) -> bool:
@@ -261,6 +262,9 @@ class Reference:
         """Return `served` for message `index`, which is the last one in `own`, and its turn."""
         messages = messages[: index + 1]
         end = self.find_end_in_own(own, has_content(messages[index]))
+        served = self.add_stop(messages, own)
+        if served != own:  # what the template writes before it, white space too, is the turn
+            end = len(self.remove_closing(own))
         region = self.find_region(messages, tools, index, own)
         start = self.find_start(messages, tools, index, own, region, end)
         turn = self.make_turn(
@@ -269,7 +273,6 @@ class Reference:
         if self.has_tags:
             return own, turn
 
-        served = self.add_stop(messages, own)
         if served != own:
             end = len(served)
         context = own[: start.position] if start.context is None else start.context
@@ -292,7 +295,10 @@ class Reference:
         self, messages: list[Message], tools: Any, index: int, text: str, end: int
     ) -> frozenset[str]:
         """Return the flag of a turn that does not end in a stop token of the template."""
-        _, content_end = self.find_content(messages, tools, index, text)
+        content, content_end = self.find_content(messages, tools, index, text)
+        if content == len(text):  # it is not written
+            content_end = 0
+        end = len(text[:end].rstrip())
         tokens = [
             token
             for token in self.control_tokens
@@ -386,8 +392,9 @@ class Reference:
         content, _ = self.find_content(messages, tools, index, text)
         region = self.find_last_header(text[:content])
         if index:
-            _, previous_end = self.find_content(messages, tools, index - 1, text)
-            region = max(region, previous_end)
+            previous, previous_end = self.find_content(messages, tools, index - 1, text)
+            if previous < len(text):  # it is written
+                region = max(region, previous_end)
         return content if region < 0 else region
 
     def find_content(self, messages: list[Message], tools: Any, index: int, text: str) -> Range:
@@ -430,7 +437,7 @@ class Reference:
         )
         end = max((end for _, end in spans), default=span[1])
         text = self.render(messages, tools)
-        flags |= self.find_end_flags(messages, tools, index, text, span[1])
+        flags |= self.find_end_flags(messages, tools, index, text, end)
         return Turn(index, spans, end, flags)
 
     def find_start(
@@ -443,15 +450,14 @@ class Reference:
         except TemplateRaised:
             # The assistant speaks first, for example: transformers renders no empty dialogue.
             # Use the generation prompt that the template writes in another context.
-            return Start(
-                self.find_header_end(
-                    text[:end], region, self.find_generation_prompt(messages, tools, index)
-                )
-            )
+            given = self.find_generation_prompt(messages, tools, index)
+            position = self.find_header_end(text[:end], region, given)
+            is_whole = bool(given) and text.endswith(given, 0, position)
+            return Start(position, flags=frozenset(() if is_whole else {"PROMPT_DIFFERS"}))
         if text.startswith(prompt):
             return Start(len(prompt), flags=of_mode)
-        if prompt.startswith(text[:end]):
-            return Start(end)  # nothing is left to train
+        if prompt.startswith(text[:end]):  # at most a stop token is left to train
+            return Start(end, flags=frozenset({"PROMPT_DIFFERS"}))
         start = (
             self.find_start_in_other_mode(messages, tools, index, text)
             or self.find_start_after_same_header(messages, tools, index, text, prompt)
@@ -461,7 +467,7 @@ class Reference:
             return start
         # The prompt contains something that the text lacks. The turn starts after what they share.
         common = self.find_common_end(prompt, text)
-        if common <= region:
+        if common < region:
             # They differ before the message: the template writes earlier messages differently
             # here. That does not change this turn, so compare only from the header on.
             common = self.find_header_end(
