@@ -445,13 +445,14 @@ class Reference:
     ) -> Start:
         """Return the start of the turn of message `index`, which extends from `region` to `end`."""
         of_mode = frozenset({"PROMPT_OTHER_MODE"} if self.mode else ())
+        content, _ = self.find_content(messages, tools, index, text)
         try:
             prompt = self.render(messages[:index], tools, prompt=True)
         except TemplateRaised:
             # The assistant speaks first, for example: transformers renders no empty dialogue.
             # Use the generation prompt that the template writes in another context.
             given = self.find_generation_prompt(messages, tools, index)
-            position = self.find_header_end(text[:end], region, given)
+            position = self.find_header_end(text[:end], region, content, given)
             is_whole = bool(given) and text.endswith(given, 0, position)
             return Start(position, flags=frozenset(() if is_whole else {"PROMPT_DIFFERS"}))
         if text.startswith(prompt):
@@ -467,11 +468,11 @@ class Reference:
             return start
         # The prompt contains something that the text lacks. The turn starts after what they share.
         common = self.find_common_end(prompt, text)
-        if common < region:
+        if common <= region:
             # They differ before the message: the template writes earlier messages differently
             # here. That does not change this turn, so compare only from the header on.
             common = self.find_header_end(
-                text[:end], region, prompt[max(0, self.find_last_header(prompt)) :]
+                text[:end], region, content, prompt[max(0, self.find_last_header(prompt)) :]
             )
         return Start(common, flags=frozenset({"PROMPT_DIFFERS"}))
 
@@ -560,9 +561,12 @@ class Reference:
                 return prompt[max(0, self.find_last_header(prompt)) :]
         return ""
 
-    def find_header_end(self, text: str, region: int, generation_prompt: str) -> int:
-        """Return the end of what the generation prompt and the text share from the header on."""
-        starts = [text.find(header, region) for header in self.facts.headers]
+    def find_header_end(self, text: str, region: int, content: int, generation_prompt: str) -> int:
+        """Return the end of what the generation prompt and the text share from the header on.
+
+        region, content: where the message and its content start.
+        """
+        starts = [text.find(header, region, content) for header in self.facts.headers]
         region = min((start for start in starts if start >= 0), default=region)
         return region + self.find_common_end(generation_prompt, text[region:])
 
