@@ -179,9 +179,9 @@ class Reference:
         return [document for document in candidates if document.turns]
 
     def find_mode(self, messages: list[Message], tools: Any, trained: list[int]) -> Mode:
-        """Return the mode of a dialogue: not None if a reasoning of a turn needs it."""
+        """Return the mode of a dialogue: not None if the reasoning field of a turn needs it."""
         for index in trained:
-            reasoning = find_reasoning(messages[index])
+            reasoning = (messages[index].get("reasoning_content") or "").strip()
             if not reasoning:
                 continue
             with suppress(TemplateRaised):
@@ -525,9 +525,8 @@ class Reference:
             if text.startswith(part, position):
                 position += len(part)
                 break
-        reasoning = find_reasoning(messages[index])
-        if reasoning and reasoning in text[position:]:
-            return None
+        if re.match(rf"\s*{opening}", text[position:]):
+            return None  # a reasoning follows
         return Start(position, prompt, frozenset({"PROMPT_CONTEXT"}))
 
     def remove_until_last_content(
@@ -642,14 +641,6 @@ def join_parts(message: Message) -> Message:
 def has_content(message: Message) -> bool:
     """Return whether the message has content or tool calls."""
     return any(message.get(key) for key in ("content", "tool_calls"))
-
-
-def find_reasoning(message: Message) -> str:
-    """Return the reasoning of a message, in its field or in its content; empty without one."""
-    content = message.get("content")
-    content = content if isinstance(content, str) else ""
-    spelled = re.search(r"<think>(.*?)</think>", content, re.DOTALL)
-    return (message.get("reasoning_content") or (spelled[1] if spelled else "")).strip()
 
 
 def change_content(message: Message) -> Message:

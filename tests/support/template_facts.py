@@ -152,7 +152,10 @@ FACTS: dict[str, Facts] = {
         DEEPSEEK, switches=("enable_thinking",), scaffold=THINK
     ),
     "llama.cpp/deepseek-ai-DeepSeek-V3.2.jinja": replace(
-        DEEPSEEK, switches=("thinking", "enable_thinking"), scaffold=THINK
+        DEEPSEEK,
+        headers=("<｜Assistant｜>", "</function_results>\n\n"),
+        switches=("thinking", "enable_thinking"),
+        scaffold=THINK,
     ),
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja": replace(
         LLAMA_3, closing=LLAMA_3.headers[0], variables=(("functions", "[]"), ("datetime", "today"))
