@@ -43,6 +43,7 @@ BOS, EOS = "<|bos|>", "<|eos|>"
 CHATML = Facts(("<|im_start|>assistant\n",), ("<|im_end|>",))
 THINK = ("<think>", "</think>")
 QWEN_3 = replace(CHATML, switches=("enable_thinking",), scaffold=THINK)
+MINIMIND = replace(CHATML, switches=("open_thinking",), scaffold=THINK)
 COHERE = Facts(("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",), ("<|END_OF_TURN_TOKEN|>",))
 COMMAND_A = replace(COHERE, closing="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>")
 DEEPSEEK = Facts(("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("<｜end▁of▁sentence｜>",))
