@@ -144,6 +144,7 @@ class Reference:
         merge: "auto", "always" or "never". Raises TemplateRaised if the whole dialogue can't be
         rendered.
         """
+        self.mode = None
         tools = row.get("tools")
         messages = self.join_unread_parts([prepare(message) for message in row["messages"]], tools)
         trained = [index for index, message in enumerate(row["messages"]) if is_trained(message)]
@@ -151,8 +152,8 @@ class Reference:
         full = self.render(messages, tools)
         # The last turn ends in its stop token, even if no next message writes it.
         document = full
-        if messages and len(messages) - 1 in trained:
-            document = self.add_stop(messages, full)
+        if messages and len(messages) - 1 in trained and self.find_stop(messages[-1]):
+            document = self.remove_closing(full) + self.find_stop(messages[-1])
 
         merged: list[Turn] = []
         alone: list[tuple[str, Turn]] = []
@@ -261,35 +262,33 @@ class Reference:
     ) -> tuple[str, Turn]:
         """Return `served` for message `index`, which is the last one in `own`, and its turn."""
         messages = messages[: index + 1]
-        end = self.find_end_in_own(own, has_content(messages[index]))
-        served = self.add_stop(messages, own)
-        if served != own:  # what the template writes before it, white space too, is the turn
+        stop = self.find_stop(messages[index])
+        if stop:  # white space before it is a part of the turn
             end = len(self.remove_closing(own))
+        else:
+            end = self.find_end_in_own(own, has_content(messages[index]))
         region = self.find_region(messages, tools, index, own)
         start = self.find_start(messages, tools, index, own, region, end)
-        turn = self.make_turn(
-            messages, tools, index, (region, len(own)), (start.position, end), start.flags
-        )
         if self.has_tags:
-            return own, turn
+            span = (start.position, end)
+            return own, self.make_turn(
+                messages, tools, index, (region, len(own)), span, start.flags
+            )
 
-        if served != own:
-            end = len(served)
-        context = own[: start.position] if start.context is None else start.context
-        shift = len(context) - start.position
         flags = start.flags
-        if served == own:
+        if not stop:
             flags |= self.find_end_flags(messages, tools, index, own, end)
-        span = (len(context), end + shift)
-        return context + served[start.position :], Turn(index, (span,), span[1], flags)
+        context = own[: start.position] if start.context is None else start.context
+        own_turn = own[start.position : end] + stop
+        after = "" if stop else own[end:]
+        end = len(context + own_turn)
+        return context + own_turn + after, Turn(index, ((len(context), end),), end, flags)
 
-    def add_stop(self, messages: list[Message], own: str) -> str:
-        """Return `own` up to the stop token that the template writes after it, if there is one."""
+    def find_stop(self, message: Message) -> str:
+        """Return the stop token that the template writes after a message, with space before it."""
         after_answer, after_call = self.facts.next_stops
-        stop = after_call if messages[-1].get("tool_calls") else after_answer
-        if self.has_tags or stop.strip() not in self.stops:
-            return own
-        return self.remove_closing(own) + stop
+        stop = after_call if message.get("tool_calls") else after_answer
+        return "" if self.has_tags or stop.strip() not in self.stops else stop
 
     def find_end_flags(
         self, messages: list[Message], tools: Any, index: int, text: str, end: int
@@ -344,14 +343,13 @@ class Reference:
         position = start.position
         if self.has_tags:
             return self.make_turn(messages, tools, index, (region, last), (position, end))
-        flags = start.flags
-        stop = self.add_stop(messages[: index + 1], full[position:end])[end - position :]
+        flags, stop = start.flags, self.find_stop(messages[index])
         if own_turn and not document.startswith(own_turn, position):
             found = document.find(own_turn, region, last + len(stop))
             position = position if found < 0 else found
         if own_turn and document.startswith(own_turn, position):
             end = position + len(own_turn)
-        elif stop and re.match(r"\s*" + re.escape(stop.strip()), document[end:]):
+        elif stop and document[end:].lstrip().startswith(stop.strip()):
             end = document.index(stop.strip(), end) + len(stop.strip())
         else:
             flags |= self.find_end_flags(messages, tools, index, full, end)
