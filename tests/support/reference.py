@@ -126,7 +126,10 @@ class Reference:
             None,
             *((switch, value) for switch in facts.switches for value in (True, False)),
         )
-        self.mode: Mode = None  # of the current dialogue
+        # The current dialogue, as the template gets it, and its mode.
+        self.messages: list[Message] = []
+        self.tools: Any = None
+        self.mode: Mode = None
 
     def read_stops(self, folder: Path) -> set[str]:
         """Return the tokens at which generation stops: those that the files call eos."""
@@ -147,6 +150,7 @@ class Reference:
         self.mode = None
         tools = row.get("tools")
         messages = self.join_unread_parts([prepare(message) for message in row["messages"]], tools)
+        self.messages, self.tools = messages, tools
         trained = [index for index, message in enumerate(row["messages"]) if is_trained(message)]
         self.mode = self.find_mode(messages, tools, trained)
         full = self.render(messages, tools)
@@ -178,6 +182,14 @@ class Reference:
         candidates = [self.make_document(document, merged)]
         candidates += [self.make_document(served, [turn]) for served, turn in alone]
         return [document for document in candidates if document.turns]
+
+    def prompts(self, index: int) -> set[str]:
+        """Return what a server may prompt with for message `index` of the current dialogue."""
+        prompts = set()
+        for mode in self.modes:
+            with suppress(TemplateRaised):
+                prompts.add(self.render(self.messages[:index], self.tools, prompt=True, mode=mode))
+        return prompts
 
     def find_mode(self, messages: list[Message], tools: Any, trained: list[int]) -> Mode:
         """Return the mode of a dialogue: not None if the reasoning field of a turn needs it."""

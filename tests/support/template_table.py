@@ -44,6 +44,7 @@ from tests.support.template_facts import BOS, EOS, FACTS
 
 DATE = "2026-01-31"
 MERGES = ("auto", "always", "never")
+Documents = list[ReferenceDocument]
 TEMPLATES = sorted(FACTS)
 
 # Text that looks like a control token in a template's source. Each becomes an added token, so that
@@ -70,6 +71,9 @@ class TableRow:
     """Kinds with any other result."""
     not_exact: tuple[str, ...] = ()
     """Kinds in which a turn needs a document of its own."""
+    as_prompted: float = 1.0
+    """The share of the turns that stand after exactly a prompt of the server (from 0 to 1, under
+    `--merge auto`; turns without a prompt are left out)."""
     replayed: float = 1.0
     """Of the kinds that are not refused, the share that is replayed after all have been recorded
     (from 0 to 1, over every `--merge`)."""
@@ -174,6 +178,7 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
     outcomes: dict[str, list[str]] = {
         outcome: [] for outcome in ("passed", "refused", "not_found", "failed", "not_exact")
     }
+    contexts: list[bool] = []
     with load_template(name, folder) as loaded:
         replayed = replay_documents(loaded)
         for kind, row in KINDS.items():
@@ -190,13 +195,27 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
             else:
                 outcome = "not_found" if "turn_not_found" in found else "failed"
             outcomes[outcome].append(kind)
+            contexts += check_contexts(loaded, found[MERGES.index("auto")])
             if has_own_documents(loaded, row):
                 outcomes["not_exact"].append(kind)
     results = {outcome: tuple(kinds) for outcome, kinds in outcomes.items()}
-    return TableRow(name, **results, replayed=replayed.share)
+    as_prompted = sum(contexts) / len(contexts) if contexts else 1.0
+    return TableRow(name, **results, as_prompted=as_prompted, replayed=replayed.share)
 
 
-Documents = list[ReferenceDocument]
+def check_contexts(loaded: LoadedTemplate, documents: Documents | str | None) -> list[bool]:
+    """Return for each turn with a prompt whether the text before it is a prompt of the server.
+
+    documents: those of the dialogue that the reference has seen last.
+    """
+    contexts = []
+    for document in documents if isinstance(documents, list) else ():
+        for turn in document.turns:
+            before = list(document.ids[: turn.loss_positions[0]])
+            text = loaded.tokenizer.backend.decode(before, skip_special_tokens=False)
+            prompts = loaded.reference.prompts(turn.message)
+            contexts += [text in prompts] if prompts else []
+    return contexts
 
 
 def list_flags(results: list[Documents | str | None] | list[Documents | None]) -> list[Any]:
@@ -293,8 +312,16 @@ def as_dialogue(row: Row) -> Dialogue:
     return dialogue
 
 
-COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>9}  {}"
-HEADINGS = ("template", "passed", "refused", "not exact", "replayed", "kinds not exact or wrong")
+COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>12}{:>9}  {}"
+HEADINGS = (
+    "template",
+    "passed",
+    "refused",
+    "not exact",
+    "as prompted",
+    "replayed",
+    "kinds not exact or wrong",
+)
 
 
 def format_line(row: TableRow) -> str:
@@ -305,6 +332,7 @@ def format_line(row: TableRow) -> str:
         len(row.passed),
         len(row.refused),
         len(row.not_exact),
+        f"{row.as_prompted:.1%}",
         f"{row.replayed:.0%}",
         "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in lists.items() if kinds),
     ).rstrip()
