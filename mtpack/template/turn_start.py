@@ -69,7 +69,9 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
 def _start_after_prompt(turn: WrittenTurn, end: int) -> Start | None:
     """The text continues the prompt."""
     prompt = turn.prompt or ""
-    return Start(len(prompt)) if starts_with(turn.text.text, prompt) else None
+    if not starts_with(turn.text.text, prompt):
+        return None
+    return Start(len(prompt), TurnFlag.PROMPT_OTHER_MODE if turn.render.mode else _NO_FLAG)
 
 
 def _start_at_end(turn: WrittenTurn, end: int) -> Start | None:

@@ -17,18 +17,19 @@ from mtpack.template.tracing.replayer import Replayer
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
 from tests.conftest import SAMPLE_DATA, SHARED, shared
 from tests.support.reference import Reference, ReferenceDocument
-from tests.support.template_facts import CHATML, PHI
+from tests.support.template_facts import CHATML, MINIMIND, PHI, QWEN_3
 from tests.support.template_table import (
     MERGES,
     CachedReference,
     compute_reference_documents,
     encode_documents,
+    list_flags,
 )
 
 TOKENIZERS = {
     "embedded": CHATML,
-    "qwen3": CHATML,
-    "minimind": CHATML,
+    "qwen3": QWEN_3,
+    "minimind": MINIMIND,
     "phi-3-mini": replace(PHI, closing="<|endoftext|>"),
 }
 SAMPLE_FILES = sorted(path.name for path in SAMPLE_DATA.glob("*.jsonl"))
@@ -78,7 +79,9 @@ def compare(name: str, path: Path) -> None:
         for replayer in replayers:
             expected = compute_reference_documents(reference, json.loads(text), replayer.merge)
             found = make_documents(tokenizer, replayer, dialogue)
-            assert found == expected, f"{path.name} line {line}, --merge {replayer.merge}"
+            where = f"{path.name} line {line}, --merge {replayer.merge}"
+            assert found == expected, where
+            assert list_flags([found]) == list_flags([expected]), where
         reference.rendered.clear()
 
 

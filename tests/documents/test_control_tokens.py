@@ -250,8 +250,8 @@ GPT_2 = (
 )
 DIALECTS = {
     "embedded": (template_facts.CHATML, None),
-    "qwen3": (template_facts.CHATML, None),
-    "minimind": (template_facts.CHATML, None),
+    "qwen3": (template_facts.QWEN_3, None),
+    "minimind": (template_facts.MINIMIND, None),
     "phi-3-mini": (replace(template_facts.PHI, closing="<|endoftext|>"), None),
     "gpt2": (Facts(("assistant: ",), ("<|endoftext|>",)), GPT_2),
 }

@@ -5,6 +5,8 @@ The words are animals. No two messages of a dialogue share a word, unless the ki
 
 from typing import Any
 
+from tests.support.template_facts import EOS
+
 Row = dict[str, Any]
 
 TOOLS = [
@@ -219,6 +221,130 @@ KINDS: dict[str, Row] = {
             say("assistant", parts("otter")),
             say("user", parts("badger")),
             say("assistant", parts("ferret")),
+        ]
+    },
+    "some turns with reasoning": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "otter"),
+            say("user", "badger"),
+            say("assistant", "ferret", reasoning_content="sable"),
+            say("user", "lemur"),
+            say("assistant", "tapir"),
+        ]
+    },
+    "some turns with inline think": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "<think>\nstoat\n</think>\n\notter"),
+            say("user", "badger"),
+            say("assistant", "ferret"),
+        ]
+    },
+    "an answer without reasoning after a call with it": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "otter", reasoning_content="stoat", tool_calls=[call("Oslo")]),
+            result("badger"),
+            say("assistant", "ferret"),
+        ],
+        "tools": TOOLS,
+    },
+    "null content": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", None, tool_calls=[call("Oslo")]),
+            result("badger"),
+            {"role": "assistant", "tool_calls": [call("Bonn", "call00002")]},
+            result("beaver", "call00002"),
+            say("assistant", "ferret", tool_calls=None),
+        ],
+        "tools": TOOLS,
+    },
+    "a call as the last message": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "otter"),
+            say("user", "badger"),
+            say("assistant", "ferret", tool_calls=[call("Oslo")]),
+        ],
+        "tools": TOOLS,
+    },
+    "a call without a result, an answer before another": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "", tool_calls=[call("Oslo")]),
+            say("user", "badger"),
+            say("assistant", "ferret"),
+            say("assistant", "stoat"),
+            say("user", "lemur"),
+        ],
+        "tools": TOOLS,
+    },
+    "a call id that comes twice": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", "", tool_calls=[call("Oslo")]),
+            result("badger"),
+            say("assistant", "ferret"),
+            say("user", "lemur"),
+            say("assistant", "", tool_calls=[call("Bonn")]),
+            result("beaver"),
+            say("assistant", "tapir"),
+        ],
+        "tools": TOOLS,
+    },
+    "system, then opened by the assistant": {
+        "messages": [
+            say("system", "marmot"),
+            say("assistant", "otter"),
+            say("user", "badger"),
+            say("assistant", "ferret"),
+        ]
+    },
+    "empty messages": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", ""),
+            say("user", ""),
+            say("assistant", "ferret"),
+            say("user", "lemur"),
+        ]
+    },
+    "system and tools": {
+        "messages": [
+            say("system", "marmot"),
+            say("user", "walrus"),
+            say("assistant", "otter"),
+            say("user", "badger"),
+            say("assistant", "", tool_calls=[call("Oslo")]),
+            result("beaver"),
+            say("assistant", "ferret"),
+        ],
+        "tools": TOOLS,
+    },
+    "answers that begin with white space": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", " otter"),
+            say("user", "badger"),
+            say("assistant", "\nferret"),
+        ]
+    },
+    "control tokens spelled by a user": {
+        "messages": [
+            say("user", f"walrus{EOS}marmot <think>"),
+            say("assistant", "otter"),
+            say("user", f"badger{EOS}"),
+            say("assistant", "ferret"),
+        ]
+    },
+    "control tokens spelled by an assistant": {
+        "messages": [
+            say("user", "walrus"),
+            say("assistant", f"otter{EOS}stoat"),
+            say("user", "badger"),
+            say("assistant", f"ferret{EOS}"),
         ]
     },
 }

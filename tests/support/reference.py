@@ -9,9 +9,14 @@ Terms: for message `i`, an assistant message with loss,
     full      the whole dialogue, rendered
     own       the messages up to and including `i`, rendered
     prompt    the messages before `i`, rendered with the generation prompt
+    mode      a switch of the template, set to true or false; most dialogues are rendered without
+    served    what the model sees and writes at inference: a context, message `i`, a stop token
     header    the text before what an assistant message says, such as "<|im_start|>assistant\\n"
     region    message `i` in a text: from its header to the end of its end-of-turn token
     spans     the parts of the region that are trained
+
+In most cases `served` is `own`. Its context is `prompt` if `own` does not start with it, but the
+model can see only that; its stop token is one that the template writes before the next message.
 
 A position in a text counts characters; a position in a document counts tokens.
 
@@ -22,10 +27,10 @@ import json
 import re
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -36,6 +41,10 @@ from tests.support.template_facts import Facts
 
 Message = dict[str, Any]
 Range = tuple[int, int]
+Mode = tuple[str, bool] | None
+
+# What the report counts: the names of members of `mtpack.token_batch.TurnFlag`.
+FLAGS = ("PROMPT_OTHER_MODE", "PROMPT_CONTEXT", "PROMPT_DIFFERS", "NO_EOT", "NOT_A_STOP")
 
 # A private-use character: not in any template or dialogue, and not white space.
 OTHER = "\ue000"
@@ -47,6 +56,7 @@ class ReferenceTurn:
 
     message: int
     loss_positions: tuple[int, ...]  # indices of the document's ids, ascending
+    flags: frozenset[str] = field(default=frozenset(), compare=False)  # some of FLAGS
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,16 @@ class Turn:
     start: int
     spans: tuple[Range, ...]
     end: int
+    flags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a turn starts in the text of its message, and the text that precedes it."""
+
+    position: int
+    context: str | None = None  # if it is not the text before `position`
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -106,6 +126,30 @@ class Reference:
             number: token.content
             for number, token in self.tokenizer.get_added_tokens_decoder().items()
         }
+        self.stops = self.read_stops(folder)
+        self.control_tokens = self.stops | {
+            token.content
+            for token in self.tokenizer.get_added_tokens_decoder().values()
+            if token.special
+        }
+        self.modes: tuple[Mode, ...] = (
+            None,
+            *((switch, value) for switch in facts.switches for value in (True, False)),
+        )
+        # The current dialogue, as the template gets it, and its mode.
+        self.messages: list[Message] = []
+        self.tools: Any = None
+        self.mode: Mode = None
+
+    def read_stops(self, folder: Path) -> set[str]:
+        """Return the tokens at which generation stops: those that the files call eos."""
+        stops = {self.renderer.eos_token}
+        path = folder / "generation_config.json"
+        if path.is_file():
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id", [])
+            ids = ids if isinstance(ids, list) else [ids]
+            stops |= {self.tokenizer.id_to_token(number) for number in ids}
+        return stops - {None}
 
     def documents(self, row: dict[str, Any], merge: str) -> list[ReferenceDocument]:
         """Return the merged document, if it has a turn, then the own documents in message order.
@@ -113,47 +157,80 @@ class Reference:
         merge: "auto", "always" or "never". Raises TemplateRaised if the whole dialogue can't be
         rendered, and ToolsNotShown.
         """
+        self.mode = None
         tools = row.get("tools")
         messages = self.bring_into_form([prepare(message) for message in row["messages"]], tools)
+        self.messages, self.tools = messages, tools
+        trained = [index for index, message in enumerate(row["messages"]) if is_trained(message)]
+        self.mode = self.find_mode(messages, tools, trained)
         full = self.render(messages, tools)
         self.require_shown_tools(row, messages, tools)
+        # The last turn ends in its stop token, even if no next message writes it.
+        document = full
+        if messages and len(messages) - 1 in trained and self.find_stop(messages[-1]):
+            document = self.remove_closing(full) + self.find_stop(messages[-1])
 
         merged: list[Turn] = []
         alone: list[tuple[str, Turn]] = []
         to_compare: dict[int, str] = {}
-        for index, message in enumerate(row["messages"]):
-            if not is_trained(message):
-                continue
+        for index in trained:
             try:
                 own = self.render(messages[: index + 1], tools)
             except TemplateRaised:
                 # There is no own document to compare or write: merged under every `merge`.
-                merged.append(self.find_turn_in_full(messages, tools, index, full, None))
+                merged.append(self.find_turn_in_full(messages, tools, index, full, document))
                 continue
-            turn = self.find_turn_in_own(messages, tools, index, own)
-            if merge != "never" and full[: turn.end] == own[: turn.end]:
+            served, turn = self.find_turn_in_own(messages, tools, index, own)
+            if merge != "never" and document[: turn.end] == served[: turn.end]:
                 merged.append(turn)
-                to_compare[index] = own
+                to_compare[index] = served
             elif merge == "always":
-                own_turn = None if self.has_tags else own[turn.spans[0][0] : turn.end]
-                merged.append(self.find_turn_in_full(messages, tools, index, full, own_turn))
+                own_turn = "" if self.has_tags else served[turn.spans[0][0] : turn.end]
+                bent = self.find_turn_in_full(messages, tools, index, full, document, own_turn)
+                merged.append(replace(bent, flags=turn.flags))
             else:
-                alone.append((own, turn))
+                alone.append((served, turn))
 
-        cuts = self.find_cuts(full, merged)
+        cuts = self.find_cuts(document, merged)
         if merge == "auto":
             for turn in merged.copy():
-                own = to_compare.get(turn.message, full)
-                if not self.same_ids(turn, own, full, cuts):
+                served = to_compare.get(turn.message, document)
+                if not self.same_ids(turn, served, document, cuts):
                     merged.remove(turn)
-                    alone.append((own, turn))
+                    alone.append((served, turn))
         # Own documents in message order, whether text or ids showed that merging is not exact.
-        alone.sort(key=lambda document: document[1].message)
-        candidates = [self.make_document(full, cuts, merged)]
+        alone.sort(key=lambda served: served[1].message)
+        candidates = [self.make_document(document, cuts, merged)]
         candidates += [
-            self.make_document(own, self.find_cuts(own, [turn]), [turn]) for own, turn in alone
+            self.make_document(served, self.find_cuts(served, [turn]), [turn])
+            for served, turn in alone
         ]
         return [document for document in candidates if document.turns]
+
+    def prompts(self, index: int) -> set[str]:
+        """Return what a server may prompt with for message `index` of the current dialogue."""
+        prompts = set()
+        for mode in self.modes:
+            with suppress(TemplateRaised):
+                prompts.add(self.render(self.messages[:index], self.tools, prompt=True, mode=mode))
+        return prompts
+
+    def find_mode(self, messages: list[Message], tools: Any, trained: list[int]) -> Mode:
+        """Return the mode of a dialogue: not None if the reasoning field of a turn needs it."""
+        for index in trained:
+            reasoning = (messages[index].get("reasoning_content") or "").strip()
+            if not reasoning:
+                continue
+            with suppress(TemplateRaised):
+                default = self.render(messages[: index + 1], tools, mode=None)
+                for mode in self.modes:
+                    own = self.render(messages[: index + 1], tools, mode=mode)
+                    prompt = self.render(messages[:index], tools, prompt=True, mode=mode)
+                    if own.startswith(prompt) and reasoning in own[len(prompt) :]:
+                        if own == default:  # the turn needs at most the prompt of that mode
+                            break
+                        return mode
+        return None
 
     def require_shown_tools(self, row: dict[str, Any], messages: list[Message], tools: Any) -> None:
         """Raise ToolsNotShown if changing all calls of a message, or a result, changes nothing."""
@@ -189,9 +266,17 @@ class Reference:
 
     # Texts: the start and the end of a turn
 
-    def render(self, messages: list[Message], tools: Any, prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: list[Message],
+        tools: Any,
+        prompt: bool = False,
+        mode: Mode | Literal["of the dialogue"] = "of the dialogue",
+    ) -> str:
         """Return the text that transformers renders; with `prompt`, with the generation prompt."""
         variables = {"tools": tools, "add_generation_prompt": prompt, **self.variables}
+        mode = self.mode if mode == "of the dialogue" else mode
+        variables.update([mode] if mode else [])
         try:
             if any(message["content"] is None for message in messages):
                 # `apply_chat_template` drops keys that are null.
@@ -251,12 +336,55 @@ class Reference:
                     return True
         return not texts
 
-    def find_turn_in_own(self, messages: list[Message], tools: Any, index: int, own: str) -> Turn:
-        """Return the turn of the last message, number `index`, in the text `own`."""
-        end = self.find_end_in_own(own, has_content(messages[index]))
-        region = self.find_region(messages[: index + 1], tools, index, own)
+    def find_turn_in_own(
+        self, messages: list[Message], tools: Any, index: int, own: str
+    ) -> tuple[str, Turn]:
+        """Return `served` for message `index`, which is the last one in `own`, and its turn."""
+        messages = messages[: index + 1]
+        stop = self.find_stop(messages[index])
+        if stop:  # white space before it is a part of the turn
+            end = len(self.remove_closing(own))
+        else:
+            end = self.find_end_in_own(own, has_content(messages[index]))
+        region = self.find_region(messages, tools, index, own)
         start = self.find_start(messages, tools, index, own, region, end)
-        return self.make_turn(messages[: index + 1], tools, index, (region, len(own)), (start, end))
+        if self.has_tags:
+            span = (start.position, end)
+            return own, self.make_turn(
+                messages, tools, index, (region, len(own)), span, start.flags
+            )
+
+        flags = start.flags
+        if not stop:
+            flags |= self.find_end_flags(messages, tools, index, own, end)
+        context = own[: start.position] if start.context is None else start.context
+        own_turn = own[start.position : end] + stop
+        after = "" if stop else own[end:]
+        end = len(context + own_turn)
+        return context + own_turn + after, Turn(index, ((len(context), end),), end, flags)
+
+    def find_stop(self, message: Message) -> str:
+        """Return the stop token that the template writes after a message, with space before it."""
+        after_answer, after_call = self.facts.next_stops
+        stop = after_call if message.get("tool_calls") else after_answer
+        return "" if self.has_tags or stop.strip() not in self.stops else stop
+
+    def find_end_flags(
+        self, messages: list[Message], tools: Any, index: int, text: str, end: int
+    ) -> frozenset[str]:
+        """Return the flag of a turn that does not end in a stop token of the template."""
+        content, content_end = self.find_content(messages, tools, index, text)
+        if content == len(text):  # it is not written
+            content_end = 0
+        end = len(text[:end].rstrip())
+        tokens = [
+            token
+            for token in self.control_tokens
+            if text.endswith(token, 0, end) and end - len(token) >= content_end
+        ]
+        if not tokens:
+            return frozenset({"NO_EOT"})
+        return frozenset() if self.stops & set(tokens) else frozenset({"NOT_A_STOP"})
 
     def find_end_in_own(self, own: str, content: bool) -> int:
         """Return the end of the last message: before white space and a closing text.
@@ -274,19 +402,37 @@ class Reference:
         return text if start < 0 else text[:start]
 
     def find_turn_in_full(
-        self, messages: list[Message], tools: Any, index: int, full: str, own_turn: str | None
+        self,
+        messages: list[Message],
+        tools: Any,
+        index: int,
+        full: str,
+        document: str,
+        own_turn: str = "",
     ) -> Turn:
         """Return the turn of message `index` in the text `full`.
 
-        own_turn: its text in its own document; if `full` has the same text, the turn ends there.
+        document: `full`, up to the stop token of its last turn.
+        own_turn: the trained text in `served`; if it is here too, it is the turn.
         """
         region = self.find_region(messages, tools, index, full)
+        last = self.find_next_region(messages, tools, index, full)
         end = self.find_end_in_full(messages, tools, index, full, region)
         start = self.find_start(messages, tools, index, full, region, end)
-        if own_turn and full.startswith(own_turn, start):
-            end = start + len(own_turn)
-        last = self.find_next_region(messages, tools, index, full) if self.has_tags else end
-        return self.make_turn(messages, tools, index, (region, last), (start, end))
+        position = start.position
+        if self.has_tags:
+            return self.make_turn(messages, tools, index, (region, last), (position, end))
+        flags, stop = start.flags, self.find_stop(messages[index])
+        if own_turn and not document.startswith(own_turn, position):
+            found = document.find(own_turn, region, last + len(stop))
+            position = position if found < 0 else found
+        if own_turn and document.startswith(own_turn, position):
+            end = position + len(own_turn)
+        elif stop and document[end:].lstrip().startswith(stop.strip()):
+            end = document.index(stop.strip(), end) + len(stop.strip())
+        else:
+            flags |= self.find_end_flags(messages, tools, index, full, end)
+        return Turn(index, ((position, end),), end, flags)
 
     def find_end_in_full(
         self, messages: list[Message], tools: Any, index: int, full: str, region: int
@@ -323,8 +469,9 @@ class Reference:
         content, _ = self.find_content(messages, tools, index, text)
         region = self.find_last_header(text[:content])
         if index:
-            _, previous_end = self.find_content(messages, tools, index - 1, text)
-            region = max(region, previous_end)
+            previous, previous_end = self.find_content(messages, tools, index - 1, text)
+            if previous < len(text):  # it is written
+                region = max(region, previous_end)
         return content if region < 0 else region
 
     def find_content(self, messages: list[Message], tools: Any, index: int, text: str) -> Range:
@@ -339,11 +486,17 @@ class Reference:
         return first, last
 
     def make_turn(
-        self, messages: list[Message], tools: Any, index: int, region: Range, span: Range
+        self,
+        messages: list[Message],
+        tools: Any,
+        index: int,
+        region: Range,
+        span: Range,
+        flags: frozenset[str] = frozenset(),
     ) -> Turn:
         """Return the turn: the tagged spans in `region` if the template has tags, else `span`."""
         if not self.has_tags:
-            return Turn(index, span[0], (span,), span[1])
+            return Turn(index, span[0], (span,), span[1], flags)
         _, marked = render_jinja_template(
             [deepcopy(messages)],
             tools=tools,
@@ -351,6 +504,7 @@ class Reference:
             return_assistant_tokens_mask=True,
             **self.renderer.special_tokens_map,
             **self.variables,
+            **dict([self.mode] if self.mode else []),
         )
         closing = len(self.remove_closing(self.render(messages, tools)))
         spans = tuple(
@@ -358,12 +512,17 @@ class Reference:
             for start, end in marked[0]
             if end > region[0] and start < min(region[1], closing)
         )
-        return Turn(index, span[0], spans, max((end for _, end in spans), default=span[1]))
+        end = max((end for _, end in spans), default=span[1])
+        text = self.render(messages, tools)
+        flags |= self.find_end_flags(messages, tools, index, text, end)
+        return Turn(index, span[0], spans, end, flags)
 
     def find_start(
         self, messages: list[Message], tools: Any, index: int, text: str, region: int, end: int
-    ) -> int:
+    ) -> Start:
         """Return the start of the turn of message `index`, which extends from `region` to `end`."""
+        of_mode = frozenset({"PROMPT_OTHER_MODE"} if self.mode else ())
+        content, _ = self.find_content(messages, tools, index, text)
         prompt = None
         with suppress(TemplateRaised):
             prompt = self.render(messages[:index], tools, prompt=True)
@@ -371,22 +530,106 @@ class Reference:
         if prompt is None or (opens and prompt == self.render(messages[:index], tools)):
             # The assistant speaks first, for example: transformers renders no empty dialogue.
             # Use the generation prompt that the template writes in another context.
-            return self.find_header_end(
-                text[:end], region, self.find_generation_prompt(messages, tools, index)
-            )
+            given = self.find_generation_prompt(messages, tools, index)
+            position = self.find_header_end(text[:end], region, content, given)
+            is_whole = bool(given) and text.endswith(given, 0, position)
+            return Start(position, flags=frozenset(() if is_whole else {"PROMPT_DIFFERS"}))
         if text.startswith(prompt):
-            return len(prompt)
-        if prompt.startswith(text[:end]):
-            return end  # nothing is left to train
-        # The prompt contains something that the text lacks. The turn starts after what they share.
-        start = self.find_common_end(prompt, text)
-        if start > region:
-            return start
-        # They differ before the message: the template writes earlier messages differently here.
-        # That does not change this turn, so compare only from the header on.
-        return self.find_header_end(
-            text[:end], region, prompt[max(0, self.find_last_header(prompt)) :]
+            return Start(len(prompt), flags=of_mode)
+        if prompt.startswith(text[:end]):  # at most a stop token is left to train
+            return Start(end, flags=frozenset({"PROMPT_DIFFERS"}))
+        start = (
+            self.find_start_in_other_mode(messages, tools, index, text)
+            or self.find_start_after_same_header(messages, tools, index, text, prompt)
+            or self.find_start_after_scaffold(messages, tools, index, text, prompt)
         )
+        if start:
+            return start
+        # The prompt contains something that the text lacks. The turn starts after what they share.
+        common = self.find_common_end(prompt, text)
+        if common <= region:
+            # They differ before the message: the template writes earlier messages differently
+            # here. That does not change this turn, so compare only from the header on.
+            common = self.find_header_end(
+                text[:end], region, content, prompt[max(0, self.find_last_header(prompt)) :]
+            )
+        return Start(common, flags=frozenset({"PROMPT_DIFFERS"}))
+
+    def find_start_in_other_mode(
+        self, messages: list[Message], tools: Any, index: int, text: str
+    ) -> Start | None:
+        """Return the end of the prompt of a mode that writes the same text; None without one."""
+        for mode in self.modes:
+            with suppress(TemplateRaised):
+                same = self.render(messages, tools, mode=mode)
+                prompt = self.render(messages[:index], tools, prompt=True, mode=mode)
+                if mode != self.mode and same == text and text.startswith(prompt):
+                    return Start(len(prompt), flags=frozenset({"PROMPT_OTHER_MODE"}))
+        return None
+
+    def find_start_after_same_header(
+        self, messages: list[Message], tools: Any, index: int, text: str, prompt: str
+    ) -> Start | None:
+        """Return the end of the prompt if the text has it from the last content on."""
+        since = self.remove_until_last_content(messages, tools, index, text)
+        header = self.remove_until_last_content(messages, tools, index, prompt)
+        if self.has_tags or since is None or header is None or not since.startswith(header):
+            return None
+        position = len(text) - len(since) + len(header)
+        return Start(position, prompt, frozenset({"PROMPT_CONTEXT"}))
+
+    def find_start_after_scaffold(
+        self, messages: list[Message], tools: Any, index: int, text: str, prompt: str
+    ) -> Start | None:
+        """Return the end of the header and of the closing part of the prompt's empty reasoning."""
+        if self.has_tags or self.facts.scaffold is None:
+            return None
+        opening, closing = map(re.escape, self.facts.scaffold)
+        scaffold = re.search(rf"{opening}\s*({closing}\s*)$", prompt)
+        if scaffold is None:
+            return None
+        header = prompt[: scaffold.start()]
+        if not text.startswith(header):
+            since = self.remove_until_last_content(messages, tools, index, text)
+            before = self.remove_until_last_content(messages, tools, index, prompt)
+            if since is None or before is None:
+                return None
+            header = before[: len(before) - len(scaffold[0])]
+            if not since.startswith(header):
+                return None
+            position = len(text) - len(since) + len(header)
+        else:
+            position = len(header)
+        for part in (scaffold[1], scaffold[1].strip()):
+            if text.startswith(part, position):
+                position += len(part)
+                break
+        if re.match(rf"\s*{opening}", text[position:]):
+            return None  # a reasoning follows
+        return Start(position, prompt, frozenset({"PROMPT_CONTEXT"}))
+
+    def remove_until_last_content(
+        self, messages: list[Message], tools: Any, index: int, text: str
+    ) -> str | None:
+        """Return `text` from the content of the message before `index` on.
+
+        text: the messages rendered up to `index`, or the prompt of `index`. None if that message
+        is not written.
+        """
+        if not index:
+            return None
+        other = deepcopy(messages)
+        in_parts = isinstance(other[index - 1].get("content"), list)
+        other[index - 1]["content"] = [{"type": "text", "text": OTHER}] if in_parts else OTHER
+        try:
+            if text == self.render(messages[:index], tools, prompt=True):
+                changed = self.render(other[:index], tools, prompt=True)
+            else:
+                changed = self.render(other, tools)
+        except TemplateRaised:
+            return None
+        first = common_prefix_length(text, changed)
+        return None if first == len(text) else text[first:]
 
     def find_generation_prompt(self, messages: list[Message], tools: Any, index: int) -> str:
         """Return the generation prompt after a question, or else after message `index`."""
@@ -397,9 +640,12 @@ class Reference:
                 return prompt[max(0, self.find_last_header(prompt)) :]
         return ""
 
-    def find_header_end(self, text: str, region: int, generation_prompt: str) -> int:
-        """Return the end of what the generation prompt and the text share from the header on."""
-        starts = [text.find(header, region) for header in self.facts.headers]
+    def find_header_end(self, text: str, region: int, content: int, generation_prompt: str) -> int:
+        """Return the end of what the generation prompt and the text share from the header on.
+
+        region, content: where the message and its content start.
+        """
+        starts = [text.find(header, region, content) for header in self.facts.headers]
         region = min((start for start in starts if start >= 0), default=region)
         return region + self.find_common_end(generation_prompt, text[region:])
 
@@ -436,7 +682,7 @@ class Reference:
                 and any(start <= token.start < token.end <= end for start, end in turn.spans)
             )
             if positions:
-                trained.append(ReferenceTurn(turn.message, positions))
+                trained.append(ReferenceTurn(turn.message, positions, turn.flags))
         # Tokens after the last loss token train nothing.
         length = max((turn.loss_positions[-1] + 1 for turn in trained), default=0)
         return ReferenceDocument(tuple(token.id for token in tokens[:length]), tuple(trained))

@@ -31,10 +31,27 @@ class Facts:
     """The types (`dict`, `int`) of a tool's result that it writes as JSON."""
     only_parts: tuple[str, ...] = ()
     """The roles whose content it reads as a list of parts alone."""
+    stops: tuple[str, ...] | None = None
+    """The tokens at which its model stops; None if these are the end-of-turn tokens."""
+    next_stops: tuple[str, str] = ("", "")
+    """The text up to a stop token that follows an answer or a call, but is not part of it."""
+    switches: tuple[str, ...] = ()
+    """The variables that change how the generation prompt ends, in the order in which they are
+    read."""
+    scaffold: tuple[str, str] | None = None
+    """The opening and the closing of the empty reasoning in which a generation prompt ends, without
+    white space; None if no prompt has one."""
+
+    def name_stops(self) -> tuple[str, ...]:
+        """Return the tokens at which the model stops."""
+        return (EOS, *(self.ends if self.stops is None else self.stops))
 
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 CHATML = Facts(("<|im_start|>assistant\n",), ("<|im_end|>",))
+THINK = ("<think>", "</think>")
+QWEN_3 = replace(CHATML, switches=("enable_thinking",), scaffold=THINK)
+MINIMIND = replace(CHATML, switches=("open_thinking",), scaffold=THINK)
 COHERE = Facts(("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",), ("<|END_OF_TURN_TOKEN|>",))
 COMMAND_A = replace(COHERE, closing="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>")
 DEEPSEEK = Facts(("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("<｜end▁of▁sentence｜>",))
@@ -44,14 +61,24 @@ GEMMA_4 = Facts(
     ("<|turn>model\n", "<tool_response|>"),
     ("<turn|>", "<|tool_response>"),
     values_as_json=("int",),
+    switches=("enable_thinking",),
+    scaffold=("<|channel>thought", "<channel|>"),
 )
-DIFFUSION_GEMMA = replace(GEMMA_4, headers=("<|turn>model\n",))
-GLM = Facts(("<|assistant|>",), (), next_headers=("<|user|>", "<|observation|>", "<|assistant|>"))
-GLM_TRAINING = replace(GLM, ends=("<|user|>", "<|observation|>"))
+DIFFUSION_GEMMA = replace(GEMMA_4, headers=("<|turn>model\n",), switches=(), scaffold=None)
+GLM = Facts(
+    ("<|assistant|>",),
+    (),
+    next_headers=("<|user|>", "<|observation|>", "<|assistant|>"),
+    stops=("<|user|>", "<|observation|>"),
+    next_stops=("<|user|>", "<|observation|>"),
+    switches=("enable_thinking",),
+)
+GLM_TRAINING = replace(GLM, ends=("<|user|>", "<|observation|>"), next_stops=("", ""))
 GPT_OSS = Facts(
     ("<|start|>assistant",),
     ("<|return|>", "<|call|>", "<|end|>"),
     values_as_json=("dict", "int"),
+    stops=("<|return|>", "<|call|>"),
 )
 IDEFICS = Facts(
     ("Assistant:",),
@@ -79,7 +106,11 @@ FACTS: dict[str, Facts] = {
     "axolotl/deepseek_v3.jinja": replace(DEEPSEEK, arguments_as_text=True),
     "axolotl/exaone.jinja": EXAONE,
     "axolotl/exaone4.jinja": replace(
-        EXAONE, headers=("[|assistant|]\n",), values_as_json=("dict", "int")
+        EXAONE,
+        headers=("[|assistant|]\n",),
+        values_as_json=("dict", "int"),
+        switches=("enable_thinking",),
+        scaffold=THINK,
     ),
     "axolotl/falcon_h1.jinja": CHATML,
     "axolotl/gemma.jinja": GEMMA,
@@ -108,12 +139,15 @@ FACTS: dict[str, Facts] = {
     "axolotl/phi_4.jinja": Facts(("<|im_start|>assistant<|im_sep|>",), ("<|im_end|>",)),
     "axolotl/pixtral.jinja": MISTRAL,
     "axolotl/qwen2_vl.jinja": CHATML,
-    "axolotl/qwen3.jinja": CHATML,
-    "axolotl/qwen3_5.jinja": CHATML,
+    "axolotl/qwen3.jinja": QWEN_3,
+    "axolotl/qwen3_5.jinja": QWEN_3,
     "axolotl/qwen_25.jinja": CHATML,
     # No end-of-turn token after the last message, unless `training_prompt` is set.
     "llama.cpp/Apriel-1.6-15b-Thinker-fixed.jinja": Facts(
-        ("<|begin_assistant|>",), ("<|end|>",), ends_last=False
+        ("<|begin_assistant|>",),
+        ("<|end|>",),
+        ends_last=False,
+        next_stops=("\n<|end|>", "\n<|end|>"),
     ),
     "llama.cpp/ByteDance-Seed-OSS.jinja": Facts(("<seed:bos>assistant\n",), ("<seed:eos>",)),
     "llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja": replace(
@@ -133,14 +167,19 @@ FACTS: dict[str, Facts] = {
     "llama.cpp/MiMo-VL.jinja": CHATML,
     "llama.cpp/Mistral-Small-3.2-24B-Instruct-2506.jinja": MISTRAL,
     "llama.cpp/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja": CHATML,
-    "llama.cpp/Qwen-QwQ-32B.jinja": CHATML,
-    "llama.cpp/Qwen-Qwen3-0.6B.jinja": CHATML,
-    "llama.cpp/Qwen3.5-4B.jinja": CHATML,
+    "llama.cpp/Qwen-QwQ-32B.jinja": QWEN_3,
+    "llama.cpp/Qwen-Qwen3-0.6B.jinja": QWEN_3,
+    "llama.cpp/Qwen3.5-4B.jinja": QWEN_3,
     "llama.cpp/StepFun3.5-Flash.jinja": CHATML,
     "llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja": replace(
-        DEEPSEEK, null_content=True
+        DEEPSEEK, null_content=True, switches=("enable_thinking",), scaffold=THINK
     ),
-    "llama.cpp/deepseek-ai-DeepSeek-V3.2.jinja": DEEPSEEK,
+    "llama.cpp/deepseek-ai-DeepSeek-V3.2.jinja": replace(
+        DEEPSEEK,
+        headers=("<｜Assistant｜>", "</function_results>\n\n"),
+        switches=("thinking", "enable_thinking"),
+        scaffold=THINK,
+    ),
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2.jinja": replace(
         LLAMA_3, closing=LLAMA_3.headers[0], variables=(("functions", "[]"), ("datetime", "today"))
     ),
@@ -149,7 +188,10 @@ FACTS: dict[str, Facts] = {
         ("<|start_of_role|>assistant<|end_of_role|>",), ("<|end_of_text|>",)
     ),
     "llama.cpp/llama-cpp-rwkv-world.jinja": Facts(
-        ("Assistant:",), (), next_headers=("User:", "Assistant:", "System:")
+        ("Assistant:",),
+        (),
+        next_headers=("User:", "Assistant:", "System:"),
+        switches=("enable_thinking",),
     ),
     "llama.cpp/meetkai-functionary-medium-v3.2.jinja": replace(
         LLAMA_3,
@@ -188,12 +230,12 @@ FACTS: dict[str, Facts] = {
     "trl/llama3_training.jinja": LLAMA_3,
     "trl/llava_next.jinja": LLAVA_NEXT,
     "trl/llava_next_training.jinja": LLAVA_NEXT,
-    "trl/nemotron_3_nano.jinja": CHATML,
-    "trl/nemotron_3_nano_training.jinja": CHATML,
-    "trl/nemotron_3_super.jinja": CHATML,
-    "trl/nemotron_3_super_training.jinja": CHATML,
-    "trl/nemotron_3_ultra.jinja": CHATML,
-    "trl/nemotron_3_ultra_training.jinja": CHATML,
+    "trl/nemotron_3_nano.jinja": QWEN_3,
+    "trl/nemotron_3_nano_training.jinja": QWEN_3,
+    "trl/nemotron_3_super.jinja": QWEN_3,
+    "trl/nemotron_3_super_training.jinja": QWEN_3,
+    "trl/nemotron_3_ultra.jinja": QWEN_3,
+    "trl/nemotron_3_ultra_training.jinja": QWEN_3,
     "trl/phi3.jinja": PHI_CLOSED,
     "trl/phi3_5.jinja": PHI_CLOSED,
     "trl/phi3_5_training.jinja": PHI_CLOSED,
@@ -202,16 +244,16 @@ FACTS: dict[str, Facts] = {
     "trl/qwen2_5_training.jinja": CHATML,
     "trl/qwen2_5_vl.jinja": CHATML,
     "trl/qwen2_5_vl_training.jinja": CHATML,
-    "trl/qwen3.jinja": CHATML,
-    "trl/qwen3_5_nothink.jinja": CHATML,
-    "trl/qwen3_5_nothink_training.jinja": CHATML,
-    "trl/qwen3_5_think.jinja": CHATML,
-    "trl/qwen3_5_think_training.jinja": CHATML,
-    "trl/qwen3_6.jinja": CHATML,
-    "trl/qwen3_6_training.jinja": CHATML,
+    "trl/qwen3.jinja": QWEN_3,
+    "trl/qwen3_5_nothink.jinja": QWEN_3,
+    "trl/qwen3_5_nothink_training.jinja": QWEN_3,
+    "trl/qwen3_5_think.jinja": QWEN_3,
+    "trl/qwen3_5_think_training.jinja": QWEN_3,
+    "trl/qwen3_6.jinja": QWEN_3,
+    "trl/qwen3_6_training.jinja": QWEN_3,
     "trl/qwen3_instruct_2507.jinja": CHATML,
     "trl/qwen3_instruct_2507_training.jinja": CHATML,
-    "trl/qwen3_training.jinja": CHATML,
+    "trl/qwen3_training.jinja": QWEN_3,
     "trl/qwen3_vl.jinja": CHATML,
     "trl/qwen3_vl_training.jinja": CHATML,
 }

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from transformers.utils import chat_template_utils
@@ -35,6 +35,8 @@ from tests.conftest import SHARED
 from tests.support.dialogue_kinds import KINDS, Row
 from tests.support.encoders import encoder_of
 from tests.support.reference import (
+    FLAGS,
+    Mode,
     Reference,
     ReferenceDocument,
     ReferenceTurn,
@@ -45,6 +47,7 @@ from tests.support.template_facts import BOS, EOS, FACTS
 
 DATE = "2026-01-31"
 MERGES = ("auto", "always", "never")
+Documents = list[ReferenceDocument]
 TEMPLATES = sorted(FACTS)
 
 # Text that looks like a control token in a template's source. Each becomes an added token, so that
@@ -74,6 +77,9 @@ class TableRow:
     """Kinds with any other result."""
     not_exact: tuple[str, ...] = ()
     """Kinds in which a turn needs a document of its own."""
+    as_prompted: float = 1.0
+    """The share of the turns that stand after exactly a prompt of the server (from 0 to 1, under
+    `--merge auto`; turns without a prompt are left out)."""
     replayed: float = 1.0
     """Of the kinds that are not refused, the share that is replayed after all have been recorded
     (from 0 to 1, over every `--merge`)."""
@@ -87,11 +93,18 @@ class CachedReference(Reference):
         self.rendered: dict[str, str | TemplateRaised] = {}
         self.encoded: dict[str, Any] = {}
 
-    def render(self, messages: list[Row], tools: Any, prompt: bool = False) -> str:
-        key = json.dumps([messages, tools, prompt])
+    def render(
+        self,
+        messages: list[Row],
+        tools: Any,
+        prompt: bool = False,
+        mode: Mode | Literal["of the dialogue"] = "of the dialogue",
+    ) -> str:
+        mode = self.mode if mode == "of the dialogue" else mode
+        key = json.dumps([messages, tools, prompt, mode])
         if key not in self.rendered:
             try:
-                self.rendered[key] = super().render(messages, tools, prompt)
+                self.rendered[key] = super().render(messages, tools, prompt, mode)
             except TemplateRaised as error:
                 self.rendered[key] = error
         found = self.rendered[key]
@@ -121,15 +134,18 @@ def load_template(name: str, folder: Path | None = None) -> Iterator[LoadedTempl
     with TemporaryDirectory() as temporary, frozen_clock():
         if folder is None:
             folder = Path(temporary)
-            write_tokenizer(folder, source)
+            write_tokenizer(folder, source, FACTS[name].name_stops())
         tokenizer = load_tokenizer(str(folder))
         variables = tokenizer.special_tokens | dict(FACTS[name].variables)
         template = ChatTemplate({"default": source}, variables, DATE)
         yield LoadedTemplate(CachedReference(folder, FACTS[name], source), tokenizer, template)
 
 
-def write_tokenizer(folder: Path, source: str) -> None:
-    """Write the embedded tokenizer, with the control tokens of a template's source added."""
+def write_tokenizer(folder: Path, source: str, stops: tuple[str, ...]) -> None:
+    """Write the embedded tokenizer, with the control tokens of a template's source added.
+
+    stops: the tokens that its generation config names, if the tokenizer has them.
+    """
     stored = json.loads((EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8"))
     known = {token["content"] for token in stored["added_tokens"]}
     behaviour = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -145,6 +161,9 @@ def write_tokenizer(folder: Path, source: str) -> None:
         "eos_token": EOS,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    ids = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    generation = {"eos_token_id": [ids[stop] for stop in stops if stop in ids]}
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
 
 
 @contextmanager
@@ -166,6 +185,7 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
         outcome: []
         for outcome in ("passed", "refused", "not_shown", "not_found", "failed", "not_exact")
     }
+    contexts: list[bool] = []
     with load_template(name, folder) as loaded:
         replayed = replay_documents(loaded)
         for kind, row in KINDS.items():
@@ -173,7 +193,11 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
             expected = [
                 compute_reference_documents(loaded.reference, row, merge) for merge in MERGES
             ]
-            if found == expected == replayed.documents[kind]:
+            if (
+                found == expected == replayed.documents[kind]
+                and list_flags(found) == list_flags(expected)
+                and list_flags(replayed.documents[kind]) == list_flags(expected)
+            ):
                 outcomes_by_documents = {None: "refused", NOT_SHOWN: "not_shown"}
                 outcome = (
                     "passed"
@@ -183,13 +207,36 @@ def compute_table_row(name: str, folder: Path | None = None) -> TableRow:
             else:
                 outcome = "not_found" if "turn_not_found" in found else "failed"
             outcomes[outcome].append(kind)
+            contexts += check_contexts(loaded, found[MERGES.index("auto")])
             if has_own_documents(loaded, row):
                 outcomes["not_exact"].append(kind)
     results = {outcome: tuple(kinds) for outcome, kinds in outcomes.items()}
-    return TableRow(name, **results, replayed=replayed.share)
+    as_prompted = sum(contexts) / len(contexts) if contexts else 1.0
+    return TableRow(name, **results, as_prompted=as_prompted, replayed=replayed.share)
 
 
-Documents = list[ReferenceDocument]
+def check_contexts(loaded: LoadedTemplate, documents: Documents | str | None) -> list[bool]:
+    """Return for each turn with a prompt whether the text before it is a prompt of the server.
+
+    documents: those of the dialogue that the reference has seen last.
+    """
+    contexts = []
+    for document in documents if isinstance(documents, list) else ():
+        for turn in document.turns:
+            before = list(document.ids[: turn.loss_positions[0]])
+            text = loaded.tokenizer.backend.decode(before, skip_special_tokens=False)
+            prompts = loaded.reference.prompts(turn.message)
+            contexts += [text in prompts] if prompts else []
+    return contexts
+
+
+def list_flags(results: list[Documents | str | None] | list[Documents | None]) -> list[Any]:
+    """Return the flags of every turn, which the comparison of documents leaves out."""
+    return [
+        [sorted(turn.flags) for document in documents for turn in document.turns]
+        for documents in results
+        if isinstance(documents, list)
+    ]
 
 
 @dataclass(frozen=True)
@@ -255,7 +302,10 @@ def encode_documents(
             positions: list[int] = []
             for span in range(*batch.span_offsets[turn : turn + 2]):
                 positions += range(batch.span_starts[span], batch.span_ends[span])
-            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions)))
+            flags = frozenset(
+                name for name in FLAGS if TurnFlag[name] & int(batch.turn_flags[turn])
+            )
+            turns.append(ReferenceTurn(int(batch.turn_messages[turn]), tuple(positions), flags))
         ids = batch.ids[slice(*batch.document_offsets[document : document + 2])]
         documents.append(ReferenceDocument(tuple(ids.tolist()), tuple(turns)))
     return documents
@@ -287,13 +337,14 @@ def as_dialogue(row: Row, template: ChatTemplate) -> Dialogue:
     return find_forms(template, dialogue.tools).apply(dialogue)
 
 
-COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>10}{:>9}  {}"
+COLUMNS = "{:<67}{:>7}{:>8}{:>10}{:>10}{:>12}{:>9}  {}"
 HEADINGS = (
     "template",
     "passed",
     "refused",
     "not shown",
     "not exact",
+    "as prompted",
     "replayed",
     "kinds not exact or wrong",
 )
@@ -308,6 +359,7 @@ def format_line(row: TableRow) -> str:
         len(row.refused),
         len(row.not_shown),
         len(row.not_exact),
+        f"{row.as_prompted:.1%}",
         f"{row.replayed:.0%}",
         "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in lists.items() if kinds),
     ).rstrip()

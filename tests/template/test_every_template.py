@@ -4,6 +4,8 @@
 """
 
 import json
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,9 @@ WITH_QWEN_3 = (
     "trl/qwen3_6.jinja",
 )
 
+# By template, the share of the turns that stand after exactly a prompt of the server.
+AS_PROMPTED = Path(__file__).parent / "as_prompted.txt"
+
 needs_templates = pytest.mark.skipif(
     not SHARED.is_dir(), reason="needs ../shared, which is not here"
 )
@@ -41,6 +46,14 @@ needs_templates = pytest.mark.skipif(
 def test_the_table_has_every_template():
     found = (SHARED / "templates").glob("*/*.jinja")
     assert sorted(path.relative_to(SHARED / "templates").as_posix() for path in found) == TEMPLATES
+    assert sorted(read_as_prompted()) == TEMPLATES
+
+
+@cache
+def read_as_prompted() -> dict[str, float]:
+    """Return the shares that are kept, by template, in percent."""
+    lines = AS_PROMPTED.read_text(encoding="utf-8").splitlines()
+    return {name: float(share) for share, name in (line.split() for line in lines)}
 
 
 @pytest.mark.oracle
@@ -53,6 +66,8 @@ def test_all_kinds_of_dialogues_give_the_documents_of_the_reference(name):
     assert not wrong
     assert row.passed
     assert len(row.passed + row.refused + row.not_shown + row.failed + row.not_found) == len(KINDS)
+    # As many turns as before stand after a prompt of the server.
+    assert 100 * row.as_prompted >= read_as_prompted()[name] - 0.05
 
 
 # One call id twice; an assistant that opens.

@@ -132,7 +132,9 @@ def test_refused_are_the_rows_in_which_other_words_change_nothing(body):
     refused = []
     for dialogue in make_random_dialogues(60):
         kinds = list_tool_kinds(dialogue)
-        found = kinds is not None and refuse_hidden_tools(template, TOKENS, dialogue, kinds) is not None
+        found = (
+            kinds is not None and refuse_hidden_tools(template, TOKENS, dialogue, kinds) is not None
+        )
         assert found == any(find_hidden(template, dialogue))
         refused.append(found)
     assert any(refused) == (body != CONTENT + NAMES)
