@@ -361,7 +361,9 @@ class Reference:
         own_turn = own[start.position : end] + stop
         after = "" if stop else own[end:]
         end = len(context + own_turn)
-        return context + own_turn + after, Turn(index, ((len(context), end),), end, flags)
+        return context + own_turn + after, Turn(
+            index, len(context), ((len(context), end),), end, flags
+        )
 
     def find_stop(self, message: Message) -> str:
         """Return the stop token that the template writes after a message, with space before it."""
@@ -432,7 +434,7 @@ class Reference:
             end = document.index(stop.strip(), end) + len(stop.strip())
         else:
             flags |= self.find_end_flags(messages, tools, index, full, end)
-        return Turn(index, ((position, end),), end, flags)
+        return Turn(index, position, ((position, end),), end, flags)
 
     def find_end_in_full(
         self, messages: list[Message], tools: Any, index: int, full: str, region: int
