@@ -73,9 +73,20 @@ def _find_next_stop(
     """Return the stop token that follows `turn` with the next message, and the space before it."""
     following = [RESULT] if kind.has_calls else ASK
     text = renders.text([*ASK, message, *following], kind.has_tools)
-    if text is None or not text.startswith(turn):
+    if text is None:
         return ""
-    rest = text[len(turn) :]
+    rest = text[_find_end_of(turn, text) :]
     token = rest.lstrip()
     stop = max((stop for stop in added_tokens.stops if token.startswith(stop)), key=len, default="")
     return rest[: len(rest) - len(token)] + stop if stop else ""
+
+
+def _find_end_of(turn: str, text: str) -> int:
+    """Return where a turn ends in a longer text; the history may differ from it in details."""
+    if text.startswith(turn):
+        return len(turn)
+    last = max((ANSWER, VALUE), key=turn.rfind)
+    ending = turn.rpartition(last)[2]
+    after = text.rfind(last) + len(last)
+    found = (text.find(ending[cut:], after) + len(ending) - cut for cut in range(len(ending)))
+    return next((end for cut, end in enumerate(found) if end >= after + len(ending) - cut), after)

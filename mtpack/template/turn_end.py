@@ -43,10 +43,14 @@ def find_end(turn: WrittenTurn) -> End:
 
 def _end_before_stop(turn: WrittenTurn, ending: Ending) -> End | None:
     """The template writes the turn's stop token with the next message."""
-    start, end = _find_range(turn)
-    text = turn.text.text[start:end]
     if not ending.stop or turn.text.generations is not None:
         return None
+    start, end = _find_range(turn)
+    text = turn.text.text[start:end]
+    if not turn.is_last:  # the next message is there, and its start may belong to the region
+        written = _find_end_of_text(turn)
+        if ends_in(turn.text.text[:written], (ending.stop.strip(),)):
+            return End(written)
     if not ends_in(text, (ending.trailing,)):
         return None
     return End(end - len(ending.trailing), ending.stop)

@@ -191,16 +191,18 @@ class TurnFinder:
         """
         own_turn = until_end[own.start :]
         require_no_slots(full, own_turn)
-        turn = self._locate(self._full, own.message).turn
-        turn = turn._replace(flags=own.flags | TurnFlag.BENT)
+        found = self._locate(self._full, own.message)
+        turn = found.turn._replace(flags=own.flags | TurnFlag.BENT)
         if self._full.generations is not None:
             return turn
         last_token = self.probes.added_tokens.find_trailing_control_token(own_turn)
         end = turn.end
+        rest = full[end:].lstrip() if found.stop else full[end:]
         if full.startswith(own_turn, turn.start):
             end = turn.start + len(own_turn)
-        elif full.startswith(last_token, end) and not full[:end].endswith(last_token):
-            end += len(last_token)  # here the token also opens the next message
+        elif rest.startswith(last_token) and not full[:end].endswith(last_token):
+            # Here the token also opens the next message.
+            end = len(full) - len(rest) + len(last_token)
         return turn._replace(spans=((turn.start, end),), end=end)
 
     def _render_own(self, message: int) -> MarkedText | None:
@@ -217,8 +219,9 @@ class TurnFinder:
         render = Render(message + 1, mode=self._mode)
         before = render._replace(num_messages=message, prompt=True)
         prompt = try_render(self.renders.text, before)
+        is_last = text is not self._full or message == len(self.dialogue.messages) - 1
         written = WrittenTurn(
-            self.renders, self.probes, self.dialogue, render, text, region, prompt
+            self.renders, self.probes, self.dialogue, render, text, region, prompt, is_last
         )
         end = find_end(written)
         start = find_start(written, end.position)

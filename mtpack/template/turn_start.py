@@ -49,7 +49,8 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     """
     if not _lacks_prompt(turn):
         return None
-    header = _find_header(turn).lstrip()
+    prompt = _find_header(turn)
+    header = prompt.lstrip()
     if turn.prompt is not None and not header:
         return None
     require_no_slots(header, turn.content)
@@ -62,8 +63,9 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     first_line = header.find("\n")
     if 0 <= first_line <= length and header[boundary:first_line].strip():  # the role's name
         boundary = min(first_line + 1, length)
-    start = position + boundary if boundary else turn.region[0]
-    return Start(start, TurnFlag.PROMPT_DIFFERS)
+    if not boundary:  # the message has no header
+        position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.content)
+    return Start(position + boundary, TurnFlag.PROMPT_DIFFERS)
 
 
 def _start_after_prompt(turn: WrittenTurn, end: int) -> Start | None:
@@ -82,8 +84,6 @@ def _start_at_end(turn: WrittenTurn, end: int) -> Start | None:
 
 def _start_after_prompt_of_mode(turn: WrittenTurn, end: int) -> Start | None:
     """The same text is written in another mode, and continues the prompt of that mode."""
-    if turn.text.generations is not None:
-        return None
     for mode in turn.probes.list_modes(turn.dialogue.tools is not None):
         if turn.render.mode is not None and turn.render.mode.name == mode.name:
             continue
@@ -116,7 +116,7 @@ def _start_after_same_header(turn: WrittenTurn, end: int) -> Start | None:
         raise UndecidedError  # the content may be only a part of what is written for the message
     content = turn.dialogue.messages[turn.message - 1].get("content")
     position = last[0]
-    if isinstance(content, str):
+    if isinstance(content, str) and content.strip():
         position = max(position, prompt.text.rfind(content.strip(), *last))
     is_same = before.endswith(prompt.text[position:])
     return Start(start, TurnFlag.PROMPT_CONTEXT, prompt.text) if is_same else None

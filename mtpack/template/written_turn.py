@@ -30,6 +30,8 @@ class WrittenTurn:
     """The characters that are written for the message."""
     prompt: str | None
     """None if the template refuses to render it."""
+    is_last: bool
+    """Whether no message follows in `text`."""
 
     @property
     def message(self) -> int:

@@ -535,6 +535,7 @@ class Reference:
             given = self.find_generation_prompt(messages, tools, index)
             position = self.find_header_end(text[:end], region, content, given)
             is_whole = bool(given) and text.endswith(given, 0, position)
+            is_whole = is_whole or (prompt is not None and text[:position] == prompt)
             return Start(position, flags=frozenset(() if is_whole else {"PROMPT_DIFFERS"}))
         if text.startswith(prompt):
             return Start(len(prompt), flags=of_mode)
