@@ -26,6 +26,7 @@ from mtpack.input.files import (
     find_suffix,
 )
 from mtpack.options import PackOptions, options_from
+from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
@@ -277,7 +278,8 @@ class _PackRun:
         state.counts.check()
         failed = len(self.disabled)
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
-        warnings = sorted(state.warnings)
+        endings = list_ending_warnings(state.counts, setup.pipeline.template_source)
+        warnings = sorted(state.warnings | endings)
         for warning in warnings:
             self.callbacks.warn(f"warning: {warning}")
         seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
