@@ -58,7 +58,9 @@ def _render_texts(sample_data: Path) -> Iterator[str]:
     template = ChatTemplate({"default": source}, {}, "2026-01-01")
     for path in sorted(sample_data.glob("*.jsonl")):
         for line, text in enumerate(path.read_bytes().splitlines(), 1):
-            dialogue = read_dialogue(0, Origin(str(path), line), text, LINE_LIMIT)
+            dialogue = read_dialogue(
+                0, Origin(str(path), line), text, LINE_LIMIT, keeps_argument_text=True
+            )
             if not isinstance(dialogue, Dialogue):
                 raise SystemExit(str(dialogue))
             rendered = template.render(dialogue.messages, dialogue.tools)

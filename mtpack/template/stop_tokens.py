@@ -42,18 +42,28 @@ def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKin
     else:
         return Ending(in_message=True, trailing="", stop="")
     text, region = own.text, own.find_region(1)
-    start = max(text.rfind(word) + len(word) for word in (ANSWER, VALUE, NAME))
-    message_end = text[start : None if region is None else region[1]].rstrip()
-    turn = text.rstrip()
-    token = added_tokens.find_trailing_control_token(turn[start:])
+    end = len(text) if region is None else region[1]
+    message_end = len(text[:end].rstrip())
+    last_word = max(text.rfind(word) + len(word) for word in (ANSWER, VALUE, NAME))
+    token = added_tokens.find_trailing_control_token(text[last_word:message_end])
+    in_message = bool(token)
+    turn = text[:message_end]
+    if not token and _closes_conversation(text, end, added_tokens):
+        turn = text.rstrip()
+        token = text[end:].strip()
     stop = ""
-    if token not in added_tokens.stops:
-        does_end_turns = token and (
-            not kind.has_calls or _is_end_of_answer(renders, kind.has_tools, token)
-        )
-        stop = "" if does_end_turns else _find_next_stop(renders, added_tokens, message, kind, turn)
-    in_message = bool(added_tokens.find_trailing_control_token(message_end))
-    return Ending(in_message, text[len(turn) :], stop)
+    if token not in added_tokens.stops and not (
+        token and (not kind.has_calls or _is_end_of_answer(renders, kind.has_tools, token))
+    ):
+        stop = _find_next_stop(renders, added_tokens, message, kind, turn)
+    return Ending(in_message, text[message_end:end], stop)
+
+
+def _closes_conversation(text: str, end: int, added_tokens: AddedTokens) -> bool:
+    """Return whether one control token follows the message, and is not its own role header."""
+    closing = text[end:].strip()
+    is_token = bool(closing) and closing == added_tokens.find_trailing_control_token(closing)
+    return is_token and not text.partition(ANSWER)[0].rstrip().endswith(closing)
 
 
 def _is_end_of_answer(renders: MadeUpRenders, has_tools: bool, token: str) -> bool:

@@ -69,14 +69,19 @@ def _end_in_control_token(turn: WrittenTurn, ending: Ending) -> End | None:
 
 
 def _end_after_closing_token(turn: WrittenTurn, ending: Ending) -> End | None:
-    """One control token alone closes the conversation after the message."""
+    """One control token alone closes the conversation after the message.
+
+    It is not the role header of the next turn, which some templates always write.
+    """
     end = _find_end_of_text(turn)
     text = turn.text.text
     closing = text[end:].strip()
     require_no_slots(closing)
-    if closing and closing == turn.added_tokens.find_trailing_control_token(closing):
-        return End(text.index(closing, end) + len(closing))
-    return None
+    if not closing or closing != turn.added_tokens.find_trailing_control_token(closing):
+        return None
+    if turn.prompt is not None and ends_in(strip_end(turn.prompt), (closing,)):
+        return None
+    return End(text.index(closing, end) + len(closing))
 
 
 _RULES: tuple[Callable[[WrittenTurn, Ending], End | None], ...] = (

@@ -59,6 +59,12 @@ ENDINGS = {
         Ending(in_message=False, trailing="", stop=""),
         Ending(in_message=False, trailing="", stop=""),
     ),
+    "the role header of the next answer, at every end": (
+        HEADS.replace("<{{ m.role }}>", "{{ '<call>' if m.role == 'assistant' else '<user>' }}")
+        + "{% endfor %}<call>",
+        Ending(in_message=False, trailing="", stop="<user>"),
+        Ending(in_message=False, trailing="", stop="<user>"),
+    ),
     "text between the turn and the next head": (
         HEADS + "{% if not loop.last %}--{% endif %}{% endfor %}",
         Ending(in_message=False, trailing="", stop=""),

@@ -423,6 +423,49 @@ def test_the_pad_id_is_that_of_the_pad_token_or_the_end_of_sequence_or_zero(
     assert load_tokenizer(str(save(tmp_path, config=named))).pad_id == pad_id
 
 
+# Stop tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "stops"),
+    [
+        (None, ("<unk>",)),
+        ({}, ("<unk>",)),
+        ({"eos_token_id": None}, ("<unk>",)),
+        ({"eos_token_id": NEXT_ID}, ("<unk>", "<|end|>")),
+        ({"eos_token_id": [NEXT_ID, 0]}, ("<unk>", "<|end|>")),
+        ({"eos_token_id": [10**9, 10**20]}, ("<unk>",)),  # those of another vocabulary
+    ],
+)
+def test_stop_tokens_are_those_of_all_files(tmp_path, config, stops):
+    folder = save(tmp_path, config={"eos_token": "<unk>", "pad_token": "<|end|>"})
+    if config is not None:
+        (folder / "generation_config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(str(folder))
+    assert loaded.added_tokens.stops == stops
+    assert set(stops) <= set(loaded.added_tokens.control.values())
+
+
+def test_the_digest_changes_with_the_stop_tokens_alone(tmp_path):
+    folder = save(tmp_path, config={"eos_token": "<unk>", "pad_token": "<|end|>"})
+    digests = []
+    for config in (None, {"eos_token_id": 0}, {"eos_token_id": NEXT_ID}):
+        if config is not None:
+            (folder / "generation_config.json").write_text(json.dumps(config))
+        digests.append(load_tokenizer(str(folder)).sha256)
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("eos", ['"</s>"', "[1.5]", "[true]", "[-1]", "{}", "[[1]]"])
+def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, eos):
+    folder = save(tmp_path)
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {eos}}}')
+    assert refusal(folder) == (
+        f"{folder / 'generation_config.json'}: eos_token_id must be a token id or a list of token "
+        "ids"
+    )
+
+
 # Refused tokenizers
 
 
