@@ -63,7 +63,9 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     first_line = header.find("\n")
     if 0 <= first_line <= length and header[boundary:first_line].strip():  # the role's name
         boundary = min(first_line + 1, length)
-    if not boundary:  # the message has no header
+    if not boundary and turn.prompt is not None:  # the message has no header
+        return None
+    if not boundary:
         position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.content)
     return Start(position + boundary, TurnFlag.PROMPT_DIFFERS)
 
