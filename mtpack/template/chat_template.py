@@ -109,7 +109,7 @@ class ChatTemplate:
 
     def list_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
         """Return the modes of the template for these tools, except for what the variables set."""
-        known = {*_RESERVED, *self.variables}
+        known = frozenset((*_RESERVED, *self.variables))
         return list_modes(self.environment, self.sources[self.choose_name(tools)], known)
 
     def choose_name(self, tools: list[Any] | None) -> str:

@@ -7,7 +7,7 @@ opens or closes the reasoning.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 import jinja2
@@ -26,8 +26,9 @@ class Mode(NamedTuple):
         return f"{self.name}={str(self.value).lower()}"
 
 
+@lru_cache(maxsize=16)
 def list_modes(
-    environment: jinja2.Environment, source: str, known: Collection[str]
+    environment: jinja2.Environment, source: str, known: frozenset[str]
 ) -> tuple[Mode, ...]:
     """Return the modes that a template may have, in the order in which it reads the switches.
 
