@@ -105,43 +105,54 @@ def _start_after_same_header(turn: WrittenTurn, end: int) -> Start | None:
     """The text from the content of the last message to the turn is the same in the prompt."""
     if turn.text.generations is not None or turn.prompt is None:
         return None
-    prompt = turn.try_marked(turn.before._replace(prompt=True))
-    last = None if prompt is None else prompt.find_region(turn.message - 1)
-    if prompt is None or last is None:
-        return None
-    header = prompt.text[last[1] :]
-    if not starts_with(turn.content, header):
-        return None
-    start = turn.region[0] + len(header)
-    before = turn.text.text[:start]
-    if turn.renders.have_slots and not before.endswith(prompt.text[last[0] :]):
-        raise UndecidedError  # the content may be only a part of what is written for the message
-    content = turn.dialogue.messages[turn.message - 1].get("content")
-    position = last[0]
-    if isinstance(content, str) and content.strip():
-        position = max(position, prompt.text.rfind(content.strip(), *last))
-    is_same = before.endswith(prompt.text[position:])
-    return Start(start, TurnFlag.PROMPT_CONTEXT, prompt.text) if is_same else None
+    start = _find_header_end(turn, len(turn.prompt))
+    return None if start is None else Start(start, TurnFlag.PROMPT_CONTEXT, turn.prompt)
 
 
 def _start_after_closed_scaffold(turn: WrittenTurn, end: int) -> Start | None:
     """The prompt ends in an empty, closed reasoning that the turn lacks, or has a part of."""
-    if turn.text.generations is not None:
+    if turn.text.generations is not None or turn.prompt is None:
         return None
-    prompt = turn.prompt or ""
     for scaffold in turn.probes.scaffolds:
-        header = _find_scaffold(prompt, scaffold)
-        if header is None or not starts_with(turn.text.text, prompt[:header]):
+        length = _find_scaffold(turn.prompt, scaffold)
+        header = None if length is None else _find_header_end(turn, length)
+        if length is None or header is None:
             continue
-        written = turn.text.text[header:end]
-        given = prompt[header:]
+        given, written = turn.prompt[length:], turn.text.text[header:end]
         require_no_slots(written[: len(given)])
         part = next(cut for cut in range(len(given) + 1) if written.startswith(given[cut:]))
-        rest = written[len(given) - part :]
-        if not starts_with(remove_space(rest), scaffold.before):
-            start = header + len(given) - part
-            return Start(start, TurnFlag.PROMPT_CONTEXT, prompt)
+        start = header + len(given) - part
+        rest = remove_space(turn.text.text[start:end])
+        if not starts_with(rest, scaffold.before):  # otherwise, a reasoning follows
+            return Start(start, TurnFlag.PROMPT_CONTEXT, turn.prompt)
     return None
+
+
+def _find_header_end(turn: WrittenTurn, length: int) -> int | None:
+    """Return where the text has the role header that ends at `length` in the prompt; else None.
+
+    Before it, both have the same text from the content of the last message on.
+    """
+    prompt = turn.try_marked(turn.before._replace(prompt=True))
+    if prompt is None:
+        return None
+    if starts_with(turn.text.text, prompt.text[:length]):
+        return length
+    last = prompt.find_region(turn.message - 1)
+    if last is None or last[1] > length:
+        return None
+    header = prompt.text[last[1] : length]
+    if not starts_with(turn.content, header):
+        return None
+    end = turn.region[0] + len(header)
+    before = turn.text.text[:end]
+    if turn.renders.have_slots and not before.endswith(prompt.text[last[0] : length]):
+        raise UndecidedError  # the content may be only a part of what is written for the message
+    content = turn.dialogue.messages[turn.message - 1].get("content")
+    first = last[0]
+    if isinstance(content, str) and content.strip():
+        first = max(first, prompt.text.rfind(content.strip(), *last))
+    return end if before.endswith(prompt.text[first:length]) else None
 
 
 def _find_scaffold(prompt: str, scaffold: Scaffold) -> int | None:

@@ -205,3 +205,93 @@ def test_a_bent_turn_ends_before_a_tool_answer_that_is_written_into_it():
     ]
     assert find_trained(source, *turns)[0] == (1, "hm call<answer>", True)
     assert answer.end == len(rendered.merged.text)
+
+
+def find_contexts(source: str, *turns: tuple[str, str]) -> list[tuple[str, str, TurnFlag]]:
+    """Return for each turn its context, its own text, and its flags, in message order."""
+    rendered = render(source, *turns, merge="never")
+    assert isinstance(rendered, RenderedDialogue), rendered
+    found = []
+    for document in rendered.own:
+        (turn,) = document.turns.to_list()
+        flags = turn.flags & ~(TurnFlag.OWN_DOCUMENT | TurnFlag.NOT_A_STOP | TurnFlag.NO_EOT)
+        found.append((document.text[: turn.start], document.text[turn.start : turn.end], flags))
+    return found
+
+
+# The system's text is written into the last message if that is a question.
+MOVED = (
+    "{% set system = messages[0].content %}{% for message in messages[1:] %}"
+    "<s>{{ message.role }}:{% if loop.last and message.role == 'user' %}{{ system }} {% endif %}"
+    f"{{{{ message.content }}}}<e>\n{{% endfor %}}{PROMPT}"
+)
+SYSTEM = ("system", "marmot")
+CLOSED = "<think>\n</think>"
+
+
+def test_the_context_is_the_prompt_if_only_an_earlier_text_differs():
+    assert find_contexts(MOVED, SYSTEM, *CONVERSATION) == [
+        ("<s>user:marmot walrus<e>\n<s>assistant:", "otter<e>", TurnFlag.PROMPT_CONTEXT),
+        (
+            "<s>user:walrus<e>\n<s>assistant:otter<e>\n<s>user:marmot badger<e>\n<s>assistant:",
+            "ferret<e>",
+            TurnFlag.PROMPT_CONTEXT,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("content", ["s", "e", "user", "<e>"])
+def test_the_context_is_the_prompt_whatever_the_last_content_is(content):
+    (found,) = find_contexts(MOVED, SYSTEM, ("user", content), OTTER)
+    context = f"<s>user:marmot {content}<e>\n<s>assistant:"
+    assert found == (context, "otter<e>", TurnFlag.PROMPT_CONTEXT)
+
+
+def test_the_context_is_the_prompt_if_that_ends_in_a_closed_reasoning():
+    closed = PLAIN.replace("assistant:{% endif %}", f"assistant:{CLOSED}{{% endif %}}")
+    assert find_contexts(closed, USER, OTTER) == [
+        (f"<s>user:walrus<e>\n<s>assistant:{CLOSED}", "otter<e>", TurnFlag.PROMPT_CONTEXT)
+    ]
+    thought = ("assistant", "<think>hm</think>otter")
+    assert find_contexts(closed, USER, thought) == [
+        ("<s>user:walrus<e>\n<s>assistant:<think>", "hm</think>otter<e>", TurnFlag.PROMPT_DIFFERS)
+    ]
+
+
+def test_a_part_of_the_closed_reasoning_that_the_turn_has_is_not_trained_again():
+    source = (
+        "{% for message in messages %}<s>{{ message.role }}:"
+        "{{ '</think>' if message.role == 'assistant' }}{{ message.content }}<e>\n{% endfor %}"
+        f"{{% if add_generation_prompt %}}<s>assistant:{CLOSED}{{% endif %}}"
+    )
+    assert find_contexts(source, USER, OTTER) == [
+        (f"<s>user:walrus<e>\n<s>assistant:{CLOSED}", "otter<e>", TurnFlag.PROMPT_CONTEXT)
+    ]
+
+
+def test_a_closed_reasoning_and_an_earlier_text_can_differ_at_once():
+    closed = MOVED.replace("assistant:{% endif %}", f"assistant:{CLOSED}{{% endif %}}")
+    assert find_contexts(closed, SYSTEM, USER, OTTER) == [
+        (f"<s>user:marmot walrus<e>\n<s>assistant:{CLOSED}", "otter<e>", TurnFlag.PROMPT_CONTEXT)
+    ]
+
+
+def test_a_mode_that_drops_the_role_header_from_the_prompt_gives_no_start():
+    source = PLAIN.replace(
+        PROMPT,
+        "{% if add_generation_prompt and thinking is undefined %}<s>assistant:<think>{% endif %}",
+    )
+    ((context, _, flags),) = find_contexts(source, USER, OTTER)
+    assert context == "<s>user:walrus<e>\n<s>assistant:"
+    assert flags == TurnFlag.PROMPT_DIFFERS
+
+
+def test_a_role_header_that_is_always_written_is_no_end_of_turn():
+    source = (
+        "{% for message in messages %}{{ '<answer>' if message.role == 'assistant' else '<s>' }}"
+        "{{ message.content }}{% endfor %}<answer>"
+    )
+    assert find_contexts(source, *CONVERSATION) == [
+        ("<s>walrus<answer>", "otter", TurnFlag(0)),
+        ("<s>walrus<answer>otter<s>badger<answer>", "ferret", TurnFlag(0)),
+    ]
