@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mtpack.template.made_up import (
-    ANSWER,
-    ASK,
-    QUESTION,
-    REASONING,
-    MadeUpRenders,
-    TurnKind,
-    get_tools,
-    make_turns,
-)
+from mtpack.template.made_up import QUESTION, REASONING, WORDS, Message
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode
 from mtpack.template.slots import find_common_length
 from mtpack.tokenizer.added_tokens import AddedTokens
@@ -52,11 +44,12 @@ def find_modes(renders: MadeUpRenders, has_tools: bool) -> tuple[Mode, ...]:
     """Return the modes that change the end of the prompt, in the order of the template."""
 
     def end_of_prompt(mode: Mode | None) -> str | None:
-        prompt = renders.text(ASK, has_tools, mode, prompt=True)
-        return None if prompt is None else prompt.rpartition(QUESTION)[2]
+        prompt = renders.text([QUESTION], tools, mode, prompt=True)
+        return None if prompt is None else prompt.rpartition(WORDS["user"])[2]
 
+    tools = TurnKind(has_tools, has_calls=False).tools
     unchanged = (None, end_of_prompt(None))
-    modes = renders.template.list_modes(get_tools(has_tools))
+    modes = renders.template.list_modes(tools)
     return tuple(mode for mode in modes if end_of_prompt(mode) not in unchanged)
 
 
@@ -69,11 +62,11 @@ def find_reasoning_mode(
     writes it and continues its own prompt. It need not be if both modes write the same text.
     """
     for message in make_turns(kind.has_calls, REASONING):
-        default = renders.text([*ASK, message], kind.has_tools)
+        default = renders.text([QUESTION, message], kind.tools)
         if default is None:
             continue
         for mode in (None, *modes):
-            own, turn = _render_turn(renders, message, kind.has_tools, mode)
+            own, turn = _render_turn(renders, message, kind, mode)
             if turn is not None and REASONING in turn:
                 return None if own == default else mode
         return None
@@ -81,11 +74,11 @@ def find_reasoning_mode(
 
 
 def _render_turn(
-    renders: MadeUpRenders, message: dict[str, Any], has_tools: bool, mode: Mode | None
+    renders: MadeUpRenders, message: Message, kind: TurnKind, mode: Mode | None
 ) -> tuple[str | None, str | None]:
     """Return the text up to a message, and what it adds to the prompt; None if it does not."""
-    own = renders.text([*ASK, message], has_tools, mode)
-    prompt = renders.text(ASK, has_tools, mode, prompt=True)
+    own = renders.text([QUESTION, message], kind.tools, mode)
+    prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
     if own is None or prompt is None or not own.startswith(prompt):
         return own, None
     return own, own[len(prompt) :]
@@ -99,13 +92,13 @@ def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[S
 
 def _list_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> Iterator[Scaffold]:
     """Yield what is written around a reasoning, in all modes, with and without calls."""
-    for has_tools, has_calls in ((False, False), (True, False), (True, True)):
-        modes = (None, *find_modes(renders, has_tools))
-        turns = zip(make_turns(has_calls), make_turns(has_calls, REASONING), strict=True)
+    for kind in (TurnKind(False, False), TurnKind(True, False), TurnKind(True, True)):
+        modes = (None, *find_modes(renders, kind.has_tools))
+        turns = zip(make_turns(kind.has_calls), make_turns(kind.has_calls, REASONING), strict=True)
         for without, message in turns:
-            plain = renders.turn(without, has_tools, None)
+            plain = renders.turn(without, kind.tools, None)
             for mode in modes:
-                written = renders.turn(message, has_tools, mode)
+                written = renders.turn(message, kind.tools, mode)
                 if plain is not None and written is not None and REASONING in written:
                     yield from _read_scaffolds(added_tokens, plain, written)
 
@@ -115,7 +108,7 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
     before, _, after = written.partition(REASONING)
     common = find_common_length(written, plain)
     header = min(added_tokens.find_token_start(text, common) for text in (written, plain))
-    until_answer, answer, _ = after.partition(ANSWER)
+    until_answer, answer, _ = after.partition(WORDS["assistant"])
     endings = [until_answer] if answer else []
     if after.endswith(plain[header:]):
         endings.append(after[: len(after) - len(plain[header:])])
@@ -133,8 +126,8 @@ def find_gap(
 ) -> Gap | None:
     """Return what is missing in a turn without a reasoning; None if nothing is."""
     for message in make_turns(kind.has_calls):
-        own, turn = _render_turn(renders, message, kind.has_tools, None)
-        prompt = renders.text(ASK, kind.has_tools, prompt=True)
+        own, turn = _render_turn(renders, message, kind, None)
+        prompt = renders.text([QUESTION], kind.tools, prompt=True)
         if own is None or prompt is None:
             continue
         fitting = [mode for mode in modes if _fits(renders, message, kind, mode, scaffolds)]
@@ -142,7 +135,7 @@ def find_gap(
         if turn is not None:
             is_empty = _begins_with_scaffold(prompt, turn, scaffolds)
             return Gap(is_empty, mode) if is_empty else None
-        same = any(renders.text([*ASK, message], kind.has_tools, mode) == own for mode in fitting)
+        same = any(renders.text([QUESTION, message], kind.tools, mode) == own for mode in fitting)
         given = remove_space(prompt)
         is_open = any(given.endswith(scaffold.before) for scaffold in scaffolds)
         return Gap(False, mode) if is_open and not same else None
@@ -151,14 +144,14 @@ def find_gap(
 
 def _fits(
     renders: MadeUpRenders,
-    message: dict[str, Any],
+    message: Message,
     kind: TurnKind,
     mode: Mode,
     scaffolds: Sequence[Scaffold],
 ) -> bool:
     """Return whether a turn continues the prompt of a mode, without an empty reasoning."""
-    _, turn = _render_turn(renders, message, kind.has_tools, mode)
-    prompt = renders.text(ASK, kind.has_tools, mode, prompt=True)
+    _, turn = _render_turn(renders, message, kind, mode)
+    prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
     return turn is not None and not _begins_with_scaffold(prompt or "", turn, scaffolds)
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 
 from mtpack.counts import Counts
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.made_up import TurnKind
+from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.turn_probes import TurnProbes, has_reasoning, kind_of
 
 _PLAIN = TurnKind(has_tools=False, has_calls=False)

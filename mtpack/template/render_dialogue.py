@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
+from mtpack.template.made_up import ANSWER, QUESTION
 from mtpack.template.markers import MarkedText
 from mtpack.template.message_forms import find_forms
 from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.rendered_dialogue import RenderedDialogue
-from mtpack.template.renders import ANSWER, QUESTION, Render, select_messages
+from mtpack.template.renders import Render, select_messages
 from mtpack.template.turn_probes import get_probes
 from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.added_tokens import AddedTokens

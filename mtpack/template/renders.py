@@ -7,14 +7,12 @@ from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.made_up import ANSWER, QUESTION
 from mtpack.template.markers import MarkedText
 from mtpack.template.message_forms import find_forms
 from mtpack.template.modes import Mode
 
 _Text = TypeVar("_Text", str, MarkedText)
-
-QUESTION = {"role": "user", "content": "?"}
-ANSWER = {"role": "assistant", "content": "mtpackprobe"}
 
 
 class Render(NamedTuple):
@@ -24,7 +22,7 @@ class Render(NamedTuple):
     """The number of messages of the dialogue, from the first."""
     prompt: bool = False
     question: bool = False
-    """Whether `QUESTION` follows them."""
+    """Whether `QUESTION` (`made_up.py`) follows them."""
     answer: bool = False
     """Whether `ANSWER` follows them."""
     mode: Mode | None = None

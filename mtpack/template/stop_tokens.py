@@ -6,18 +6,18 @@ user's message or of a tool's answer, Jamba's separator. The model must learn to
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mtpack.template.made_up import (
     ANSWER,
-    ASK,
     NAME,
-    RESULT,
+    QUESTION,
     VALUE,
-    MadeUpRenders,
-    TurnKind,
-    make_turns,
+    WORDS,
+    Message,
+    make_result,
 )
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 
@@ -36,43 +36,40 @@ class Ending(NamedTuple):
 def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Ending:
     """Return how the template ends a turn of a kind."""
     for message in make_turns(kind.has_calls):
-        own = renders.marked([*ASK, message], kind.has_tools)
+        own = renders.marked([QUESTION, message], kind.tools)
         if own is not None:
             break
     else:
         return Ending(in_message=True, trailing="", stop="")
     text, region = own.text, own.find_region(1)
-    start = max(text.rfind(word) + len(word) for word in (ANSWER, VALUE, NAME))
+    start = max(text.rfind(word) + len(word) for word in (WORDS["assistant"], VALUE, NAME))
     message_end = text[start : None if region is None else region[1]].rstrip()
     turn = text.rstrip()
     token = added_tokens.find_trailing_control_token(turn[start:])
     stop = ""
     if token not in added_tokens.stops:
-        does_end_turns = token and (
-            not kind.has_calls or _is_end_of_answer(renders, kind.has_tools, token)
-        )
+        does_end_turns = token and (not kind.has_calls or _is_end_of_answer(renders, kind, token))
         stop = "" if does_end_turns else _find_next_stop(renders, added_tokens, message, kind, turn)
     in_message = bool(added_tokens.find_trailing_control_token(message_end))
     return Ending(in_message, text[len(turn) :], stop)
 
 
-def _is_end_of_answer(renders: MadeUpRenders, has_tools: bool, token: str) -> bool:
+def _is_end_of_answer(renders: MadeUpRenders, kind: TurnKind, token: str) -> bool:
     """Return whether a turn without calls ends in a token."""
-    (message,) = make_turns(has_calls=False)
-    own = renders.text([*ASK, message], has_tools)
+    own = renders.text([QUESTION, ANSWER], kind.tools)
     return own is not None and own.rstrip().endswith(token)
 
 
 def _find_next_stop(
     renders: MadeUpRenders,
     added_tokens: AddedTokens,
-    message: dict[str, Any],
+    message: Message,
     kind: TurnKind,
     turn: str,
 ) -> str:
     """Return the stop token that follows `turn` with the next message, and the space before it."""
-    following = [RESULT] if kind.has_calls else ASK
-    text = renders.text([*ASK, message, *following], kind.has_tools)
+    following = make_result() if kind.has_calls else QUESTION
+    text = renders.text([QUESTION, message, following], kind.tools)
     if text is None:
         return ""
     rest = text[_find_end_of(turn, text) :]
@@ -85,7 +82,7 @@ def _find_end_of(turn: str, text: str) -> int:
     """Return where a turn ends in a longer text; the history may differ from it in details."""
     if text.startswith(turn):
         return len(turn)
-    last = max((ANSWER, VALUE), key=turn.rfind)
+    last = max((WORDS["assistant"], VALUE), key=turn.rfind)
     ending = turn.rpartition(last)[2]
     after = text.rfind(last) + len(last)
     found = (text.find(ending[cut:], after) + len(ending) - cut for cut in range(len(ending)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtpack.input.dialogue import Dialogue
 from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.made_up import MadeUpRenders, TurnKind
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind
 from mtpack.template.modes import Mode
 from mtpack.template.reasoning import (
     Gap,

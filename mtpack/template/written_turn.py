@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.made_up import TurnKind
+from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.markers import MarkedText, Range
 from mtpack.template.renders import Render, Renders, try_render
 from mtpack.template.turn_probes import TurnProbes, kind_of

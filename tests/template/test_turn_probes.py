@@ -3,7 +3,7 @@
 import pytest
 
 from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.made_up import MadeUpRenders, TurnKind
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind
 from mtpack.template.modes import Mode
 from mtpack.template.reasoning import Scaffold, find_reasoning_mode
 from mtpack.template.stop_tokens import Ending
