@@ -295,7 +295,7 @@ def _render(
 
 def _make_message(kind: _Kind) -> tuple[Message, dict[str, str]]:
     """Return a message of a kind, and for each of its words the part that contains it."""
-    fields = make_result() if kind.role == "tool" else {"role": kind.role}
+    fields: Message = make_result() if kind.role == "tool" else {"role": kind.role}
     contents: dict[str, tuple[Any, dict[str, str]]] = {
         "blank": ("", {}),
         "text": ("cedar", {"cedar": "content"}),

@@ -177,9 +177,8 @@ class _Probes:
 
     def __init__(self, template: ChatTemplate, name: str) -> None:
         self._template = template
-        self._tools = [
-            tools for tools in (None, [make_tool()]) if template.choose_name(tools) == name
-        ]
+        all_tools = (None, [make_tool()])
+        self._tools = [tools for tools in all_tools if template.choose_name(tools) == name]
         self._exceeded_a_limit = False
 
     def find_content_form(self, forms: MessageForms, role: str) -> MessageForms:
@@ -216,14 +215,10 @@ class _Probes:
 
         def writes(arguments: Any) -> bool:
             # Some templates write a call only with some contents.
-            calls = [
-                (forms, ""),
-                (replace(forms, null_content=True), ""),
-                (forms, WORDS["assistant"]),
-            ]
+            with_null = replace(forms, null_content=True)
             return any(
                 VALUE in text and f"{{'{KEY}'" not in text  # not as Python writes an object
-                for each, content in calls
+                for each, content in ((forms, ""), (with_null, ""), (forms, WORDS["assistant"]))
                 for text in self._render_all(each, make_calling_message(content, arguments))
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mtpack.template.made_up import QUESTION, REASONING, WORDS, Message
+from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode
 from mtpack.template.slots import find_common_length
@@ -109,7 +109,7 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
     common = find_common_length(written, plain)
     header = min(added_tokens.find_token_start(text, common) for text in (written, plain))
     until_answer, answer, _ = after.partition(WORDS["assistant"])
-    endings = [until_answer] if answer else []
+    endings = [until_answer] if answer and NAME not in until_answer else []  # no call
     if after.endswith(plain[header:]):
         endings.append(after[: len(after) - len(plain[header:])])
     for ending in endings:
