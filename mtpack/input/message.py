@@ -159,6 +159,11 @@ def is_text_parts(role: str, content: Any) -> bool:
     )
 
 
+def has_reasoning(message: dict[str, Any]) -> bool:
+    """Return whether a message has a reasoning in its field."""
+    return bool(message.get("reasoning_content", "").strip())
+
+
 def _has_parts(content: list[Any]) -> bool:
     """Return whether the content of a tool's message is a list of parts, of text or of others."""
     return all(

@@ -19,8 +19,8 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
-from mtpack.input.message import is_text_parts
+from mtpack.input.dialogue import SYSTEM_ROLES, Dialogue, Origin, make_dialogue
+from mtpack.input.message import has_reasoning, is_text_parts
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import (
     WORDS,
@@ -128,7 +128,6 @@ class MessageKinds:
 
 # Dialogues to kinds
 
-_SYSTEM_ROLES = ("system", "developer")
 _OPENING = "opening"
 _CALLING = "calling assistant"
 
@@ -161,7 +160,7 @@ def _list_kinds(
     previous = None
     is_after_user = is_after_calls = False
     for index, (role, fields) in enumerate(zip(roles, messages, strict=False)):
-        reasoning, calls = fields.get("reasoning_content"), fields.get("tool_calls")
+        calls = fields.get("tool_calls")
         yield (
             role,
             previous,
@@ -169,7 +168,7 @@ def _list_kinds(
             opening,
             tools,
             _classify_content(role, fields.get("content")),
-            reasoning is not None and not _is_blank(reasoning),
+            has_reasoning(fields),
             _classify_calls(calls) if calls else None,
             is_after_user,
             is_after_calls,
@@ -180,7 +179,7 @@ def _list_kinds(
 
 
 def _find_opening(roles: tuple[str, ...]) -> str | None:
-    return roles[0] if roles and roles[0] in _SYSTEM_ROLES else None
+    return roles[0] if roles and roles[0] in SYSTEM_ROLES else None
 
 
 def _classify_tools(tools: list[Any] | None) -> str | None:
@@ -210,7 +209,7 @@ def _classify_content(role: str, content: Any) -> str:
 
 
 def _is_blank(text: str) -> bool:
-    return not text or text.isspace()
+    return not text.strip()
 
 
 def _classify_calls(calls: list[Message]) -> _Calls:
@@ -370,7 +369,7 @@ def _list_roles_after(kind: _Kind) -> list[str]:
         return []
     if kind.following == "assistant":
         return ["assistant"]
-    question = ["user"] if kind.following in _SYSTEM_ROLES and kind.role != "user" else []
+    question = ["user"] if kind.following in SYSTEM_ROLES and kind.role != "user" else []
     return [kind.following, *question, "assistant"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
@@ -17,11 +17,9 @@ from mtpack.template.made_up import (
     make_calling_message,
     make_tool,
 )
-from mtpack.template.markers import MarkedText
+from mtpack.template.markers import MarkedText, Text
 from mtpack.template.message_forms import find_forms
 from mtpack.template.modes import Mode
-
-_Text = TypeVar("_Text", str, MarkedText)
 
 
 class TurnKind(NamedTuple):
@@ -74,11 +72,11 @@ class MadeUpRenders:
 
     def _try(
         self,
-        render: Callable[..., _Text],
+        render: Callable[..., Text],
         messages: Messages,
         tools: list[Any] | None,
         **options: Any,
-    ) -> _Text | None:
+    ) -> Text | None:
         formed = find_forms(self.template, tools).apply_to_messages(messages)
         try:
             return render(formed, tools, **options)

@@ -26,7 +26,7 @@ class Mode(NamedTuple):
         return f"{self.name}={str(self.value).lower()}"
 
 
-def list_modes(
+def list_possible_modes(
     environment: jinja2.Environment, source: str, known: Collection[str]
 ) -> tuple[Mode, ...]:
     """Return the modes that a template may have, in the order in which it reads the switches.

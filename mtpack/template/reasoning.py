@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message
@@ -40,6 +41,7 @@ _THINK_TAGS = Scaffold("<think>", "</think>")
 """What servers write where the template itself never writes a reasoning."""
 
 
+@lru_cache(maxsize=64)
 def find_modes(renders: MadeUpRenders, has_tools: bool) -> tuple[Mode, ...]:
     """Return the modes that change the end of the prompt, in the order of the template."""
 
@@ -49,13 +51,12 @@ def find_modes(renders: MadeUpRenders, has_tools: bool) -> tuple[Mode, ...]:
 
     tools = TurnKind(has_tools, has_calls=False).tools
     unchanged = (None, end_of_prompt(None))
-    modes = renders.template.list_modes(tools)
+    modes = renders.template.list_possible_modes(tools)
     return tuple(mode for mode in modes if end_of_prompt(mode) not in unchanged)
 
 
-def find_reasoning_mode(
-    renders: MadeUpRenders, kind: TurnKind, modes: Sequence[Mode]
-) -> Mode | None:
+@lru_cache(maxsize=64)
+def find_reasoning_mode(renders: MadeUpRenders, kind: TurnKind) -> Mode | None:
     """Return the mode that has to be set so that a reasoning is trained; None if none has to be.
 
     It has to be where the default mode drops a reasoning, or closes it in the prompt, and the mode
@@ -65,7 +66,7 @@ def find_reasoning_mode(
         default = renders.text([QUESTION, message], kind.tools)
         if default is None:
             continue
-        for mode in (None, *modes):
+        for mode in (None, *find_modes(renders, kind.has_tools)):
             own, turn = _render_turn(renders, message, kind, mode)
             if turn is not None and REASONING in turn:
                 return None if own == default else mode
@@ -84,6 +85,7 @@ def _render_turn(
     return own, own[len(prompt) :]
 
 
+@lru_cache(maxsize=64)
 def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[Scaffold, ...]:
     """Return the empty reasonings that the template can write."""
     found = dict.fromkeys(_list_scaffolds(renders, added_tokens))
@@ -118,13 +120,11 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
             yield scaffold
 
 
-def find_gap(
-    renders: MadeUpRenders,
-    kind: TurnKind,
-    modes: Sequence[Mode],
-    scaffolds: Sequence[Scaffold],
-) -> Gap | None:
+@lru_cache(maxsize=64)
+def find_gap(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Gap | None:
     """Return what is missing in a turn without a reasoning; None if nothing is."""
+    modes = find_modes(renders, kind.has_tools)
+    scaffolds = find_scaffolds(renders, added_tokens)
     for message in make_turns(kind.has_calls):
         own, turn = _render_turn(renders, message, kind, None)
         prompt = renders.text([QUESTION], kind.tools, prompt=True)

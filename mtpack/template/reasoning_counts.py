@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mtpack.counts import Counts
+from mtpack.counts import NO_MODE, Counts
 from mtpack.input.dialogue import Dialogue
+from mtpack.input.message import has_reasoning
 from mtpack.template.made_up_renders import TurnKind
-from mtpack.template.turn_probes import TurnProbes, has_reasoning, kind_of
+from mtpack.template.turn_probes import TurnProbes, kind_of
 
 _PLAIN = TurnKind(has_tools=False, has_calls=False)
 _END_OF_REASONING = "</think>"  # in a content, it ends a reasoning
-NO_MODE = "none"
-"""Stands for the mode in counts by mode, if no mode of the template helps."""
 
 
 class ReasoningCounts:
@@ -44,14 +43,14 @@ class ReasoningCounts:
 
     def count(self) -> Counts:
         """Return the counts of all dialogues."""
-        counts = Counts(rows_in_mode=dict(self._modes))
+        missing: Counter[str] = Counter()
+        empty: Counter[str] = Counter()
         for kind, number in self._kinds.items():
             gap = self._probes.find_gap(kind)
             if gap is not None:
-                by_mode = {str(gap.mode or NO_MODE): number}
-                counts += (
-                    Counts(reasoning_empty=by_mode)
-                    if gap.is_empty
-                    else Counts(reasoning_missing=by_mode)
-                )
-        return counts
+                (empty if gap.is_empty else missing)[str(gap.mode or NO_MODE)] += number
+        return Counts(
+            rows_in_mode=dict(self._modes),
+            reasoning_missing=dict(missing),
+            reasoning_empty=dict(empty),
+        )

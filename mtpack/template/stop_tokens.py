@@ -6,6 +6,7 @@ user's message or of a tool's answer, Jamba's separator. The model must learn to
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from mtpack.template.made_up import (
@@ -33,6 +34,7 @@ class Ending(NamedTuple):
     turn ends in a token of its own, or if no stop token follows."""
 
 
+@lru_cache(maxsize=64)
 def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Ending:
     """Return how the template ends a turn of a kind."""
     for message in make_turns(kind.has_calls):
@@ -85,5 +87,8 @@ def _find_end_of(turn: str, text: str) -> int:
     last = max((WORDS["assistant"], VALUE), key=turn.rfind)
     ending = turn.rpartition(last)[2]
     after = text.rfind(last) + len(last)
-    found = (text.find(ending[cut:], after) + len(ending) - cut for cut in range(len(ending)))
-    return next((end for cut, end in enumerate(found) if end >= after + len(ending) - cut), after)
+    for cut in range(len(ending)):
+        start = text.find(ending[cut:], after)
+        if start >= 0:
+            return start + len(ending) - cut
+    return after

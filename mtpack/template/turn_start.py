@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mtpack.input.dialogue import SYSTEM_ROLES
 from mtpack.template.markers import MarkedText
 from mtpack.template.reasoning import Scaffold, remove_space
 from mtpack.template.renders import Render
@@ -20,7 +21,6 @@ from mtpack.template.slots import (
 from mtpack.template.written_turn import WrittenTurn
 from mtpack.token_batch import TurnFlag
 
-_SYSTEM_ROLES = frozenset(("system", "developer"))
 _NO_FLAG = TurnFlag(0)
 
 
@@ -53,9 +53,9 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     header = prompt.lstrip()
     if turn.prompt is not None and not header:
         return None
-    require_no_slots(header, turn.content)
-    length = _find_longest_prefix(turn.content, header)  # a scaffold may follow the header
-    position = turn.region[0] + turn.content.find(header[:length])
+    require_no_slots(header, turn.region_text)
+    length = _find_longest_prefix(turn.region_text, header)  # a scaffold may follow the header
+    position = turn.region[0] + turn.region_text.find(header[:length])
     if header and not header[length:].strip():
         flags = _NO_FLAG if length == len(header) else TurnFlag.PROMPT_DIFFERS
         return Start(position + length, flags)
@@ -64,7 +64,7 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     if 0 <= first_line <= length and header[boundary:first_line].strip():  # the role's name
         boundary = min(first_line + 1, length)
     if not boundary:  # the message has no header
-        position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.content)
+        position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.region_text)
     return Start(position + boundary, TurnFlag.PROMPT_DIFFERS)
 
 
@@ -108,7 +108,7 @@ def _start_after_same_header(turn: WrittenTurn, end: int) -> Start | None:
     if prompt is None or last is None:
         return None
     header = prompt.text[last[1] :]
-    if not starts_with(turn.content, header):
+    if not starts_with(turn.region_text, header):
         return None
     start = turn.region[0] + len(header)
     before = turn.text.text[:start]
@@ -173,8 +173,8 @@ def _start_in_region(turn: WrittenTurn) -> Start:
     """They differ in an earlier message: compare the generation prompt with the region."""
     header = _find_generation_prompt(turn)
     common = len(header)
-    if not turn.content.startswith(header):
-        common = _find_common_end(turn, header, turn.content)
+    if not turn.region_text.startswith(header):
+        common = _find_common_end(turn, header, turn.region_text)
     return Start(turn.region[0] + common, TurnFlag.PROMPT_DIFFERS)
 
 
@@ -183,7 +183,7 @@ def _lacks_prompt(turn: WrittenTurn) -> bool:
     if turn.prompt is None:
         return True
     roles = turn.dialogue.roles[: turn.message]
-    if roles[-1] not in _SYSTEM_ROLES or not _SYSTEM_ROLES.issuperset(roles):
+    if roles[-1] not in SYSTEM_ROLES or not SYSTEM_ROLES.issuperset(roles):
         return False
     before = turn.try_text(turn.before)
     return before is not None and starts_with(before, turn.prompt)

@@ -15,6 +15,7 @@ from mtpack.input.dialogue import ROLES, Messages
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import ANSWER, NAME, QUESTION, REASONING, SYSTEM, WORDS
 from mtpack.template.made_up_renders import MadeUpRenders, make_turns
+from mtpack.tokenizer.added_tokens import compile_alternation
 
 # `<think>`, `[INST]`, `<|user|>`: no white space and no word, which some tokenizers add as well.
 _MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
@@ -103,12 +104,6 @@ def find_turn_tokens(
             if closing:  # otherwise the turn ends there, and what is before it is its header
                 own |= closing.union(any_token.findall(before)[-1:]) - of_questions
     return (frozenset(plain) - own - _THINK) | frozenset(stops).intersection(control)
-
-
-def compile_alternation(contents: Iterable[str]) -> re.Pattern[str]:
-    """Return the pattern of any of these texts, the longest where several start."""
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _render_first(

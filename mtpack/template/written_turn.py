@@ -44,7 +44,7 @@ class WrittenTurn:
         return self.render._replace(num_messages=self.message)
 
     @property
-    def content(self) -> str:
+    def region_text(self) -> str:
         """The text of the region."""
         return self.text.text[slice(*self.region)]
 
