@@ -20,7 +20,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import SYSTEM_ROLES, Dialogue, Origin, make_dialogue
-from mtpack.input.message import has_reasoning, is_text_parts
+from mtpack.input.message import END_OF_THINK, THINK, has_reasoning, is_text_parts
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import (
     WORDS,
@@ -135,7 +135,7 @@ _CALLING = "calling assistant"
 def _is_plain(dialogue: Dialogue) -> bool:
     """Return whether each message is a text alone, and there are no tools."""
     texts, joined = dialogue.texts, dialogue.joined_texts
-    return bool(texts and joined and all(map(str.strip, texts)) and "</think>" not in joined)
+    return bool(texts and joined and all(map(str.strip, texts)) and END_OF_THINK not in joined)
 
 
 def list_kinds(dialogue: Dialogue) -> list[Kind]:
@@ -200,10 +200,10 @@ def _classify_content(role: str, content: Any) -> str:
         return "list" if isinstance(content, list) else "number"
     if _is_blank(content):
         return "blank"
-    if role != "assistant" or "</think>" not in content:
+    if role != "assistant" or END_OF_THINK not in content:
         return "text"
-    thinking, _, answer = content.rpartition("</think>")
-    if _is_blank(thinking.replace("<think>", "")):
+    thinking, _, answer = content.rpartition(END_OF_THINK)
+    if _is_blank(thinking.replace(THINK, "")):
         return "blank" if _is_blank(answer) else "blank, answer"
     return "thinking, blank" if _is_blank(answer) else "thinking, answer"
 

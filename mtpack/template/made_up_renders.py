@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import Messages
+from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.made_up import (
@@ -29,6 +29,12 @@ class TurnKind(NamedTuple):
     """Whether the dialogue declares tools."""
     has_calls: bool
     """Whether the message calls tools."""
+
+    @classmethod
+    def of(cls, dialogue: Dialogue, message: int) -> TurnKind:
+        """Return the kind of the turn of a message."""
+        has_calls = bool(dialogue.messages[message].get("tool_calls"))
+        return cls(dialogue.tools is not None, has_calls)
 
     @property
     def tools(self) -> list[Any] | None:

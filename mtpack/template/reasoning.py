@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from mtpack.input.message import END_OF_THINK, THINK
 from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode
@@ -37,21 +38,20 @@ class Gap(NamedTuple):
     """The mode whose prompt fits a turn without a reasoning; None if there is none."""
 
 
-_THINK_TAGS = Scaffold("<think>", "</think>")
+_THINK_TAGS = Scaffold(THINK, END_OF_THINK)
 """What servers write where the template itself never writes a reasoning."""
 
 
 @lru_cache(maxsize=64)
-def find_modes(renders: MadeUpRenders, has_tools: bool) -> tuple[Mode, ...]:
+def find_modes(renders: MadeUpRenders, kind: TurnKind) -> tuple[Mode, ...]:
     """Return the modes that change the end of the prompt, in the order of the template."""
 
     def end_of_prompt(mode: Mode | None) -> str | None:
-        prompt = renders.text([QUESTION], tools, mode, prompt=True)
+        prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
         return None if prompt is None else prompt.rpartition(WORDS["user"])[2]
 
-    tools = TurnKind(has_tools, has_calls=False).tools
     unchanged = (None, end_of_prompt(None))
-    modes = renders.template.list_possible_modes(tools)
+    modes = renders.template.list_possible_modes(kind.tools)
     return tuple(mode for mode in modes if end_of_prompt(mode) not in unchanged)
 
 
@@ -66,7 +66,7 @@ def find_reasoning_mode(renders: MadeUpRenders, kind: TurnKind) -> Mode | None:
         default = renders.text([QUESTION, message], kind.tools)
         if default is None:
             continue
-        for mode in (None, *find_modes(renders, kind.has_tools)):
+        for mode in (None, *find_modes(renders, kind)):
             own, turn = _render_turn(renders, message, kind, mode)
             if turn is not None and REASONING in turn:
                 return None if own == default else mode
@@ -95,7 +95,7 @@ def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[S
 def _list_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> Iterator[Scaffold]:
     """Yield what is written around a reasoning, in all modes, with and without calls."""
     for kind in (TurnKind(False, False), TurnKind(True, False), TurnKind(True, True)):
-        modes = (None, *find_modes(renders, kind.has_tools))
+        modes = (None, *find_modes(renders, kind))
         turns = zip(make_turns(kind.has_calls), make_turns(kind.has_calls, REASONING), strict=True)
         for without, message in turns:
             plain = renders.turn(without, kind.tools, None)
@@ -123,7 +123,7 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
 @lru_cache(maxsize=64)
 def find_gap(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Gap | None:
     """Return what is missing in a turn without a reasoning; None if nothing is."""
-    modes = find_modes(renders, kind.has_tools)
+    modes = find_modes(renders, kind)
     scaffolds = find_scaffolds(renders, added_tokens)
     for message in make_turns(kind.has_calls):
         own, turn = _render_turn(renders, message, kind, None)

@@ -10,12 +10,11 @@ from collections import Counter
 
 from mtpack.counts import NO_MODE, Counts
 from mtpack.input.dialogue import Dialogue
-from mtpack.input.message import has_reasoning
+from mtpack.input.message import END_OF_THINK, has_reasoning
 from mtpack.template.made_up_renders import TurnKind
-from mtpack.template.turn_probes import TurnProbes, kind_of
+from mtpack.template.turn_probes import TurnProbes
 
 _PLAIN = TurnKind(has_tools=False, has_calls=False)
-_END_OF_REASONING = "</think>"  # in a content, it ends a reasoning
 
 
 class ReasoningCounts:
@@ -29,7 +28,7 @@ class ReasoningCounts:
 
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue and its trained turns."""
-        if dialogue.texts is not None and _END_OF_REASONING not in (dialogue.joined_texts or ""):
+        if dialogue.texts is not None and END_OF_THINK not in (dialogue.joined_texts or ""):
             self._kinds[_PLAIN] += dialogue.roles.count("assistant")
             return
         mode = self._probes.choose_mode(dialogue)
@@ -38,8 +37,8 @@ class ReasoningCounts:
             return
         for index in dialogue.trained_messages():
             message = dialogue.messages[index]
-            if not has_reasoning(message) and _END_OF_REASONING not in str(message.get("content")):
-                self._kinds[kind_of(dialogue, index)] += 1
+            if not has_reasoning(message) and END_OF_THINK not in str(message.get("content")):
+                self._kinds[TurnKind.of(dialogue, index)] += 1
 
     def count(self) -> Counts:
         """Return the counts of all dialogues."""

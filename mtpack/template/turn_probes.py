@@ -33,9 +33,9 @@ class TurnProbes:
     def _renders(self) -> MadeUpRenders:
         return MadeUpRenders(self.template)
 
-    def list_modes(self, has_tools: bool) -> tuple[Mode, ...]:
+    def list_modes(self, kind: TurnKind) -> tuple[Mode, ...]:
         """Return the modes that change the end of the prompt."""
-        return find_modes(self._renders, has_tools)
+        return find_modes(self._renders, kind)
 
     def find_ending(self, kind: TurnKind) -> Ending:
         """Return how a turn of a kind ends."""
@@ -47,7 +47,7 @@ class TurnProbes:
             return None
         for message in dialogue.trained_messages():
             if has_reasoning(dialogue.messages[message]):
-                mode = find_reasoning_mode(self._renders, kind_of(dialogue, message))
+                mode = find_reasoning_mode(self._renders, TurnKind.of(dialogue, message))
                 if mode is not None:
                     return mode
         return None
@@ -60,9 +60,3 @@ class TurnProbes:
     def find_gap(self, kind: TurnKind) -> Gap | None:
         """Return what is missing in a turn without a reasoning; None if nothing is."""
         return find_gap(self._renders, self.added_tokens, kind)
-
-
-def kind_of(dialogue: Dialogue, message: int) -> TurnKind:
-    """Return the kind of the turn of a message."""
-    has_calls = bool(dialogue.messages[message].get("tool_calls"))
-    return TurnKind(dialogue.tools is not None, has_calls)

@@ -84,7 +84,7 @@ def _start_at_end(turn: WrittenTurn, end: int) -> Start | None:
 
 def _start_after_prompt_of_mode(turn: WrittenTurn, end: int) -> Start | None:
     """The same text is written in another mode, and continues the prompt of that mode."""
-    for mode in turn.probes.list_modes(turn.dialogue.tools is not None):
+    for mode in turn.probes.list_modes(turn.kind):
         if turn.render.mode is not None and turn.render.mode.name == mode.name:
             continue
         prompt = turn.try_text(turn.before._replace(prompt=True, mode=mode))

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from jinja2 import nodes
 
 from mtpack.input.dialogue import ROLES, Messages
+from mtpack.input.message import END_OF_THINK, THINK
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import ANSWER, NAME, QUESTION, REASONING, SYSTEM, WORDS
 from mtpack.template.made_up_renders import MadeUpRenders, make_turns
@@ -19,7 +20,7 @@ from mtpack.tokenizer.added_tokens import compile_alternation
 
 # `<think>`, `[INST]`, `<|user|>`: no white space and no word, which some tokenizers add as well.
 _MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
-_THINK = frozenset({"<think>", "</think>"})  # some templates write them around no reasoning
+_THINK = frozenset({THINK, END_OF_THINK})  # some templates write them around no reasoning
 _PLAIN: Messages = [QUESTION, ANSWER, QUESTION, ANSWER]
 
 

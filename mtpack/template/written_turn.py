@@ -8,7 +8,7 @@ from mtpack.input.dialogue import Dialogue
 from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.markers import MarkedText, Range
 from mtpack.template.renders import Render, Renders, try_render
-from mtpack.template.turn_probes import TurnProbes, kind_of
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 
@@ -51,7 +51,7 @@ class WrittenTurn:
     @property
     def kind(self) -> TurnKind:
         """The kind of the turn, for probes."""
-        return kind_of(self.dialogue, self.message)
+        return TurnKind.of(self.dialogue, self.message)
 
     @property
     def added_tokens(self) -> AddedTokens:

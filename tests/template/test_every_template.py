@@ -32,7 +32,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     for kind in (
         "opened by the assistant",
         "opened by the assistant, after a system message",
-        "system, then opened by the assistant",
     )
 }
 

@@ -98,11 +98,11 @@ NO_THINKING = Mode("enable_thinking", value=False)
 
 
 def test_modes_are_the_switches_that_change_the_prompts_end_in_the_order_of_the_template():
-    assert probe(SWITCHES).list_modes(has_tools=False) == (THINKING, NO_THINKING)
+    assert probe(SWITCHES).list_modes(ANSWER) == (THINKING, NO_THINKING)
 
 
 def test_a_switch_that_the_user_set_is_no_mode():
-    assert probe(SWITCHES, thinking=False).list_modes(has_tools=False) == (NO_THINKING,)
+    assert probe(SWITCHES, thinking=False).list_modes(ANSWER) == (NO_THINKING,)
 
 
 def reasoning_template(written: str, prompts: str) -> str:

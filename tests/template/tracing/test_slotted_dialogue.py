@@ -55,7 +55,7 @@ class FixedProbes:
             choose.choice(((), (Scaffold("<think>", "E"), Scaffold("a", "<|im_start|>")))),
         )
 
-    def list_modes(self, has_tools: bool) -> tuple[Mode, ...]:
+    def list_modes(self, kind: TurnKind) -> tuple[Mode, ...]:
         return self.modes
 
     def choose_mode(self, dialogue: Dialogue) -> Mode | None:
