@@ -67,22 +67,42 @@ def find_reasoning_mode(renders: MadeUpRenders, kind: TurnKind) -> Mode | None:
         if default is None:
             continue
         for mode in (None, *find_modes(renders, kind)):
-            own, turn = _render_turn(renders, message, kind, mode)
-            if turn is not None and REASONING in turn:
-                return None if own == default else mode
+            turn = _render_turn(renders, message, kind, mode)
+            if turn is not None and REASONING in (turn.text or ""):
+                return None if turn.own == default else mode
         return None
     return None
 
 
+class _MadeUpTurn(NamedTuple):
+    """A made-up message of an assistant after a question, in a mode."""
+
+    own: str
+    """The text up to the message."""
+    prompt: str
+
+    @property
+    def text(self) -> str | None:
+        """What the message adds to the prompt; None if `own` does not start with the prompt."""
+        return self.own[len(self.prompt) :] if self.own.startswith(self.prompt) else None
+
+    def begins_with(self, scaffolds: Sequence[Scaffold]) -> bool:
+        """Return whether it begins with an empty reasoning, or ends one that the prompt opens."""
+        given, text = remove_space(self.prompt), remove_space(self.text or "")
+        return any(
+            text.startswith(scaffold.text)
+            or (given.endswith(scaffold.before) and text.startswith(scaffold.after))
+            for scaffold in scaffolds
+        )
+
+
 def _render_turn(
     renders: MadeUpRenders, message: Message, kind: TurnKind, mode: Mode | None
-) -> tuple[str | None, str | None]:
-    """Return the text up to a message, and what it adds to the prompt; None if it does not."""
+) -> _MadeUpTurn | None:
+    """Render a message after a question; None if the template refuses it, or its prompt."""
     own = renders.text([QUESTION, message], kind.tools, mode)
     prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
-    if own is None or prompt is None or not own.startswith(prompt):
-        return own, None
-    return own, own[len(prompt) :]
+    return None if own is None or prompt is None else _MadeUpTurn(own, prompt)
 
 
 @lru_cache(maxsize=64)
@@ -126,43 +146,22 @@ def find_gap(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) 
     modes = find_modes(renders, kind)
     scaffolds = find_scaffolds(renders, added_tokens)
     for message in make_turns(kind.has_calls):
-        own, turn = _render_turn(renders, message, kind, None)
-        prompt = renders.text([QUESTION], kind.tools, prompt=True)
-        if own is None or prompt is None:
+        turn = _render_turn(renders, message, kind, None)
+        if turn is None:
             continue
-        fitting = [mode for mode in modes if _fits(renders, message, kind, mode, scaffolds)]
-        mode = fitting[0] if fitting else None
-        if turn is not None:
-            is_empty = _begins_with_scaffold(prompt, turn, scaffolds)
-            return Gap(is_empty, mode) if is_empty else None
-        same = any(renders.text([QUESTION, message], kind.tools, mode) == own for mode in fitting)
-        given = remove_space(prompt)
+        others = {mode: _render_turn(renders, message, kind, mode) for mode in modes}
+        fitting = {
+            mode: other.own
+            for mode, other in others.items()
+            if other is not None and other.text is not None and not other.begins_with(scaffolds)
+        }
+        mode = next(iter(fitting), None)
+        if turn.text is not None:
+            return Gap(True, mode) if turn.begins_with(scaffolds) else None
+        given = remove_space(turn.prompt)
         is_open = any(given.endswith(scaffold.before) for scaffold in scaffolds)
-        return Gap(False, mode) if is_open and not same else None
+        return Gap(False, mode) if is_open and turn.own not in fitting.values() else None
     return None
-
-
-def _fits(
-    renders: MadeUpRenders,
-    message: Message,
-    kind: TurnKind,
-    mode: Mode,
-    scaffolds: Sequence[Scaffold],
-) -> bool:
-    """Return whether a turn continues the prompt of a mode, without an empty reasoning."""
-    _, turn = _render_turn(renders, message, kind, mode)
-    prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
-    return turn is not None and not _begins_with_scaffold(prompt or "", turn, scaffolds)
-
-
-def _begins_with_scaffold(prompt: str, turn: str, scaffolds: Sequence[Scaffold]) -> bool:
-    """Return whether a turn begins with an empty reasoning, or ends one that the prompt opens."""
-    given, text = remove_space(prompt), remove_space(turn)
-    return any(
-        text.startswith(scaffold.text)
-        or (given.endswith(scaffold.before) and text.startswith(scaffold.after))
-        for scaffold in scaffolds
-    )
 
 
 def remove_space(text: str) -> str:
