@@ -64,6 +64,8 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     if 0 <= first_line <= length and header[boundary:first_line].strip():  # the role's name
         boundary = min(first_line + 1, length)
     if not boundary:  # the message has no header
+        if turn.prompt is not None and turn.region[0] == len(turn.prompt):
+            return None  # it continues the prompt
         position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.region_text)
     return Start(position + boundary, TurnFlag.PROMPT_DIFFERS)
 
