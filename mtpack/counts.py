@@ -16,6 +16,9 @@ import numpy as np
 
 from mtpack.token_batch import TokenBatch, TurnFlag
 
+NO_MODE = "none"
+"""Stands for the mode in counts by mode, if no mode of the template helps."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Summable:

@@ -55,7 +55,6 @@ class Renderer:
     """Replays the template for dialogues that need not be rendered; None if replay is disabled."""
     control_tokens: frozenset[str]
     """Their texts."""
-    stop_tokens: frozenset[str]
     policy: str
     """`keep`, `literal` or `error`."""
     literal: LiteralTokenizer | None
@@ -67,7 +66,7 @@ class Renderer:
 
         To find out which ones open or end a turn, it renders: so only workers use it.
         """
-        turn_tokens = find_turn_tokens(self.template, self.control_tokens, self.stop_tokens)
+        turn_tokens = find_turn_tokens(self.template, self.control_tokens, self.added_tokens.stops)
         return SpelledTokens(self.control_tokens, turn_tokens)
 
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
@@ -144,7 +143,6 @@ def load_renderer(
         added_tokens=added,
         replayer=Replayer(template, added, options.merge, options.seed),
         control_tokens=control,
-        stop_tokens=frozenset(added.stops),
         policy=policy,
         literal=build_literal_tokenizer(tokenizer, control) if policy == "literal" else None,
     )

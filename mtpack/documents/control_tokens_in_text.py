@@ -19,7 +19,7 @@ from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.input.message import is_text_parts
-from mtpack.template.written_tokens import compile_alternation
+from mtpack.tokenizer.added_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
 # A Unicode noncharacter, like the marks of template/markers.py, which end at U+FDD4.

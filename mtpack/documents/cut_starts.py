@@ -9,7 +9,7 @@ parts are encoded apart. A text that several turns share may be cut at the start
 This needs a vocabulary in which every text is exactly its tokens: a byte-level one (`ByteLevel`).
 Others may add a space to each part, or drop white space; their texts stay whole.
 
-Two texts are compared with the starts of their turns cut alike. In its own text, a turn has the
+Two texts are compared with the starts of their turns cut alike. In its `served`, a turn has the
 earlier turns as context, so that text has no cuts there. To compare it with the merged text, it is
 encoded once more with the cuts of the merged text.
 
@@ -44,7 +44,7 @@ class DocumentTexts:
     merged: list[int] = field(default_factory=list)
     """The merged text of each dialogue."""
     compared: list[tuple[int, int, int]] = field(default_factory=list)
-    """Turns whose ids are compared: the merged text, the turn's index in it, and its own text."""
+    """Turns whose ids are compared: the merged text, the turn's index in it, and its `served`."""
 
     def add(self, row: int, document: DocumentText) -> int:
         """Add the text of a document and return its number."""
@@ -80,10 +80,10 @@ class EncodedDocuments:
     straddles: Int64
     """(turns,): how many tokens of the whole text straddle the start at which it is cut."""
     compared: dict[int, int] = field(default_factory=dict)
-    """By the number of a turn's own text: the same with the cuts of the merged text as well."""
+    """By the number of a turn's `served`: the same with the cuts of the merged text as well."""
 
     def find_compared(self, text: int) -> int:
-        """Return the number of a turn's own text as it is compared with the merged text."""
+        """Return the number of a turn's `served` as it is compared with the merged text."""
         return self.compared.get(text, int(self.written[text]))
 
     def keep_turns(self, kept: Bools, flags: Int64) -> EncodedDocuments:
@@ -140,12 +140,12 @@ def _cut_texts(
     written = whole.written.copy()
     written[list(cuts)] = len(written) + np.arange(len(cuts))
     compared: dict[int, int] = {}
-    for merged, _, own in texts.compared:
-        (own_turn,) = texts.documents[own].turns.to_list()
-        earlier = [start for start in cuts.get(merged, ()) if start < own_turn.start]
+    for merged, _, served in texts.compared:
+        (served_turn,) = texts.documents[served].turns.to_list()
+        earlier = [start for start in cuts.get(merged, ()) if start < served_turn.start]
         if earlier:
-            compared[own] = len(written) + len(versions)
-            versions.append((own, earlier + cuts.get(own, [])))
+            compared[served] = len(written) + len(versions)
+            versions.append((served, earlier + cuts.get(served, [])))
     encoded = _append_versions(encoder, whole.encoded, texts, versions)
     turn_texts = written[whole.turn_texts]
     positions = encoded.positions.at(turn_texts, whole.turns.starts)

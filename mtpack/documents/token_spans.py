@@ -15,7 +15,7 @@ turn's *loss tokens*, the tokens whose prediction is trained:
 This module also decides the last case of merging. Two texts that are equal up to the end of a turn
 may still have other tokens there, because a token may continue into the text that follows. If the
 text leaves this open (`RenderedDialogue.to_compare`), the ids of the merged text and of the turn's
-own text are compared, with both texts cut alike. If they differ, merging is not exact for this
+`served` are compared, with both texts cut alike. If they differ, merging is not exact for this
 turn.
 
 For speed, all texts are encoded at once, and the tokens of all turns are found with a few numpy
@@ -67,22 +67,22 @@ def _compare_ids(documents: EncodedDocuments, texts: DocumentTexts, merge: str) 
     first_turns = offsets_from_lengths(documents.turns.num_turns)
     kept = np.ones(len(documents.turn_texts), np.bool_)
     flags = documents.turns.flags.copy()
-    for merged, index, own in texts.compared:
+    for merged, index, served in texts.compared:
         turn = first_turns[merged] + index
-        both = int(documents.written[merged]), documents.find_compared(own)
+        both = int(documents.written[merged]), documents.find_compared(served)
         if _have_same_ids(documents.encoded, *both, int(documents.turns.ends[turn])):
-            kept[first_turns[own]] = False
+            kept[first_turns[served]] = False
         elif merge == "always":
-            kept[first_turns[own]] = False
+            kept[first_turns[served]] = False
             flags[turn] |= TurnFlag.BENT
         else:
             kept[turn] = False
     return documents.keep_turns(kept, flags)
 
 
-def _have_same_ids(encoded: EncodedTexts, merged: int, own: int, end: int) -> bool:
+def _have_same_ids(encoded: EncodedTexts, merged: int, served: int, end: int) -> bool:
     """Return whether two texts have the same tokens up to the character `end`."""
-    both: Int64 = np.array([merged, own])
+    both: Int64 = np.array([merged, served])
     ends = encoded.positions.at(both, np.array([end, end]))
     started = encoded.first_token_starting_at(both, ends)
     ended = np.minimum(encoded.first_token_ending_after(both, ends), started)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = frozenset(("system", "developer"))
 _ROLES = frozenset(ROLES)
 _NONE: frozenset[int] = frozenset()
 

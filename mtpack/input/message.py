@@ -24,6 +24,8 @@ _LOSS_WEIGHTS = ("weight", "loss_weight")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 # The names of a content part's text: the standard one, and those that other tools write.
 _PART_TEXT_KEYS = ("text", "content", "value")
+THINK, END_OF_THINK = "<think>", "</think>"
+"""The tags around a reasoning in a content, and in most templates."""
 # The types of parts that are not text, in the chat APIs and in the processors of transformers.
 _MEDIA_TYPES = frozenset(
     f"{prefix}{medium}{suffix}"
@@ -157,6 +159,11 @@ def is_text_parts(role: str, content: Any) -> bool:
         and (part.get("type") == "text" or len(part) == 1)
         for part in content
     )
+
+
+def has_reasoning(message: dict[str, Any]) -> bool:
+    """Return whether a message has a reasoning in its field."""
+    return bool(message.get("reasoning_content", "").strip())
 
 
 def _has_parts(content: list[Any]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from mtpack.counts import Counts
+from mtpack.counts import NO_MODE, Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _explain_by_mode(name: str, counts: dict[str, int]) -> list[Notice]:
         Notice(
             name.replace("_", " "),
             count,
-            (text + remedy * (mode != "none")).format(mode=mode),
+            (text + remedy * (mode != NO_MODE)).format(mode=mode),
         )
         for mode, count in counts.items()
     ]

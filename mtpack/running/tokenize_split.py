@@ -25,7 +25,7 @@ from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
-from mtpack.template.turn_probes import get_probes
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.token_batch import Int32, TokenBatch, concatenate
 
 # Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
@@ -112,7 +112,7 @@ class _RowRenderer:
         """As in `TokenizedSplit`."""
         self.kinds = MessageKinds()
         self.reasoning = ReasoningCounts(
-            get_probes(pipeline.template, pipeline.tokenizer.added_tokens)
+            TurnProbes(pipeline.template, pipeline.tokenizer.added_tokens)
         )
         self._spelling: Counter[str] = Counter()
         self.warnings: set[str] = set()
@@ -158,14 +158,14 @@ class _RowRenderer:
                 "choose a larger --seq-len or another --overlong",
             )
         kinds = list_tool_kinds(dialogue)
-        rendered: RenderedDialogue | Reject | None
         if kinds:
             set_activity(self._pipeline, dialogue)
-            rendered = refuse_hidden_tools(
+            reject = refuse_hidden_tools(
                 self._pipeline.template, self._pipeline.tokenizer.added_tokens, dialogue, kinds
             )
-            if rendered is not None:
-                return rendered
+            if reject is not None:
+                return reject
+        rendered: RenderedDialogue | Reject | None
         rendered = self._pipeline.renderer.replay_texts(dialogue)
         if rendered is None:
             set_activity(self._pipeline, dialogue)

@@ -23,7 +23,7 @@ from mtpack.template.markers import (
     parse_marked,
     read_marks,
 )
-from mtpack.template.modes import Mode, list_modes
+from mtpack.template.modes import Mode, list_possible_modes
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _LIMITS = Limits()
@@ -107,10 +107,23 @@ class ChatTemplate:
         found = read_marks(marked, has_generations=has_generations)
         return found if found.text == text else without_regions
 
-    def list_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
-        """Return the modes of the template for these tools, except for what the variables set."""
+    def list_possible_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
+        """Return the modes that the template may have, except for what the variables set."""
         known = frozenset((*_RESERVED, *self.variables))
-        return list_modes(self.environment, self.sources[self.choose_name(tools)], known)
+        return list_possible_modes(self.environment, self.sources[self.choose_name(tools)], known)
+
+    def make_variables(
+        self, messages: Any, tools: Any, prompt: Any, *, mode: Mode | None
+    ) -> dict[str, Any]:
+        """Return the variables of a render; mode: a switch to set."""
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self.variables,
+        }
+        return variables if mode is None else {**variables, mode.name: mode.value}
 
     def choose_name(self, tools: list[Any] | None) -> str:
         """Return the name of the template that renders a dialogue with these tools."""
@@ -122,19 +135,11 @@ class ChatTemplate:
         messages: Sequence[dict[str, Any]],
         tools: list[Any] | None,
         prompt: bool,
-        mode: Mode | None = None,
+        mode: Mode | None,
     ) -> str:
         if not messages:
             raise TemplateRaisedError("no messages")  # as transformers does
-        variables = {
-            "messages": messages,
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": prompt,
-            **self.variables,
-        }
-        if mode is not None:
-            variables[mode.name] = mode.value
+        variables = self.make_variables(messages, tools, prompt, mode=mode)
         template = templates[self.choose_name(tools)]
         try:
             text = self._write_within_limits(template.render, variables)

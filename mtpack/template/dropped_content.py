@@ -19,15 +19,22 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
-from mtpack.input.message import is_text_parts
-from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.input.dialogue import SYSTEM_ROLES, Dialogue, Origin, make_dialogue
+from mtpack.input.message import END_OF_THINK, THINK, has_reasoning, is_text_parts
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.made_up import (
+    WORDS,
+    Message,
+    make_call,
+    make_calling_message,
+    make_result,
+    make_tool,
+)
+from mtpack.template.made_up_renders import MadeUpRenders
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
-
-_Fields = dict[str, Any]
 
 
 class _Calls(NamedTuple):
@@ -121,14 +128,14 @@ class MessageKinds:
 
 # Dialogues to kinds
 
-_SYSTEM_ROLES = ("system", "developer")
 _OPENING = "opening"
+_CALLING = "calling assistant"
 
 
 def _is_plain(dialogue: Dialogue) -> bool:
     """Return whether each message is a text alone, and there are no tools."""
     texts, joined = dialogue.texts, dialogue.joined_texts
-    return bool(texts and joined and all(map(str.strip, texts)) and "</think>" not in joined)
+    return bool(texts and joined and all(map(str.strip, texts)) and END_OF_THINK not in joined)
 
 
 def list_kinds(dialogue: Dialogue) -> list[Kind]:
@@ -146,14 +153,14 @@ def _list_plain_kinds(roles: tuple[str, ...]) -> tuple[Kind, ...]:
 
 
 def _list_kinds(
-    roles: tuple[str, ...], messages: Iterable[_Fields], tools: str | None
+    roles: tuple[str, ...], messages: Iterable[Message], tools: str | None
 ) -> Iterator[Kind]:
     """Yield the kinds of the messages with these roles, of which the last is an assistant's."""
     opening = _find_opening(roles)
     previous = None
     is_after_user = is_after_calls = False
     for index, (role, fields) in enumerate(zip(roles, messages, strict=False)):
-        reasoning, calls = fields.get("reasoning_content"), fields.get("tool_calls")
+        calls = fields.get("tool_calls")
         yield (
             role,
             previous,
@@ -161,7 +168,7 @@ def _list_kinds(
             opening,
             tools,
             _classify_content(role, fields.get("content")),
-            reasoning is not None and not _is_blank(reasoning),
+            has_reasoning(fields),
             _classify_calls(calls) if calls else None,
             is_after_user,
             is_after_calls,
@@ -172,7 +179,7 @@ def _list_kinds(
 
 
 def _find_opening(roles: tuple[str, ...]) -> str | None:
-    return roles[0] if roles and roles[0] in _SYSTEM_ROLES else None
+    return roles[0] if roles and roles[0] in SYSTEM_ROLES else None
 
 
 def _classify_tools(tools: list[Any] | None) -> str | None:
@@ -193,19 +200,19 @@ def _classify_content(role: str, content: Any) -> str:
         return "list" if isinstance(content, list) else "number"
     if _is_blank(content):
         return "blank"
-    if role != "assistant" or "</think>" not in content:
+    if role != "assistant" or END_OF_THINK not in content:
         return "text"
-    thinking, _, answer = content.rpartition("</think>")
-    if _is_blank(thinking.replace("<think>", "")):
+    thinking, _, answer = content.rpartition(END_OF_THINK)
+    if _is_blank(thinking.replace(THINK, "")):
         return "blank" if _is_blank(answer) else "blank, answer"
     return "thinking, blank" if _is_blank(answer) else "thinking, answer"
 
 
 def _is_blank(text: str) -> bool:
-    return not text or text.isspace()
+    return not text.strip()
 
 
-def _classify_calls(calls: list[_Fields]) -> _Calls:
+def _classify_calls(calls: list[Message]) -> _Calls:
     nested = "function" in calls[0]
     arguments = (calls[0]["function"] if nested else calls[0]).get("arguments")
     if isinstance(arguments, str):
@@ -217,7 +224,6 @@ def _classify_calls(calls: list[_Fields]) -> _Calls:
 
 _OTHER_WORD = "zebra"
 _NUMBER, _OTHER_NUMBER = 58127, "94603"
-_CALL_ID = "call00001"  # some templates require nine letters and digits
 
 
 @lru_cache(maxsize=1024)
@@ -231,16 +237,15 @@ def find_dropped_parts(
     kind = _Kind(*each)
     message, words = _make_message(kind)
     # Templates may require a certain content of the calls around the message.
-    for content in ("", "willow"):
+    for content in ("", WORDS["assistant"]):
         before = _make_messages(_list_roles_before(kind), content)
         after = _make_messages(_list_roles_after(kind), content)
         dialogues = {word: [*before, _replace_word(message, word), *after] for word in ("", *words)}
-        try:
-            seen = {
-                word: _render(template, added_tokens, messages, kind.tools)
-                for word, messages in dialogues.items()
-            }
-        except TemplateRaisedError:
+        seen = {
+            word: _render(template, added_tokens, messages, kind.tools)
+            for word, messages in dialogues.items()
+        }
+        if None in seen.values():
             continue
         dropped: set[str] = set()
         shown: set[str] = set()
@@ -257,49 +262,39 @@ def _drops_tools(
     if shape in (None, "empty"):
         return False
     messages = _make_messages([*([opening] if opening else []), "user", "assistant"])
-    try:
-        first, second = (
-            _render(template, added_tokens, messages, shape, word) for word in ("alder", "birch")
-        )
-    except TemplateRaisedError:
-        return False
-    return first == second
+    first, second = (
+        _render(template, added_tokens, messages, shape, word) for word in ("alder", "birch")
+    )
+    return first is not None and first == second
 
 
 def _render(
     template: ChatTemplate,
     added_tokens: AddedTokens,
-    messages: list[_Fields],
+    messages: list[Message],
     tools: str | None,
     tool_word: str = "alder",
-) -> str:
-    """Return the `served` of the last message; raise TemplateRaisedError."""
-    function = {
-        "name": tool_word,
-        "description": tool_word,
-        "parameters": {
-            "type": "object",
-            "properties": {tool_word: {"type": "string", "description": tool_word}},
-            "required": [tool_word],
-        },
-    }
+) -> str | None:
+    """Return the `served` of the last message; None if the template refuses the dialogue."""
+    tool = make_tool(tool_word)
     schemas: dict[str | None, list[Any] | None] = {
         None: None,
         "empty": [],
-        "flat": [function],
-        "nested": [{"type": "function", "function": function}],
+        "flat": [tool["function"]],
+        "nested": [tool],
     }
-    forms = find_forms(template, schemas[tools])
-    formed = forms.apply_to_messages(messages)
-    text = template.render(formed, schemas[tools])
+    text = MadeUpRenders(template).text(messages, schemas[tools])
+    if text is None:
+        return None
+    formed = find_forms(template, schemas[tools]).apply_to_messages(messages)
     dialogue = make_dialogue(0, Origin("probe", 1), formed, schemas[tools], range(len(formed) - 1))
     rendered = render_dialogue(template, added_tokens, dialogue, "never")
     return rendered.own[0].text if isinstance(rendered, RenderedDialogue) and rendered.own else text
 
 
-def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
+def _make_message(kind: _Kind) -> tuple[Message, dict[str, str]]:
     """Return a message of a kind, and for each of its words the part that contains it."""
-    fields: _Fields = {"role": kind.role}
+    fields: Message = make_result() if kind.role == "tool" else {"role": kind.role}
     contents: dict[str, tuple[Any, dict[str, str]]] = {
         "blank": ("", {}),
         "text": ("cedar", {"cedar": "content"}),
@@ -319,8 +314,6 @@ def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
         "number": (_NUMBER, {str(_NUMBER): "content"}),
     }
     fields["content"], words = contents[kind.content]
-    if kind.role == "tool":
-        fields |= {"name": "beech", "tool_call_id": _CALL_ID}
     if kind.has_reasoning:
         fields |= {"reasoning_content": "larch", "thinking": "larch"}
         words["larch"] = "reasoning_content"
@@ -334,22 +327,21 @@ def _make_message(kind: _Kind) -> tuple[_Fields, dict[str, str]]:
     return fields, words
 
 
-def _make_part(word: str) -> _Fields:
+def _make_part(word: str) -> Message:
     return {"type": "text", "text": word}
 
 
-def _make_call(name: str, argument: str, calls: _Calls) -> _Fields:
-    function = {"name": name, "arguments": {"leaf": argument} if calls.has_arguments else {}}
-    call = {"id": _CALL_ID, "type": "function"}
-    return {**call, "function": function} if calls.nested else {**call, **function}
+def _make_call(name: str, argument: str, calls: _Calls) -> Message:
+    call = make_call(name, {"leaf": argument} if calls.has_arguments else {})
+    return call if calls.nested else {"id": call["id"], "type": call["type"], **call["function"]}
 
 
-def _replace_word(message: _Fields, word: str) -> _Fields:
+def _replace_word(message: Message, word: str) -> Message:
     """Return `message` with another word instead of `word`; unchanged if that is empty."""
     if not word:
         return message
     other = _OTHER_NUMBER if word == str(_NUMBER) else _OTHER_WORD
-    changed: _Fields = json.loads(json.dumps(message).replace(word, other))
+    changed: Message = json.loads(json.dumps(message).replace(word, other))
     return changed
 
 
@@ -361,7 +353,7 @@ def _list_roles_before(kind: _Kind) -> list[str]:
     if kind.previous == _OPENING:
         return start
     question = ["user"] if kind.is_after_user else []
-    call = [*question, "calling assistant"]
+    call = [*question, _CALLING]
     if kind.previous == "tool":
         return [*start, *call, "tool"]
     if kind.previous == "assistant" and kind.role == "tool":
@@ -377,15 +369,10 @@ def _list_roles_after(kind: _Kind) -> list[str]:
         return []
     if kind.following == "assistant":
         return ["assistant"]
-    question = ["user"] if kind.following in _SYSTEM_ROLES and kind.role != "user" else []
+    question = ["user"] if kind.following in SYSTEM_ROLES and kind.role != "user" else []
     return [kind.following, *question, "assistant"]
 
 
-def _make_messages(roles: list[str], content: str = "") -> list[_Fields]:
-    calls = [_make_call("beech", "hazel", _Calls(False, True, True))]
-    with_tools: dict[str, _Fields] = {
-        "tool": {"role": "tool", "name": "beech", "tool_call_id": _CALL_ID, "content": "thorn"},
-        "calling assistant": {"role": "assistant", "content": content, "tool_calls": calls},
-    }
-    words = {"system": "holly", "developer": "holly", "user": "poplar", "assistant": "willow"}
-    return [with_tools.get(role) or {"role": role, "content": words[role]} for role in roles]
+def _make_messages(roles: list[str], content: str = "") -> list[Message]:
+    with_tools = {"tool": make_result(), _CALLING: make_calling_message(content)}
+    return [with_tools.get(role) or {"role": role, "content": WORDS[role]} for role in roles]

@@ -19,10 +19,10 @@ from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.dropped_content import Kind, find_dropped_parts, list_kinds
 from mtpack.template.limits import TemplateLimitError
+from mtpack.template.made_up import ARGUMENTS, NAME, WORDS
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 _PARTS = {"assistant": "assistant.tool_calls", "tool": "tool.content"}
-_OTHER = "mtpackprobe"
 _DETAILS = {
     "assistant": "the chat template does not write the tool calls of this message, so an answer "
     "without them would be trained; choose a template that knows tools with --chat-template, or "
@@ -83,16 +83,16 @@ def _change_words(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message with another result, or with other names and arguments in its calls."""
     if message["role"] == "tool":
         is_list = isinstance(message["content"], list)
-        return message | {"content": [{"type": "text", "text": _OTHER}] if is_list else _OTHER}
+        result = WORDS["tool"]
+        return message | {"content": [{"type": "text", "text": result}] if is_list else result}
     return message | {"tool_calls": [_change_call(call) for call in message["tool_calls"]]}
 
 
 def _change_call(call: dict[str, Any]) -> dict[str, Any]:
     if "function" in call:
         return call | {"function": _change_call(call["function"])}
-    arguments = {_OTHER: _OTHER}
     is_text = isinstance(call.get("arguments"), str)
-    return call | {"name": _OTHER, "arguments": json.dumps(arguments) if is_text else arguments}
+    return call | {"name": NAME, "arguments": json.dumps(ARGUMENTS) if is_text else ARGUMENTS}
 
 
 def _spells_calls(message: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -90,6 +90,10 @@ class MarkedText:
             for region in self.marked.get(message, ())
             if has_text_between(self.text, *region)
         ]
+
+
+Text = TypeVar("Text", str, MarkedText)
+"""A rendered text, without or with its regions."""
 
 
 def has_mark_characters(text: str) -> bool:

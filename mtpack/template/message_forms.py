@@ -24,8 +24,19 @@ from mtpack.input.dialogue import ROLES, Dialogue, Messages, make_dialogue
 from mtpack.input.message import is_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
-
-_Message = dict[str, Any]
+from mtpack.template.made_up import (
+    ANSWER,
+    ARGUMENTS,
+    KEY,
+    QUESTION,
+    SYSTEM,
+    VALUE,
+    WORDS,
+    Message,
+    make_calling_message,
+    make_result,
+    make_tool,
+)
 
 TEXT_ARGUMENTS = (
     "the chat template can't take tool-call arguments as objects, so it gets them as JSON text "
@@ -68,7 +79,7 @@ class MessageForms:
         """Return messages in these forms; those that need no change are the same objects."""
         return [self._apply_to_message(message) for message in messages]
 
-    def _apply_to_message(self, message: _Message) -> _Message:
+    def _apply_to_message(self, message: Message) -> Message:
         role, content = message["role"], message.get("content")
         calls = message.get("tool_calls")
         formed = self._form_content(role, content, has_calls=bool(calls))
@@ -98,11 +109,11 @@ def _is_same(one: Any, other: Any) -> bool:
     return one is other
 
 
-def _is_special_part(parts: list[_Message]) -> bool:
+def _is_special_part(parts: list[Message]) -> bool:
     return len(parts) == 1 and not parts[0].keys() <= {"type", "text"}
 
 
-def _with_text_arguments(call: _Message) -> _Message:
+def _with_text_arguments(call: Message) -> Message:
     function = call.get("function", call)
     if isinstance(function.get("arguments"), str):
         return call
@@ -138,54 +149,27 @@ def _probe(template: ChatTemplate, name: str) -> MessageForms:
 
 # Made-up dialogues
 
-_WORDS = ("mtpackcedar", "mtpackebony")
-_NAME, _KEY, _VALUE = "mtpackname", "mtpackkey", "mtpackvalue"
+_WORDS = ("mtpackcedar", "mtpackebony")  # in the message that is tested, and in no other
 _NUMBER = 7305159
-_CALL_ID = "call00001"  # some templates require nine letters and digits
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _NAME,
-        "description": "tool",
-        "parameters": {
-            "type": "object",
-            "properties": {"argument": {"type": "string", "description": "argument"}},
-            "required": ["argument"],
-        },
-    },
-}
-_SYSTEM, _USER, _ANSWER = (
-    {"role": role, "content": "text"} for role in ("system", "user", "assistant")
-)
 # Results of tools, and how JSON writes them. White space may be added.
 _RESULTS: tuple[tuple[type, Any, str], ...] = (
-    (dict, {_KEY: [True, _VALUE]}, f'{{"{_KEY}":[true,"{_VALUE}"]}}'),
-    (list, [{_KEY: True}, _VALUE], f'[{{"{_KEY}":true}},"{_VALUE}"]'),
+    (dict, {KEY: [True, VALUE]}, f'{{"{KEY}":[true,"{VALUE}"]}}'),
+    (list, [{KEY: True}, VALUE], f'[{{"{KEY}":true}},"{VALUE}"]'),
 )
 
 
-def _make_call(arguments: Any, content: str = "") -> _Message:
-    function = {"name": _NAME, "arguments": arguments}
-    call = {"id": _CALL_ID, "type": "function", "function": function}
-    return {"role": "assistant", "content": content, "tool_calls": [call]}
-
-
-def _make_result(content: Any) -> _Message:
-    return {"role": "tool", "name": _NAME, "tool_call_id": _CALL_ID, "content": content}
-
-
-def _surround(message: _Message) -> list[Messages]:
+def _surround(message: Message) -> list[Messages]:
     """Return dialogues with this message; most templates take the first one."""
     match message["role"]:
         case "system" | "developer":
-            return [[message, _USER], [message, _USER, _ANSWER]]
+            return [[message, QUESTION], [message, QUESTION, ANSWER]]
         case "user":
-            return [[message], [message, _ANSWER], [_SYSTEM, message, _ANSWER]]
+            return [[message], [message, ANSWER], [SYSTEM, message, ANSWER]]
         case "tool":
-            calls = [_make_call({_KEY: _VALUE}, content) for content in ("", "text")]
-            return [[_USER, call, message, _ANSWER][:end] for call, end in product(calls, (3, 4))]
-    rest = [_make_result("text"), _ANSWER] if "tool_calls" in message else []
-    return [[_USER, message], [_USER, message, *rest], [_SYSTEM, _USER, message, *rest]]
+            calls = [make_calling_message(content) for content in ("", WORDS["assistant"])]
+            return [[QUESTION, call, message, ANSWER][:end] for call, end in product(calls, (3, 4))]
+    rest = [make_result(), ANSWER] if "tool_calls" in message else []
+    return [[QUESTION, message], [QUESTION, message, *rest], [SYSTEM, QUESTION, message, *rest]]
 
 
 class _Probes:
@@ -193,7 +177,8 @@ class _Probes:
 
     def __init__(self, template: ChatTemplate, name: str) -> None:
         self._template = template
-        self._tools = [tools for tools in (None, [_TOOL]) if template.choose_name(tools) == name]
+        all_tools = (None, [make_tool()])
+        self._tools = [tools for tools in all_tools if template.choose_name(tools) == name]
         self._exceeded_a_limit = False
 
     def find_content_form(self, forms: MessageForms, role: str) -> MessageForms:
@@ -202,7 +187,7 @@ class _Probes:
         around = [forms, _ONLY_PARTS] if role == "user" else [forms]
 
         def render(content: Any) -> Iterator[str]:
-            message = {**(_make_result("") if role == "tool" else {}), "role": role}
+            message = make_result() if role == "tool" else {"role": role}
             message["content"] = content
             for each in around:
                 yield from self._render_all(each, message, as_it_is=True)
@@ -230,15 +215,14 @@ class _Probes:
 
         def writes(arguments: Any) -> bool:
             # Some templates write a call only with some contents.
-            calls = [(forms, ""), (replace(forms, null_content=True), ""), (forms, "text")]
+            with_null = replace(forms, null_content=True)
             return any(
-                _VALUE in text and f"{{'{_KEY}'" not in text  # not as Python writes an object
-                for each, content in calls
-                for text in self._render_all(each, _make_call(arguments, content))
+                VALUE in text and f"{{'{KEY}'" not in text  # not as Python writes an object
+                for each, content in ((forms, ""), (with_null, ""), (forms, WORDS["assistant"]))
+                for text in self._render_all(each, make_calling_message(content, arguments))
             )
 
-        arguments = {_KEY: _VALUE}
-        if writes(arguments) or not writes(_write_json(arguments)):
+        if writes(ARGUMENTS) or not writes(_write_json(ARGUMENTS)):
             return forms
         return replace(forms, arguments="text")
 
@@ -247,11 +231,11 @@ class _Probes:
         and writes something else for `""`.
         """
         with_null = replace(forms, null_content=True)
-        call = _make_call({_KEY: _VALUE})
+        call = make_calling_message("")
         for text in self._render_all(with_null, call):
-            if _VALUE in text:
+            if VALUE in text:
                 with_text = list(self._render_all(forms, call))
-                others = list(self._render_all(forms, _make_call({_KEY: _VALUE}, "text")))
+                others = list(self._render_all(forms, make_calling_message(WORDS["assistant"])))
                 is_written = any(
                     text.count(word) > max([other.count(word) for other in others], default=0)
                     for word in ("None", "null")
@@ -263,7 +247,7 @@ class _Probes:
         """Return `forms` with the types of a tool's result that the template writes as JSON."""
 
         def texts(content: Any) -> list[str]:
-            return list(self._render_all(forms, _make_result(content), as_it_is=True))
+            return list(self._render_all(forms, make_result(content), as_it_is=True))
 
         if not any(_WORDS[0] in text for text in texts(_WORDS[0])):
             return forms  # it writes no results
@@ -279,7 +263,7 @@ class _Probes:
         return replace(forms, as_json=tuple(types))
 
     def _render_all(
-        self, forms: MessageForms, message: _Message, *, as_it_is: bool = False
+        self, forms: MessageForms, message: Message, *, as_it_is: bool = False
     ) -> Iterator[str]:
         """Yield the texts of all dialogues with a message that the template does not refuse.
 
@@ -305,5 +289,5 @@ class _Probes:
 _ONLY_PARTS = MessageForms(only_parts=frozenset(ROLES))
 
 
-def _make_parts(texts: Iterable[str]) -> list[_Message]:
+def _make_parts(texts: Iterable[str]) -> list[Message]:
     return [{"type": "text", "text": text} for text in texts]

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue
+from mtpack.template.made_up import WORDS
 from mtpack.template.markers import MarkedText, Range, has_mark_characters
 from mtpack.template.modes import Mode
-from mtpack.template.renders import ANSWER, Render, Renders, try_render
+from mtpack.template.renders import Render, Renders, try_render
 from mtpack.template.slots import UndecidedError, find_common_length
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -92,7 +93,7 @@ class RegionFinder:
             return None
         if not (own.startswith(prompt) and other.startswith(prompt)):
             return None
-        if ANSWER["content"] not in other[len(prompt) :]:
+        if WORDS["assistant"] not in other[len(prompt) :]:
             return None
         end = len(own.removesuffix(self._find_closing_text(own, message)))
         return (len(prompt), end) if len(prompt) <= end else None

@@ -27,7 +27,7 @@ class Mode(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def list_modes(
+def list_possible_modes(
     environment: jinja2.Environment, source: str, known: frozenset[str]
 ) -> tuple[Mode, ...]:
     """Return the modes that a template may have, in the order in which it reads the switches.

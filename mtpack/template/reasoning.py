@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
-from mtpack.template.made_up import (
-    ANSWER,
-    ASK,
-    QUESTION,
-    REASONING,
-    MadeUpRenders,
-    TurnKind,
-    get_tools,
-    make_turns,
-)
+from mtpack.input.message import END_OF_THINK, THINK
+from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode
 from mtpack.template.slots import find_common_length
 from mtpack.tokenizer.added_tokens import AddedTokens
@@ -44,53 +38,74 @@ class Gap(NamedTuple):
     """The mode whose prompt fits a turn without a reasoning; None if there is none."""
 
 
-_THINK_TAGS = Scaffold("<think>", "</think>")
+_THINK_TAGS = Scaffold(THINK, END_OF_THINK)
 """What servers write where the template itself never writes a reasoning."""
 
 
-def find_modes(renders: MadeUpRenders, has_tools: bool) -> tuple[Mode, ...]:
+@lru_cache(maxsize=64)
+def find_modes(renders: MadeUpRenders, kind: TurnKind) -> tuple[Mode, ...]:
     """Return the modes that change the end of the prompt, in the order of the template."""
 
     def end_of_prompt(mode: Mode | None) -> str | None:
-        prompt = renders.text(ASK, has_tools, mode, prompt=True)
-        return None if prompt is None else prompt.rpartition(QUESTION)[2]
+        prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
+        return None if prompt is None else prompt.rpartition(WORDS["user"])[2]
 
     unchanged = (None, end_of_prompt(None))
-    modes = renders.template.list_modes(get_tools(has_tools))
+    modes = renders.template.list_possible_modes(kind.tools)
     return tuple(mode for mode in modes if end_of_prompt(mode) not in unchanged)
 
 
-def find_reasoning_mode(
-    renders: MadeUpRenders, kind: TurnKind, modes: Sequence[Mode]
-) -> Mode | None:
+@lru_cache(maxsize=64)
+def find_reasoning_mode(renders: MadeUpRenders, kind: TurnKind) -> Mode | None:
     """Return the mode that has to be set so that a reasoning is trained; None if none has to be.
 
     It has to be where the default mode drops a reasoning, or closes it in the prompt, and the mode
     writes it and continues its own prompt. It need not be if both modes write the same text.
     """
     for message in make_turns(kind.has_calls, REASONING):
-        default = renders.text([*ASK, message], kind.has_tools)
+        default = renders.text([QUESTION, message], kind.tools)
         if default is None:
             continue
-        for mode in (None, *modes):
-            own, turn = _render_turn(renders, message, kind.has_tools, mode)
-            if turn is not None and REASONING in turn:
-                return None if own == default else mode
+        for mode in (None, *find_modes(renders, kind)):
+            turn = _render_turn(renders, message, kind, mode)
+            if turn is not None and REASONING in (turn.text or ""):
+                return None if turn.own == default else mode
         return None
     return None
 
 
+class _MadeUpTurn(NamedTuple):
+    """A made-up message of an assistant after a question, in a mode."""
+
+    own: str
+    """The text up to the message."""
+    prompt: str
+
+    @property
+    def text(self) -> str | None:
+        """What the message adds to the prompt; None if `own` does not start with the prompt."""
+        return self.own[len(self.prompt) :] if self.own.startswith(self.prompt) else None
+
+    def begins_with(self, scaffolds: Sequence[Scaffold]) -> bool:
+        """Return whether it begins with an empty reasoning, or ends one that the prompt opens."""
+        given, text = remove_space(self.prompt), remove_space(self.text or "")
+        return any(
+            text.startswith(scaffold.text)
+            or (given.endswith(scaffold.before) and text.startswith(scaffold.after))
+            for scaffold in scaffolds
+        )
+
+
 def _render_turn(
-    renders: MadeUpRenders, message: dict[str, Any], has_tools: bool, mode: Mode | None
-) -> tuple[str | None, str | None]:
-    """Return the text up to a message, and what it adds to the prompt; None if it does not."""
-    own = renders.text([*ASK, message], has_tools, mode)
-    prompt = renders.text(ASK, has_tools, mode, prompt=True)
-    if own is None or prompt is None or not own.startswith(prompt):
-        return own, None
-    return own, own[len(prompt) :]
+    renders: MadeUpRenders, message: Message, kind: TurnKind, mode: Mode | None
+) -> _MadeUpTurn | None:
+    """Render a message after a question; None if the template refuses it, or its prompt."""
+    own = renders.text([QUESTION, message], kind.tools, mode)
+    prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
+    return None if own is None or prompt is None else _MadeUpTurn(own, prompt)
 
 
+@lru_cache(maxsize=64)
 def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[Scaffold, ...]:
     """Return the empty reasonings that the template can write."""
     found = dict.fromkeys(_list_scaffolds(renders, added_tokens))
@@ -99,13 +114,13 @@ def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[S
 
 def _list_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> Iterator[Scaffold]:
     """Yield what is written around a reasoning, in all modes, with and without calls."""
-    for has_tools, has_calls in ((False, False), (True, False), (True, True)):
-        modes = (None, *find_modes(renders, has_tools))
-        turns = zip(make_turns(has_calls), make_turns(has_calls, REASONING), strict=True)
+    for kind in (TurnKind(False, False), TurnKind(True, False), TurnKind(True, True)):
+        modes = (None, *find_modes(renders, kind))
+        turns = zip(make_turns(kind.has_calls), make_turns(kind.has_calls, REASONING), strict=True)
         for without, message in turns:
-            plain = renders.turn(without, has_tools, None)
+            plain = renders.turn(without, kind.tools, None)
             for mode in modes:
-                written = renders.turn(message, has_tools, mode)
+                written = renders.turn(message, kind.tools, mode)
                 if plain is not None and written is not None and REASONING in written:
                     yield from _read_scaffolds(added_tokens, plain, written)
 
@@ -115,8 +130,8 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
     before, _, after = written.partition(REASONING)
     common = find_common_length(written, plain)
     header = min(added_tokens.find_token_start(text, common) for text in (written, plain))
-    until_answer, answer, _ = after.partition(ANSWER)
-    endings = [until_answer] if answer else []
+    until_answer, answer, _ = after.partition(WORDS["assistant"])
+    endings = [until_answer] if answer and NAME not in until_answer else []  # no call
     if after.endswith(plain[header:]):
         endings.append(after[: len(after) - len(plain[header:])])
     for ending in endings:
@@ -125,51 +140,28 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
             yield scaffold
 
 
-def find_gap(
-    renders: MadeUpRenders,
-    kind: TurnKind,
-    modes: Sequence[Mode],
-    scaffolds: Sequence[Scaffold],
-) -> Gap | None:
+@lru_cache(maxsize=64)
+def find_gap(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Gap | None:
     """Return what is missing in a turn without a reasoning; None if nothing is."""
+    modes = find_modes(renders, kind)
+    scaffolds = find_scaffolds(renders, added_tokens)
     for message in make_turns(kind.has_calls):
-        own, turn = _render_turn(renders, message, kind.has_tools, None)
-        prompt = renders.text(ASK, kind.has_tools, prompt=True)
-        if own is None or prompt is None:
+        turn = _render_turn(renders, message, kind, None)
+        if turn is None:
             continue
-        fitting = [mode for mode in modes if _fits(renders, message, kind, mode, scaffolds)]
-        mode = fitting[0] if fitting else None
-        if turn is not None:
-            is_empty = _begins_with_scaffold(prompt, turn, scaffolds)
-            return Gap(is_empty, mode) if is_empty else None
-        same = any(renders.text([*ASK, message], kind.has_tools, mode) == own for mode in fitting)
-        given = remove_space(prompt)
+        others = {mode: _render_turn(renders, message, kind, mode) for mode in modes}
+        fitting = {
+            mode: other.own
+            for mode, other in others.items()
+            if other is not None and other.text is not None and not other.begins_with(scaffolds)
+        }
+        mode = next(iter(fitting), None)
+        if turn.text is not None:
+            return Gap(True, mode) if turn.begins_with(scaffolds) else None
+        given = remove_space(turn.prompt)
         is_open = any(given.endswith(scaffold.before) for scaffold in scaffolds)
-        return Gap(False, mode) if is_open and not same else None
+        return Gap(False, mode) if is_open and turn.own not in fitting.values() else None
     return None
-
-
-def _fits(
-    renders: MadeUpRenders,
-    message: dict[str, Any],
-    kind: TurnKind,
-    mode: Mode,
-    scaffolds: Sequence[Scaffold],
-) -> bool:
-    """Return whether a turn continues the prompt of a mode, without an empty reasoning."""
-    _, turn = _render_turn(renders, message, kind.has_tools, mode)
-    prompt = renders.text(ASK, kind.has_tools, mode, prompt=True)
-    return turn is not None and not _begins_with_scaffold(prompt or "", turn, scaffolds)
-
-
-def _begins_with_scaffold(prompt: str, turn: str, scaffolds: Sequence[Scaffold]) -> bool:
-    """Return whether a turn begins with an empty reasoning, or ends one that the prompt opens."""
-    given, text = remove_space(prompt), remove_space(turn)
-    return any(
-        text.startswith(scaffold.text)
-        or (given.endswith(scaffold.before) and text.startswith(scaffold.after))
-        for scaffold in scaffolds
-    )
 
 
 def remove_space(text: str) -> str:

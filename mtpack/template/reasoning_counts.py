@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mtpack.counts import Counts
+from mtpack.counts import NO_MODE, Counts
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.made_up import TurnKind
-from mtpack.template.turn_probes import TurnProbes, has_reasoning, kind_of
+from mtpack.input.message import END_OF_THINK, has_reasoning
+from mtpack.template.made_up_renders import TurnKind
+from mtpack.template.turn_probes import TurnProbes
 
 _PLAIN = TurnKind(has_tools=False, has_calls=False)
-_END_OF_REASONING = "</think>"  # in a content, it ends a reasoning
-NO_MODE = "none"
-"""Stands for the mode in counts by mode, if no mode of the template helps."""
 
 
 class ReasoningCounts:
@@ -30,7 +28,7 @@ class ReasoningCounts:
 
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue and its trained turns."""
-        if dialogue.texts is not None and _END_OF_REASONING not in (dialogue.joined_texts or ""):
+        if dialogue.texts is not None and END_OF_THINK not in (dialogue.joined_texts or ""):
             self._kinds[_PLAIN] += dialogue.roles.count("assistant")
             return
         mode = self._probes.choose_mode(dialogue)
@@ -39,19 +37,19 @@ class ReasoningCounts:
             return
         for index in dialogue.trained_messages():
             message = dialogue.messages[index]
-            if not has_reasoning(message) and _END_OF_REASONING not in str(message.get("content")):
-                self._kinds[kind_of(dialogue, index)] += 1
+            if not has_reasoning(message) and END_OF_THINK not in str(message.get("content")):
+                self._kinds[TurnKind.of(dialogue, index)] += 1
 
     def count(self) -> Counts:
         """Return the counts of all dialogues."""
-        counts = Counts(rows_in_mode=dict(self._modes))
+        missing: Counter[str] = Counter()
+        empty: Counter[str] = Counter()
         for kind, number in self._kinds.items():
             gap = self._probes.find_gap(kind)
             if gap is not None:
-                by_mode = {str(gap.mode or NO_MODE): number}
-                counts += (
-                    Counts(reasoning_empty=by_mode)
-                    if gap.is_empty
-                    else Counts(reasoning_missing=by_mode)
-                )
-        return counts
+                (empty if gap.is_empty else missing)[str(gap.mode or NO_MODE)] += number
+        return Counts(
+            rows_in_mode=dict(self._modes),
+            reasoning_missing=dict(missing),
+            reasoning_empty=dict(empty),
+        )

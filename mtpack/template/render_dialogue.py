@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
-from mtpack.template.markers import MarkedText
+from mtpack.template.made_up import ANSWER, QUESTION
+from mtpack.template.markers import MarkedText, Text
 from mtpack.template.message_forms import find_forms
 from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.rendered_dialogue import RenderedDialogue
-from mtpack.template.renders import ANSWER, QUESTION, Render, select_messages
-from mtpack.template.turn_probes import get_probes
+from mtpack.template.renders import Render, select_messages
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -27,16 +29,14 @@ class _JinjaRenders:
     dialogue: Dialogue
 
     def text(self, render: Render) -> str:
-        messages = select_messages(self.template, self.dialogue, render)
-        return self.template.render(
-            messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode
-        )
+        return self._write(self.template.render, render)
 
     def marked(self, render: Render) -> MarkedText:
+        return self._write(self.template.render_marked, render)
+
+    def _write(self, write: Callable[..., Text], render: Render) -> Text:
         messages = select_messages(self.template, self.dialogue, render)
-        return self.template.render_marked(
-            messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode
-        )
+        return write(messages, self.dialogue.tools, prompt=render.prompt, mode=render.mode)
 
 
 def render_dialogue(
@@ -48,7 +48,7 @@ def render_dialogue(
     more than its limits allow, or writes a turn where it can't be found.
     """
     try:
-        probes = get_probes(template, added_tokens)
+        probes = TurnProbes(template, added_tokens)
         finder = TurnFinder(_JinjaRenders(template, dialogue), probes, dialogue)
         return finder.divide(finder.locate_turns(), merge)
     except TemplateRaisedError as error:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol
 
 from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.markers import MarkedText
+from mtpack.template.made_up import ANSWER, QUESTION
+from mtpack.template.markers import MarkedText, Text
 from mtpack.template.message_forms import find_forms
 from mtpack.template.modes import Mode
-
-_Text = TypeVar("_Text", str, MarkedText)
-
-QUESTION = {"role": "user", "content": "?"}
-ANSWER = {"role": "assistant", "content": "mtpackprobe"}
 
 
 class Render(NamedTuple):
@@ -24,7 +20,7 @@ class Render(NamedTuple):
     """The number of messages of the dialogue, from the first."""
     prompt: bool = False
     question: bool = False
-    """Whether `QUESTION` follows them."""
+    """Whether `QUESTION` (`made_up.py`) follows them."""
     answer: bool = False
     """Whether `ANSWER` follows them."""
     mode: Mode | None = None
@@ -61,7 +57,7 @@ def select_messages(template: ChatTemplate, dialogue: Dialogue, render: Render) 
     return messages + find_forms(template, dialogue.tools).apply_to_messages(others)
 
 
-def try_render(render: Callable[[Render], _Text], wanted: Render) -> _Text | None:
+def try_render(render: Callable[[Render], Text], wanted: Render) -> Text | None:
     """Return a render; None if the template refuses it."""
     try:
         return render(wanted)

@@ -6,18 +6,19 @@ user's message or of a tool's answer, Jamba's separator. The model must learn to
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from mtpack.template.made_up import (
     ANSWER,
-    ASK,
     NAME,
-    RESULT,
+    QUESTION,
     VALUE,
-    MadeUpRenders,
-    TurnKind,
-    make_turns,
+    WORDS,
+    Message,
+    make_result,
 )
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 
@@ -33,10 +34,11 @@ class Ending(NamedTuple):
     turn ends in a token of its own, or if no stop token follows."""
 
 
+@lru_cache(maxsize=64)
 def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Ending:
     """Return how the template ends a turn of a kind."""
     for message in make_turns(kind.has_calls):
-        own = renders.marked([*ASK, message], kind.has_tools)
+        own = renders.marked([QUESTION, message], kind.tools)
         if own is not None:
             break
     else:
@@ -44,7 +46,7 @@ def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKin
     text, region = own.text, own.find_region(1)
     end = len(text) if region is None else region[1]
     message_end = len(text[:end].rstrip())
-    last_word = max(text.rfind(word) + len(word) for word in (ANSWER, VALUE, NAME))
+    last_word = max(text.rfind(word) + len(word) for word in (WORDS["assistant"], VALUE, NAME))
     token = added_tokens.find_trailing_control_token(text[last_word:message_end])
     in_message = bool(token)
     turn = text[:message_end]
@@ -53,7 +55,7 @@ def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKin
         token = text[end:].strip()
     stop = ""
     if token not in added_tokens.stops and not (
-        token and (not kind.has_calls or _is_end_of_answer(renders, kind.has_tools, token))
+        token and (not kind.has_calls or _is_end_of_answer(renders, kind, token))
     ):
         stop = _find_next_stop(renders, added_tokens, message, kind, turn)
     return Ending(in_message, text[message_end:end], stop)
@@ -63,26 +65,25 @@ def _closes_conversation(text: str, end: int, added_tokens: AddedTokens) -> bool
     """Return whether one control token follows the message, and is not its own role header."""
     closing = text[end:].strip()
     is_token = bool(closing) and closing == added_tokens.find_trailing_control_token(closing)
-    return is_token and not text.partition(ANSWER)[0].rstrip().endswith(closing)
+    return is_token and not text.partition(WORDS["assistant"])[0].rstrip().endswith(closing)
 
 
-def _is_end_of_answer(renders: MadeUpRenders, has_tools: bool, token: str) -> bool:
+def _is_end_of_answer(renders: MadeUpRenders, kind: TurnKind, token: str) -> bool:
     """Return whether a turn without calls ends in a token."""
-    (message,) = make_turns(has_calls=False)
-    own = renders.text([*ASK, message], has_tools)
+    own = renders.text([QUESTION, ANSWER], kind.tools)
     return own is not None and own.rstrip().endswith(token)
 
 
 def _find_next_stop(
     renders: MadeUpRenders,
     added_tokens: AddedTokens,
-    message: dict[str, Any],
+    message: Message,
     kind: TurnKind,
     turn: str,
 ) -> str:
     """Return the stop token that follows `turn` with the next message, and the space before it."""
-    following = [RESULT] if kind.has_calls else ASK
-    text = renders.text([*ASK, message, *following], kind.has_tools)
+    following = make_result() if kind.has_calls else QUESTION
+    text = renders.text([QUESTION, message, following], kind.tools)
     if text is None:
         return ""
     rest = text[_find_end_of(turn, text) :]
@@ -95,8 +96,11 @@ def _find_end_of(turn: str, text: str) -> int:
     """Return where a turn ends in a longer text; the history may differ from it in details."""
     if text.startswith(turn):
         return len(turn)
-    last = max((ANSWER, VALUE), key=turn.rfind)
+    last = max((WORDS["assistant"], VALUE), key=turn.rfind)
     ending = turn.rpartition(last)[2]
     after = text.rfind(last) + len(last)
-    found = (text.find(ending[cut:], after) + len(ending) - cut for cut in range(len(ending)))
-    return next((end for cut, end in enumerate(found) if end >= after + len(ending) - cut), after)
+    for cut in range(len(ending)):
+        start = text.find(ending[cut:], after)
+        if start >= 0:
+            return start + len(ending) - cut
+    return after

@@ -161,49 +161,49 @@ class TurnFinder:
         own_documents: list[DocumentText] = []
         to_compare: list[tuple[int, DocumentText]] = []
         end = 0
-        for turn, own in located.turns:
+        for turn, served in located.turns:
             end = turn.end
-            if own is None:  # nothing to compare `full` with
+            if served is None:  # nothing to compare `full` with
                 merged.append(turn._replace(flags=turn.flags | TurnFlag.UNPROVEN))
                 continue
-            until_end = own.text[:end]
+            until_end = served.text[:end]
             exact = starts_with(located.full, until_end)
             if merge == "never" and exact:
-                own_documents.append(DocumentText(own.text, Turns.of([turn])))
+                own_documents.append(DocumentText(served.text, Turns.of([turn])))
             elif merge != "always" and not exact:
-                own_documents.append(own)
+                own_documents.append(served)
                 end = located.end
             elif not exact:
                 merged.append(self._locate_bent(located.full, until_end, turn))
                 end = merged[-1].end
             else:
                 if not ends_in(until_end, self.probes.added_tokens.cutting):
-                    to_compare.append((len(merged), own))
+                    to_compare.append((len(merged), served))
                 merged.append(turn)
         document = DocumentText(located.full, Turns.of(merged))
         row = self.dialogue.row
         return RenderedDialogue(row, document, tuple(own_documents), end, tuple(to_compare))
 
-    def _locate_bent(self, full: str, until_end: str, own: TurnText) -> TurnText:
+    def _locate_bent(self, full: str, until_end: str, turn: TurnText) -> TurnText:
         """Locate in `full` a turn whose text or context differs there.
 
-        until_end: its `served`, up to the end of the turn `own` in it.
+        until_end: its `served`, up to the end of the turn. turn: as it is located in that.
         """
-        own_turn = until_end[own.start :]
-        require_no_slots(full, own_turn)
-        found = self._locate(self._full, own.message)
-        turn = found.turn._replace(flags=own.flags | TurnFlag.BENT)
+        own_text = until_end[turn.start :]
+        require_no_slots(full, own_text)
+        found = self._locate(self._full, turn.message)
+        bent = found.turn._replace(flags=turn.flags | TurnFlag.BENT)
         if self._full.generations is not None:
-            return turn
-        last_token = self.probes.added_tokens.find_trailing_control_token(own_turn)
-        end = turn.end
+            return bent
+        last_token = self.probes.added_tokens.find_trailing_control_token(own_text)
+        end = bent.end
         rest = full[end:].lstrip() if found.stop else full[end:]
-        if full.startswith(own_turn, turn.start):
-            end = turn.start + len(own_turn)
+        if full.startswith(own_text, bent.start):
+            end = bent.start + len(own_text)
         elif rest.startswith(last_token) and not full[:end].endswith(last_token):
             # Here the token also opens the next message.
             end = len(full) - len(rest) + len(last_token)
-        return turn._replace(spans=((turn.start, end),), end=end)
+        return bent._replace(spans=((bent.start, end),), end=end)
 
     def _render_own(self, message: int) -> MarkedText | None:
         """Return the `own` of `message`; None if the template refuses it."""

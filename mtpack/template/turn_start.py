@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mtpack.input.dialogue import SYSTEM_ROLES
 from mtpack.template.markers import MarkedText
 from mtpack.template.reasoning import Scaffold, remove_space
 from mtpack.template.renders import Render
@@ -20,7 +21,6 @@ from mtpack.template.slots import (
 from mtpack.template.written_turn import WrittenTurn
 from mtpack.token_batch import TurnFlag
 
-_SYSTEM_ROLES = frozenset(("system", "developer"))
 _NO_FLAG = TurnFlag(0)
 
 
@@ -53,9 +53,9 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     header = prompt.lstrip()
     if turn.prompt is not None and not header:
         return None
-    require_no_slots(header, turn.content)
-    length = _find_longest_prefix(turn.content, header)  # a scaffold may follow the header
-    position = turn.region[0] + turn.content.find(header[:length])
+    require_no_slots(header, turn.region_text)
+    length = _find_longest_prefix(turn.region_text, header)  # a scaffold may follow the header
+    position = turn.region[0] + turn.region_text.find(header[:length])
     if header and not header[length:].strip():
         flags = _NO_FLAG if length == len(header) else TurnFlag.PROMPT_DIFFERS
         return Start(position + length, flags)
@@ -66,7 +66,7 @@ def _start_after_header(turn: WrittenTurn, end: int) -> Start | None:
     if not boundary and turn.prompt is not None:  # the message has no header
         return None
     if not boundary:
-        position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.content)
+        position, boundary = turn.region[0], _find_common_end(turn, prompt, turn.region_text)
     return Start(position + boundary, TurnFlag.PROMPT_DIFFERS)
 
 
@@ -86,7 +86,7 @@ def _start_at_end(turn: WrittenTurn, end: int) -> Start | None:
 
 def _start_after_prompt_of_mode(turn: WrittenTurn, end: int) -> Start | None:
     """The same text is written in another mode, and continues the prompt of that mode."""
-    for mode in turn.probes.list_modes(turn.dialogue.tools is not None):
+    for mode in turn.probes.list_modes(turn.kind):
         if turn.render.mode is not None and turn.render.mode.name == mode.name:
             continue
         prompt = turn.try_text(turn.before._replace(prompt=True, mode=mode))
@@ -142,7 +142,7 @@ def _find_header_end(turn: WrittenTurn, length: int) -> int | None:
     if last is None or last[1] > length:
         return None
     header = prompt.text[last[1] : length]
-    if not starts_with(turn.content, header):
+    if not starts_with(turn.region_text, header):
         return None
     end = turn.region[0] + len(header)
     before = turn.text.text[:end]
@@ -186,8 +186,8 @@ def _start_in_region(turn: WrittenTurn) -> Start:
     """They differ in an earlier message: compare the generation prompt with the region."""
     header = _find_generation_prompt(turn)
     common = len(header)
-    if not turn.content.startswith(header):
-        common = _find_common_end(turn, header, turn.content)
+    if not turn.region_text.startswith(header):
+        common = _find_common_end(turn, header, turn.region_text)
     return Start(turn.region[0] + common, TurnFlag.PROMPT_DIFFERS)
 
 
@@ -196,7 +196,7 @@ def _lacks_prompt(turn: WrittenTurn) -> bool:
     if turn.prompt is None:
         return True
     roles = turn.dialogue.roles[: turn.message]
-    if roles[-1] not in _SYSTEM_ROLES or not _SYSTEM_ROLES.issuperset(roles):
+    if roles[-1] not in SYSTEM_ROLES or not SYSTEM_ROLES.issuperset(roles):
         return False
     before = turn.try_text(turn.before)
     return before is not None and starts_with(before, turn.prompt)

@@ -1,36 +1,27 @@
 """Find the added tokens that a chat template writes, and those that open or end its messages.
 
-Both are decided once for a template, from its source and from small dialogues that are made up
-here. So they depend on no row.
+Both are decided once for a template, from its source and from small made-up dialogues. So they
+depend on no row.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 
 from jinja2 import nodes
 
 from mtpack.input.dialogue import ROLES, Messages
-from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.limits import TemplateLimitError
-from mtpack.template.message_forms import find_forms
+from mtpack.input.message import END_OF_THINK, THINK
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.made_up import ANSWER, NAME, QUESTION, REASONING, SYSTEM, WORDS
+from mtpack.template.made_up_renders import MadeUpRenders, make_turns
+from mtpack.tokenizer.added_tokens import compile_alternation
 
 # `<think>`, `[INST]`, `<|user|>`: no white space and no word, which some tokenizers add as well.
 _MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
-_THINK = frozenset({"<think>", "</think>"})  # some templates write them around no reasoning
-_TEXT = {role: f"mtpack{role}" for role in ROLES}
-_SYSTEM, _QUESTION, _ANSWER = (
-    {"role": role, "content": _TEXT[role]} for role in ("system", "user", "assistant")
-)
-_PLAIN: Messages = [_QUESTION, _ANSWER, _QUESTION, _ANSWER]
-_OWN = "mtpackown"  # a reasoning, and the name of a function that is called
-_FUNCTION = {"name": _OWN, "arguments": {"mtpackkey": "mtpackvalue"}}
-_ANSWERS = (
-    {**_ANSWER, "thinking": _OWN, "reasoning_content": _OWN},
-    {**_ANSWER, "tool_calls": [{"id": "mtpack123", "type": "function", "function": _FUNCTION}]},
-)
+_THINK = frozenset({THINK, END_OF_THINK})  # some templates write them around no reasoning
+_PLAIN: Messages = [QUESTION, ANSWER, QUESTION, ANSWER]
 
 
 def find_written_tokens(template: ChatTemplate, contents: Iterable[str]) -> frozenset[str]:
@@ -95,39 +86,33 @@ def find_turn_tokens(
     a call: these are a part of what the model says. Some templates write them in every dialogue,
     around an empty reasoning or in a system message.
     """
+    renders = MadeUpRenders(template)
     any_token = compile_alternation(control)
     plain: set[str] = set()
     own: set[str] = set()
     tool_lists: tuple[list[object] | None, ...] = (None, [])  # the templates default and tool_use
     for tools in tool_lists:
-        text = _render_first(template, [[_SYSTEM, *_PLAIN], _PLAIN], tools)
+        text = _render_first(renders, [[SYSTEM, *_PLAIN], _PLAIN], tools)
         plain.update(any_token.findall(text))
-        _, _, later = text.partition(_TEXT["assistant"])
-        header, _, rest = later.partition(_TEXT["user"])
+        _, _, later = text.partition(WORDS["assistant"])
+        header, _, rest = later.partition(WORDS["user"])
         of_questions = {*any_token.findall(header), *any_token.findall(rest)[:1]}
-        for answer in _ANSWERS:
-            text = _render_first(template, [[_QUESTION, answer]], tools)
-            before, _, after = text.partition(_OWN)
+        for has_calls, word in ((False, REASONING), (True, NAME)):
+            answers = make_turns(has_calls, "" if has_calls else REASONING)
+            text = _render_first(renders, ([QUESTION, answer] for answer in answers), tools)
+            before, _, after = text.partition(word)
             closing = frozenset(any_token.findall(after)[:1]) - of_questions
             if closing:  # otherwise the turn ends there, and what is before it is its header
                 own |= closing.union(any_token.findall(before)[-1:]) - of_questions
     return (frozenset(plain) - own - _THINK) | frozenset(stops).intersection(control)
 
 
-def compile_alternation(contents: Iterable[str]) -> re.Pattern[str]:
-    """Return the pattern of any of these texts, the longest where several start."""
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
 def _render_first(
-    template: ChatTemplate, dialogues: Iterable[Messages], tools: list[object] | None
+    renders: MadeUpRenders, dialogues: Iterable[Messages], tools: list[object] | None
 ) -> str:
     """Return the text of the first dialogue whose last message the template writes; "" if none."""
-    forms = find_forms(template, tools)
     for messages in dialogues:
-        with suppress(TemplateRaisedError, TemplateLimitError):
-            text = template.render(forms.apply_to_messages(messages), tools)
-            if "mtpack" in text.rpartition(_TEXT["user"])[2]:
-                return text
+        text = renders.text(messages, tools) or ""
+        if "mtpack" in text.rpartition(WORDS["user"])[2]:
+            return text
     return ""

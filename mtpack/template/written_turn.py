@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.template.made_up import TurnKind
+from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.markers import MarkedText, Range
 from mtpack.template.renders import Render, Renders, try_render
-from mtpack.template.turn_probes import TurnProbes, kind_of
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 
@@ -44,14 +44,14 @@ class WrittenTurn:
         return self.render._replace(num_messages=self.message)
 
     @property
-    def content(self) -> str:
+    def region_text(self) -> str:
         """The text of the region."""
         return self.text.text[slice(*self.region)]
 
     @property
     def kind(self) -> TurnKind:
         """The kind of the turn, for probes."""
-        return kind_of(self.dialogue, self.message)
+        return TurnKind.of(self.dialogue, self.message)
 
     @property
     def added_tokens(self) -> AddedTokens:

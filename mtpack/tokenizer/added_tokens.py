@@ -43,8 +43,7 @@ class AddedTokens:
         }
         """Contents by id, of the tokens that are marked special and of `stops`."""
         self.ending = tuple(self.control.values())
-        longest_first = sorted((token.content for token in self.tokens), key=len, reverse=True)
-        self._any = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._any = compile_alternation(token.content for token in self.tokens)
 
     def find_trailing_control_token(self, text: str) -> str:
         """Return the control token that `text` ends in, the longest if several; "" if none."""
@@ -85,6 +84,12 @@ class AddedTokens:
             elif found[0] in contents:
                 tokens.append((found.start(), found[0]))
         return tokens
+
+
+def compile_alternation(contents: Iterable[str]) -> re.Pattern[str]:
+    """Return the pattern of any of these texts, the longest where several start."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def collect_added_tokens(backend: tokenizers.Tokenizer, stops: Iterable[str]) -> AddedTokens:

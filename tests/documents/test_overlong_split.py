@@ -239,14 +239,25 @@ class CountingTemplate(ChatTemplate):
         return super().render(messages, tools, **wanted)
 
 
+def load_counted_renderer(
+    dialogue: Dialogue, seq_len: int
+) -> tuple[Callable[[int], Document | None], list[int]]:
+    """Return what `load_suffix_renderer` returns, and the lengths of all runs that it renders."""
+    template = CountingTemplate()
+    render_suffix = load_suffix_renderer(dialogue, seq_len, template)
+    render_suffix(1)  # the first call also runs the probes of the template
+    template.lengths.clear()
+    return render_suffix, template.lengths
+
+
 def work_for_last_suffix(num_exchanges: int, num_fitting: int) -> list[int]:
     """Return the lengths of all runs that are rendered if `num_fitting` exchanges fit."""
     dialogue = as_dialogue(*exchanges(num_exchanges))
     last = len(dialogue.messages) - 1
     fitting = document_of(dialogue, last + 1 - 2 * num_fitting, last)
-    template = CountingTemplate()
-    assert load_suffix_renderer(dialogue, len(fitting.ids), template)(last) == fitting
-    return template.lengths
+    render_suffix, lengths = load_counted_renderer(dialogue, len(fitting.ids))
+    assert render_suffix(last) == fitting
+    return lengths
 
 
 @pytest.mark.parametrize("num_fitting", [1, 2, 5, 16, 40])
@@ -260,15 +271,14 @@ def test_the_work_for_a_suffix_does_not_grow_with_the_dialogue(num_fitting):
 def test_the_work_for_all_suffixes_of_a_long_dialogue_is_limited():
     """If 10 of 400 messages fit, no turn costs more than the last one."""
     dialogue = as_dialogue(*exchanges(200))
-    template = CountingTemplate()
     seq_len = len(document_of(dialogue, 390, 399).ids)
-    render_suffix = load_suffix_renderer(dialogue, seq_len, template)
+    render_suffix, lengths = load_counted_renderer(dialogue, seq_len)
     turns = range(9, 400, 2)
     for message in turns:
         found = render_suffix(message)
         assert found is not None
         assert len(found.ids) == seq_len
-    assert len(template.lengths) <= len(turns) * len(work_for_last_suffix(200, 5))
+    assert len(lengths) <= len(turns) * len(work_for_last_suffix(200, 5))
 
 
 def test_a_suffix_that_is_nearly_the_whole_dialogue_takes_few_tries():

@@ -294,14 +294,6 @@ KINDS: dict[str, Row] = {
         ],
         "tools": TOOLS,
     },
-    "system, then opened by the assistant": {
-        "messages": [
-            say("system", "marmot"),
-            say("assistant", "otter"),
-            say("user", "badger"),
-            say("assistant", "ferret"),
-        ]
-    },
     "empty messages": {
         "messages": [
             say("user", "walrus"),

@@ -255,8 +255,16 @@ def test_messages_in_no_document_are_not_counted():
     }
 
 
-def test_nothing_is_counted_for_a_template_that_refuses_the_test_dialogues():
-    assert count_dropped(make_template("{{ raise_exception('no') }}"), [CHAT, CALLING]) == {}
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{{ raise_exception('no') }}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+    ],
+    ids=["raises", "exceeds a limit"],
+)
+def test_nothing_is_counted_for_a_template_that_refuses_the_test_dialogues(body):
+    assert count_dropped(make_template(body), [CHAT, CALLING]) == {}
 
 
 # Real templates

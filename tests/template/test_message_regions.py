@@ -228,8 +228,16 @@ def test_the_name_of_the_role_is_not_trained_if_the_scaffold_after_it_is_ordinar
     assert find_trained(source, OTTER) == [(0, "otter<e>")]
 
 
-def test_a_template_without_generation_prompts_is_not_said_to_differ_from_its_prompt():
-    source = PLAIN.removesuffix(PROMPT)
+# The role header of an answer belongs to the question before it (DeepSeek).
+HEADER_AFTER_QUESTIONS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<s>user:{{ m.content }}"
+    "{% if add_generation_prompt or not loop.last %}<s>assistant:{% endif %}"
+    "{% else %}{{ m.content }}{{ '<e>' if m.role == 'assistant' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [PLAIN.removesuffix(PROMPT), HEADER_AFTER_QUESTIONS])
+def test_a_turn_that_continues_a_text_without_generation_prompt_does_not_differ_from_it(source):
     messages = make_messages(("system", "marmot"), OTTER, BADGER, FERRET)
     rendered = render_both_ways(source, make_dialogue(0, Origin("here", 1), messages), "auto")
     assert isinstance(rendered, RenderedDialogue)

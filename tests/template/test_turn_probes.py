@@ -3,7 +3,7 @@
 import pytest
 
 from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.made_up import MadeUpRenders, TurnKind
+from mtpack.template.made_up_renders import MadeUpRenders, TurnKind
 from mtpack.template.modes import Mode
 from mtpack.template.reasoning import Scaffold, find_reasoning_mode
 from mtpack.template.stop_tokens import Ending
@@ -104,11 +104,11 @@ NO_THINKING = Mode("enable_thinking", value=False)
 
 
 def test_modes_are_the_switches_that_change_the_prompts_end_in_the_order_of_the_template():
-    assert probe(SWITCHES).list_modes(has_tools=False) == (THINKING, NO_THINKING)
+    assert probe(SWITCHES).list_modes(ANSWER) == (THINKING, NO_THINKING)
 
 
 def test_a_switch_that_the_user_set_is_no_mode():
-    assert probe(SWITCHES, thinking=False).list_modes(has_tools=False) == (NO_THINKING,)
+    assert probe(SWITCHES, thinking=False).list_modes(ANSWER) == (NO_THINKING,)
 
 
 def reasoning_template(written: str, prompts: str) -> str:
@@ -143,9 +143,7 @@ REASONING_MODES = {
 
 @pytest.mark.parametrize(("source", "mode"), REASONING_MODES.values(), ids=REASONING_MODES)
 def test_a_reasoning_needs_a_mode_if_the_default_drops_it_and_the_mode_does_not(source, mode):
-    template = ChatTemplate({"default": source}, {}, "2026-01-01")
-    modes = probe(source).list_modes(has_tools=False)
-    assert find_reasoning_mode(MadeUpRenders(template), ANSWER, modes) == mode
+    assert find_reasoning_mode(MadeUpRenders(probe(source).template), ANSWER) == mode
 
 
 def test_a_scaffold_is_what_the_template_writes_around_a_reasoning_without_white_space():

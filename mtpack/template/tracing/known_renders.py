@@ -13,7 +13,7 @@ from mtpack.template.markers import IndexedMessage
 from mtpack.template.modes import Mode
 from mtpack.template.tracing.automaton import Automaton
 from mtpack.template.tracing.instrument import RecordingEnvironment, compile_recording
-from mtpack.template.tracing.recorder import INPUTS, Event, Recorder
+from mtpack.template.tracing.recorder import Event, Recorder
 from mtpack.template.tracing.tracers import Untraceable
 
 
@@ -67,14 +67,8 @@ class KnownRenders:
         """Record a render; raise Untraceable if that is not possible."""
         recorder = Recorder(self.template.meter)
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
-        inputs = map(recorder.trace_input, (indexed, tools, prompt))
-        variables = {
-            **dict(zip(INPUTS, inputs, strict=True)),
-            "documents": None,
-            **self.template.variables,
-        }
-        if self.mode is not None:
-            variables[self.mode.name] = self.mode.value
+        inputs = [recorder.trace_input(value) for value in (indexed, tools, prompt)]
+        variables = self.template.make_variables(*inputs, mode=self.mode)
         if self._compiled is None:
             source = self.template.sources[self.name]
             self._compiled = compile_recording(source, self.template.environment, set(variables))

@@ -15,6 +15,7 @@ from typing import Any
 
 from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Reject
+from mtpack.input.message import has_reasoning
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import has_mark_characters, has_reserved_characters
 from mtpack.template.message_regions import TurnNotFoundError
@@ -27,7 +28,7 @@ from mtpack.template.tracing.known_renders import KnownRenders
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
 from mtpack.template.tracing.slotted_renders import FilledRenders, SlottedRenders
 from mtpack.template.tracing.tracers import Untraceable
-from mtpack.template.turn_probes import get_probes, has_reasoning
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.turn_spans import TurnFinder
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -76,7 +77,7 @@ class Replayer:
         self._audit = Audit(seed, share=_AUDIT_SHARE)
         self._template = template
         self._added_tokens = added_tokens
-        self._probes = get_probes(template, added_tokens)
+        self._probes = TurnProbes(template, added_tokens)
         self.merge = merge
         self._known_renders: dict[tuple[str, bool], KnownRenders] = {}
         self._shape_replays: dict[Hashable, list[_ShapeReplay]] = {}

@@ -114,8 +114,8 @@ class SlottedLocatedTurns:
     def of(cls, located: LocatedTurns, value_indices: Sequence[int]) -> SlottedLocatedTurns:
         """Make them from turns in texts with slots; value_indices: as for `SlottedText.of`."""
         turns = [
-            (turn, None if own is None else _SlottedDocument.of(own, value_indices))
-            for turn, own in located.turns
+            (turn, None if served is None else _SlottedDocument.of(served, value_indices))
+            for turn, served in located.turns
         ]
         return cls(SlottedText.of(located.full, value_indices), turns, located.end)
 
@@ -123,12 +123,12 @@ class SlottedLocatedTurns:
         """Return the located turns of a dialogue."""
         full, full_lengths = self.full.fill(values)
         turns: list[tuple[TurnText, DocumentText | None]] = []
-        for turn, own in self.turns:
-            if own is None:
+        for turn, served in self.turns:
+            if served is None:
                 turns.append((_move(turn, self.full, full_lengths), None))
             else:
-                document = own.fill(values)
-                turns.append((_move(turn, own.text, document.turns.lengths), document))
+                document = served.fill(values)
+                turns.append((_move(turn, served.text, document.turns.lengths), document))
         return LocatedTurns(full, turns, self.full.place(self.end, full_lengths))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.template.chat_template import TemplateRaisedError
 from mtpack.template.environment import GENERATION_END, GENERATION_START
-from mtpack.template.made_up import TurnKind
+from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.markers import REGION_END, MarkedText, open_region, read_marks
 from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.modes import Mode
@@ -55,7 +55,7 @@ class FixedProbes:
             choose.choice(((), (Scaffold("<think>", "E"), Scaffold("a", "<|im_start|>")))),
         )
 
-    def list_modes(self, has_tools: bool) -> tuple[Mode, ...]:
+    def list_modes(self, kind: TurnKind) -> tuple[Mode, ...]:
         return self.modes
 
     def choose_mode(self, dialogue: Dialogue) -> Mode | None:
