@@ -24,6 +24,7 @@ from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_token
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
+_NUM_IDS = 2**32  # the type of ids in `tokenizers`
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _HUB_FILES = (
     "tokenizer*.json",
@@ -243,7 +244,8 @@ def _read_stop_tokens(path: Path, backend: tokenizers.Tokenizer) -> list[str]:
     ids = named if isinstance(named, list) else [named]
     if named is not None and not all(type(number) is int and number >= 0 for number in ids):
         raise SetupError(f"{path}: eos_token_id must be a token id or a list of token ids")
-    contents = [backend.id_to_token(number) for number in ids if number is not None]
+    possible = [number for number in ids if number is not None and number < _NUM_IDS]
+    contents = map(backend.id_to_token, possible)
     return [content for content in contents if content]  # it may be that of another vocabulary
 
 
