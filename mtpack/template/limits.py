@@ -81,7 +81,7 @@ class Meter:
         return "".join(texts)
 
 
-class _CodeGenerator(CodeGenerator):
+class LimitedCodeGenerator(CodeGenerator):
     """Compiles templates without computing their constants: no watchdog runs at that time."""
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
@@ -99,7 +99,7 @@ class _CodeGenerator(CodeGenerator):
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """The sandbox of transformers, whose renders count with a meter."""
 
-    code_generator_class = _CodeGenerator
+    code_generator_class = LimitedCodeGenerator
 
     def __init__(self, meter: Meter, **settings: Any) -> None:
         """meter: may be shared with other environments. settings: those of Jinja."""

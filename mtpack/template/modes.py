@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jinja2
 from jinja2 import meta, nodes
 
+from mtpack.template.limits import LimitedCodeGenerator
+
 _SWITCH = re.compile("think|reason")
 
 
@@ -36,7 +38,17 @@ def list_possible_modes(
     variables, which nobody sets. known: the variables that a render sets.
     """
     tree = environment.parse(source)
-    free = meta.find_undeclared_variables(tree).difference(known, environment.globals)
+    variables = _FreeVariables(environment)
+    variables.visit(tree)
+    free = variables.undeclared_identifiers.difference(known, environment.globals)
     read = (node.name for node in tree.find_all(nodes.Name) if node.name in free)
     names = dict.fromkeys(name for name in read if _SWITCH.search(name))
     return tuple(Mode(name, value) for name in names for value in (True, False))
+
+
+class _FreeVariables(meta.TrackingCodeGenerator, LimitedCodeGenerator):
+    """Finds free variables as Jinja does, but without computing constants (`limits.py`)."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.optimizer = None

@@ -24,7 +24,7 @@ from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_token
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
-_MOST_IDS = 2**32  # an id has 32 bits
+_NUM_IDS = 2**32  # the type of ids in `tokenizers`
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _HUB_FILES = (
     "tokenizer*.json",
@@ -244,9 +244,9 @@ def _read_stop_tokens(path: Path, backend: tokenizers.Tokenizer) -> list[str]:
     ids = named if isinstance(named, list) else [named]
     if named is not None and not all(type(number) is int and number >= 0 for number in ids):
         raise SetupError(f"{path}: eos_token_id must be a token id or a list of token ids")
-    # A model may name ids that its vocabulary does not have.
-    known = [number for number in ids if number is not None and number < _MOST_IDS]
-    return [content for content in map(backend.id_to_token, known) if content]
+    possible = [number for number in ids if number is not None and number < _NUM_IDS]
+    contents = map(backend.id_to_token, possible)
+    return [content for content in contents if content]  # it may be that of another vocabulary
 
 
 def _find_pad_id(backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> int:

@@ -111,6 +111,12 @@ def test_a_switch_that_the_user_set_is_no_mode():
     assert probe(SWITCHES, thinking=False).list_modes(ANSWER) == (NO_THINKING,)
 
 
+@pytest.mark.parametrize("constant", ["10 ** 100000", "1 // 0", "'x' * 10**18"])
+def test_no_constant_of_a_template_is_computed_to_find_its_modes(constant):
+    source = "{% if messages[0].content == 'now' %}{{ " + constant + " }}{% endif %}" + SWITCHES
+    assert probe(source).list_modes(has_tools=False) == probe(SWITCHES).list_modes(has_tools=False)
+
+
 def reasoning_template(written: str, prompts: str) -> str:
     return (
         "{% for m in messages %}<{{ m.role }}>"

@@ -43,6 +43,7 @@ def tiny_tokenizer(normalizer: normalizers.Normalizer | None = None) -> tokenize
 TINY = tiny_tokenizer().to_str()
 NEXT_ID = tiny_tokenizer().get_vocab_size()
 """The id of the first token that is added to the tiny tokenizer."""
+TINY_VOCABULARY = {number: token for token, number in tiny_tokenizer().get_vocab().items()}
 
 
 def save(folder: Path, tokenizer: str = TINY, config: dict | None = None) -> Path:
@@ -467,6 +468,33 @@ def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, eos):
 
 
 # Refused tokenizers
+
+
+def save_with_stops(folder: Path, stops: str) -> Path:
+    """Write a tokenizer whose `generation_config.json` names these stop tokens, as JSON."""
+    save(folder, config={"eos_token": "<unk>"})
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {stops}}}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stops", "contents"),
+    [
+        ("3", ("<unk>", TINY_VOCABULARY[3])),
+        ("[3, 0, 4]", ("<unk>", *(TINY_VOCABULARY[number] for number in (3, 4)))),
+        ("null", ("<unk>",)),
+        ("[]", ("<unk>",)),
+        ("[100000, 4294967295, 4294967296, 1000000000000000000000]", ("<unk>",)),
+    ],
+)
+def test_generation_stops_at_all_tokens_that_the_files_name(tmp_path, stops, contents):
+    loaded = load_tokenizer(str(save_with_stops(tmp_path, stops)))
+    assert loaded.added_tokens.stops == contents
+
+
+@pytest.mark.parametrize("stops", ['"<unk>"', "-1", "true", "1.0", "[[1]]", "[null]", "{}", "NaN"])
+def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, stops):
+    assert "eos_token_id must be a token id" in refusal(save_with_stops(tmp_path, stops))
 
 
 def truncating() -> str:
