@@ -457,19 +457,6 @@ def test_the_digest_changes_with_the_stop_tokens_alone(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("eos", ['"</s>"', "[1.5]", "[true]", "[-1]", "{}", "[[1]]"])
-def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, eos):
-    folder = save(tmp_path)
-    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {eos}}}')
-    assert refusal(folder) == (
-        f"{folder / 'generation_config.json'}: eos_token_id must be a token id or a list of token "
-        "ids"
-    )
-
-
-# Refused tokenizers
-
-
 def save_with_stops(folder: Path, stops: str) -> Path:
     """Write a tokenizer whose `generation_config.json` names these stop tokens, as JSON."""
     save(folder, config={"eos_token": "<unk>"})
@@ -477,24 +464,12 @@ def save_with_stops(folder: Path, stops: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("stops", "contents"),
-    [
-        ("3", ("<unk>", TINY_VOCABULARY[3])),
-        ("[3, 0, 4]", ("<unk>", *(TINY_VOCABULARY[number] for number in (3, 4)))),
-        ("null", ("<unk>",)),
-        ("[]", ("<unk>",)),
-        ("[100000, 4294967295, 4294967296, 1000000000000000000000]", ("<unk>",)),
-    ],
-)
-def test_generation_stops_at_all_tokens_that_the_files_name(tmp_path, stops, contents):
-    loaded = load_tokenizer(str(save_with_stops(tmp_path, stops)))
-    assert loaded.added_tokens.stops == contents
-
-
 @pytest.mark.parametrize("stops", ['"<unk>"', "-1", "true", "1.0", "[[1]]", "[null]", "{}", "NaN"])
 def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, stops):
     assert "eos_token_id must be a token id" in refusal(save_with_stops(tmp_path, stops))
+
+
+# Refused tokenizers
 
 
 def truncating() -> str:
