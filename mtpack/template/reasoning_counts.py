@@ -33,13 +33,14 @@ class ReasoningCounts:
         if dialogue.texts is not None and _END_OF_REASONING not in (dialogue.joined_texts or ""):
             self._kinds[_PLAIN] += dialogue.roles.count("assistant")
             return
-        mode = self._probes.choose_mode(dialogue)
+        turns = dialogue.trained_messages()
+        without = [index for index in turns if not has_reasoning(dialogue.messages[index])]
+        mode = None if len(without) == len(turns) else self._probes.choose_mode(dialogue)
         if mode is not None:  # its prompt opens a reasoning, as its turns do
             self._modes[str(mode)] += 1
             return
-        for index in dialogue.trained_messages():
-            message = dialogue.messages[index]
-            if not has_reasoning(message) and _END_OF_REASONING not in str(message.get("content")):
+        for index in without:
+            if _END_OF_REASONING not in str(dialogue.messages[index].get("content")):
                 self._kinds[kind_of(dialogue, index)] += 1
 
     def count(self) -> Counts:
