@@ -77,7 +77,18 @@ class MessageForms:
 
     def apply_to_messages(self, messages: Messages) -> Messages:
         """Return messages in these forms; those that need no change are the same objects."""
-        return [self._apply_to_message(message) for message in messages]
+        return [
+            message if self._is_plain_text(message) else self._apply_to_message(message)
+            for message in messages
+        ]
+
+    def _is_plain_text(self, message: Message) -> bool:
+        """Return whether a message needs no change, since it has a text and no calls."""
+        return (
+            type(message.get("content")) is str
+            and "tool_calls" not in message
+            and message["role"] not in self.only_parts
+        )
 
     def _apply_to_message(self, message: Message) -> Message:
         role, content = message["role"], message.get("content")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 from mtpack.input.message import END_OF_THINK, THINK
-from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message
+from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message, make_result
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode
 from mtpack.template.slots import find_common_length
@@ -56,18 +57,24 @@ def find_modes(renders: MadeUpRenders, kind: TurnKind) -> tuple[Mode, ...]:
 
 
 @lru_cache(maxsize=64)
-def find_reasoning_mode(renders: MadeUpRenders, kind: TurnKind) -> Mode | None:
+def find_reasoning_mode(
+    renders: MadeUpRenders, kind: TurnKind, *, after_result: bool
+) -> Mode | None:
     """Return the mode that has to be set so that a reasoning is trained; None if none has to be.
 
     It has to be where the default mode drops a reasoning, or closes it in the prompt, and the mode
     writes it and continues its own prompt. It need not be if both modes write the same text.
+    after_result: whether the turn follows a tool's result, and not a question.
     """
-    for message in make_turns(kind.has_calls, REASONING):
-        default = renders.text([QUESTION, message], kind.tools)
+    results = [[call, make_result()] for call in make_turns(has_calls=True)]
+    for before, message in product(
+        results if after_result else [[]], make_turns(kind.has_calls, REASONING)
+    ):
+        default = renders.text([QUESTION, *before, message], kind.tools)
         if default is None:
             continue
         for mode in (None, *find_modes(renders, kind)):
-            turn = _render_turn(renders, message, kind, mode)
+            turn = _render_turn(renders, [QUESTION, *before], message, kind, mode)
             if turn is not None and REASONING in (turn.text or ""):
                 return None if turn.own == default else mode
         return None
@@ -75,7 +82,7 @@ def find_reasoning_mode(renders: MadeUpRenders, kind: TurnKind) -> Mode | None:
 
 
 class _MadeUpTurn(NamedTuple):
-    """A made-up message of an assistant after a question, in a mode."""
+    """A made-up message of an assistant, in a mode."""
 
     own: str
     """The text up to the message."""
@@ -97,11 +104,15 @@ class _MadeUpTurn(NamedTuple):
 
 
 def _render_turn(
-    renders: MadeUpRenders, message: Message, kind: TurnKind, mode: Mode | None
+    renders: MadeUpRenders,
+    before: Sequence[Message],
+    message: Message,
+    kind: TurnKind,
+    mode: Mode | None,
 ) -> _MadeUpTurn | None:
-    """Render a message after a question; None if the template refuses it, or its prompt."""
-    own = renders.text([QUESTION, message], kind.tools, mode)
-    prompt = renders.text([QUESTION], kind.tools, mode, prompt=True)
+    """Render a message after others; None if the template refuses it, or its prompt."""
+    own = renders.text([*before, message], kind.tools, mode)
+    prompt = renders.text(list(before), kind.tools, mode, prompt=True)
     return None if own is None or prompt is None else _MadeUpTurn(own, prompt)
 
 
@@ -141,15 +152,20 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
 
 
 @lru_cache(maxsize=64)
-def find_gap(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Gap | None:
-    """Return what is missing in a turn without a reasoning; None if nothing is."""
-    modes = find_modes(renders, kind)
+def find_gap(
+    renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind, base: Mode | None
+) -> Gap | None:
+    """Return what is missing in a turn without a reasoning; None if nothing is.
+
+    base: the mode of its dialogue.
+    """
+    modes = [mode for mode in find_modes(renders, kind) if base is None or mode.name != base.name]
     scaffolds = find_scaffolds(renders, added_tokens)
     for message in make_turns(kind.has_calls):
-        turn = _render_turn(renders, message, kind, None)
+        turn = _render_turn(renders, [QUESTION], message, kind, base)
         if turn is None:
             continue
-        others = {mode: _render_turn(renders, message, kind, mode) for mode in modes}
+        others = {mode: _render_turn(renders, [QUESTION], message, kind, mode) for mode in modes}
         fitting = {
             mode: other.own
             for mode, other in others.items()

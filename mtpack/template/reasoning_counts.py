@@ -12,6 +12,7 @@ from mtpack.counts import NO_MODE, Counts
 from mtpack.input.dialogue import Dialogue
 from mtpack.input.message import END_OF_THINK, has_reasoning
 from mtpack.template.made_up_renders import TurnKind
+from mtpack.template.modes import Mode
 from mtpack.template.turn_probes import TurnProbes
 
 _PLAIN = TurnKind(has_tools=False, has_calls=False)
@@ -24,28 +25,29 @@ class ReasoningCounts:
         """Take the probes of the template; start with no dialogues."""
         self._probes = probes
         self._modes: Counter[str] = Counter()
-        self._kinds: Counter[TurnKind] = Counter()
+        self._kinds: Counter[tuple[TurnKind, Mode | None]] = Counter()
+        """Of turns without a reasoning, with the mode of their dialogue."""
 
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue and its trained turns."""
         if dialogue.texts is not None and END_OF_THINK not in (dialogue.joined_texts or ""):
-            self._kinds[_PLAIN] += dialogue.roles.count("assistant")
+            self._kinds[_PLAIN, None] += dialogue.roles.count("assistant")
             return
-        mode = self._probes.choose_mode(dialogue)
-        if mode is not None:  # its prompt opens a reasoning, as its turns do
+        turns = dialogue.trained_messages()
+        without = [index for index in turns if not has_reasoning(dialogue.messages[index])]
+        mode = None if len(without) == len(turns) else self._probes.choose_mode(dialogue)
+        if mode is not None:
             self._modes[str(mode)] += 1
-            return
-        for index in dialogue.trained_messages():
-            message = dialogue.messages[index]
-            if not has_reasoning(message) and END_OF_THINK not in str(message.get("content")):
-                self._kinds[TurnKind.of(dialogue, index)] += 1
+        for index in without:
+            if END_OF_THINK not in str(dialogue.messages[index].get("content")):
+                self._kinds[TurnKind.of(dialogue, index), mode] += 1
 
     def count(self) -> Counts:
         """Return the counts of all dialogues."""
         missing: Counter[str] = Counter()
         empty: Counter[str] = Counter()
-        for kind, number in self._kinds.items():
-            gap = self._probes.find_gap(kind)
+        for (kind, mode), number in self._kinds.items():
+            gap = self._probes.find_gap(kind, mode)
             if gap is not None:
                 (empty if gap.is_empty else missing)[str(gap.mode or NO_MODE)] += number
         return Counts(

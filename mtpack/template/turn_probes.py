@@ -46,8 +46,10 @@ class TurnProbes:
         if dialogue.texts is not None:
             return None
         for message in dialogue.trained_messages():
-            if has_reasoning(dialogue.messages[message]):
-                mode = find_reasoning_mode(self._renders, TurnKind.of(dialogue, message))
+            previous = dialogue.roles[message - 1] if message else None
+            if previous in ("user", "tool") and has_reasoning(dialogue.messages[message]):
+                kind = TurnKind.of(dialogue, message)
+                mode = find_reasoning_mode(self._renders, kind, after_result=previous == "tool")
                 if mode is not None:
                     return mode
         return None
@@ -57,6 +59,9 @@ class TurnProbes:
         """The empty reasonings that the template can write."""
         return find_scaffolds(self._renders, self.added_tokens)
 
-    def find_gap(self, kind: TurnKind) -> Gap | None:
-        """Return what is missing in a turn without a reasoning; None if nothing is."""
-        return find_gap(self._renders, self.added_tokens, kind)
+    def find_gap(self, kind: TurnKind, mode: Mode | None) -> Gap | None:
+        """Return what is missing in a turn without a reasoning; None if nothing is.
+
+        mode: that of its dialogue.
+        """
+        return find_gap(self._renders, self.added_tokens, kind, mode)

@@ -203,6 +203,9 @@ class TurnFinder:
         elif rest.startswith(last_token) and not full[:end].endswith(last_token):
             # Here the token also opens the next message.
             end = len(full) - len(rest) + len(last_token)
+        else:
+            flags = found.turn.flags & (TurnFlag.NO_EOT | TurnFlag.NOT_A_STOP)
+            bent = bent._replace(flags=bent.flags | flags)
         return bent._replace(spans=((bent.start, end),), end=end)
 
     def _render_own(self, message: int) -> MarkedText | None:

@@ -187,7 +187,8 @@ class Reference:
             elif merge == "always":
                 own_turn = "" if self.has_tags else served[turn.spans[0][0] : turn.end]
                 bent = self.find_turn_in_full(messages, tools, index, full, document, own_turn)
-                merged.append(replace(bent, flags=turn.flags))
+                ends = bent.flags & {"NO_EOT", "NOT_A_STOP"}
+                merged.append(replace(bent, flags=turn.flags | ends))
             else:
                 alone.append((served, turn))
 

@@ -149,7 +149,8 @@ REASONING_MODES = {
 
 @pytest.mark.parametrize(("source", "mode"), REASONING_MODES.values(), ids=REASONING_MODES)
 def test_a_reasoning_needs_a_mode_if_the_default_drops_it_and_the_mode_does_not(source, mode):
-    assert find_reasoning_mode(MadeUpRenders(probe(source).template), ANSWER) == mode
+    renders = MadeUpRenders(probe(source).template)
+    assert find_reasoning_mode(renders, ANSWER, after_result=False) == mode
 
 
 def test_a_scaffold_is_what_the_template_writes_around_a_reasoning_without_white_space():

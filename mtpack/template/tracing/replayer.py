@@ -256,6 +256,8 @@ def _describe_message(message: dict[str, Any]) -> Hashable:
     for name, value in message.items():
         kind = operations.classify(value)
         kinds.append((name, kind if kind in (str, list, dict) else repr(value)))
-    # Probes find how the template writes these kinds of messages.
-    kind = (bool(message.get("tool_calls")), has_reasoning(message))
-    return (message["role"], kind, *sorted(kinds))
+    role = message["role"]
+    if role != "assistant":
+        return (role, *sorted(kinds))
+    # Probes find how the template writes these kinds of turns.
+    return (role, bool(message.get("tool_calls")), has_reasoning(message), *sorted(kinds))
