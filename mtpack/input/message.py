@@ -161,6 +161,11 @@ def is_text_parts(role: str, content: Any) -> bool:
     )
 
 
+def make_text_parts(*texts: str) -> list[dict[str, Any]]:
+    """Return a content that is a list of text parts."""
+    return [{"type": "text", "text": text} for text in texts]
+
+
 def has_reasoning(message: dict[str, Any]) -> bool:
     """Return whether a message has a reasoning in its field."""
     return bool(message.get("reasoning_content", "").strip())

@@ -20,7 +20,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import SYSTEM_ROLES, Dialogue, Origin, make_dialogue
-from mtpack.input.message import END_OF_THINK, THINK, has_reasoning, is_text_parts
+from mtpack.input.message import END_OF_THINK, THINK, has_reasoning, is_text_parts, make_text_parts
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import (
     WORDS,
@@ -304,9 +304,9 @@ def _make_message(kind: _Kind) -> tuple[Message, dict[str, str]]:
         ),
         "thinking, blank": ("<think>\nebony\n</think>", {"ebony": "content.thinking"}),
         "blank, answer": ("<think>\n\n</think>\n\ncedar", {"cedar": "content"}),
-        "part": ([_make_part("cedar")], {"cedar": "content"}),
+        "part": (make_text_parts("cedar"), {"cedar": "content"}),
         "parts": (
-            [_make_part("cedar"), _make_part("ebony")],
+            make_text_parts("cedar", "ebony"),
             {"cedar": "content", "ebony": "content"},
         ),
         "object": ({"leaf": "cedar"}, {"cedar": "content"}),
@@ -325,10 +325,6 @@ def _make_message(kind: _Kind) -> tuple[Message, dict[str, str]]:
             if kind.calls.has_arguments:
                 words[argument] = "tool_calls"
     return fields, words
-
-
-def _make_part(word: str) -> Message:
-    return {"type": "text", "text": word}
 
 
 def _make_call(name: str, argument: str, calls: _Calls) -> Message:

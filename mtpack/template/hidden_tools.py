@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from mtpack.input.dialogue import Dialogue, Reason, Reject
+from mtpack.input.message import make_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.dropped_content import Kind, find_dropped_parts, list_kinds
 from mtpack.template.limits import TemplateLimitError
@@ -84,7 +85,7 @@ def _change_words(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         is_list = isinstance(message["content"], list)
         result = WORDS["tool"]
-        return message | {"content": [{"type": "text", "text": result}] if is_list else result}
+        return message | {"content": make_text_parts(result) if is_list else result}
     return message | {"tool_calls": [_change_call(call) for call in message["tool_calls"]]}
 
 

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from operator import is_
 from typing import Any
 
 from mtpack.input.dialogue import ROLES, Dialogue, Messages, make_dialogue
-from mtpack.input.message import is_text_parts
+from mtpack.input.message import is_text_parts, make_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.made_up import (
@@ -69,7 +70,7 @@ class MessageForms:
         if dialogue.texts is not None and not self.only_parts:
             return dialogue
         messages = self.apply_to_messages(dialogue.messages)
-        if all(map(_is_same, messages, dialogue.messages)):
+        if all(map(is_, messages, dialogue.messages)):
             return dialogue
         return make_dialogue(
             dialogue.row, dialogue.origin, messages, dialogue.tools, dialogue.untrained
@@ -113,11 +114,7 @@ class MessageForms:
             return content
         if has_calls and not content and self.null_content:
             return None
-        return [{"type": "text", "text": content}] if role in self.only_parts else content
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return one is other
+        return make_text_parts(content) if role in self.only_parts else content
 
 
 def _is_special_part(parts: list[Message]) -> bool:
@@ -207,7 +204,7 @@ class _Probes:
             # The keys of parts show that the template wrote the list and did not read it.
             return any(
                 all(word in text for word in words) and not re.search(r"""["']text\\?["']:""", text)
-                for text in render(_make_parts(words))
+                for text in render(make_text_parts(*words))
             )
 
         word = _WORDS[0]
@@ -298,7 +295,3 @@ class _Probes:
 
 
 _ONLY_PARTS = MessageForms(only_parts=frozenset(ROLES))
-
-
-def _make_parts(texts: Iterable[str]) -> list[Message]:
-    return [{"type": "text", "text": text} for text in texts]
