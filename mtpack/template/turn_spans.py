@@ -204,8 +204,9 @@ class TurnFinder:
             # Here the token also opens the next message.
             end = len(full) - len(rest) + len(last_token)
         else:
-            flags = found.turn.flags & (TurnFlag.NO_EOT | TurnFlag.NOT_A_STOP)
-            bent = bent._replace(flags=bent.flags | flags)
+            ends = found.turn.flags & (TurnFlag.NO_EOT | TurnFlag.NOT_A_STOP)
+            ends |= TurnFlag.NO_EOT if found.stop else TurnFlag(0)  # it does not follow here
+            bent = bent._replace(flags=bent.flags | ends)
         return bent._replace(spans=((bent.start, end),), end=end)
 
     def _render_own(self, message: int) -> MarkedText | None:
