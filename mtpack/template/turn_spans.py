@@ -192,9 +192,10 @@ class TurnFinder:
         own_text = until_end[turn.start :]
         require_no_slots(full, own_text)
         found = self._locate(self._full, turn.message)
+        ends = found.turn.flags & (TurnFlag.NO_EOT | TurnFlag.NOT_A_STOP)
         bent = found.turn._replace(flags=turn.flags | TurnFlag.BENT)
         if self._full.generations is not None:
-            return bent
+            return bent._replace(flags=bent.flags | ends)
         last_token = self.probes.added_tokens.find_trailing_control_token(own_text)
         end = bent.end
         rest = full[end:].lstrip() if found.stop else full[end:]
@@ -204,7 +205,6 @@ class TurnFinder:
             # Here the token also opens the next message.
             end = len(full) - len(rest) + len(last_token)
         else:
-            ends = found.turn.flags & (TurnFlag.NO_EOT | TurnFlag.NOT_A_STOP)
             ends |= TurnFlag.NO_EOT if found.stop else TurnFlag(0)  # it does not follow here
             bent = bent._replace(flags=bent.flags | ends)
         return bent._replace(spans=((bent.start, end),), end=end)

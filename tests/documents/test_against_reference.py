@@ -9,21 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from mtpack.input.dialogue import Dialogue, Origin, Reject
-from mtpack.input.reading import LINE_LIMIT
-from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import load_chat_template
 from mtpack.template.tracing.replayer import Replayer
-from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import SAMPLE_DATA, SHARED, shared
-from tests.support.reference import Reference, ReferenceDocument
 from tests.support.template_facts import CHATML, MINIMIND, PHI, QWEN_3
 from tests.support.template_table import (
     MERGES,
     CachedReference,
+    LoadedTemplate,
+    as_dialogue,
     compute_reference_documents,
-    encode_documents,
     list_flags,
+    pack,
+    refuse,
 )
 
 TOKENIZERS = {
@@ -45,12 +44,13 @@ NUM_DIALOGUES = 120
 
 
 @cache
-def load(name: str) -> tuple[LoadedTokenizer, list[Replayer], Reference]:
+def load(name: str) -> tuple[LoadedTemplate, list[Replayer]]:
     folder = EMBEDDED_FOLDER if name == "embedded" else shared(f"tokenizers/{name}")
     tokenizer = load_tokenizer(str(folder))
     template = load_chat_template(tokenizer, None, (), "2026-01-01")
     replayers = [Replayer(template, tokenizer.added_tokens, merge) for merge in MERGES]
-    return tokenizer, replayers, CachedReference(folder, TOKENIZERS[name])
+    reference = CachedReference(folder, TOKENIZERS[name])
+    return LoadedTemplate(reference, tokenizer, template), replayers
 
 
 def draw_lines(path: Path) -> list[tuple[int, bytes]]:
@@ -60,29 +60,19 @@ def draw_lines(path: Path) -> list[tuple[int, bytes]]:
     return random.Random(path.name).sample(lines, min(NUM_DIALOGUES, len(lines)))
 
 
-def make_documents(
-    tokenizer: LoadedTokenizer, replayer: Replayer, dialogue: Dialogue
-) -> list[ReferenceDocument] | None:
-    """Return the documents that mtpack makes, or None if the template refuses the dialogue."""
-    rendered = replayer.render_dialogue(dialogue)
-    if isinstance(rendered, Reject):
-        assert rendered.reason == "template_raised", rendered
-        return None
-    return encode_documents(tokenizer, rendered, replayer.merge)
-
-
 def compare(name: str, path: Path) -> None:
-    tokenizer, replayers, reference = load(name)
+    loaded, replayers = load(name)
     for line, text in draw_lines(path):
-        dialogue = read_dialogue(line - 1, Origin(path.name, line), text, LINE_LIMIT)
-        assert isinstance(dialogue, Dialogue), dialogue
+        row = json.loads(text)
+        dialogue = as_dialogue(row, loaded.template)
         for replayer in replayers:
-            expected = compute_reference_documents(reference, json.loads(text), replayer.merge)
-            found = make_documents(tokenizer, replayer, dialogue)
+            expected = compute_reference_documents(loaded.reference, row, replayer.merge)
+            rendered = refuse(loaded, dialogue) or replayer.render_dialogue(dialogue)
+            found = pack(loaded, rendered, replayer.merge)
             where = f"{path.name} line {line}, --merge {replayer.merge}"
             assert found == expected, where
             assert list_flags([found]) == list_flags([expected]), where
-        reference.rendered.clear()
+        loaded.reference.rendered.clear()
 
 
 @pytest.mark.oracle

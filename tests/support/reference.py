@@ -185,10 +185,7 @@ class Reference:
                 merged.append(turn)
                 to_compare[index] = served
             elif merge == "always":
-                own_turn = "" if self.has_tags else served[turn.spans[0][0] : turn.end]
-                bent = self.find_turn_in_full(messages, tools, index, full, document, own_turn)
-                ends = bent.flags & {"NO_EOT", "NOT_A_STOP"}
-                merged.append(replace(bent, flags=turn.flags | ends))
+                merged.append(self.find_bent(messages, tools, served, turn, full, document))
             else:
                 alone.append((served, turn))
 
@@ -207,6 +204,24 @@ class Reference:
             for served, turn in alone
         ]
         return [document for document in candidates if document.turns]
+
+    def find_bent(
+        self,
+        messages: list[Message],
+        tools: Any,
+        served: str,
+        turn: Turn,
+        full: str,
+        document: str,
+    ) -> Turn:
+        """Return a turn of `served` in the merged document, where its text or context differs."""
+        own_turn = "" if self.has_tags else served[turn.spans[0][0] : turn.end]
+        bent = self.find_turn_in_full(messages, tools, turn.message, full, document, own_turn)
+        ends = bent.flags & {"NO_EOT", "NOT_A_STOP"}
+        for token in self.added_tokens.values():
+            if served[: turn.end].endswith(token) and document[: bent.end].endswith(token):
+                ends = frozenset()  # it ends in the same token
+        return replace(bent, flags=turn.flags | ends)
 
     def prompts(self, index: int) -> set[str]:
         """Return what a server may prompt with for message `index` of the current dialogue."""
@@ -323,19 +338,18 @@ class Reference:
 
     def reads_parts(self, messages: list[Message], role: str, tools: Any) -> bool:
         """Return whether the template writes all parts of this role, and not the list itself."""
-        texts = [
-            part["text"]
-            for message in messages
-            if message["role"] == role and isinstance(message.get("content"), list)
-            for part in message["content"]
-        ]
+        texts = [OTHER, "\ue001"]  # parts of a row may be empty
+        parts = {"content": [{"type": "text", "text": text} for text in texts]}
+        if not any(m["role"] == role and isinstance(m.get("content"), list) for m in messages):
+            return True
+        messages = [m | parts if m["role"] == role else m for m in messages]
         others_as_text = [m if m["role"] == role else join_parts(m) for m in messages]
         for tried in (messages, others_as_text):
             with suppress(TemplateRaised):
                 text = self.render(tried, tools)
                 if all(part in text for part in texts) and not re.search("[\"']text[\"']: ", text):
                     return True
-        return not texts
+        return False
 
     def find_turn_in_own(
         self, messages: list[Message], tools: Any, index: int, own: str

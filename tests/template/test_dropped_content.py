@@ -12,12 +12,14 @@ import pytest
 
 import mtpack
 from mtpack.input import reading
-from mtpack.input.dialogue import Dialogue, Origin
+from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.dropped_content import MessageKinds
 from mtpack.template.message_forms import find_forms
+from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import SHARED, shared
 
@@ -324,13 +326,23 @@ def test_the_result_for_a_kind_is_that_for_each_of_its_messages(name):
         assert count_dropped(template, [row]) == expected
 
 
+def render_served(template: ChatTemplate, messages: list[dict], tools: list | None) -> str:
+    """Return what the model sees and writes at inference for the last message."""
+    text = template.render(messages, tools)
+    dialogue = make_dialogue(0, Origin("row", 1), messages, tools, range(len(messages) - 1))
+    rendered = render_dialogue(template, TOKENS, dialogue, "never")
+    return rendered.own[0].text if isinstance(rendered, RenderedDialogue) and rendered.own else text
+
+
 def find_dropped_one_by_one(template: ChatTemplate, row: Dialogue) -> Iterator[str]:
     """Yield the dropped parts of each message, found by changing the dialogue itself."""
     messages = row.messages
     if row.tools:
         first = row.roles.index("assistant")
         changed = replace_word({"tools": row.tools}, "weather")["tools"]
-        texts = [template.render(messages[: first + 1], tools) for tools in (row.tools, changed)]
+        texts = [
+            render_served(template, messages[: first + 1], tools) for tools in (row.tools, changed)
+        ]
         if texts[0] == texts[1]:
             yield "tools"
     for index, message in enumerate(messages[: row.trained_messages()[-1] + 1]):
@@ -339,7 +351,7 @@ def find_dropped_one_by_one(template: ChatTemplate, row: Dialogue) -> Iterator[s
         def seen(fields: dict, index: int = index, end: int = end) -> str:
             changed = messages[: end + 1]
             changed[index] = fields
-            return template.render(changed, row.tools)
+            return render_served(template, changed, row.tools)
 
         text = seen(message)
         for part, words in find_words(message).items():

@@ -84,7 +84,8 @@ CASES = ("sameid.jsonl", "open.jsonl", "starts_assistant.jsonl")
 @pytest.mark.parametrize("name", FACTS)
 def test_the_small_inputs_give_the_documents_of_the_reference(name):
     with load_template(name) as loaded:
-        for case in CASES:
+        opened = (name, "opened by the assistant") in EXCEPTIONS
+        for case in CASES[:1] if opened else CASES:
             row = json.loads(shared(f"data/cases/{case}").read_text(encoding="utf-8"))
             for merge in MERGES:
                 found = pack(loaded, render(loaded, row, merge), merge)

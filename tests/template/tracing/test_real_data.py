@@ -21,6 +21,7 @@ from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.tracing.replayer import Replayer
+from mtpack.template.turn_probes import TurnProbes
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import shared
@@ -91,7 +92,8 @@ def replay_all(
         found, was_replayed = render(replayers["auto"], dialogue)
         if was_replayed:
             assert isinstance(found, RenderedDialogue)
-            text = template.render(dialogue.messages, dialogue.tools)
+            mode = TurnProbes(template, load_added_tokens()).choose_mode(dialogue)
+            text = template.render(dialogue.messages, dialogue.tools, mode=mode)
             assert found.merged.text == text, str(dialogue.origin)
             counts.replayed += 1
         elif isinstance(found, Reject):
