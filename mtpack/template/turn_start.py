@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import SYSTEM_ROLES
 from mtpack.template.markers import MarkedText
@@ -148,11 +148,17 @@ def _find_header_end(turn: WrittenTurn, length: int) -> int | None:
     before = turn.text.text[:end]
     if turn.renders.have_slots and not before.endswith(prompt.text[last[0] : length]):
         raise UndecidedError  # the content may be only a part of what is written for the message
-    content = turn.dialogue.messages[turn.message - 1].get("content")
-    first = last[0]
-    if isinstance(content, str) and content.strip():
-        first = max(first, prompt.text.rfind(content.strip(), *last))
+    content = _first_text(turn.dialogue.messages[turn.message - 1].get("content"))
+    first = max(last[0], prompt.text.rfind(content, *last)) if content else last[0]
     return end if before.endswith(prompt.text[first:length]) else None
+
+
+def _first_text(content: Any) -> str:
+    """Return a content that is text, or the first of its text parts that is not blank."""
+    texts = [content]
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _find_scaffold(prompt: str, scaffold: Scaffold) -> int | None:

@@ -194,6 +194,7 @@ class LiteralReference(Reference):
     def __init__(self, name: str, facts: Facts, template: str | None) -> None:
         super().__init__(folder_of(name), facts, template)
         self.ordinary = ordinary_text(name)
+        self.loops_over_parts = name == "embedded"
         control = sorted(self.ordinary.control, key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, control)))
         turn_tokens = sorted(TURN_TOKENS[name], key=len, reverse=True)
@@ -203,13 +204,19 @@ class LiteralReference(Reference):
     def documents(self, row: dict, merge: str) -> list[ReferenceDocument]:
         messages = [
             self.hide(
-                message | {"content": join_parts(message["content"])},
+                message | {"content": self.join_parts(message)},
                 self.turn_tokens if message["role"] == "assistant" else self.control,
             )
             for message in row["messages"]
         ]
         tools = self.hide(row["tools"], self.control)
         return super().documents({"messages": messages, "tools": tools}, merge)
+
+    def join_parts(self, message: dict) -> str:
+        content = message["content"]
+        loops = self.loops_over_parts and message["role"] != "tool"
+        separator = "" if loops else "\n"
+        return content if isinstance(content, str) else separator.join(p["text"] for p in content)
 
     def hide(self, value, tokens: re.Pattern[str]):
         if isinstance(value, str):
@@ -231,10 +238,6 @@ class LiteralReference(Reference):
         return self.ordinary.tokens_around(
             [(index % 2 == 1, self.unhide(segment)) for index, segment in enumerate(segments)]
         )
-
-
-def join_parts(content: str | list[dict]) -> str:
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 CHATML = (

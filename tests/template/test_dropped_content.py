@@ -313,11 +313,28 @@ def test_glm_drops_arguments_only_if_they_are_wanted_as_text():
 # One test for each kind of message gives the same as one for each message
 
 
+# They move the system message into a question: in the prompt of a turn, and so in its context,
+# unless the question is blank.
+MOVING = ("axolotl/mistral_v2v3.jinja", "axolotl/mistral_v3_tekken.jinja")
+
+
+def by_role(row: Dialogue) -> Iterator[tuple[str, dict]]:
+    return zip(row.roles, row.messages, strict=True)
+
+
+def is_blank(message: dict) -> bool:
+    content = message["content"]
+    texts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    return not "".join(texts).strip()
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_result_for_a_kind_is_that_for_each_of_its_messages(name):
     template = read_template(name)
     for row in make_random_dialogues(25):
+        if name in MOVING and any(role == "user" and is_blank(m) for role, m in by_role(row)):
+            continue
         row = find_forms(template, row.tools).apply(row)
         try:
             expected = Counter(find_dropped_one_by_one(template, row))
