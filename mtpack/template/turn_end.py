@@ -32,35 +32,35 @@ class End(NamedTuple):
 def find_end(turn: WrittenTurn) -> End:
     """Return the end of a turn: the first rule that finds it decides."""
     ending = turn.probes.find_ending(turn.kind)
+    region = _find_range(turn)
     for rule in _RULES:
-        found = rule(turn, ending)
+        found = rule(turn, ending, region)
         if found is not None:
             return found
-    end = _find_end_of_text(turn)
+    end = _strip_space(turn, region)
     is_marked = ending.in_message and ends_in(turn.text.text[:end], turn.added_tokens.ending)
     return End(end, is_marked=is_marked)
 
 
-def _end_before_stop(turn: WrittenTurn, ending: Ending) -> End | None:
+def _end_before_stop(turn: WrittenTurn, ending: Ending, region: Range) -> End | None:
     """The template writes the turn's stop token with the next message."""
     if not ending.stop or turn.text.generations is not None:
         return None
-    start, end = _find_range(turn)
-    text = turn.text.text[start:end]
+    text = turn.text.text[slice(*region)]
     if not turn.is_last:  # the next message is there, and its start may belong to the region
-        written = _find_end_of_text(turn)
+        written = _strip_space(turn, region)
         if ends_in(turn.text.text[:written], (ending.stop.strip(),)):
             return End(written)
     if not ends_in(text, (ending.trailing,)):
         return None
-    return End(end - len(ending.trailing), ending.stop)
+    return End(region[1] - len(ending.trailing), ending.stop)
 
 
-def _end_in_control_token(turn: WrittenTurn, ending: Ending) -> End | None:
+def _end_in_control_token(turn: WrittenTurn, ending: Ending, region: Range) -> End | None:
     """The message ends in a control token, which is not the end of its own prompt."""
     if not ending.in_message:  # then it can only be a part of the content
         return None
-    end = _find_end_of_text(turn)
+    end = _strip_space(turn, region)
     text = turn.text.text[:end]
     if not ends_in(text, turn.added_tokens.ending):
         return None
@@ -68,12 +68,12 @@ def _end_in_control_token(turn: WrittenTurn, ending: Ending) -> End | None:
     return None if in_prompt else End(end)
 
 
-def _end_after_closing_token(turn: WrittenTurn, ending: Ending) -> End | None:
+def _end_after_closing_token(turn: WrittenTurn, ending: Ending, region: Range) -> End | None:
     """One control token alone closes the conversation after the message.
 
     It is not the role header of the next turn, which some templates always write.
     """
-    end = _find_end_of_text(turn)
+    end = _strip_space(turn, region)
     text = turn.text.text
     closing = text[end:].strip()
     require_no_slots(closing)
@@ -84,7 +84,7 @@ def _end_after_closing_token(turn: WrittenTurn, ending: Ending) -> End | None:
     return End(text.index(closing, end) + len(closing))
 
 
-_RULES: tuple[Callable[[WrittenTurn, Ending], End | None], ...] = (
+_RULES: tuple[Callable[[WrittenTurn, Ending, Range], End | None], ...] = (
     _end_before_stop,
     _end_in_control_token,
     _end_after_closing_token,
@@ -102,7 +102,6 @@ def _find_range(turn: WrittenTurn) -> Range:
     return start, end
 
 
-def _find_end_of_text(turn: WrittenTurn) -> int:
-    """Return the end of what is written for the message, without the white space after it."""
-    start, end = _find_range(turn)
-    return start + len(strip_end(turn.text.text[start:end]))
+def _strip_space(turn: WrittenTurn, region: Range) -> int:
+    """Return the end of a region without the white space after it."""
+    return region[0] + len(strip_end(turn.text.text[slice(*region)]))

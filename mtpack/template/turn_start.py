@@ -133,13 +133,11 @@ def _find_header_end(turn: WrittenTurn, length: int) -> int | None:
 
     Before it, both have the same text from the content of the last message on.
     """
-    prompt = turn.try_marked(turn.before._replace(prompt=True))
-    if prompt is None:
-        return None
-    if starts_with(turn.text.text, prompt.text[:length]):
+    if starts_with(turn.text.text, (turn.prompt or "")[:length]):
         return length
-    last = prompt.find_region(turn.message - 1)
-    if last is None or last[1] > length:
+    prompt = turn.try_marked(turn.before._replace(prompt=True))
+    last = None if prompt is None else prompt.find_region(turn.message - 1)
+    if prompt is None or last is None or last[1] > length:
         return None
     header = prompt.text[last[1] : length]
     if not starts_with(turn.region_text, header):

@@ -131,7 +131,7 @@ REASONING_MODES = {
     "the default mode writes it": (reasoning_template(WRITTEN, ""), None),
     "the default mode drops it": (
         reasoning_template("{% if thinking %}" + WRITTEN + "{% endif %}", ""),
-        None,  # no prompt tells the modes apart
+        None,  # all modes have the same prompt
     ),
     "another mode writes it and its prompt opens it": (
         reasoning_template(
