@@ -47,6 +47,12 @@ class Dialogue(NamedTuple):
     """The content of each message in the usual case, else None."""
     joined_texts: str | None
     """All of `texts`, separated by NUL: one search covers them all."""
+    template_args: dict[str, Any] | None = None
+    """The variables of the template that the row sets itself; None if it sets none."""
+    unread: tuple[str, ...] = ()
+    """The keys that mtpack does not read, each once: `source` of the row, `messages.mood` of its
+    messages, `messages.content.x` of content parts, `messages.tool_calls.x` and
+    `messages.tool_calls.function.x` of calls. The template may read those of messages."""
 
     def trained_messages(self) -> list[int]:
         """Return the indices of the messages that carry loss, ascending."""
