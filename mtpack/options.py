@@ -78,6 +78,12 @@ class PackOptions:
         "Row format. auto: detect it per file, from its first row that fits a format.",
         changes_splits=False,  # the hash of the rows has it
     )
+    messages_key: str | None = _option(
+        None,
+        "The key of each row's messages, if it is none of the known ones. Keys joined by dots name "
+        "one in an inner object: data.messages.",
+        metavar="NAME",
+    )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
         "Whether to train all turns of a dialogue in one document. auto: the turns for which this "
@@ -190,6 +196,11 @@ class PackOptions:
                 f"--seq-len {self.seq_len} is not a multiple of --pad-documents-to "
                 f"{self.pad_documents_to}; choose one that is"
             )
+        if self.messages_key is not None and self.format not in ("auto", "messages"):
+            raise SetupError(
+                f"--messages-key names a list of messages, so --format {self.format} has no "
+                "meaning; leave one of them out"
+            )
 
     @property
     def shard_bytes(self) -> int:
@@ -209,6 +220,11 @@ class PackOptions:
         if hasattr(os, "sched_getaffinity"):  # not on macOS; respects the limits of a container
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
+
+    @property
+    def row_format(self) -> str:
+        """The format of all rows, or `auto`."""
+        return self.format if self.messages_key is None else "messages"
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that decide what a tokenized split holds, as plain JSON values."""

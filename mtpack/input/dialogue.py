@@ -70,10 +70,13 @@ def make_dialogue(
     messages: Messages,
     tools: list[Any] | None = None,
     untrained: Collection[int] = (),
+    template_args: dict[str, Any] | None = None,
+    unread: tuple[str, ...] = (),
 ) -> Dialogue:
     """Make a dialogue of messages as the template sees them; each has a role.
 
-    untrained: indices of messages without loss; only those of assistants matter.
+    untrained: indices of messages without loss; only those of assistants matter. template_args,
+    unread: those of `Dialogue`.
     """
     without_loss = frozenset(
         [index for index in untrained if messages[index]["role"] == "assistant"]
@@ -81,9 +84,10 @@ def make_dialogue(
     if tools is None and not without_loss and set(map(len, messages)) == {2}:
         dialogue = make_text_dialogue(row, origin, messages)
         if dialogue is not None:
-            return dialogue
+            return dialogue._replace(template_args=template_args, unread=unread)
     roles = tuple([message["role"] for message in messages])
-    return Dialogue(row, origin, roles, messages, tools, without_loss, None, None)
+    columns = roles, messages, tools, without_loss, None, None
+    return Dialogue(row, origin, *columns, template_args, unread)
 
 
 def make_text_dialogue(row: int, origin: Origin, messages: list[Any]) -> Dialogue | None:
@@ -114,6 +118,8 @@ class Reason(StrEnum):
     LINE_TOO_LONG = "line_too_long"
     OTHER_FORMAT = "other_format"
     INVALID_ROW = "invalid_row"
+    PREFERENCE_ROW = "preference_row"
+    MEDIA_ROW = "media_row"
     INVALID_MESSAGE = "invalid_message"
     UNKNOWN_ROLE = "unknown_role"
     INVALID_CONTENT = "invalid_content"

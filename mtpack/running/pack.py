@@ -189,7 +189,7 @@ class _PackRun:
         If a fast path fails, the workers end, so that none of them writes another shard, and all
         splits are made again without that fast path.
         """
-        formats = FormatNotices(self.options.format, self.callbacks.warn)
+        formats = FormatNotices(self.options.row_format, self.callbacks.warn)
         num_workers = min(self.options.num_workers, 1 + setup.input_bytes // reading.SPLIT_BYTES)
         while True:
             try:
@@ -227,7 +227,7 @@ class _PackRun:
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in reading.read_splits(setup.files, row_format=self.options.format):
+            for split in reading.read_splits(setup.files, row_format=self.options.row_format):
                 files_with_rows.update(piece.file for piece in split.pieces)
                 formats.add(split)
                 while ready:

@@ -15,11 +15,10 @@ from mtpack.documents.token_spans import encode_dialogues
 from mtpack.fast_path import FASTOKENS, REPLAY
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.reading import LINE_LIMIT
-from mtpack.input.rows import read_dialogue
+from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import Kind, MessageKinds
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
@@ -124,7 +123,7 @@ class _RowRenderer:
         first = last = None
         rendered: list[RenderedDialogue] = []
         num_chars = 0
-        results = read_rows(split, self._pipeline.template)
+        results = read_rows(split, self._pipeline)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
             for row in chunk:
@@ -209,22 +208,20 @@ def _num_chars(rendered: RenderedDialogue) -> int:
     return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
-def read_rows(split: Split, template: ChatTemplate) -> Iterator[Dialogue | Reject]:
+def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     """Read the rows of a split, one at a time, in the forms that the template takes.
 
     Raises InputError if a file can't be read.
     """
-    keeps_text = template.tool_arguments == "text"
+    template = pipeline.template
+    options = RowOptions(
+        messages_key=pipeline.options.messages_key,
+        keeps_argument_text=template.tool_arguments == "text",
+    )
     takes_text = not find_forms(template, None).only_parts
     for row, raw in enumerate(split.rows(), split.first_row):
-        read = read_dialogue(
-            row,
-            Origin(raw.file, raw.line),
-            raw.text,
-            LINE_LIMIT,
-            raw.format,
-            keeps_argument_text=keeps_text,
-        )
+        origin = Origin(raw.file, raw.line)
+        read = read_dialogue(row, origin, raw.text, LINE_LIMIT, raw.format, options)
         if isinstance(read, Dialogue) and not (takes_text and read.texts is not None):
             read = find_forms(template, read.tools).apply(read)
         yield read

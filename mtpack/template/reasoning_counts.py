@@ -10,7 +10,7 @@ from collections import Counter
 
 from mtpack.counts import NO_MODE, Counts
 from mtpack.input.dialogue import Dialogue
-from mtpack.input.message import END_OF_THINK, has_reasoning
+from mtpack.input.reasoning import END_OF_THINK, has_reasoning
 from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.modes import Mode
 from mtpack.template.turn_probes import TurnProbes

@@ -15,7 +15,7 @@ from typing import Any
 
 from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Reject
-from mtpack.input.message import has_reasoning
+from mtpack.input.reasoning import has_reasoning
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import has_mark_characters, has_reserved_characters
 from mtpack.template.message_regions import TurnNotFoundError
