@@ -117,8 +117,8 @@ plain_values = st.recursive(
     max_leaves=6,
 )
 special_keys = {
-    *("role", "content", "tool_calls", "train", "loss", "weight", "loss_weight"),
-    *("reasoning_content", "thinking", "reasoning"),
+    *("role", "content", "from", "value", "tool_calls", "function_call", "tools", "functions"),
+    *("reasoning_content", "thinking", "reasoning", "reasoning_details", *LOSS_SWITCHES),
 }
 unknown_keys = st.text().filter(lambda key: key not in special_keys)
 
@@ -617,6 +617,7 @@ MEMBERS += ['"content": ["Yes"]', '"role": "bot"', '"role": ["user"]', '"ro\\u00
 MEMBERS += ['"name": "A"', '"name": null', '"train": true', '"\\"": ""', '"weight": 0']
 OTHERS = ['"id": 7', '"id": 123456789012345678901234567890', '"id": 1.5', '"source": "web"']
 OTHERS += ['"source": "\\"web\\""', '"tools": null', '"tools": []', '"messages": []']
+OTHERS += ['"system": null', '"system": "Be."', '"label": true', '"enable_thinking": false']
 OTHERS += ['"prompt": "Why?"', '"deep": ' + "[" * 120 + "]" * 120, '"x": {"y": 1, "y": 2}']
 USUAL_MESSAGES = ['{"role": "user", "content": "Why?"}', '{"role": "assistant", "content": "So."}']
 
