@@ -137,14 +137,8 @@ def test_equal_loss_switches_of_one_message_are_its_loss_switch():
 @pytest.mark.parametrize(
     "name",
     [
-        "train",
-        "loss",
-        "weight",
-        "loss_weight",
-        "loss_mask",
-        "step_loss_mask",
-        "trainable",
-        "training",
+        *("train", "loss", "trainable", "training"),
+        *("weight", "loss_weight", "loss_mask", "step_loss_mask"),
     ],
 )
 def test_loss_switches_of_other_tools_are_true_or_false_or_one_or_zero(name):

@@ -1,4 +1,4 @@
-"""What stands beside the messages of a row is read in every format, refused, or listed as unread."""
+"""What stands beside the messages of a row is read in every format, refused, or unread."""
 
 import json
 
