@@ -23,3 +23,14 @@ def parse_json_text(value: Any, reason: Reason, subject: str) -> Any:
         return parse(value.encode())
     except StrictJsonError as error:
         raise RowError(reason, f"{subject} a string but not JSON: {error}") from None
+
+
+def parse_nested(value: Any, reason: Reason, subject: str) -> Any:
+    """Return the object or list that a string holds as JSON; return any other value as it is.
+
+    A string that begins neither is no JSON text but a wrong value, and gets the error for one.
+    Raises RowError.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        return parse_json_text(value, reason, subject)
+    return value

@@ -18,7 +18,7 @@ from typing import Any
 
 from mtpack.input.content import list_unread_part_keys, read_content
 from mtpack.input.dialogue import ROLES, SYSTEM_ROLES, Messages, Reason
-from mtpack.input.json_text import parse_json_text
+from mtpack.input.json_text import parse_nested
 from mtpack.input.loss_switches import pop_loss_switch
 from mtpack.input.reasoning import REASONING_DETAILS, REASONING_KEYS, has_reasoning, read_reasoning
 from mtpack.input.row_errors import RowError, describe_type, quote_name
@@ -151,7 +151,7 @@ def _is_role_and_text(message: Any) -> bool:
 
 def _read_fields(index: int, message: Any) -> dict[str, Any]:
     """Return the keys of a message that have a value; raise RowError if it is not an object."""
-    message = parse_json_text(message, Reason.INVALID_MESSAGE, f"message {index}: is")
+    message = parse_nested(message, Reason.INVALID_MESSAGE, f"message {index} is")
     if not isinstance(message, dict):
         raise RowError(
             Reason.INVALID_MESSAGE,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.json_text import parse_json_text
+from mtpack.input.json_text import parse_nested
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.row_keys import MEANINGFUL_KEYS
 from mtpack.input.strict_json import count_strings
@@ -52,7 +52,7 @@ def _pop_path(fields: dict[str, Any], path: str) -> Any:
     key, dot, rest = path.partition(".")
     if not dot or key not in fields:
         return None
-    inner = parse_json_text(fields[key], Reason.INVALID_ROW, f'"{key}" is')
+    inner = parse_nested(fields[key], Reason.INVALID_ROW, f'"{key}" is')
     if not isinstance(inner, dict):
         return None
     inner = {name: value for name, value in inner.items() if value is not None}
@@ -97,7 +97,7 @@ def require_message_list(
     key: str, messages: Any, expected: str = "a list of messages"
 ) -> list[Any]:
     """Return `messages` if it is a list that is not empty, or its JSON text; raise RowError."""
-    messages = parse_json_text(messages, Reason.INVALID_ROW, f'"{key}" is')
+    messages = parse_nested(messages, Reason.INVALID_ROW, f'"{key}" is')
     if not isinstance(messages, list) or not messages:
         found = "an empty list" if messages == [] else describe_type(messages)
         raise RowError(Reason.INVALID_ROW, f'"{key}" must be {expected}, found {found}')

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mtpack.input.dialogue import Messages, Reason
-from mtpack.input.json_text import parse_json_text
+from mtpack.input.json_text import parse_nested
 from mtpack.input.row_errors import RowError, describe_type, quote_name
 
 _TEMPLATE_ARGS = "chat_template_kwargs"
@@ -54,7 +54,7 @@ def pop_template_args(fields: dict[str, Any]) -> dict[str, Any] | None:
     `chat_template_kwargs` has the meaning that it has in the requests to vLLM and SGLang.
     """
     args = fields.pop(_TEMPLATE_ARGS, {})
-    args = parse_json_text(args, Reason.INVALID_ROW, f'"{_TEMPLATE_ARGS}" is')
+    args = parse_nested(args, Reason.INVALID_ROW, f'"{_TEMPLATE_ARGS}" is')
     if not isinstance(args, dict):
         raise RowError(
             Reason.INVALID_ROW,

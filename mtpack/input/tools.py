@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.json_text import parse_json_text
+from mtpack.input.json_text import parse_json_text, parse_nested
 from mtpack.input.row_errors import RowError, describe_type
 
 _CALL_KEYS = frozenset(("id", "type", "function", "name", "arguments"))
@@ -50,7 +50,7 @@ def _read_list(key: str, tools: Any) -> list[Any] | None:
     listed = [value] if isinstance(value, dict) else value
     if isinstance(listed, list):
         subject = f'an entry of "{key}" is'
-        listed = [parse_json_text(tool, Reason.INVALID_TOOLS, subject) for tool in listed]
+        listed = [parse_nested(tool, Reason.INVALID_TOOLS, subject) for tool in listed]
         if all(isinstance(tool, dict) for tool in listed):
             return listed
     found = "a list of other values" if isinstance(value, list) else describe_type(value)
@@ -63,7 +63,7 @@ def read_tool_calls(where: str, calls: Any, *, keeps_text: bool) -> list[dict[st
     keeps_text: whether arguments that are text stay text; otherwise they are parsed as JSON, into
     an object. Raises RowError.
     """
-    calls = parse_json_text(calls, Reason.INVALID_TOOL_CALLS, f'{where}: "tool_calls" is')
+    calls = parse_nested(calls, Reason.INVALID_TOOL_CALLS, f'{where}: "tool_calls" is')
     if isinstance(calls, dict):
         calls = [calls]
     if not isinstance(calls, list):
@@ -75,7 +75,7 @@ def read_tool_calls(where: str, calls: Any, *, keeps_text: bool) -> list[dict[st
 
 
 def _read_tool_call(where: str, number: int, call: Any, keeps_text: bool) -> dict[str, Any]:
-    call = parse_json_text(call, Reason.INVALID_TOOL_CALLS, f"{where}tool call {number} is")
+    call = parse_nested(call, Reason.INVALID_TOOL_CALLS, f"{where}tool call {number} is")
     call = _drop_null_keys(call)
     nested = isinstance(call, dict) and "function" in call
     function = _drop_null_keys(call["function"]) if nested else call
