@@ -82,15 +82,21 @@ def make_dialogue(
         [index for index in untrained if messages[index]["role"] == "assistant"]
     )
     if tools is None and not without_loss and set(map(len, messages)) == {2}:
-        dialogue = make_text_dialogue(row, origin, messages)
+        dialogue = make_text_dialogue(row, origin, messages, template_args, unread)
         if dialogue is not None:
-            return dialogue._replace(template_args=template_args, unread=unread)
+            return dialogue
     roles = tuple([message["role"] for message in messages])
     columns = roles, messages, tools, without_loss, None, None
     return Dialogue(row, origin, *columns, template_args, unread)
 
 
-def make_text_dialogue(row: int, origin: Origin, messages: list[Any]) -> Dialogue | None:
+def make_text_dialogue(
+    row: int,
+    origin: Origin,
+    messages: list[Any],
+    template_args: dict[str, Any] | None = None,
+    unread: tuple[str, ...] = (),
+) -> Dialogue | None:
     """Make a dialogue in the usual case; None if a message lacks a known role or a text.
 
     The messages have no other key. Checking them all at once takes 0.2 µs per message; reading one
@@ -101,7 +107,10 @@ def make_text_dialogue(row: int, origin: Origin, messages: list[Any]) -> Dialogu
         texts = tuple([message["content"] for message in messages])
         if not _ROLES.issuperset(roles):
             return None
-        return Dialogue(row, origin, roles, messages, None, _NONE, texts, "\0".join(texts))
+        joined = "\0".join(texts)
+        return Dialogue(
+            row, origin, roles, messages, None, _NONE, texts, joined, template_args, unread
+        )
     except (KeyError, TypeError):  # not an object, no role, or no text
         return None
 

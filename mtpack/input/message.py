@@ -118,11 +118,16 @@ class MessageReader:
                 del fields["tool_calls"]
 
     def _note_unread(self, fields: dict[str, Any]) -> None:
-        keys = [key for key in fields if key not in _KNOWN_KEYS]
-        parts = list_unread_part_keys(fields["role"], fields["content"])
-        calls = list_unread_call_keys(fields.get("tool_calls", []))
-        for prefix, names in (("", keys), ("content.", parts), ("tool_calls.", calls)):
-            self.unread.update(dict.fromkeys([f"messages.{prefix}{key}" for key in names]))
+        names: list[str] = []
+        if not _KNOWN_KEYS.issuperset(fields):
+            names += [key for key in fields if key not in _KNOWN_KEYS]
+        if not isinstance(fields["content"], str):
+            keys = list_unread_part_keys(fields["role"], fields["content"])
+            names += [f"content.{key}" for key in keys]
+        if "tool_calls" in fields:
+            keys = list_unread_call_keys(fields["tool_calls"])
+            names += [f"tool_calls.{key}" for key in keys]
+        self.unread.update(dict.fromkeys([f"messages.{name}" for name in names]))
 
     def _join(self, where: str, fields: dict[str, Any], *, is_trained: bool) -> None:
         """Add the tool calls of a message to the assistant message before it; raise RowError."""
@@ -167,6 +172,8 @@ def _read_names(index: int, fields: dict[str, Any]) -> tuple[str, dict[str, Any]
     other, unless the second of them has another meaning. Raises RowError.
     """
     given = fields.get("role", fields.get("from"))
+    if given in ROLES and "from" not in fields and "value" not in fields:  # the usual case
+        return given, fields
     if not isinstance(given, str) or given.lower() not in ROLE_NAMES:
         found = "no role" if given is None else f"unknown role {quote_name(given)}"
         raise RowError(

@@ -73,9 +73,9 @@ def find_messages(row: Any) -> list[Any] | None:
     """Return the `messages` of a row without other keys that matter; None if there are none."""
     if type(row) is not dict or type(row.get("messages")) is not list:
         return None
-    if len(row) > 1 and any(row[key] is not None for key in row.keys() & MEANINGFUL_KEYS):
-        return None
-    return row["messages"] or None
+    if MEANINGFUL_KEYS.isdisjoint(row) or all(row.get(key) is None for key in MEANINGFUL_KEYS):
+        return row["messages"] or None
+    return None
 
 
 def has_only_texts(row: dict[str, Any], text: bytes) -> bool:

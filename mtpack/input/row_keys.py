@@ -53,6 +53,8 @@ def pop_template_args(fields: dict[str, Any]) -> dict[str, Any] | None:
 
     `chat_template_kwargs` has the meaning that it has in the requests to vLLM and SGLang.
     """
+    if _TEMPLATE_ARGS not in fields and _THINKING not in fields:
+        return None
     args = fields.pop(_TEMPLATE_ARGS, {})
     args = parse_nested(args, Reason.INVALID_ROW, f'"{_TEMPLATE_ARGS}" is')
     if not isinstance(args, dict):

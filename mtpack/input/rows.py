@@ -78,11 +78,12 @@ def read_dialogue(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
         value = loads(text)
-        is_usual = row_format in (None, "messages") and options.messages_key is None
-        messages = find_messages(value) if is_usual else None
-        dialogue = make_text_dialogue(row, origin, messages) if messages else None
-        if dialogue and len(value) > 1:
-            dialogue = dialogue._replace(unread=_list_unread(value))
+        may_be_usual = row_format in (None, "messages") and options.messages_key is None
+        messages = find_messages(value) if may_be_usual else None
+        dialogue = None
+        if messages:
+            unread = _list_unread(value) if len(value) > 1 else ()
+            dialogue = make_text_dialogue(row, origin, messages, None, unread)
         if dialogue and has_only_texts(value, text):
             return dialogue  # the usual case, without the time for `validate`
         value = validate(text, value)
