@@ -130,7 +130,7 @@ def _render_one_suffix(
     """
     messages = [dialogue.messages[index] for index in kept]
     suffix = dialogue.with_messages(messages, untrained=range(len(kept) - 1))
-    rendered = renderer.render(suffix, "never")
+    rendered = renderer.of(suffix).render(suffix, "never")
     if isinstance(rendered, Reject):
         return None
     (document,) = rendered.own or (rendered.merged,)
