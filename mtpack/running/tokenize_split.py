@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpack.counts import Counts, RunCounts
+from mtpack.counts import Counts, RunCounts, limit_names
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.fast_path import FASTOKENS, REPLAY
@@ -27,6 +27,7 @@ from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.turn_probes import TurnProbes
+from mtpack.template.unread_keys import find_unread_keys
 from mtpack.token_batch import Int32, TokenBatch, concatenate
 
 # Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
@@ -34,6 +35,8 @@ from mtpack.token_batch import Int32, TokenBatch, concatenate
 _CHARS_PER_BATCH = 4 * 2**20
 
 _ROWS_PER_CHUNK = 32
+# Different keys of rows that are kept until they are counted.
+_MAX_KEYS = 1024
 # Templates with arguments of rows whose counts are kept apart.
 _MAX_VARIANTS = 64
 _MESSAGES_IN_TYPICAL_ROW = 60
@@ -79,8 +82,9 @@ def tokenize(
         batches.append(batch)
         counts += found
         watch.lap("tokenize")
-    pipeline.heartbeat.end()
+    pipeline.heartbeat.begin(f"trying the chat template of {pipeline.template_source}")
     counts += rows.count()
+    pipeline.heartbeat.end()
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)
@@ -162,10 +166,11 @@ class _RowRenderer:
                 f"longer than {self._pipeline.options.seq_len:,} tokens; "
                 "choose a larger --seq-len or another --overlong",
             )
-        renderer = self._pipeline.renderer
+        renderer, counts = self._pipeline.renderer, self._counts
         if dialogue.template_args is not None:
             set_activity(self._pipeline, dialogue)
             renderer = renderer.of(dialogue)
+            counts = self._get_counts(renderer)
         kinds = list_tool_kinds(dialogue)
         if kinds:
             set_activity(self._pipeline, dialogue)
@@ -179,9 +184,6 @@ class _RowRenderer:
             rendered = renderer.render(dialogue, self._pipeline.options.merge)
         if isinstance(rendered, RenderedDialogue):
             self.row_turns.append(rendered.num_turns)
-            counts = self._counts
-            if dialogue.template_args is not None:
-                counts = self._get_counts(renderer)
             counts.add(dialogue, kinds)
             if dialogue.texts is None and _gets_text_arguments(renderer.template, dialogue):
                 self.warnings.add(TEXT_ARGUMENTS)
@@ -206,6 +208,9 @@ class _RowCounts:
         self._kinds = MessageKinds()
         self._reasoning = ReasoningCounts(TurnProbes(renderer.template, renderer.added_tokens))
         self._spelling: Counter[str] = Counter()
+        self._keys: Counter[tuple[tuple[str, ...], ...]] = Counter()
+        """Rows by the keys that mtpack does not read, and the names of their arguments."""
+        self._never_read: Counter[str] = Counter()
 
     def add(self, dialogue: Dialogue, kinds: list[Kind] | None) -> None:
         """Count a row; kinds: see `list_tool_kinds`."""
@@ -213,13 +218,29 @@ class _RowCounts:
         self._reasoning.add(dialogue)
         if names := self._renderer.name_counts(dialogue):
             self._spelling.update(names)
+        if dialogue.unread or dialogue.template_args:
+            self._keys[dialogue.unread, tuple(dialogue.template_args or ())] += 1
+            if len(self._keys) > _MAX_KEYS:
+                self._count_keys()
+
+    def _count_keys(self) -> None:
+        """Count the rows by each of their keys that is never read."""
+        for (unread, arguments), number in self._keys.items():
+            for key in find_unread_keys(self._renderer.template, unread, arguments):
+                self._never_read[key] += number
+        self._keys.clear()
+        self._never_read = limit_names(self._never_read)
 
     def count(self) -> Counts:
-        """Return what the template drops, which reasoning is missing, and what texts spell."""
+        """Return what nobody reads, what the template drops, which reasoning is missing, and what
+        texts spell.
+        """
+        self._count_keys()
         template, added_tokens = self._renderer.template, self._renderer.added_tokens
         spelling: dict[str, Any] = dict(self._spelling)
         dropped = self._kinds.count_dropped(template, added_tokens)
-        return Counts(content_dropped=dropped, **spelling) + self._reasoning.count()
+        counts = Counts(content_dropped=dropped, never_read=self._never_read, **spelling)
+        return counts + self._reasoning.count()
 
 
 def _gets_text_arguments(template: ChatTemplate, dialogue: Dialogue) -> bool:
