@@ -24,11 +24,10 @@ import click
 from mtpack.input.dialogue import Dialogue
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
-from mtpack.options import DEFAULT_DATE
+from mtpack.options import PackOptions
+from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.tokenize_split import read_rows
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
 from mtpack.template.tracing.replayer import Replayer
-from mtpack.tokenizer.loading import load_tokenizer
 
 _BLOCK = 100  # dialogues
 
@@ -47,10 +46,10 @@ def main(
     limit: int,
 ) -> None:
     """Print a line for each way."""
-    loaded = load_tokenizer(tokenizer)
-    template = load_chat_template(loaded, chat_template, (), DEFAULT_DATE)
-    dialogues = read_dialogues(inputs, template)[:limit]
-    replayer = Replayer(template, loaded.added_tokens, merge)
+    pipeline = load_pipeline(PackOptions(tokenizer=tokenizer, chat_template=chat_template))
+    template = pipeline.template
+    dialogues = read_dialogues(inputs, pipeline)[:limit]
+    replayer = Replayer(template, pipeline.tokenizer.added_tokens, merge)
     started = time.perf_counter()
     for dialogue in dialogues:
         replayer.render_dialogue(dialogue)
@@ -79,9 +78,9 @@ def main(
     )
 
 
-def read_dialogues(inputs: tuple[str, ...], template: ChatTemplate) -> list[Dialogue]:
+def read_dialogues(inputs: tuple[str, ...], pipeline: Pipeline) -> list[Dialogue]:
     files = [describe_input(name, name) for name in find_inputs(inputs)]
-    rows = (row for split in read_splits(files) for row in read_rows(split, template))
+    rows = (row for split in read_splits(files) for row in read_rows(split, pipeline))
     return [row for row in rows if isinstance(row, Dialogue)]
 
 

@@ -19,6 +19,10 @@ from mtpack.token_batch import TokenBatch, TurnFlag
 NO_MODE = "none"
 """Stands for the mode in counts by mode, if no mode of the template helps."""
 
+OTHER_KEYS = "other keys"
+"""Stands for all other names in counts by names that come from the rows."""
+_MAX_NAMES = 100
+
 
 @dataclass(frozen=True, slots=True)
 class _Summable:
@@ -30,10 +34,26 @@ class _Summable:
             ours, theirs = getattr(self, each.name), getattr(other, each.name)
             if isinstance(ours, dict):
                 reasons = Counter(ours) + Counter(theirs)  # without those whose sum is 0
+                if each.metadata.get("has_names"):
+                    reasons = limit_names(reasons)
                 sums[each.name] = dict(sorted(reasons.items()))
             else:
                 sums[each.name] = ours + theirs
         return type(self)(**sums)
+
+
+def limit_names(counts: Counter[str]) -> Counter[str]:
+    """Return counts by names that come from the rows: those of the shortest names, and the others
+    summed up as `OTHER_KEYS`.
+
+    The sum of several parts is the same in whatever order they are added up.
+    """
+    if len(counts) <= _MAX_NAMES:
+        return counts
+    names = sorted(counts.keys() - {OTHER_KEYS}, key=lambda name: (len(name), name))
+    kept = Counter({name: counts[name] for name in names[:_MAX_NAMES]})
+    kept[OTHER_KEYS] = counts.total() - kept.total()
+    return kept
 
 
 def _explained(text: str, *, label: str | None = None, flag: TurnFlag | None = None) -> Any:
@@ -120,6 +140,10 @@ class Counts(_Summable):
     content_dropped: dict[str, int] = field(default_factory=dict)
     """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,
     before the overlong policy; for `tools`, the number of accepted rows."""
+    never_read: dict[str, int] = field(default_factory=dict, metadata={"has_names": True})
+    """Accepted rows by each of their keys that neither mtpack nor the template reads: `source` of
+    a row, `messages.mood` of its messages, `chat_template_kwargs.x` of the variables that it sets.
+    Keys come from the rows, so at most 100 are kept; `other keys` is the sum of all others."""
     given_trained: int = _explained(
         "tokens: part of the prompt, but trained, because the template's generation tags mark them"
     )

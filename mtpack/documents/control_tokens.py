@@ -13,7 +13,8 @@ Dialogues that spell none are rendered as under `keep`. Which tokens count in wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from mtpack.documents.control_tokens_in_text import (
@@ -31,6 +32,7 @@ from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.options import PackOptions
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.markers import Range
+from mtpack.template.probe_results import keep_with_template
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import (
     DocumentText,
@@ -43,6 +45,9 @@ from mtpack.template.tracing.replayer import Replayer
 from mtpack.template.written_tokens import find_turn_tokens, find_written_tokens
 from mtpack.tokenizer.added_tokens import AddedTokens
 from mtpack.tokenizer.loading import LoadedTokenizer
+
+# Arguments of rows for which replays are kept (those of one template take up to some megabytes).
+_MAX_VARIANTS = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,36 @@ class Renderer:
     """`keep`, `literal` or `error`."""
     literal: LiteralTokenizer | None
     """None except under the policy `literal`."""
+    _variants: dict[ChatTemplate, Renderer] = field(default_factory=dict, init=False)
+    """Those for rows with arguments; the one that was used last is the last one."""
+    _counts: Counter[str] = field(default_factory=Counter, init=False)
+    """The counts of the replayers that were dropped."""
+
+    def of(self, dialogue: Dialogue) -> Renderer:
+        """Return the renderer of a dialogue: its row may set variables of the template."""
+        template = self.template.with_arguments(dialogue.template_args)
+        if template is self.template:
+            return self
+        if template is not template.made_up:  # its texts are those of this row alone
+            return replace(self, template=template, replayer=None)
+        variant = self._variants.pop(template, None)
+        if variant is None:
+            replayer = self.replayer and self.replayer.for_variant(template)
+            variant = replace(self, template=template, replayer=replayer)
+        self._variants[template] = variant
+        if len(self._variants) > _MAX_VARIANTS:
+            dropped = self._variants.pop(next(iter(self._variants)))
+            self._counts.update(dropped.count_replays())
+        return variant
+
+    def count_replays(self) -> Counter[str]:
+        """Count the dialogues `replayed` and `audited` in this process so far."""
+        counts = Counter(self._counts)
+        if self.replayer is not None:
+            counts.update(replayed=self.replayer.replayed, audited=self.replayer.audited)
+        for variant in self._variants.values():
+            counts.update(variant.count_replays())
+        return counts
 
     @cached_property
     def spelled(self) -> SpelledTokens:
@@ -66,8 +101,7 @@ class Renderer:
 
         To find out which ones open or end a turn, it renders: so only workers use it.
         """
-        turn_tokens = find_turn_tokens(self.template, self.control_tokens, self.added_tokens.stops)
-        return SpelledTokens(self.control_tokens, turn_tokens)
+        return _find_spelled_tokens(self.template, self.control_tokens, self.added_tokens.stops)
 
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         """Return what `render` returns if replay gives it in a few µs, without the template."""
@@ -112,7 +146,10 @@ class Renderer:
         if isinstance(plain, Reject):
             return plain
         marked = self.spelled.mark(dialogue)
-        rendered = render_dialogue(self.template, self.added_tokens, marked, merge)
+        template = self.template
+        if marked.template_args != dialogue.template_args:
+            template = template.with_arguments(marked.template_args)
+        rendered = render_dialogue(template, self.added_tokens, marked, merge)
         culprit = "the chat template"
         if isinstance(rendered, RenderedDialogue):
             try:
@@ -127,6 +164,14 @@ class Renderer:
             f"{token.where}: {culprit} can't treat the control token {token.content} as ordinary "
             "text; remove it, or choose --control-tokens keep",
         )
+
+
+@keep_with_template
+def _find_spelled_tokens(
+    template: ChatTemplate, control_tokens: frozenset[str], stops: tuple[str, ...]
+) -> SpelledTokens:
+    turn_tokens = find_turn_tokens(template, control_tokens, stops)
+    return SpelledTokens(control_tokens, turn_tokens)
 
 
 def load_renderer(

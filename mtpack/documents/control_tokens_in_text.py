@@ -1,8 +1,9 @@
 """Find and mark control tokens that are spelled in the texts of a dialogue.
 
-Input text is the text of users, systems, developers and tools, and the declarations of the tools.
-Every control token counts there. The text of an assistant is what the model has to write, so its
-reasoning and its calls are its own. There, only the tokens that open or end a turn count.
+Input text is the text of users, systems, developers and tools, the declarations of the tools, and
+the documents that a row gives its template. Every control token counts there. The text of an
+assistant is what the model has to write, so its reasoning and its calls are its own. There, only
+the tokens that open or end a turn count.
 
 A mark is one character, inserted after the first character of a control token. It identifies the
 token wherever the template writes it, and with the mark neither the template nor the tokenizer
@@ -22,6 +23,7 @@ from mtpack.input.dialogue import Dialogue, Messages
 from mtpack.tokenizer.added_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
+_DOCUMENTS = "documents"  # the argument with the documents for an answer (transformers)
 # A Unicode noncharacter, like the marks of template/markers.py, which end at U+FDD4.
 _MARK = "\ufdd5"
 
@@ -56,7 +58,7 @@ class SpelledToken:
     """A control token that a text of a dialogue spells."""
 
     where: str
-    """The message, or the tools, as an error text names them."""
+    """The message, the tools or the documents, as an error text names them."""
     content: str
     """The text of the control token."""
     in_answer: bool
@@ -77,8 +79,8 @@ class SpelledTokens:
         They are in the order of the messages.
         """
         texts = dialogue.joined_texts
-        if texts is None:
-            texts = _join_texts(dialogue.messages, dialogue.tools)
+        if texts is None or dialogue.template_args is not None:
+            texts = _join_texts(dialogue.messages, [dialogue.tools, _get_documents(dialogue)])
         if not self._input.find_first(texts):  # nearly always
             return ()
         texts_of_messages = dialogue.texts
@@ -90,10 +92,10 @@ class SpelledTokens:
             pattern = self._answers if in_answer else self._input
             if in_answer not in found and (content := pattern.find_first(text)):
                 found[in_answer] = SpelledToken(f"message {index} ({role})", content, in_answer)
-        if False not in found and (
-            content := self._input.find_first(_join_texts([], dialogue.tools))
-        ):
-            found[False] = SpelledToken("the tools", content, in_answer=False)
+        others = {"the tools": dialogue.tools, "the documents": _get_documents(dialogue)}
+        for where, value in others.items():
+            if False not in found and (content := self._input.find_first(_join_texts([], value))):
+                found[False] = SpelledToken(where, content, in_answer=False)
         return tuple(found.values())
 
     def mark(self, dialogue: Dialogue) -> Dialogue:
@@ -106,7 +108,13 @@ class SpelledTokens:
             for message in dialogue.messages
         ]
         tools = _mark_value(dialogue.tools, self._input.insert_marks)
-        return dialogue._replace(messages=messages, tools=tools, texts=None, joined_texts=None)
+        arguments = dialogue.template_args
+        if documents := _get_documents(dialogue):
+            marked = _mark_value(documents, self._input.insert_marks)
+            arguments = {**(arguments or {}), _DOCUMENTS: marked}
+        return dialogue._replace(
+            messages=messages, tools=tools, texts=None, joined_texts=None, template_args=arguments
+        )
 
 
 class TokenPattern:
@@ -171,8 +179,13 @@ def _mark_value(value: Any, marker: _Marker) -> Any:
     return value
 
 
-def _join_texts(messages: Messages, tools: list[Any] | None) -> str:
-    """Return every string in messages and tools, separated."""
+def _get_documents(dialogue: Dialogue) -> Any:
+    """Return the documents that a row gives its template; None if there are none."""
+    return (dialogue.template_args or {}).get(_DOCUMENTS)
+
+
+def _join_texts(messages: Messages, others: Any) -> str:
+    """Return every string in messages and in another value, separated."""
     texts: list[str] = []
     for message in messages:
         content = message.get("content")
@@ -183,7 +196,7 @@ def _join_texts(messages: Messages, tools: list[Any] | None) -> str:
             # A token may continue from one part into the next.
             texts.append("".join(part["text"] for part in content))
         _collect_strings(message, texts)
-    _collect_strings(tools, texts)
+    _collect_strings(others, texts)
     return _SEPARATOR.join(texts)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_document
-from mtpack.input.dialogue import Dialogue, Reject, make_dialogue
+from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.token_batch import (
     Bools,
     Int32,
@@ -128,19 +128,14 @@ def _render_one_suffix(
 
     Returns None if that fails or no loss token is left.
     """
-    suffix = make_dialogue(
-        dialogue.row,
-        dialogue.origin,
-        [dialogue.messages[index] for index in kept],
-        dialogue.tools,
-        untrained=range(len(kept) - 1),
-    )
-    rendered = renderer.render(suffix, "never")
+    messages = [dialogue.messages[index] for index in kept]
+    suffix = dialogue.with_messages(messages, untrained=range(len(kept) - 1))
+    rendered = renderer.of(suffix).render(suffix, "never")
     if isinstance(rendered, Reject):
         return None
     (document,) = rendered.own or (rendered.merged,)
     batch = encode_document(encoder, dialogue.row, document)
     if not batch.num_turns:
         return None
-    messages: Int32 = np.array(kept[-1:], dtype=np.int32)
-    return replace(batch, turn_messages=messages)
+    turn_messages: Int32 = np.array(kept[-1:], dtype=np.int32)
+    return replace(batch, turn_messages=turn_messages)

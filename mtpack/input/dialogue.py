@@ -59,6 +59,11 @@ class Dialogue(NamedTuple):
         assistants = [index for index, role in enumerate(self.roles) if role == "assistant"]
         return [index for index in assistants if index not in self.untrained]
 
+    def with_messages(self, messages: Messages, untrained: Collection[int]) -> Dialogue:
+        """Return the dialogue with other messages; untrained: indices of those without loss."""
+        made = make_dialogue(self.row, self.origin, messages, self.tools, untrained)
+        return made._replace(template_args=self.template_args, unread=self.unread)
+
     def reject(self, reason: Reason, detail: str) -> Reject:
         """Return the rejection of this row."""
         return Reject(self.row, self.origin, reason, detail)

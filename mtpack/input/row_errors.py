@@ -24,7 +24,17 @@ def describe_type(value: Any) -> str:
 
 def quote_name(value: Any) -> str:
     """Return a short name from a row in quotes; cut a longer one, since it may be content."""
-    if not isinstance(value, str):
-        return describe_type(value)
-    text = json.dumps(value, ensure_ascii=not value.isprintable())
+    return _cut(_write(value)) if isinstance(value, str) else describe_type(value)
+
+
+def shorten_name(name: str) -> str:
+    """Return the same as `quote_name`, without quotes."""
+    return _cut(_write(name)[1:-1])
+
+
+def _write(name: str) -> str:
+    return json.dumps(name, ensure_ascii=not name.isprintable())
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 32 else f"{text[:29]}..."

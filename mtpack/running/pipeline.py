@@ -65,9 +65,8 @@ class Pipeline:
 
     def count_fast_paths(self) -> Counter[str]:
         """Count the dialogues `replayed` and the results `audited` in this process so far."""
-        counts = Counter(audited=self.encoders.audited)
-        if (replayer := self.renderer.replayer) is not None:
-            counts.update(replayed=replayer.replayed, audited=replayer.audited)
+        counts = self.renderer.count_replays()
+        counts["audited"] += self.encoders.audited
         return counts
 
 

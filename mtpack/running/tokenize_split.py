@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpack.counts import Counts, RunCounts
+from mtpack.counts import Counts, RunCounts, limit_names
+from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.fast_path import FASTOKENS, REPLAY
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
@@ -19,12 +20,14 @@ from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import Kind, MessageKinds
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.turn_probes import TurnProbes
+from mtpack.template.unread_keys import find_unread_keys
 from mtpack.token_batch import Int32, TokenBatch, concatenate
 
 # Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
@@ -32,6 +35,10 @@ from mtpack.token_batch import Int32, TokenBatch, concatenate
 _CHARS_PER_BATCH = 4 * 2**20
 
 _ROWS_PER_CHUNK = 32
+# Different keys of rows that are kept until they are counted.
+_MAX_KEYS = 1024
+# Templates with arguments of rows whose counts are kept apart.
+_MAX_VARIANTS = 64
 _MESSAGES_IN_TYPICAL_ROW = 60
 
 
@@ -75,11 +82,9 @@ def tokenize(
         batches.append(batch)
         counts += found
         watch.lap("tokenize")
+    pipeline.heartbeat.begin(f"trying the chat template of {pipeline.template_source}")
+    counts += rows.count()
     pipeline.heartbeat.end()
-    added_tokens = pipeline.tokenizer.added_tokens
-    counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template, added_tokens))
-    counts += rows.reasoning.count()
-    counts += rows.count_spelling()
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)
@@ -109,12 +114,12 @@ class _RowRenderer:
         self.rejects: list[Reject] = []
         self.row_turns: list[int] = []
         """As in `TokenizedSplit`."""
-        self.kinds = MessageKinds()
-        self.reasoning = ReasoningCounts(
-            TurnProbes(pipeline.template, pipeline.tokenizer.added_tokens)
-        )
-        self._spelling: Counter[str] = Counter()
         self.warnings: set[str] = set()
+        self._counts = _RowCounts(pipeline.renderer)
+        self._variants: dict[ChatTemplate, _RowCounts] = {}
+        """The counts of rows with arguments, by the template that probes ask for them."""
+        self._variants_total = Counts()
+        """The sum of those that were dropped."""
 
     def render(
         self, split: Split, watch: Stopwatch
@@ -143,10 +148,15 @@ class _RowRenderer:
         if rendered:
             yield _format_range(first, last), rendered
 
-    def count_spelling(self) -> Counts:
-        """Return the counts of the accepted rows whose texts spell a control token."""
-        numbers: dict[str, Any] = dict(self._spelling)
-        return Counts(**numbers)
+    def count(self) -> Counts:
+        """Return the counts of the accepted rows and their messages."""
+        self._drop_variants()
+        return self._counts.count() + self._variants_total
+
+    def _drop_variants(self) -> None:
+        for counts in self._variants.values():
+            self._variants_total += counts.count()
+        self._variants.clear()
 
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render a dialogue and, unless it is rejected, count it."""
@@ -156,40 +166,89 @@ class _RowRenderer:
                 f"longer than {self._pipeline.options.seq_len:,} tokens; "
                 "choose a larger --seq-len or another --overlong",
             )
+        renderer, counts = self._pipeline.renderer, self._counts
+        if dialogue.template_args is not None:
+            set_activity(self._pipeline, dialogue)
+            renderer = renderer.of(dialogue)
+            counts = self._get_counts(renderer)
         kinds = list_tool_kinds(dialogue)
         if kinds:
             set_activity(self._pipeline, dialogue)
-            reject = refuse_hidden_tools(
-                self._pipeline.template, self._pipeline.tokenizer.added_tokens, dialogue, kinds
-            )
+            reject = refuse_hidden_tools(renderer.template, renderer.added_tokens, dialogue, kinds)
             if reject is not None:
                 return reject
         rendered: RenderedDialogue | Reject | None
-        rendered = self._pipeline.renderer.replay_texts(dialogue)
+        rendered = renderer.replay_texts(dialogue)
         if rendered is None:
             set_activity(self._pipeline, dialogue)
-            rendered = self._pipeline.renderer.render(dialogue, self._pipeline.options.merge)
+            rendered = renderer.render(dialogue, self._pipeline.options.merge)
         if isinstance(rendered, RenderedDialogue):
-            self._count(dialogue, rendered, kinds)
+            self.row_turns.append(rendered.num_turns)
+            counts.add(dialogue, kinds)
+            if dialogue.texts is None and _gets_text_arguments(renderer.template, dialogue):
+                self.warnings.add(TEXT_ARGUMENTS)
         return rendered
 
-    def _count(
-        self, dialogue: Dialogue, rendered: RenderedDialogue, kinds: list[Kind] | None
-    ) -> None:
-        self.row_turns.append(rendered.num_turns)
-        self.kinds.add(dialogue, kinds)
-        self.reasoning.add(dialogue)
-        if names := self._pipeline.renderer.name_counts(dialogue):
-            self._spelling.update(names)
-        if dialogue.texts is None and self._gets_text_arguments(dialogue):
-            self.warnings.add(TEXT_ARGUMENTS)
+    def _get_counts(self, renderer: Renderer) -> _RowCounts:
+        """Return the counts of rows with these arguments."""
+        template = renderer.template.made_up
+        if template not in self._variants:
+            if len(self._variants) >= _MAX_VARIANTS:
+                self._drop_variants()
+            self._variants[template] = _RowCounts(renderer)
+        return self._variants[template]
 
-    def _gets_text_arguments(self, dialogue: Dialogue) -> bool:
-        """Return whether a dialogue has arguments that are text because the template needs it."""
-        if self._pipeline.template.tool_arguments != "auto":
-            return False
-        forms = find_forms(self._pipeline.template, dialogue.tools)
-        return forms.arguments == "text" and any("tool_calls" in m for m in dialogue.messages)
+
+class _RowCounts:
+    """Counts accepted rows that one template renders."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        """Start with no rows; renderer: theirs."""
+        self._renderer = renderer
+        self._kinds = MessageKinds()
+        self._reasoning = ReasoningCounts(TurnProbes(renderer.template, renderer.added_tokens))
+        self._spelling: Counter[str] = Counter()
+        self._keys: Counter[tuple[tuple[str, ...], ...]] = Counter()
+        """Rows by the keys that mtpack does not read, and the names of their arguments."""
+        self._never_read: Counter[str] = Counter()
+
+    def add(self, dialogue: Dialogue, kinds: list[Kind] | None) -> None:
+        """Count a row; kinds: see `list_tool_kinds`."""
+        self._kinds.add(dialogue, kinds)
+        self._reasoning.add(dialogue)
+        if names := self._renderer.name_counts(dialogue):
+            self._spelling.update(names)
+        if dialogue.unread or dialogue.template_args:
+            self._keys[dialogue.unread, tuple(dialogue.template_args or ())] += 1
+            if len(self._keys) > _MAX_KEYS:
+                self._count_keys()
+
+    def _count_keys(self) -> None:
+        """Count the rows by each of their keys that is never read."""
+        for (unread, arguments), number in self._keys.items():
+            for key in find_unread_keys(self._renderer.template, unread, arguments):
+                self._never_read[key] += number
+        self._keys.clear()
+        self._never_read = limit_names(self._never_read)
+
+    def count(self) -> Counts:
+        """Return what nobody reads, what the template drops, which reasoning is missing, and what
+        texts spell.
+        """
+        self._count_keys()
+        template, added_tokens = self._renderer.template, self._renderer.added_tokens
+        spelling: dict[str, Any] = dict(self._spelling)
+        dropped = self._kinds.count_dropped(template, added_tokens)
+        counts = Counts(content_dropped=dropped, never_read=self._never_read, **spelling)
+        return counts + self._reasoning.count()
+
+
+def _gets_text_arguments(template: ChatTemplate, dialogue: Dialogue) -> bool:
+    """Return whether a dialogue has arguments that are text because the template needs it."""
+    if template.tool_arguments != "auto":
+        return False
+    forms = find_forms(template, dialogue.tools)
+    return forms.arguments == "text" and any("tool_calls" in m for m in dialogue.messages)
 
 
 def set_activity(pipeline: Pipeline, dialogue: Dialogue) -> None:
@@ -222,6 +281,12 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     for row, raw in enumerate(split.rows(), split.first_row):
         origin = Origin(raw.file, raw.line)
         read = read_dialogue(row, origin, raw.text, LINE_LIMIT, raw.format, options)
-        if isinstance(read, Dialogue) and not (takes_text and read.texts is not None):
-            read = find_forms(template, read.tools).apply(read)
-        yield read
+        if isinstance(read, Reject):
+            yield read
+        elif read.template_args is not None:
+            set_activity(pipeline, read)  # probes of the template with these arguments
+            yield find_forms(template.with_arguments(read.template_args), read.tools).apply(read)
+        elif takes_text and read.texts is not None:
+            yield read
+        else:
+            yield find_forms(template, read.tools).apply(read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ import jinja2
 from mtpack.errors import SetupError
 from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
+from mtpack.template.free_variables import list_free_variables
 from mtpack.template.limits import Limits, Meter, TemplateLimitError
+from mtpack.template.made_up import make_up_argument
 from mtpack.template.markers import (
     IndexedMessage,
     MarkedText,
@@ -27,6 +30,9 @@ from mtpack.template.modes import Mode, list_possible_modes
 from mtpack.tokenizer.loading import LoadedTokenizer
 
 _LIMITS = Limits()
+# Variants to keep with what probes have found, and the characters of all their arguments.
+_MAX_VARIANTS = 64
+_MAX_CHARACTERS = 2**20
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 
@@ -66,8 +72,53 @@ class ChatTemplate:
         }
         # Names of the templates that have generation tags.
         self.tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
+        self._probe_results: dict[Any, Any] = {}
+        self._made_up: ChatTemplate | None = None
+        self._variants: dict[str, ChatTemplate] = {}
+        """By arguments; the one that was used last is the last one."""
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
+
+    @property
+    def made_up(self) -> ChatTemplate:
+        """The template that probes ask: with made-up arguments, if it has those of a row."""
+        return self._made_up or self
+
+    @property
+    def probe_results(self) -> dict[Any, Any]:
+        """What probes have found (`probe_results.py`)."""
+        return self.made_up._probe_results
+
+    def with_arguments(self, arguments: dict[str, Any] | None) -> ChatTemplate:
+        """Return the template with further variables, those that a row sets.
+
+        They replace variables of the same name. What the template does not read makes no
+        difference. Rows whose arguments differ in texts alone share one `made_up`.
+        """
+        names = [name for name in sorted(arguments or ()) if self.reads_variable(name)]
+        if not arguments or not names:
+            return self
+        real = {name: arguments[name] for name in names}
+        made_up = {name: make_up_argument(value) for name, value in real.items()}
+        key = json.dumps(made_up)
+        variant = self._variants.pop(key, None) or self._make_variant(made_up)
+        self._variants[key] = variant
+        while len(self._variants) > 1 and (
+            len(self._variants) > _MAX_VARIANTS or sum(map(len, self._variants)) > _MAX_CHARACTERS
+        ):
+            del self._variants[next(iter(self._variants))]
+        if key == json.dumps(real):
+            return variant
+        exact = self._make_variant(real)
+        exact._made_up = variant
+        return exact
+
+    def _make_variant(self, arguments: dict[str, Any]) -> ChatTemplate:
+        variant = copy.copy(self)
+        variant.variables = {**self.variables, **arguments}
+        variant._probe_results = {}
+        variant._variants = {}
+        return variant
 
     def render(
         self,
@@ -109,8 +160,17 @@ class ChatTemplate:
 
     def list_possible_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
         """Return the modes that the template may have, except for what the variables set."""
-        known = frozenset((*_RESERVED, *self.variables))
-        return list_possible_modes(self.environment, self.sources[self.choose_name(tools)], known)
+        source = self.sources[self.choose_name(tools)]
+        known = {*_RESERVED, *self.variables, *self.environment.globals}
+        free = list_free_variables(self.environment, source)
+        return list_possible_modes(name for name in free if name not in known)
+
+    def reads_variable(self, name: str) -> bool:
+        """Return whether the template reads a variable; all templates of a tokenizer count."""
+        return any(
+            name in list_free_variables(self.environment, source)
+            for source in self.sources.values()
+        )
 
     def make_variables(
         self, messages: Any, tools: Any, prompt: Any, *, mode: Mode | None

@@ -33,6 +33,7 @@ from mtpack.template.made_up import (
 )
 from mtpack.template.made_up_renders import MadeUpRenders
 from mtpack.template.message_forms import find_forms
+from mtpack.template.probe_results import keep_with_template
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.tokenizer.added_tokens import AddedTokens
@@ -227,7 +228,7 @@ _OTHER_WORD = "zebra"
 _NUMBER, _OTHER_NUMBER = 58127, "94603"
 
 
-@lru_cache(maxsize=1024)
+@keep_with_template
 def find_dropped_parts(
     template: ChatTemplate, added_tokens: AddedTokens, each: Kind
 ) -> DroppedParts:
@@ -256,7 +257,7 @@ def find_dropped_parts(
     return DroppedParts(frozenset(), frozenset())
 
 
-@lru_cache(maxsize=1024)
+@keep_with_template
 def _drops_tools(
     template: ChatTemplate, added_tokens: AddedTokens, shape: str | None, opening: str | None
 ) -> bool:

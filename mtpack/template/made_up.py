@@ -25,6 +25,30 @@ SYSTEM, QUESTION, ANSWER = (
 )
 
 
+_TEXT = "linden"  # in no message
+_LONGEST_SETTING = 32
+
+
+def make_up_argument(value: Any, *, is_inner: bool = False) -> Any:
+    """Return a made-up argument of a template, which stands for all those of the same kind.
+
+    Switches, numbers and short words are settings, which stay as they are (`"high"`). A word stands
+    for longer texts and for those in lists and objects, 1 for numbers in these, and the first
+    element for a whole list.
+    """
+    match value:
+        case str():
+            is_setting = len(value) <= _LONGEST_SETTING and len(value.split()) < 2
+            return value if not value or (is_setting and not is_inner) else _TEXT
+        case list():
+            return [make_up_argument(each, is_inner=True) for each in value[:1]]
+        case dict():
+            return {name: make_up_argument(each, is_inner=True) for name, each in value.items()}
+        case int() | float() if is_inner and not isinstance(value, bool):
+            return 1
+    return value
+
+
 def make_call(name: str = NAME, arguments: Any = ARGUMENTS) -> Message:
     """Return a tool call."""
     function = {"name": name, "arguments": arguments}

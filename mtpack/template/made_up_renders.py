@@ -51,6 +51,16 @@ class MadeUpRenders:
 
     template: ChatTemplate
 
+    @property
+    def made_up(self) -> MadeUpRenders:
+        """The renders of the template with made-up arguments, which is what probes ask."""
+        return MadeUpRenders(self.template.made_up)
+
+    @property
+    def probe_results(self) -> dict[Any, Any]:
+        """See `probe_results.py`."""
+        return self.template.probe_results
+
     def text(
         self,
         messages: Messages,

@@ -16,13 +16,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 from operator import is_
 from typing import Any
 
 from mtpack.input.content import is_text_parts, make_text_parts
-from mtpack.input.dialogue import ROLES, Dialogue, Messages, make_dialogue
+from mtpack.input.dialogue import ROLES, Dialogue, Messages
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.made_up import (
@@ -38,6 +37,7 @@ from mtpack.template.made_up import (
     make_result,
     make_tool,
 )
+from mtpack.template.probe_results import keep_with_template
 
 TEXT_ARGUMENTS = (
     "the chat template can't take tool-call arguments as objects, so it gets them as JSON text "
@@ -72,9 +72,7 @@ class MessageForms:
         messages = self.apply_to_messages(dialogue.messages)
         if all(map(is_, messages, dialogue.messages)):
             return dialogue
-        return make_dialogue(
-            dialogue.row, dialogue.origin, messages, dialogue.tools, dialogue.untrained
-        )
+        return dialogue.with_messages(messages, dialogue.untrained)
 
     def apply_to_messages(self, messages: Messages) -> Messages:
         """Return messages in these forms; those that need no change are the same objects."""
@@ -142,7 +140,7 @@ def find_forms(template: ChatTemplate, tools: list[Any] | None) -> MessageForms:
     return replace(forms, arguments=template.tool_arguments)
 
 
-@lru_cache(maxsize=16)
+@keep_with_template
 def _probe(template: ChatTemplate, name: str) -> MessageForms:
     """Find the forms of the template with this name (`ChatTemplate.choose_name`)."""
     probes = _Probes(template, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from mtpack.input.reasoning import END_OF_THINK, THINK
 from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message, make_result
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode
+from mtpack.template.probe_results import keep_with_template
 from mtpack.template.slots import find_common_length
 from mtpack.tokenizer.added_tokens import AddedTokens
 
@@ -43,7 +43,7 @@ _THINK_TAGS = Scaffold(THINK, END_OF_THINK)
 """What servers write where the template itself never writes a reasoning."""
 
 
-@lru_cache(maxsize=64)
+@keep_with_template
 def find_modes(renders: MadeUpRenders, kind: TurnKind) -> tuple[Mode, ...]:
     """Return the modes that change the end of the prompt, in the order of the template."""
 
@@ -56,7 +56,7 @@ def find_modes(renders: MadeUpRenders, kind: TurnKind) -> tuple[Mode, ...]:
     return tuple(mode for mode in modes if end_of_prompt(mode) not in unchanged)
 
 
-@lru_cache(maxsize=64)
+@keep_with_template
 def find_reasoning_mode(
     renders: MadeUpRenders, kind: TurnKind, *, after_result: bool
 ) -> Mode | None:
@@ -116,7 +116,7 @@ def _render_turn(
     return None if own is None or prompt is None else _MadeUpTurn(own, prompt)
 
 
-@lru_cache(maxsize=64)
+@keep_with_template
 def find_scaffolds(renders: MadeUpRenders, added_tokens: AddedTokens) -> tuple[Scaffold, ...]:
     """Return the empty reasonings that the template can write."""
     found = dict.fromkeys(_list_scaffolds(renders, added_tokens))
@@ -151,7 +151,7 @@ def _read_scaffolds(added_tokens: AddedTokens, plain: str, written: str) -> Iter
             yield scaffold
 
 
-@lru_cache(maxsize=64)
+@keep_with_template
 def find_gap(
     renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind, base: Mode | None
 ) -> Gap | None:

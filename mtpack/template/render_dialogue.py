@@ -78,6 +78,7 @@ def finds_turns(template: ChatTemplate, added_tokens: AddedTokens) -> bool:
 def _hide_content(error_text: str, dialogue: Dialogue) -> str:
     """Return a template's error text, or a replacement if it quotes the dialogue."""
     contents = _list_texts([message.get("content") for message in dialogue.messages])
+    contents += _list_texts(dialogue.template_args or {})
     if any(len(content.strip()) > 2 and content.strip() in error_text for content in contents):
         return "its message is not shown because it quotes the dialogue"
     return error_text

@@ -6,7 +6,6 @@ user's message or of a tool's answer, Jamba's separator. The model must learn to
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from mtpack.template.made_up import (
@@ -19,6 +18,7 @@ from mtpack.template.made_up import (
     make_result,
 )
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
+from mtpack.template.probe_results import keep_with_template
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 
@@ -34,7 +34,7 @@ class Ending(NamedTuple):
     turn ends in a token of its own, or if no stop token follows."""
 
 
-@lru_cache(maxsize=64)
+@keep_with_template
 def find_ending(renders: MadeUpRenders, added_tokens: AddedTokens, kind: TurnKind) -> Ending:
     """Return how the template ends a turn of a kind."""
     for message in make_turns(kind.has_calls):

@@ -8,6 +8,7 @@ Where the template's run is not known yet, the dialogue is rendered with Jinja, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,6 +84,19 @@ class Replayer:
         self._shape_replays: dict[Hashable, list[_ShapeReplay]] = {}
         """By shape; the shape that was used last is the last one."""
         self._recorded = 0
+
+    def for_variant(self, template: ChatTemplate) -> Replayer:
+        """Return a replayer of a variant of the template, which has its own recordings.
+
+        Both share what limits the time that replays take.
+        """
+        variant = copy.copy(self)
+        variant.replayed = variant.audited = variant._recorded = 0
+        variant._template = template
+        variant._probes = TurnProbes(template, self._added_tokens)
+        variant._known_renders = {}
+        variant._shape_replays = {}
+        return variant
 
     def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         """Return the same as `render_dialogue` if that takes only a few µs, else None.
