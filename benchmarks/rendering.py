@@ -81,7 +81,7 @@ def main(
 
 def read_dialogues(inputs: tuple[str, ...], template: ChatTemplate) -> list[Dialogue]:
     files = [describe_input(name, name) for name in find_inputs(inputs)]
-    rows = (row for split in read_splits(files) for row in read_rows(split, template))
+    rows = (row for split in read_splits(files) for row in read_rows(split, template, "all"))
     return [row for row in rows if isinstance(row, Dialogue)]
 
 

@@ -107,7 +107,7 @@ def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Toke
 
     def dialogue_of(row: int) -> Dialogue:
         if not dialogues:  # read on demand: most splits need none
-            rows = read_rows(split, pipeline.template)
+            rows = read_rows(split, pipeline.template, options.train_turns)
             read = [row for row in rows if isinstance(row, Dialogue)]
             dialogues.update((dialogue.row, dialogue) for dialogue in read)
         set_activity(pipeline, dialogues[row])

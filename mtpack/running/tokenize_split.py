@@ -124,7 +124,8 @@ class _RowRenderer:
         first = last = None
         rendered: list[RenderedDialogue] = []
         num_chars = 0
-        results = read_rows(split, self._pipeline.template)
+        pipeline = self._pipeline
+        results = read_rows(split, pipeline.template, pipeline.options.train_turns)
         while chunk := list(islice(results, _ROWS_PER_CHUNK)):
             watch.lap("read")
             for row in chunk:
@@ -209,10 +210,12 @@ def _num_chars(rendered: RenderedDialogue) -> int:
     return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
-def read_rows(split: Split, template: ChatTemplate) -> Iterator[Dialogue | Reject]:
+def read_rows(
+    split: Split, template: ChatTemplate, train_turns: str
+) -> Iterator[Dialogue | Reject]:
     """Read the rows of a split, one at a time, in the forms that the template takes.
 
-    Raises InputError if a file can't be read.
+    train_turns: which turns carry loss, `all` or `last`. Raises InputError if a file can't be read.
     """
     keeps_text = template.tool_arguments == "text"
     takes_text = not find_forms(template, None).only_parts
@@ -227,4 +230,6 @@ def read_rows(split: Split, template: ChatTemplate) -> Iterator[Dialogue | Rejec
         )
         if isinstance(read, Dialogue) and not (takes_text and read.texts is not None):
             read = find_forms(template, read.tools).apply(read)
+        if train_turns == "last" and isinstance(read, Dialogue):
+            read = read.train_last_turn()
         yield read
