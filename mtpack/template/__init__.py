@@ -8,7 +8,7 @@ characters that carry loss; or a `Reject`.
     render_dialogue.py          finds the turns of a dialogue with Jinja; `tracing/` does so faster
       renders.py, rendered_dialogue.py, slots.py
     chat_template.py            a compiled template
-      environment.py, limits.py, markers.py, modes.py
+      environment.py, limits.py, markers.py, free_variables.py, modes.py
     message_forms.py            messages in the forms that a template takes
     turn_probes.py              what a template does with all turns of a kind
       made_up.py, made_up_renders.py, reasoning.py, stop_tokens.py

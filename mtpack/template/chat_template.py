@@ -14,6 +14,7 @@ import jinja2
 from mtpack.errors import SetupError
 from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
+from mtpack.template.free_variables import list_free_variables
 from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.markers import (
     IndexedMessage,
@@ -109,8 +110,17 @@ class ChatTemplate:
 
     def list_possible_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
         """Return the modes that the template may have, except for what the variables set."""
-        known = frozenset((*_RESERVED, *self.variables))
-        return list_possible_modes(self.environment, self.sources[self.choose_name(tools)], known)
+        source = self.sources[self.choose_name(tools)]
+        known = {*_RESERVED, *self.variables, *self.environment.globals}
+        free = list_free_variables(self.environment, source)
+        return list_possible_modes(name for name in free if name not in known)
+
+    def reads_variable(self, name: str) -> bool:
+        """Return whether the template reads a variable; all templates of a tokenizer count."""
+        return any(
+            name in list_free_variables(self.environment, source)
+            for source in self.sources.values()
+        )
 
     def make_variables(
         self, messages: Any, tools: Any, prompt: Any, *, mode: Mode | None

@@ -7,13 +7,8 @@ opens or closes the reasoning.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import NamedTuple
-
-import jinja2
-from jinja2 import meta, nodes
-
-from mtpack.template.limits import LimitedCodeGenerator
 
 _SWITCH = re.compile("think|reason")
 
@@ -28,27 +23,12 @@ class Mode(NamedTuple):
         return f"{self.name}={str(self.value).lower()}"
 
 
-@lru_cache(maxsize=16)
-def list_possible_modes(
-    environment: jinja2.Environment, source: str, known: frozenset[str]
-) -> tuple[Mode, ...]:
+def list_possible_modes(free_variables: Iterable[str]) -> tuple[Mode, ...]:
     """Return the modes that a template may have, in the order in which it reads the switches.
 
     A switch is a free variable that is named after thinking or reasoning: templates have other free
-    variables, which nobody sets. known: the variables that a render sets.
+    variables, which nobody sets. free_variables: those that neither a render nor the environment
+    sets.
     """
-    tree = environment.parse(source)
-    variables = _FreeVariables(environment)
-    variables.visit(tree)
-    free = variables.undeclared_identifiers.difference(known, environment.globals)
-    read = (node.name for node in tree.find_all(nodes.Name) if node.name in free)
-    names = dict.fromkeys(name for name in read if _SWITCH.search(name))
-    return tuple(Mode(name, value) for name in names for value in (True, False))
-
-
-class _FreeVariables(meta.TrackingCodeGenerator, LimitedCodeGenerator):
-    """Finds free variables as Jinja does, but without computing constants (`limits.py`)."""
-
-    def __init__(self, environment: jinja2.Environment) -> None:
-        super().__init__(environment)
-        self.optimizer = None
+    switches = [name for name in free_variables if _SWITCH.search(name)]
+    return tuple(Mode(name, value) for name in switches for value in (True, False))

@@ -530,6 +530,32 @@ def test_a_template_argument_that_is_not_key_and_value_is_refused(tmp_path, argu
     assert argument in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "is_read"),
+    [
+        ("{{ date }}", True),
+        ("{% if date is defined %}today{% endif %}", True),
+        ("{% set date = date or 'today' %}", True),
+        ("{% macro head() %}{{ date }}{% endmacro %}{{ head() }}", True),
+        ("{% block head %}{{ date }}{% endblock %}", True),
+        ("{% set date = 'today' %}{{ date }}", False),
+        ("{% for date in messages %}{{ date }}{% endfor %}", False),
+        ("{{ messages[0].date }}{{ 'date' }}", False),
+        ("{# date #}", False),
+    ],
+)
+def test_a_variable_is_read_where_the_template_itself_does_not_set_it(source, is_read):
+    assert compile_source(source).reads_variable("date") == is_read
+    both = ChatTemplate({"default": "", "tool_use": source}, {}, DATE)
+    assert both.reads_variable("date") == is_read
+
+
+def test_a_variable_may_replace_a_function_that_the_template_calls():
+    source = "{{ strftime_now('%Y') }}"
+    assert compile_source(source).reads_variable("strftime_now")
+    assert not compile_source(source).reads_variable("namespace")
+
+
 def test_the_digest_depends_on_the_source_and_not_on_the_variables():
     one, same, other = compile_source("a"), compile_source("a", more=1), compile_source("b")
     assert one.sha256 == same.sha256 != other.sha256
