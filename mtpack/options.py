@@ -89,6 +89,11 @@ class PackOptions:
         "Whether to train all turns of a dialogue in one document. auto: the turns for which this "
         "is exact. always: all turns. never: every turn gets its own document.",
     )
+    train_turns: Literal["all", "last"] = _option(
+        "all",
+        "Which turns of a dialogue carry loss. all: every assistant message, unless its row says "
+        "otherwise. last: the last of them alone.",
+    )
     overlong: Literal["turns", "split", "truncate", "drop", "error"] = _option(
         "turns",
         "What to do with a document longer than a sequence. turns: keep the leading turns that "

@@ -31,8 +31,8 @@ class Origin(NamedTuple):
 class Dialogue(NamedTuple):
     """One accepted input row, its messages as columns; `make_dialogue` makes it.
 
-    In the usual case, each message is a role and a text and nothing else, every assistant message
-    carries loss, and there are no tools. Then `texts` and `joined_texts` have the contents.
+    In the usual case, each message is a role and a text and nothing else, and there are no tools.
+    Then `texts` and `joined_texts` have the contents, and the last assistant message carries loss.
     """
 
     row: int
@@ -63,6 +63,14 @@ class Dialogue(NamedTuple):
         """Return the dialogue with other messages; untrained: indices of those without loss."""
         made = make_dialogue(self.row, self.origin, messages, self.tools, untrained)
         return made._replace(template_args=self.template_args, unread=self.unread)
+
+    def train_last_turn(self) -> Dialogue:
+        """Return the dialogue with loss on its last turn alone (`--train-turns last`).
+
+        That is the last assistant message that carries loss. A dialogue without one stays as it is.
+        """
+        earlier = self.trained_messages()[:-1]
+        return self._replace(untrained=self.untrained.union(earlier)) if earlier else self
 
     def reject(self, reason: Reason, detail: str) -> Reject:
         """Return the rejection of this row."""

@@ -26,6 +26,7 @@ from mtpack.input.files import (
     find_suffix,
 )
 from mtpack.options import PackOptions, options_from
+from mtpack.running.empty_run import EmptySplit, explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
@@ -110,6 +111,8 @@ class _RunState:
     shards: list[ShardRecord] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
     first_reject: Reject | None = None
+    empty: EmptySplit = field(default_factory=EmptySplit)
+    """Why splits have no documents, for those that have none."""
 
 
 @dataclass(slots=True)
@@ -176,7 +179,11 @@ class _PackRun:
     def _write_output(self, output: Path, setup: _RunSetup, run: RunIdentity) -> PackReport:
         state = self._pack_all(setup)
         if not state.counts.documents:
-            raise InputError(_explain_empty_run(setup.files, state.first_reject, state.counts))
+            raise InputError(
+                explain_empty_run(
+                    setup.files, self.options, state.counts, state.empty, state.first_reject
+                )
+            )
         report = self._report(setup, state)
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area, report.shards, setup.pipeline.shard_metadata)
@@ -266,6 +273,7 @@ class _PackRun:
         state.counts += result.counts
         state.run_counts += result.run_counts
         state.warnings |= result.warnings
+        state.empty += result.empty or EmptySplit()
         state.first_reject = state.first_reject or next(iter(result.rejects), None)
         self.watch.add(result.seconds)
         self._report_progress("tokenize", result.counts.rows_read)
@@ -343,14 +351,3 @@ def run_task(pipeline: Pipeline, task: SplitTask | ShardTask) -> SplitRecord | W
     if isinstance(task, ShardTask):
         return run_shard_task(pipeline, task)
     return run_split_task(pipeline, task)
-
-
-def _explain_empty_run(files: list[InputFile], first_reject: Reject | None, counts: Counts) -> str:
-    names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
-    if not counts.rows_read:
-        return f"{names}: no rows, so nothing to pack"
-    reasons = {**counts.rows_rejected, **counts.rows_dropped}
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    first = f"\n{first_reject}" if first_reject else ""
-    none = f"none of {counts.rows_read:,} rows has a trained turn left"
-    return f"{names}: nothing to pack; {none} ({listed}){first}"

@@ -281,12 +281,13 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     for row, raw in enumerate(split.rows(), split.first_row):
         origin = Origin(raw.file, raw.line)
         read = read_dialogue(row, origin, raw.text, LINE_LIMIT, raw.format, options)
-        if isinstance(read, Reject):
-            yield read
-        elif read.template_args is not None:
-            set_activity(pipeline, read)  # probes of the template with these arguments
-            yield find_forms(template.with_arguments(read.template_args), read.tools).apply(read)
-        elif takes_text and read.texts is not None:
-            yield read
-        else:
-            yield find_forms(template, read.tools).apply(read)
+        if isinstance(read, Dialogue):
+            if read.template_args is not None:
+                set_activity(pipeline, read)  # probes of the template with these arguments
+                forms = find_forms(template.with_arguments(read.template_args), read.tools)
+                read = forms.apply(read)
+            elif not (takes_text and read.texts is not None):
+                read = find_forms(template, read.tools).apply(read)
+            if pipeline.options.train_turns == "last":
+                read = read.train_last_turn()
+        yield read

@@ -31,7 +31,8 @@ class ReasoningCounts:
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue and its trained turns."""
         if dialogue.texts is not None and END_OF_THINK not in (dialogue.joined_texts or ""):
-            self._kinds[_PLAIN, None] += dialogue.roles.count("assistant")
+            num_turns = dialogue.roles.count("assistant") - len(dialogue.untrained)
+            self._kinds[_PLAIN, None] += num_turns
             return
         turns = dialogue.trained_messages()
         without = [index for index in turns if not has_reasoning(dialogue.messages[index])]
