@@ -120,6 +120,12 @@ class Counts(_Summable):
     content_dropped: dict[str, int] = field(default_factory=dict)
     """By what the template leaves out (such as `assistant.tool_calls`): the number of messages,
     before the overlong policy; for `tools`, the number of accepted rows."""
+    nulls_dropped: int = _explained(
+        "rows: a null in the arguments, the result or the definition of a tool was read as a "
+        "missing key, because Parquet and Arrow store both alike; in a column of JSON text they "
+        "differ",
+        label="nulls dropped",
+    )
     given_trained: int = _explained(
         "tokens: part of the prompt, but trained, because the template's generation tags mark them"
     )

@@ -78,6 +78,12 @@ class PackOptions:
         "Row format. auto: detect it per file, from its first row that fits a format.",
         changes_splits=False,  # the hash of the rows has it
     )
+    split: str | None = _option(
+        None,
+        "The split to read of a folder that datasets saved with several, such as train.",
+        changes_output=False,  # the manifest has the sha256 of the files instead
+        metavar="NAME",
+    )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
         "Whether to train all turns of a dialogue in one document. auto: the turns for which this "

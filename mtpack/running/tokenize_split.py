@@ -81,6 +81,7 @@ def tokenize(
     counts += Counts(content_dropped=rows.kinds.count_dropped(pipeline.template, added_tokens))
     counts += rows.reasoning.count()
     counts += rows.count_spelling()
+    counts += Counts(nulls_dropped=split.count_dropped_nulls())
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)
