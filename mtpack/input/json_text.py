@@ -16,6 +16,7 @@ from mtpack.input.text_files import BYTE_ORDER_MARK, open_text, read_first_line,
 
 LINES, LIST, OBJECT = "lines", "list", "object"
 _OPENING = (b"[", b"{")
+_ANY_JSON = "a .json file holds a list, one object, or one object per line"
 # Only the ends of values matter here. Numbers may have any size, and a row says what is wrong.
 _DECODER = json.JSONDecoder(parse_int=float)
 
@@ -41,10 +42,7 @@ def _find_layout(file: InputFile, line_limit: int) -> str:
         opens = not text.strip(b"[{ \t") or (document == LIST and text.endswith(b","))
         return document if opens and following else LINES
     if not text.startswith(_OPENING):
-        raise InputError(
-            f"{file.name} line {number}: {_explain(text)}; "
-            "a .json file holds a list, one object, or one object per line"
-        )
+        raise InputError(f"{file.name} line {number}: {_explain(text)}")
     if document == LIST:  # in lines, it is a list of messages
         return LINES if following in _OPENING and _is_value(text) else LIST
     return LINES if not following or _is_value(text) else OBJECT
@@ -54,8 +52,8 @@ def _explain(text: bytes) -> str:
     try:
         text.decode()
     except UnicodeDecodeError:
-        return "not UTF-8"
-    return "neither a JSON list nor an object"
+        return "not UTF-8; convert the file"
+    return f"neither a JSON list nor an object; {_ANY_JSON}"
 
 
 def _is_value(text: bytes) -> bool:
@@ -83,7 +81,7 @@ def _read_object(file: InputFile, line_limit: int) -> Iterator[tuple[int, bytes,
     if len(content) > line_limit:
         raise InputError(
             f"{file.name}: the first line is not valid JSON, or one object of more than "
-            f"{line_limit:,} bytes; a .json file holds a list, one object, or one object per line"
+            f"{line_limit:,} bytes; {_ANY_JSON}"
         )
     return _Document(file.name, content).find_object()
 
