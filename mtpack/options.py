@@ -84,6 +84,12 @@ class PackOptions:
         "one in an inner object: data.messages.",
         metavar="NAME",
     )
+    split: str | None = _option(
+        None,
+        "The split to read of a folder that datasets saved with several, such as train.",
+        changes_output=False,  # the manifest has the sha256 of the files instead
+        metavar="NAME",
+    )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
         "Whether to train all turns of a dialogue in one document. auto: the turns for which this "
@@ -230,6 +236,12 @@ class PackOptions:
     def row_format(self) -> str:
         """The format of all rows, or `auto`."""
         return self.format if self.messages_key is None else "messages"
+
+    @property
+    def message_columns(self) -> tuple[str, ...]:
+        """The columns of a table that may hold the messages which the user names."""
+        name = self.messages_key
+        return () if name is None else (name, name.partition(".")[0])
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that decide what a tokenized split holds, as plain JSON values."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from mtpack.input.content import list_unread_part_keys, read_content
 from mtpack.input.dialogue import ROLES, SYSTEM_ROLES, Messages, Reason
-from mtpack.input.json_text import parse_nested
+from mtpack.input.json_value import parse_nested
 from mtpack.input.loss_switches import pop_loss_switch
 from mtpack.input.reasoning import REASONING_DETAILS, REASONING_KEYS, has_reasoning, read_reasoning
 from mtpack.input.row_errors import RowError, describe_type, quote_name

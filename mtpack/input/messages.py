@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.json_text import parse_nested
+from mtpack.input.json_value import parse_nested
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.row_keys import MEANINGFUL_KEYS
 from mtpack.input.strict_json import count_strings

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mtpack.input.dialogue import Messages, Reason
-from mtpack.input.json_text import parse_nested
+from mtpack.input.json_value import parse_nested
 from mtpack.input.row_errors import RowError, describe_type, quote_name
 
 _TEMPLATE_ARGS = "chat_template_kwargs"

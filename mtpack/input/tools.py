@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.json_text import parse_json_text, parse_nested
+from mtpack.input.json_value import parse_json_text, parse_nested
 from mtpack.input.row_errors import RowError, describe_type
 
 _CALL_KEYS = frozenset(("id", "type", "function", "name", "arguments"))

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from mtpack.counts import Counts, RunCounts
-from mtpack.errors import InputError
+from mtpack.errors import InputError, SetupError
 from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input import reading
 from mtpack.input.dialogue import Reject
 from mtpack.input.files import (
     STANDARD_INPUT,
+    FileKind,
     InputFile,
     describe_input,
     find_inputs,
-    find_suffix,
+    find_kind,
 )
 from mtpack.options import PackOptions, options_from
 from mtpack.running.empty_run import EmptySplit, explain_empty_run
@@ -37,7 +38,15 @@ from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_run_folder, measure_store
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
-from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, ShardRecord
+from mtpack.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    PackReport,
+    RunIdentity,
+    RunInfo,
+    ShardRecord,
+    is_manifest,
+)
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete_output,
@@ -71,9 +80,9 @@ def pack(
 ) -> PackReport:
     """Pack dialogues into shards and return the report.
 
-    inputs: files (`.jsonl`, `.json`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`), folders, patterns, or
-    `-`. options: those of `PackOptions`, by name. Raises SetupError if the run can't start,
-    InputError for a bad row (unless `on_error="skip"`) and if nothing is left to pack.
+    inputs: files (docs/files.md has their kinds), folders, patterns, or `-`. options: those of
+    `PackOptions`, by name. Raises SetupError if the run can't start, InputError for a bad row
+    (unless `on_error="skip"`) and if nothing is left to pack.
 
     The work is done in worker processes. They are forked where that is safe; otherwise (on macOS,
     in programs that have threads) they are spawned and load everything themselves. They do not
@@ -81,8 +90,20 @@ def pack(
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
-    found = find_inputs([os.fspath(name) for name in names], Path(chosen.output))
+    found = find_inputs([os.fspath(name) for name in names], Path(chosen.output), chosen.split)
+    _refuse_packed_folders(found)
     return _PackRun(chosen, callbacks or Callbacks()).pack(found)
+
+
+def _refuse_packed_folders(names: list[str]) -> None:
+    """Raise SetupError if an input is a shard in an output of mtpack."""
+    tables = {os.path.dirname(name) for name in names if find_kind(name) == FileKind("arrow")}
+    for folder in sorted(tables):
+        if is_manifest(Path(folder) / MANIFEST):
+            raise SetupError(
+                f"{folder}: holds sequences that mtpack has packed; give the dialogues that they "
+                "were packed from"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +255,11 @@ class _PackRun:
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in reading.read_splits(setup.files, row_format=self.options.row_format):
+            for split in reading.read_splits(
+                setup.files,
+                row_format=self.options.row_format,
+                more_columns=self.options.message_columns,
+            ):
                 files_with_rows.update(piece.file for piece in split.pieces)
                 formats.add(split)
                 while ready:
@@ -312,15 +337,13 @@ class _PackRun:
 
 def _estimate_text_bytes(file: InputFile) -> int:
     """Estimate the number of bytes of text in a file."""
-    is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
-    return file.num_bytes * (4 if is_packed else 1)
+    is_compressed = file.kind.compression or file.kind.content == "parquet"
+    return file.num_bytes * (4 if is_compressed else 1)
 
 
 def _read_first_rows(files: list[InputFile]) -> Iterator[str]:
     """Yield the text of the first rows of the first file of JSON lines."""
-    line_files = (
-        file for file in files if (find_suffix(file.name) or ".jsonl").startswith(".jsonl")
-    )
+    line_files = (file for file in files if file.kind.content == "lines")
     for split in islice(reading.read_splits(islice(line_files, 1)), 1):
         for row in split.rows():
             yield (row.text or b"").decode(errors="replace")

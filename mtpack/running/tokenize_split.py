@@ -85,6 +85,7 @@ def tokenize(
     pipeline.heartbeat.begin(f"trying the chat template of {pipeline.template_source}")
     counts += rows.count()
     pipeline.heartbeat.end()
+    counts += Counts(nulls_dropped=split.count_dropped_nulls())
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)
