@@ -26,6 +26,7 @@ from mtpack.input.files import (
     find_inputs,
     find_kind,
 )
+from mtpack.input.splits import Split
 from mtpack.options import PackOptions, options_from
 from mtpack.running.empty_run import EmptySplit, explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
@@ -255,11 +256,7 @@ class _PackRun:
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in reading.read_splits(
-                setup.files,
-                row_format=self.options.row_format,
-                more_columns=self.options.message_columns,
-            ):
+            for split in self._read_splits(setup):
                 files_with_rows.update(piece.file for piece in split.pieces)
                 formats.add(split)
                 while ready:
@@ -290,6 +287,12 @@ class _PackRun:
             if file.name not in files_with_rows:
                 self.callbacks.warn(f"{file.name}: holds no rows")
         return state
+
+    def _read_splits(self, setup: _RunSetup) -> Iterator[Split]:
+        options = self.options
+        return reading.read_splits(
+            setup.files, row_format=options.row_format, more_columns=options.message_columns
+        )
 
     def _add_split(self, result: SplitRecord, state: _RunState) -> None:
         """Add the result of a split to `state`; raise InputError for a bad row, unless `skip`."""
