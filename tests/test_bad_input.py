@@ -138,7 +138,7 @@ def test_a_folder_without_inputs_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     said = refuse(2, "pack", tmp_path)
     assert "holds no input" in said
-    assert ".jsonl.gz" in said
+    assert ".jsonl, .ndjson, .json (also with .gz or .zst), .parquet" in said
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path):

@@ -12,9 +12,8 @@ import pytest
 from mtpack.errors import InputError
 from mtpack.input.files import describe_input
 from mtpack.input.reading import read_splits
-from tests.conftest import SHARED
+from tests.conftest import shared
 
-CASES = SHARED / "data" / "cases"
 MESSAGES = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
 TEXT_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
@@ -169,11 +168,12 @@ def test_a_json_column_that_holds_other_text_is_refused_with_the_row(write, name
 
 
 def test_json_columns_of_datasets_are_read_as_their_values():
-    first, second = read(CASES / "json_msgs.parquet")
+    path = shared("data/cases/json_msgs.parquet")
+    first, second = read(path)
     assert first["messages"][0] == {"role": "user", "content": "weather in Rome?"}
     assert first["messages"][1]["tool_calls"][0]["function"]["name"] == "get_weather"
     assert second["tools"][0]["function"]["parameters"]["properties"]["seconds"]["enum"] == [1, 2]
-    assert count_dropped_nulls(CASES / "json_msgs.parquet") == 0
+    assert count_dropped_nulls(path) == 0
 
 
 # Columns that no format reads
