@@ -14,7 +14,8 @@ from mtpack.documents.control_tokens import load_renderer
 from mtpack.documents.overlong import SuffixRenderer
 from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.options import PackOptions
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
@@ -250,7 +251,7 @@ class CountingTemplate(ChatTemplate):
     """A template that records how many messages each call renders."""
 
     def __init__(self) -> None:
-        sources = TOKENIZER.chat_templates
+        sources = TEMPLATE.sources
         super().__init__(sources, dict(TOKENIZER.special_tokens), "2026-01-31")
         self.lengths: list[int] = []
 
