@@ -146,15 +146,14 @@ def test_a_suffix_may_fill_the_sequence_completely(dialogue):
 @settings(max_examples=examples(30))
 @given(dialogues())
 def test_the_shortest_run_that_does_not_fit_is_the_sequence_length_that_a_suffix_needs(dialogue):
-    needed = None
-    for message in dialogue.trained_messages():
-        suffixes = make_suffix_renderer(dialogue, 2)
-        assert suffixes.render(ROW, message) is None
-        if suffixes.shortest is not None:
-            assert make_suffix_renderer(dialogue, suffixes.shortest).render(ROW, message)
-            assert not make_suffix_renderer(dialogue, suffixes.shortest - 1).render(ROW, message)
-            needed = suffixes.shortest
+    turns = dialogue.trained_messages()
+    suffixes = make_suffix_renderer(dialogue, 2)
+    assert not any(suffixes.render(ROW, turn) for turn in turns)
+    needed = suffixes.shortest
     assert needed
+    enough, too_short = (make_suffix_renderer(dialogue, needed - less) for less in (0, 1))
+    assert any(enough.render(ROW, turn) for turn in turns)
+    assert not any(too_short.render(ROW, turn) for turn in turns)
 
 
 def test_a_suffix_is_rendered_like_a_dialogue():
