@@ -200,13 +200,16 @@ def test_columns_that_no_format_reads_are_true_where_they_have_a_value(write, na
 
 def test_columns_that_no_format_reads_do_not_change_the_cuts(tmp_path, monkeypatch):
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 100)
-    messages = [str(10**number) for number in range(60)]
+    rows = [{"messages": str(10**number)} for number in range(60)]
+    marked = [{**row, "day": 1} if number % 7 else row for number, row in enumerate(rows)]
+    path = tmp_path / "a.parquet"
     cuts = []
-    for more in ({}, {"source": ["a"] * 60}):
-        pa.parquet.write_table(pa.table({"messages": messages, **more}), tmp_path / "a.parquet")
-        cuts.append([split.num_rows for split in splits_of(tmp_path / "a.parquet")])
+    for table in (rows[1:], marked[1:]):
+        pa.parquet.write_table(pa.Table.from_pylist(table), path)
+        cuts.append([split.num_rows for split in splits_of(path)])
     assert cuts[0] == cuts[1]
     assert len(cuts[0]) > 10
+    assert ["day" in row for row in read(path)] == ["day" in row for row in marked[1:]]
 
 
 @every_kind
