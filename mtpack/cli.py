@@ -111,8 +111,8 @@ def main() -> None:
 def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Pack dialogues into Arrow shards.
 
-    INPUT is a file (.jsonl, .json, .jsonl.gz, .jsonl.zst, .parquet), a folder, a glob pattern, or -
-    for JSON lines on standard input.
+    INPUT is a file (.jsonl, .ndjson or .json, also with .gz or .zst; .parquet, .arrow, .feather), a
+    folder, also one that datasets saved, a glob pattern, or - for JSON lines on standard input.
     """
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report

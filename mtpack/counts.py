@@ -144,6 +144,12 @@ class Counts(_Summable):
     """Accepted rows by each of their keys that neither mtpack nor the template reads: `source` of
     a row, `messages.mood` of its messages, `chat_template_kwargs.x` of the variables that it sets.
     Keys come from the rows, so at most 100 are kept; `other keys` is the sum of all others."""
+    nulls_dropped: int = _explained(
+        "rows: a null in the arguments, the result or the definition of a tool was read as a "
+        "missing key, because Parquet and Arrow store both alike; in a column of JSON text they "
+        "differ",
+        label="nulls dropped",
+    )
     given_trained: int = _explained(
         "tokens: part of the prompt, but trained, because the template's generation tags mark them"
     )

@@ -64,9 +64,10 @@ class PackOptions:
     )
     chat_template: str | None = _option(
         None,
-        "A Jinja chat template to use instead of the tokenizer's own.",
+        "The chat template to use: a file or a folder, or the name of one of the tokenizer's. "
+        "Default: the tokenizer's own.",
         changes_output=False,
-        metavar="FILE",
+        metavar="FILE_OR_NAME",
     )
     template_arg: tuple[str, ...] = _option(
         (),
@@ -78,10 +79,27 @@ class PackOptions:
         "Row format. auto: detect it per file, from its first row that fits a format.",
         changes_splits=False,  # the hash of the rows has it
     )
+    messages_key: str | None = _option(
+        None,
+        "The key of each row's messages, if it is none of the known ones. Keys joined by dots name "
+        "one in an inner object: data.messages.",
+        metavar="NAME",
+    )
+    split: str | None = _option(
+        None,
+        "The split to read of a folder that datasets saved with several, such as train.",
+        changes_output=False,  # the manifest has the sha256 of the files instead
+        metavar="NAME",
+    )
     merge: Literal["auto", "always", "never"] = _option(
         "auto",
         "Whether to train all turns of a dialogue in one document. auto: the turns for which this "
         "is exact. always: all turns. never: every turn gets its own document.",
+    )
+    train_turns: Literal["all", "last"] = _option(
+        "all",
+        "Which turns of a dialogue carry loss. all: every assistant message, unless its row says "
+        "otherwise. last: the last of them alone.",
     )
     overlong: Literal["turns", "split", "truncate", "drop", "error"] = _option(
         "turns",
@@ -190,6 +208,11 @@ class PackOptions:
                 f"--seq-len {self.seq_len} is not a multiple of --pad-documents-to "
                 f"{self.pad_documents_to}; choose one that is"
             )
+        if self.messages_key is not None and self.format not in ("auto", "messages"):
+            raise SetupError(
+                f"--messages-key names a list of messages, so --format {self.format} has no "
+                "meaning; leave one of them out"
+            )
 
     @property
     def shard_bytes(self) -> int:
@@ -209,6 +232,17 @@ class PackOptions:
         if hasattr(os, "sched_getaffinity"):  # not on macOS; respects the limits of a container
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
+
+    @property
+    def row_format(self) -> str:
+        """The format of all rows, or `auto`."""
+        return self.format if self.messages_key is None else "messages"
+
+    @property
+    def message_columns(self) -> tuple[str, ...]:
+        """The columns of a table that may hold the messages which the user names."""
+        name = self.messages_key
+        return () if name is None else (name, name.partition(".")[0])
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that decide what a tokenized split holds, as plain JSON values."""

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from mtpack.input.dialogue import Dialogue, Origin
 from mtpack.input.reading import LINE_LIMIT
-from mtpack.input.rows import read_dialogue
+from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER
 
@@ -56,11 +56,10 @@ def train(sample_data: Path) -> Tokenizer:
 def _render_texts(sample_data: Path) -> Iterator[str]:
     source = (EMBEDDED_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     template = ChatTemplate({"default": source}, {}, "2026-01-01")
+    options = RowOptions(keeps_argument_text=True)
     for path in sorted(sample_data.glob("*.jsonl")):
         for line, text in enumerate(path.read_bytes().splitlines(), 1):
-            dialogue = read_dialogue(
-                0, Origin(str(path), line), text, LINE_LIMIT, keeps_argument_text=True
-            )
+            dialogue = read_dialogue(0, Origin(str(path), line), text, LINE_LIMIT, options=options)
             if not isinstance(dialogue, Dialogue):
                 raise SystemExit(str(dialogue))
             rendered = template.render(dialogue.messages, dialogue.tools)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from mtpack.input.content import is_text_parts
 from mtpack.input.dialogue import Dialogue, Messages
-from mtpack.input.message import is_text_parts
 from mtpack.tokenizer.added_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it

@@ -21,12 +21,12 @@ from mtpack.token_batch import (
 from mtpack.tokenizer.encode import TextEncoder
 from mtpack.tokenizer.encoders import Encoders
 
-SuffixRenderer = Callable[[int, int], TokenBatch | None]
+RenderSuffix = Callable[[int, int], TokenBatch | None]
 """(row, message) -> a batch with one document that ends with that turn and fits, or None."""
 
 
 def apply_overlong_policy(
-    batch: TokenBatch, seq_len: int, policy: str, render_suffix: SuffixRenderer
+    batch: TokenBatch, seq_len: int, policy: str, render_suffix: RenderSuffix
 ) -> TokenBatch:
     """Apply an `--overlong` policy: return only documents of at most `seq_len` tokens.
 
@@ -40,33 +40,33 @@ def apply_overlong_policy(
 
 
 def _keep_leading_turns(
-    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: RenderSuffix
 ) -> TokenBatch:
     return keep_turns(batch, ~too_long)
 
 
 def _truncate_documents(
-    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: RenderSuffix
 ) -> TokenBatch:
     return keep_loss_tokens_before(batch, seq_len)
 
 
 def _drop_documents(
-    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: RenderSuffix
 ) -> TokenBatch:
     in_long_document = np.isin(batch.turn_documents, batch.turn_documents[too_long])
     return keep_turns(batch, ~in_long_document)
 
 
 def _reject_rows(
-    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: RenderSuffix
 ) -> TokenBatch:
     rows = batch.document_rows[batch.turn_documents]
     return keep_turns(batch, ~np.isin(rows, rows[too_long]))
 
 
 def _split_documents(
-    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: SuffixRenderer
+    batch: TokenBatch, seq_len: int, too_long: Bools, render_suffix: RenderSuffix
 ) -> TokenBatch:
     turns = np.flatnonzero(too_long)
     rows = batch.document_rows[batch.turn_documents[turns]]
@@ -83,21 +83,63 @@ _POLICIES = {
 }
 
 
-def suffix_renderer(
-    renderer: Renderer,
-    encoders: Encoders,
-    dialogue_of: Callable[[int], Dialogue],
-    seq_len: int,
-) -> SuffixRenderer:
-    """Return the function that renders the additional documents of `--overlong split`.
+def find_needed_seq_len(
+    batch: TokenBatch, policy: str, shortest_suffix: int | None = None
+) -> int | None:
+    """Return the smallest sequence length with which the policy keeps a turn; None without turns.
+
+    batch: the documents before the policy. shortest_suffix: that of the `SuffixRenderer`, after the
+    policy has dropped all turns.
+    """
+    if not batch.num_turns:
+        return None
+    needed = int(_NEEDED_LENGTHS[policy](batch).min())
+    return needed if shortest_suffix is None else min(needed, shortest_suffix)
+
+
+def _find_longest_of_rows(batch: TokenBatch) -> Int32:
+    """Return the end of the last turn in any document of each row, (rows,)."""
+    _, rows = np.unique(batch.document_rows[batch.turn_documents], return_inverse=True)
+    longest: Int32 = np.zeros(rows.max() + 1, dtype=np.int32)
+    np.maximum.at(longest, rows, batch.turn_ends)
+    return longest
+
+
+_NEEDED_LENGTHS: dict[str, Callable[[TokenBatch], Int32]] = {
+    "turns": lambda batch: batch.turn_ends,
+    "split": lambda batch: batch.turn_ends,
+    "truncate": lambda batch: batch.span_starts + 1,
+    "drop": lambda batch: batch.turn_ends[batch.turn_offsets[1:] - 1],
+    "error": _find_longest_of_rows,
+}
+
+
+class SuffixRenderer:
+    """Renders the additional documents of `--overlong split`.
 
     A suffix is the system message (if any) and the longest run of messages that starts at a user
     message, ends with the turn, and fits. It is rendered like a dialogue, and only this turn of it
     is trained.
     """
 
-    def render_suffix(row: int, message: int) -> TokenBatch | None:
-        dialogue = dialogue_of(row)
+    def __init__(
+        self,
+        renderer: Renderer,
+        encoders: Encoders,
+        dialogue_of: Callable[[int], Dialogue],
+        seq_len: int,
+    ) -> None:
+        """Take what renders and encodes, and the function that returns the dialogue of a row."""
+        self._renderer = renderer
+        self._encoders = encoders
+        self._dialogue_of = dialogue_of
+        self._seq_len = seq_len
+        self.shortest: int | None = None
+        """The number of tokens of the shortest run that was rendered and does not fit."""
+
+    def render(self, row: int, message: int) -> TokenBatch | None:
+        """Return a batch with one document, which ends with that turn; None if no run fits."""
+        dialogue = self._dialogue_of(row)
         first = 1 if dialogue.roles[0] in ("system", "developer") else 0
         users = [index for index in range(first, message) if dialogue.roles[index] == "user"]
         # A run that starts later is shorter. So search backwards from the latest start, with steps
@@ -108,17 +150,17 @@ def suffix_renderer(
         while fitting > 0 and step > 0:
             candidate = max(fitting - step, 0)
             kept = [*range(first), *range(users[candidate], message + 1)]
-            suffix = _render_one_suffix(renderer, encoders.reference, dialogue, kept)
+            suffix = _render_one_suffix(self._renderer, self._encoders.reference, dialogue, kept)
             if suffix is None:  # the template refuses this run, but may accept a longer one
                 fitting = candidate
-            elif suffix.document_lengths[0] <= seq_len:
+            elif suffix.document_lengths[0] <= self._seq_len:
                 best, fitting = suffix, candidate
             else:
                 growing = False
+                length = int(suffix.document_lengths[0])
+                self.shortest = min(length, self.shortest or length)
             step = step * 2 if growing else step // 2
         return best
-
-    return render_suffix
 
 
 def _render_one_suffix(

@@ -1,4 +1,4 @@
-"""The `alpaca` format: `{"instruction": "...", "input": "...", "output": "..."}`.
+"""Makes messages of a row in the `alpaca` format: `instruction`, `input` and `output`.
 
 `history`, a list of [user, assistant] pairs, comes before the instruction. Its answers are trained
 like the output, as in LLaMA-Factory.
@@ -9,36 +9,35 @@ from __future__ import annotations
 from typing import Any
 
 from mtpack.input.dialogue import Reason
-from mtpack.input.message import ParsedRow
+from mtpack.input.messages import FoundMessages
 from mtpack.input.row_errors import RowError, describe_type
-from mtpack.input.sharegpt import read_system
-from mtpack.input.tools import read_tools
 
 
-def parse_alpaca(row: dict[str, Any]) -> ParsedRow:
-    """Return the messages and tools of a row; raise RowError."""
+def pop_exchanges(fields: dict[str, Any]) -> FoundMessages:
+    """Remove the texts from the fields of a row and return them as messages; raise RowError."""
     contents = [
-        *_read_history(row.get("history")),
-        _read_question(row),
-        _read_text(row, "output"),
+        *_read_history(fields.pop("history", "")),
+        _pop_question(fields),
+        _pop_text(fields, "output"),
     ]
     roles = ("user", "assistant") * (len(contents) // 2)
-    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
-    return ParsedRow([*read_system(row), *messages], read_tools(row.get("tools") or None))
+    return FoundMessages(
+        [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+    )
 
 
-def _read_question(row: dict[str, Any]) -> str:
+def _pop_question(fields: dict[str, Any]) -> str:
     """Return instruction and input, joined by a newline if neither is empty."""
-    keys = [key for key in ("instruction", "input") if row.get(key) is not None]
+    keys = [key for key in ("instruction", "input") if key in fields]
     if not keys:
         raise RowError(Reason.INVALID_ROW, 'the row has neither "instruction" nor "input"')
-    return "\n".join(text for text in (_read_text(row, key) for key in keys) if text)
+    return "\n".join(text for text in (_pop_text(fields, key) for key in keys) if text)
 
 
-def _read_text(row: dict[str, Any], key: str) -> str:
-    text = row.get(key)
-    if text is None:
+def _pop_text(fields: dict[str, Any], key: str) -> str:
+    if key not in fields:
         raise RowError(Reason.INVALID_ROW, f'the row has no "{key}"')
+    text = fields.pop(key)
     if not isinstance(text, str):
         raise RowError(
             Reason.INVALID_CONTENT, f'"{key}" must be a string, found {describe_type(text)}'
@@ -47,7 +46,7 @@ def _read_text(row: dict[str, Any], key: str) -> str:
 
 
 def _read_history(history: Any) -> list[str]:
-    if history is None or history == "":
+    if history == "":
         return []
     if not isinstance(history, list):
         raise RowError(

@@ -31,8 +31,8 @@ class Origin(NamedTuple):
 class Dialogue(NamedTuple):
     """One accepted input row, its messages as columns; `make_dialogue` makes it.
 
-    In the usual case, each message is a role and a text and nothing else, every assistant message
-    carries loss, and there are no tools. Then `texts` and `joined_texts` have the contents.
+    In the usual case, each message is a role and a text and nothing else, and there are no tools.
+    Then `texts` and `joined_texts` have the contents, and the last assistant message carries loss.
     """
 
     row: int
@@ -64,6 +64,14 @@ class Dialogue(NamedTuple):
         made = make_dialogue(self.row, self.origin, messages, self.tools, untrained)
         return made._replace(template_args=self.template_args, unread=self.unread)
 
+    def train_last_turn(self) -> Dialogue:
+        """Return the dialogue with loss on its last turn alone (`--train-turns last`).
+
+        That is the last assistant message that carries loss. A dialogue without one stays as it is.
+        """
+        earlier = self.trained_messages()[:-1]
+        return self._replace(untrained=self.untrained.union(earlier)) if earlier else self
+
     def reject(self, reason: Reason, detail: str) -> Reject:
         """Return the rejection of this row."""
         return Reject(self.row, self.origin, reason, detail)
@@ -75,23 +83,33 @@ def make_dialogue(
     messages: Messages,
     tools: list[Any] | None = None,
     untrained: Collection[int] = (),
+    template_args: dict[str, Any] | None = None,
+    unread: tuple[str, ...] = (),
 ) -> Dialogue:
     """Make a dialogue of messages as the template sees them; each has a role.
 
-    untrained: indices of messages without loss; only those of assistants matter.
+    untrained: indices of messages without loss; only those of assistants matter. template_args,
+    unread: those of `Dialogue`.
     """
     without_loss = frozenset(
         [index for index in untrained if messages[index]["role"] == "assistant"]
     )
     if tools is None and not without_loss and set(map(len, messages)) == {2}:
-        dialogue = make_text_dialogue(row, origin, messages)
+        dialogue = make_text_dialogue(row, origin, messages, template_args, unread)
         if dialogue is not None:
             return dialogue
     roles = tuple([message["role"] for message in messages])
-    return Dialogue(row, origin, roles, messages, tools, without_loss, None, None)
+    columns = roles, messages, tools, without_loss, None, None
+    return Dialogue(row, origin, *columns, template_args, unread)
 
 
-def make_text_dialogue(row: int, origin: Origin, messages: list[Any]) -> Dialogue | None:
+def make_text_dialogue(
+    row: int,
+    origin: Origin,
+    messages: list[Any],
+    template_args: dict[str, Any] | None = None,
+    unread: tuple[str, ...] = (),
+) -> Dialogue | None:
     """Make a dialogue in the usual case; None if a message lacks a known role or a text.
 
     The messages have no other key. Checking them all at once takes 0.2 µs per message; reading one
@@ -102,7 +120,10 @@ def make_text_dialogue(row: int, origin: Origin, messages: list[Any]) -> Dialogu
         texts = tuple([message["content"] for message in messages])
         if not _ROLES.issuperset(roles):
             return None
-        return Dialogue(row, origin, roles, messages, None, _NONE, texts, "\0".join(texts))
+        joined = "\0".join(texts)
+        return Dialogue(
+            row, origin, roles, messages, None, _NONE, texts, joined, template_args, unread
+        )
     except (KeyError, TypeError):  # not an object, no role, or no text
         return None
 
@@ -119,6 +140,8 @@ class Reason(StrEnum):
     LINE_TOO_LONG = "line_too_long"
     OTHER_FORMAT = "other_format"
     INVALID_ROW = "invalid_row"
+    PREFERENCE_ROW = "preference_row"
+    MEDIA_ROW = "media_row"
     INVALID_MESSAGE = "invalid_message"
     UNKNOWN_ROLE = "unknown_role"
     INVALID_CONTENT = "invalid_content"

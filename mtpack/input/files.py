@@ -1,4 +1,4 @@
-"""The input files of a run: their names, sizes and digests."""
+"""The input files of a run: their names, kinds, sizes and digests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,36 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from mtpack.errors import InputError, SetupError
+from mtpack.input.dataset_folders import (
+    explain_no_splits,
+    is_dataset_folder,
+    is_side_file,
+    list_data_files,
+)
 
 STANDARD_INPUT = "-"
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_LONGEST_FIRST = tuple(sorted(SUFFIXES, key=len, reverse=True))
+
+
+class FileKind(NamedTuple):
+    """What the name of a file says about its content."""
+
+    content: str
+    """`lines`, `json`, `parquet` or `arrow`."""
+    compression: str = ""
+    """`.gz`, `.zst`, or empty. Only text files are compressed as a whole."""
+
+
+_TEXTS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json"}
+_TABLES = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_COMPRESSIONS = ("", ".gz", ".zst")
+_KINDS = {
+    text + compression: FileKind(content, compression)
+    for text, content in _TEXTS.items()
+    for compression in _COMPRESSIONS
+} | {table: FileKind(content) for table, content in _TABLES.items()}
+SUFFIXES = tuple(_KINDS)
+KNOWN_FILES = f"{', '.join(_TEXTS)} (also with .gz or .zst), {', '.join(_TABLES)}"
+"""The kinds of files, as error messages name them."""
 
 
 class InputFile(NamedTuple):
@@ -32,18 +58,38 @@ class InputFile(NamedTuple):
     modified_ns: int
     """Time of the last change, to detect content that is not the content of `sha256`."""
 
+    @property
+    def kind(self) -> FileKind:
+        """The kind of the file."""
+        return find_kind(self.name) or FileKind("lines")
 
-def find_inputs(inputs: Iterable[str], output: Path | None = None) -> list[str]:
+
+def find_kind(name: str) -> FileKind | None:
+    """Return the kind of a file, by its name; None if it is not known.
+
+    >>> find_kind("rows.json.gz"), find_kind("-"), find_kind("rows.csv")
+    (FileKind(content='json', compression='.gz'), FileKind(content='lines', compression=''), None)
+    """
+    if name == STANDARD_INPUT:
+        return FileKind("lines")
+    suffix = next(filter(name.lower().endswith, SUFFIXES), None)  # none is the end of another
+    return _KINDS[suffix] if suffix else None
+
+
+def find_inputs(
+    inputs: Iterable[str], output: Path | None = None, split: str | None = None
+) -> list[str]:
     """Expand folders and globs into file names, sorted within each; raise SetupError.
 
+    A folder that `datasets.save_to_disk` made becomes the files of its data set, in their order.
     `-` (standard input) stays as it is. Files below `output` that a folder or a glob matches are
-    left out.
+    left out. split: the one to read of data sets that are saved in several splits.
     """
-    names = [file for name in inputs for file in _expand(name, output)]
+    names = [file for name in inputs for file in _expand(name, output, split)]
     for name in names:
-        if name != STANDARD_INPUT and not find_suffix(name):
+        if find_kind(name) is None:
             raise SetupError(
-                f"{name}: unknown kind of file; mtpack reads {', '.join(SUFFIXES)} "
+                f"{name}: unknown kind of file; mtpack reads {KNOWN_FILES} "
                 "and - (JSONL from standard input)"
             )
     if names.count(STANDARD_INPUT) > 1:
@@ -51,34 +97,53 @@ def find_inputs(inputs: Iterable[str], output: Path | None = None) -> list[str]:
     return names
 
 
-def _expand(name: str, output: Path | None) -> list[str]:
-    @cache  # there may be very many files in a folder
-    def is_below_output(folder: str) -> bool:
-        return output is not None and Path(folder).resolve().is_relative_to(output.resolve())
-
-    def is_input(found: str) -> bool:
-        if find_suffix(found) is None or not os.path.isfile(found):
-            return False
-        target = os.path.realpath(found) if os.path.islink(found) else found
-        return not is_below_output(os.path.dirname(target))
-
+def _expand(name: str, output: Path | None, split: str | None) -> list[str]:
     if name == STANDARD_INPUT or os.path.isfile(name):
+        if split is not None:
+            raise explain_no_splits(name)
         return [name]
     if os.path.isdir(name):
-        inside = sorted(filter(is_input, map(str, Path(name).rglob("*"))))
+        is_below = output is not None and Path(name).resolve().is_relative_to(output.resolve())
+        if is_dataset_folder(name) and not is_below:
+            return list_data_files(name, split)
+        inside = _select_inputs(map(str, Path(name).rglob("*")), output, split)
         if not inside:
-            kinds = ", ".join(SUFFIXES)
-            raise SetupError(f"{name}: the folder holds no input; mtpack reads {kinds}")
+            raise SetupError(f"{name}: the folder holds no input; mtpack reads {KNOWN_FILES}")
         return inside
-    matching = sorted(filter(is_input, glob.glob(name, recursive=True)))
+    matching = _select_inputs(glob.glob(name, recursive=True), output, split)
     if not matching:
         raise SetupError(f"{name}: no such file; check the name or the pattern")
     return matching
 
 
-def find_suffix(name: str) -> str | None:
-    """Return the longest of `SUFFIXES` that a name ends in, None if it ends in none."""
-    return next(filter(name.lower().endswith, _LONGEST_FIRST), None)
+def _select_inputs(paths: Iterable[str], output: Path | None, split: str | None) -> list[str]:
+    """Return the input files among some paths, and those of the data sets among them, sorted."""
+    datasets: set[str] = set()
+
+    @cache  # there may be very many files in a folder
+    def is_below_output(folder: str) -> bool:
+        return output is not None and Path(folder).resolve().is_relative_to(output.resolve())
+
+    @cache  # a folder is sorted before what lies in it, so it is known by then
+    def is_in_dataset(folder: str) -> bool:
+        parent = os.path.dirname(folder)
+        return folder in datasets or (parent != folder and is_in_dataset(parent))
+
+    found: list[str] = []
+    for path in sorted(paths):
+        if is_in_dataset(os.path.dirname(path)):
+            continue
+        if find_kind(path) is not None and os.path.isfile(path):
+            target = os.path.realpath(path) if os.path.islink(path) else path
+            if is_side_file(path) or is_below_output(os.path.dirname(target)):
+                continue
+            if split is not None:
+                raise explain_no_splits(path)
+            found.append(path)
+        elif is_dataset_folder(path) and not is_below_output(path):
+            datasets.add(path)
+            found += list_data_files(path, split)
+    return found
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:

@@ -1,63 +1,147 @@
-"""Reads one message: the fields for the template, and whether it is trained.
+"""Reads messages: their fields for the template, and which of them are trained.
 
-The fields of a message are passed to the template as inference servers pass them (vLLM,
-`parse_chat_messages`; SGLang, `serving_chat.py`). Keys without a value are dropped, and so is an
-empty `tool_calls`. A missing `content` is `""`. The reasoning is stored under both names that
-templates read, as transformers does. The text of a content part is stored under `text`. The loss
-switches (`train`, `loss`, `weight`, `loss_weight`) are removed, since they concern training alone.
-All other fields are unchanged. What a certain template can't take in this form is changed later
+Messages may have the keys of the chat APIs (`role`, `content`) or those of ShareGPT (`from`,
+`value`), in every format, and any of the role names of `ROLE_NAMES`, in any case. The template gets
+the keys of the chat APIs, as inference servers pass them (vLLM, `parse_chat_messages`; SGLang,
+`serving_chat.py`). Keys without a value are dropped, and so is an empty `tool_calls`. A missing
+`content` is `""`. The reasoning is stored under both names that templates read, as transformers
+does. The text of a content part is stored under `text`. Loss switches are removed, since they
+concern training alone, and so are the tools in a system message, which are the row's. All other
+fields are unchanged. What a certain template can't take in this form is changed later
 (`template/message_forms.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
-from mtpack.input.dialogue import ROLES, Messages, Reason
+from mtpack.input.content import list_unread_part_keys, read_content
+from mtpack.input.dialogue import ROLES, SYSTEM_ROLES, Messages, Reason
+from mtpack.input.json_value import parse_nested
+from mtpack.input.loss_switches import pop_loss_switch
+from mtpack.input.reasoning import REASONING_DETAILS, REASONING_KEYS, has_reasoning, read_reasoning
 from mtpack.input.row_errors import RowError, describe_type, quote_name
-from mtpack.input.tools import read_tool_calls
+from mtpack.input.tools import (
+    list_unread_call_keys,
+    parse_function_calls,
+    pop_named_tools,
+    read_tool_calls,
+)
 
-_LOSS_SWITCHES = ("train", "loss")
-_LOSS_WEIGHTS = ("weight", "loss_weight")
-# The names of a message's reasoning, the standard one first (transformers, `apply_chat_template`).
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-# The names of a content part's text: the standard one, and those that other tools write.
-_PART_TEXT_KEYS = ("text", "content", "value")
-THINK, END_OF_THINK = "<think>", "</think>"
-"""The tags around a reasoning in a content, and in most templates."""
-# The types of parts that are not text, in the chat APIs and in the processors of transformers.
-_MEDIA_TYPES = frozenset(
-    f"{prefix}{medium}{suffix}"
-    for medium in ("image", "audio", "video", "file")
-    for prefix in ("", "input_")
-    for suffix in ("", "_url")
+_CALLS = ("function_call", "tool_call")
+"""Role names of messages whose content is a tool call or a list of them."""
+ROLE_NAMES = {
+    **{role: role for role in ROLES},
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "claude", "model", *_CALLS), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
+}
+"""The role of the chat APIs that each name stands for."""
+_KNOWN_KEYS = frozenset(
+    ("role", "content", "name", "tool_calls", "tool_call_id", "id", "type", *REASONING_KEYS)
 )
 
 
-class ParsedRow(NamedTuple):
-    """The messages and tools of a row, in whatever format."""
+@dataclass(slots=True)
+class MessageReader:
+    """Reads the messages of one row, in order."""
 
-    messages: Messages
-    tools: list[Any] | None
-    untrained: Collection[int] = ()
-    """Indices of messages whose loss is switched off."""
-    num_before: int = 0
-    """The number of messages before the first one of the row's own list of messages."""
+    keeps_argument_text: bool
+    """Whether tool-call arguments that are text stay text."""
+    messages: Messages = field(default_factory=list)
+    """What was read, as the template gets it."""
+    untrained: set[int] = field(default_factory=set)
+    """Indices of those that carry no loss."""
+    tools: list[list[Any]] = field(default_factory=list)
+    """The tools of each system message that has some."""
+    unread: dict[str, None] = field(default_factory=dict)
+    """The keys that have no meaning (`Dialogue.unread`), in order."""
+    _may_join: bool = False
+    """Whether a message that calls tools belongs to the message before it."""
 
+    def read(self, messages: list[Any], num_context: int = 0) -> None:
+        """Read messages; raise RowError.
 
-def read_messages(messages: list[Any], num_context: int = 0) -> tuple[Messages, set[int]]:
-    """Read messages of the chat APIs; return them and the indices of those without loss.
+        num_context: so many first messages have no loss, unless they have a loss switch that says
+        so.
+        """
+        for index, message in enumerate(messages):
+            is_context = index < num_context
+            if not _is_role_and_text(message):
+                self._read_message(index, message, is_context=is_context)
+                continue
+            if is_context:
+                self.untrained.add(len(self.messages))
+            self.messages.append(message)
+            self._may_join = message["role"] == "assistant"
 
-    num_context: so many first messages have no loss, unless they have a loss switch that says so.
-    Raises RowError.
-    """
-    untrained = set(range(num_context))
-    fields = [
-        message if _is_role_and_text(message) else _read_message(index, message, untrained)
-        for index, message in enumerate(messages)
-    ]
-    return fields, untrained
+    def _read_message(self, index: int, message: Any, *, is_context: bool) -> None:
+        fields = _read_fields(index, message)
+        name, fields = _read_names(index, fields)
+        role = fields["role"]
+        where = f"message {index} ({name})"
+        switch = pop_loss_switch(where, role, fields)
+        is_trained = not is_context if switch is None else switch
+        if role in SYSTEM_ROLES:
+            self.tools += pop_named_tools(fields)
+        self._read_calls(where, name, fields)
+        _complete_content(where, fields)
+        fields = read_reasoning(where, role, fields)
+        fields["content"] = read_content(where, role, fields["content"])
+        self._note_unread(fields)
+        if self._may_join and name in _CALLS:
+            self._join(where, fields, is_trained=is_trained)
+            return
+        if not is_trained:
+            self.untrained.add(len(self.messages))
+        self.messages.append(fields)
+        self._may_join = role == "assistant"
+
+    def _read_calls(self, where: str, name: str, fields: dict[str, Any]) -> None:
+        """Read the tool calls of a message: those of its content, if its role is a call."""
+        given = None
+        if name in _CALLS:
+            given = [fields.pop("content", None)]
+        elif fields["role"] == "assistant" and "function_call" in fields:
+            given = [fields.pop("function_call")]  # the older name of the chat APIs
+        if given is not None:
+            if "tool_calls" in fields:
+                detail = f"{where}: tool calls in two places; keep one of them"
+                raise RowError(Reason.INVALID_TOOL_CALLS, detail)
+            fields["tool_calls"] = parse_function_calls(where, given[0])
+        if "tool_calls" in fields:
+            keeps_text = self.keeps_argument_text
+            calls = read_tool_calls(where, fields["tool_calls"], keeps_text=keeps_text)
+            fields["tool_calls"] = calls
+            if not calls:
+                del fields["tool_calls"]
+
+    def _note_unread(self, fields: dict[str, Any]) -> None:
+        names: list[str] = []
+        if not _KNOWN_KEYS.issuperset(fields):
+            names += [key for key in fields if key not in _KNOWN_KEYS]
+        if not isinstance(fields["content"], str):
+            keys = list_unread_part_keys(fields["role"], fields["content"])
+            names += [f"content.{key}" for key in keys]
+        if "tool_calls" in fields:
+            keys = list_unread_call_keys(fields["tool_calls"])
+            names += [f"tool_calls.{key}" for key in keys]
+        self.unread.update(dict.fromkeys([f"messages.{name}" for name in names]))
+
+    def _join(self, where: str, fields: dict[str, Any], *, is_trained: bool) -> None:
+        """Add the tool calls of a message to the assistant message before it; raise RowError."""
+        one_message = f"{where}: it is one message with the assistant message before it"
+        if is_trained != (len(self.messages) - 1 not in self.untrained):
+            detail = f"{one_message}, but one of them is trained and the other is not"
+            raise RowError(Reason.INVALID_LOSS_SWITCH, detail)
+        before = self.messages[-1]
+        if has_reasoning(before) and has_reasoning(fields):
+            detail = f"{one_message}, but each has a reasoning; keep one of them"
+            raise RowError(Reason.INVALID_CONTENT, detail)
+        added = {key: value for key, value in fields.items() if key not in before}
+        calls = [*before.get("tool_calls", []), *fields["tool_calls"]]
+        self.messages[-1] = {**before, **added, "tool_calls": calls}
 
 
 def _is_role_and_text(message: Any) -> bool:
@@ -70,29 +154,9 @@ def _is_role_and_text(message: Any) -> bool:
     )
 
 
-def _read_message(index: int, message: Any, untrained: set[int]) -> dict[str, Any]:
-    """Return the fields of a message; a loss switch adds it to `untrained`, or removes it."""
-    fields = read_fields(index, message)
-    role = fields.get("role")
-    if role not in ROLES:
-        found = "no role" if role is None else f"unknown role {quote_name(role)}"
-        raise RowError(
-            Reason.UNKNOWN_ROLE, f"message {index}: {found}; expected one of {', '.join(ROLES)}"
-        )
-    where = f"message {index} ({role})"
-    switch = _pop_loss_switches(where, role, fields)
-    if switch is not None:
-        (untrained.discard if switch else untrained.add)(index)
-    if "tool_calls" in fields:
-        fields["tool_calls"] = read_tool_calls(where, fields["tool_calls"])
-        if not fields["tool_calls"]:
-            del fields["tool_calls"]
-    _read_content(where, role, fields)
-    return _add_reasoning_aliases(where, fields)
-
-
-def read_fields(index: int, message: Any) -> dict[str, Any]:
+def _read_fields(index: int, message: Any) -> dict[str, Any]:
     """Return the keys of a message that have a value; raise RowError if it is not an object."""
+    message = parse_nested(message, Reason.INVALID_MESSAGE, f"message {index} is")
     if not isinstance(message, dict):
         raise RowError(
             Reason.INVALID_MESSAGE,
@@ -101,112 +165,55 @@ def read_fields(index: int, message: Any) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
 
 
-def _pop_loss_switches(where: str, role: str, fields: dict[str, Any]) -> bool | None:
-    """Remove the loss switches from `fields` and return their value, None if there is none."""
-    switches = {key: fields.pop(key) for key in (*_LOSS_SWITCHES, *_LOSS_WEIGHTS) if key in fields}
-    for key, value in switches.items():
-        if key in _LOSS_WEIGHTS:
-            if type(value) not in (int, float) or value not in (0, 1):
-                raise RowError(
-                    Reason.INVALID_LOSS_SWITCH,
-                    f'{where}: "{key}" must be 0 or 1; all trained turns have the same weight',
-                )
-        elif type(value) is not bool:
-            raise RowError(Reason.INVALID_LOSS_SWITCH, f'{where}: "{key}" must be true or false')
-    wanted = {bool(value) for value in switches.values()}
-    if len(wanted) > 1:
-        raise RowError(
-            Reason.INVALID_LOSS_SWITCH, f"{where}: {' and '.join(switches)} contradict each other"
-        )
-    if role != "assistant" and True in wanted:
-        raise RowError(
-            Reason.INVALID_LOSS_SWITCH, f"{where}: only assistant messages can be trained"
-        )
-    return wanted.pop() if wanted else None
+def _read_names(index: int, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a message's role, in lower case, and its fields as in the chat APIs.
 
-
-def _read_content(where: str, role: str, fields: dict[str, Any]) -> None:
-    content = fields.get("content")
-    if content is None:
-        if role == "assistant":
-            if not any(key in fields for key in ("tool_calls", *_REASONING_KEYS)):
-                detail = f'{where}: neither "content" nor "tool_calls"'
-                raise RowError(Reason.INVALID_CONTENT, detail)
-        elif role != "tool":
-            raise RowError(Reason.INVALID_CONTENT, f'{where}: no "content"')
-        fields["content"] = ""
-    elif isinstance(content, list) and (role != "tool" or _has_parts(content)):
-        fields["content"] = [_read_part(where, part) for part in content]
-    elif not isinstance(content, str) and role != "tool":
-        raise RowError(
-            Reason.INVALID_CONTENT,
-            f'{where}: "content" must be a string or a list of text parts, '
-            f"found {describe_type(content)}",
-        )
-
-
-def is_text_parts(role: str, content: Any) -> bool:
-    """Return whether the content of a message is a list of text parts.
-
-    The result of a tool may be any other list. A part of a tool's content has the type `text`, or
-    a text alone.
+    Where `role` and `from` are both there, or `content` and `value`, they must not contradict each
+    other, unless the second of them has another meaning. Raises RowError.
     """
-    if role != "tool" or not isinstance(content, list):
-        return isinstance(content, list)
-    return all(
-        isinstance(part, dict)
-        and isinstance(part.get("text"), str)
-        and (part.get("type") == "text" or len(part) == 1)
-        for part in content
-    )
-
-
-def make_text_parts(*texts: str) -> list[dict[str, Any]]:
-    """Return a content that is a list of text parts."""
-    return [{"type": "text", "text": text} for text in texts]
-
-
-def has_reasoning(message: dict[str, Any]) -> bool:
-    """Return whether a message has a reasoning in its field."""
-    return bool(message.get("reasoning_content", "").strip())
-
-
-def _has_parts(content: list[Any]) -> bool:
-    """Return whether the content of a tool's message is a list of parts, of text or of others."""
-    return all(
-        isinstance(part, dict)
-        and (
-            part.get("type") == "text"
-            or (isinstance(part.get("type"), str) and part["type"] in _MEDIA_TYPES)
-            or (len(part) == 1 and "text" in part)
-        )
-        for part in content
-    )
-
-
-def _read_part(where: str, part: Any) -> dict[str, Any]:
-    if not isinstance(part, dict):
-        detail = f"a content part must be an object, found {describe_type(part)}"
-    elif (part_type := part.get("type", "text")) != "text":
-        detail = f"a content part has the type {quote_name(part_type)}; mtpack packs text only"
-    else:
-        fields = {key: value for key, value in part.items() if value is not None}
-        found = next((key for key in _PART_TEXT_KEYS if key in fields), "text")
-        if isinstance(fields.get(found), str):
-            if found != "text":
-                fields["text"] = fields.pop(found)
-            return fields
-        detail = 'a content part has no "text"'
-    raise RowError(Reason.INVALID_CONTENT, f"{where}: {detail}")
-
-
-def _add_reasoning_aliases(where: str, fields: dict[str, Any]) -> dict[str, Any]:
-    reasoning = next((fields[key] for key in _REASONING_KEYS if key in fields), None)
-    if reasoning is None:
-        return fields
-    if not isinstance(reasoning, str):
+    given = fields.get("role", fields.get("from"))
+    if given in ROLES and "from" not in fields and "value" not in fields:  # the usual case
+        return given, fields
+    if not isinstance(given, str) or given.lower() not in ROLE_NAMES:
+        found = "no role" if given is None else f"unknown role {quote_name(given)}"
         raise RowError(
-            Reason.INVALID_CONTENT,
-            f"{where}: the reasoning must be a string, found {describe_type(reasoning)}",
+            Reason.UNKNOWN_ROLE, f"message {index}: {found}; expected one of {', '.join(ROLES)}"
         )
-    return {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+    name = given.lower()
+    role = ROLE_NAMES[name]
+    second = ROLE_NAMES.get(str(fields.get("from")).lower())
+    if second is not None:
+        del fields["from"]
+    if second not in (None, role):
+        raise _make_contradiction(index, "from", "role")
+    if fields.get("content") == fields.get("value"):
+        fields.pop("value", None)
+    elif "content" in fields and "value" in fields and second is not None:
+        raise _make_contradiction(index, "value", "content")
+    if "role" in fields:
+        fields["role"] = role
+        if "content" not in fields and isinstance(fields.get("value"), str | list | dict):
+            fields["content"] = fields.pop("value")
+        return name, fields
+    text_key = "value" if "value" in fields else "content"
+    text = {"content": fields.pop(text_key)} if text_key in fields else {}
+    return name, {"role": role, **text, **fields}
+
+
+def _make_contradiction(index: int, key: str, other: str) -> RowError:
+    detail = f'message {index}: "{key}" and "{other}" have different values; keep one of them'
+    return RowError(Reason.INVALID_MESSAGE, detail)
+
+
+def _complete_content(where: str, fields: dict[str, Any]) -> None:
+    """Add a missing content, which is empty; raise RowError where a message needs one."""
+    if "content" in fields:
+        return
+    role = fields["role"]
+    if role == "assistant":
+        if not any(key in fields for key in ("tool_calls", *REASONING_KEYS, REASONING_DETAILS)):
+            detail = f'{where}: none of "content", "tool_calls" and "reasoning_content"'
+            raise RowError(Reason.INVALID_CONTENT, detail)
+    elif role != "tool":
+        raise RowError(Reason.INVALID_CONTENT, f'{where}: no "content"')
+    fields["content"] = ""

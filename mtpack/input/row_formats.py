@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from mtpack.input.row_keys import COMMON_KEYS
 from mtpack.input.strict_json import StrictJsonError, parse
 
 
@@ -30,10 +31,11 @@ _SHAPES = (
     Shape("alpaca", ("instruction",)),
     Shape("alpaca", ("output",)),
 )
-# All keys of a row that have a meaning in one of the formats: the columns of a table to read.
+# All keys of a row that are read in one of the formats: the columns of a table to read.
 ROW_KEYS = (
     *dict.fromkeys(key for shape in _SHAPES for key in shape.keys),
-    *("input", "system", "history", "tools"),
+    *("input", "history"),
+    *COMMON_KEYS,
 )
 
 

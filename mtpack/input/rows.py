@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from mtpack.input.alpaca import parse_alpaca
+from mtpack.input.alpaca import pop_exchanges
 from mtpack.input.dialogue import (
     Dialogue,
+    Messages,
     Origin,
     Reason,
     Reject,
     make_dialogue,
     make_text_dialogue,
 )
-from mtpack.input.messages import find_messages, has_only_texts, parse_messages
-from mtpack.input.row_errors import RowError, describe_type
+from mtpack.input.message import MessageReader
+from mtpack.input.messages import (
+    FoundMessages,
+    find_messages,
+    has_only_texts,
+    pop_messages,
+    pop_messages_at,
+)
+from mtpack.input.row_errors import RowError, describe_type, quote_name
 from mtpack.input.row_formats import find_shapes
-from mtpack.input.sharegpt import parse_sharegpt
+from mtpack.input.row_keys import pop_system, pop_template_args, refuse_media, refuse_preferences
+from mtpack.input.sharegpt import pop_conversation
 from mtpack.input.strict_json import StrictJsonError, loads, validate
-from mtpack.input.tools import parse_arguments
+from mtpack.input.tools import pop_tools
 
-_READERS = {"messages": parse_messages, "sharegpt": parse_sharegpt, "alpaca": parse_alpaca}
+_FINDERS = {
+    "messages": pop_messages,
+    "sharegpt": pop_conversation,
+    "alpaca": pop_exchanges,
+}
 _NEEDED = {
     "messages": '"messages" (or "prompt" and "completion")',
     "sharegpt": '"conversations"',
     "alpaca": '"instruction" and "output"',
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOptions:
+    """How the rows of a run are read."""
+
+    messages_key: str | None = None
+    """Where the messages of each row are, if the user names it: a key, or keys joined by dots."""
+    keeps_argument_text: bool = False
+    """Whether tool-call arguments that are text stay as they are; otherwise they are parsed as
+    JSON, into objects."""
+
+
+_DEFAULT = RowOptions()
+_MOST_KEYS = 12
+"""So many keys of a row are named in an error."""
 
 
 def read_dialogue(
@@ -34,14 +65,12 @@ def read_dialogue(
     text: bytes | None,
     line_limit: int,
     row_format: str | None = None,
-    *,
-    keeps_argument_text: bool = False,
+    options: RowOptions = _DEFAULT,
 ) -> Dialogue | Reject:
     """Read one row; `text` is None if it is longer than `line_limit` bytes.
 
     row_format: the format of the row's file; None if no row of it so far fits a format. Then the
-    format is detected from this row alone. keeps_argument_text: whether tool-call arguments that
-    are text stay as they are; otherwise they are parsed as JSON, into objects.
+    format is detected from this row alone.
     """
     try:
         if text is None:
@@ -49,19 +78,87 @@ def read_dialogue(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
         value = loads(text)
-        messages = find_messages(value) if row_format in (None, "messages") else None
-        dialogue = make_text_dialogue(row, origin, messages) if messages else None
+        may_be_usual = row_format in (None, "messages") and options.messages_key is None
+        messages = find_messages(value) if may_be_usual else None
+        dialogue = None
+        if messages:
+            unread = _list_unread(value) if len(value) > 1 else ()
+            dialogue = make_text_dialogue(row, origin, messages, None, unread)
         if dialogue and has_only_texts(value, text):
             return dialogue  # the usual case, without the time for `validate`
         value = validate(text, value)
         if dialogue and set(map(len, dialogue.messages)) == {2}:
             return dialogue
-        parsed = _READERS[_choose_format(value, row_format)](value)
-        if not keeps_argument_text:
-            parse_arguments(parsed.messages, parsed.num_before)
-        return make_dialogue(row, origin, parsed.messages, parsed.tools, parsed.untrained)
+        return _read_row(row, origin, value, row_format, options)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
+
+
+def _list_unread(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return the keys without a meaning, for a row whose only key with one is `messages`."""
+    return tuple([key for key, value in row.items() if value is not None and key != "messages"])
+
+
+def _read_row(
+    row: int, origin: Origin, value: Any, row_format: str | None, options: RowOptions
+) -> Dialogue:
+    """Read the value of a row: its messages, and what stands beside them. Raises RowError."""
+    fields = {key: item for key, item in _name_messages(value).items() if item is not None}
+    refuse_preferences(fields, chose_messages=options.messages_key is not None)
+    if options.messages_key is None:
+        row_format = _choose_format(value, row_format)
+        found = _FINDERS[row_format](fields)
+    else:
+        found = _find_messages_at(value, fields, options.messages_key)
+    reader = MessageReader(options.keeps_argument_text)
+    reader.read(found.messages, found.num_context)
+    if row_format != "messages" and fields.get("tools") == []:
+        del fields["tools"]  # tables have the column, with a value or without
+    tools = pop_tools(fields, reader.tools)
+    system = _pop_other_system(fields, reader.messages)
+    template_args = pop_template_args(fields)
+    refuse_media(fields, reader.messages)
+    return make_dialogue(
+        row,
+        origin,
+        [*system, *reader.messages],
+        tools,
+        [index + len(system) for index in reader.untrained],
+        template_args,
+        (*fields, *reader.unread),
+    )
+
+
+def _name_messages(value: Any) -> dict[str, Any]:
+    """Return the value of a row as an object; a bare list is its messages."""
+    if isinstance(value, list):
+        return {"messages": value}
+    return value if isinstance(value, dict) else {}
+
+
+def _find_messages_at(value: Any, fields: dict[str, Any], path: str) -> FoundMessages:
+    found = pop_messages_at(fields, path) if isinstance(value, dict) else None
+    if found is None:
+        raise RowError(
+            Reason.INVALID_ROW,
+            f"the row has no {quote_name(path)}, the key that --messages-key names; "
+            f"{_describe_row(value)}",
+        )
+    return found
+
+
+def _pop_other_system(fields: dict[str, Any], messages: Messages) -> Messages:
+    """Return the row's `system` as messages, unless the messages begin with the same one."""
+    system = pop_system(fields)
+    if not system or messages[0]["role"] != "system":
+        return system
+    if messages[0]["content"] != system[0]["content"]:
+        raise RowError(
+            Reason.INVALID_ROW,
+            'the row has a "system", and its messages begin with another system message; '
+            "keep one of them",
+        )
+    return []
 
 
 def _choose_format(value: Any, row_format: str | None) -> str:
@@ -80,11 +177,21 @@ def _choose_format(value: Any, row_format: str | None) -> str:
             "put such rows into a separate file, or choose another --format",
         )
     if not isinstance(value, dict):
-        raise RowError(
-            Reason.INVALID_ROW, f"the row must be an object, found {describe_type(value)}"
-        )
+        raise RowError(Reason.INVALID_ROW, _describe_row(value))
     if row_format is None:
         found = f"the row has none of {', '.join(_NEEDED.values())}"
     else:
-        found = f"the row has no {_NEEDED[row_format]}; the file is read as {row_format}"
-    raise RowError(Reason.INVALID_ROW, found)
+        found = f"the row has no {_NEEDED[row_format]}, and the file is read as {row_format}"
+    raise RowError(
+        Reason.INVALID_ROW,
+        f"{found}; {_describe_row(value)}; name the key of the messages with --messages-key",
+    )
+
+
+def _describe_row(value: Any) -> str:
+    """Describe what a row is that has no messages: by its keys, if it is an object."""
+    if not isinstance(value, dict):
+        return f"the row must be an object, found {describe_type(value)}"
+    names = [quote_name(key) for key in islice(value, _MOST_KEYS)]
+    more = ["..."] if len(value) > _MOST_KEYS else []
+    return f"its keys are {', '.join([*names, *more])}" if names else "it has no keys"

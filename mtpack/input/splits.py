@@ -7,11 +7,11 @@ lines.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -19,6 +19,8 @@ import orjson
 from mtpack.errors import InputError
 from mtpack.input.files import check_unchanged, wrap_read_errors
 from mtpack.token_batch import Int64
+
+_BATCH_BYTES = 2**20
 
 
 class RawRow(NamedTuple):
@@ -33,6 +35,15 @@ class RawRow(NamedTuple):
     """The format of the file; None if neither this row nor an earlier one fits a format."""
 
 
+class TableNote(NamedTuple):
+    """What the text of a table's row does not say."""
+
+    never_read: tuple[str, ...]
+    """The columns that no format reads, where the row has a value."""
+    has_dropped_null: bool
+    """Whether a null that may mean something was read as a missing key."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowsInMemory:
     """Rows with their line numbers: for all that is not consecutive lines of a text file."""
@@ -42,30 +53,42 @@ class RowsInMemory:
     lines: list[int]
     texts: list[bytes | None]
     """JSON texts; None for a line that is longer than the limit."""
+    notes: list[TableNote] = field(default_factory=list)
+    """One for each row of a table; else empty."""
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def sizes(self) -> Int64:
-        """Return the number of bytes of each row."""
+        """Return the number of bytes of each row, without columns that are never read."""
         return np.array([len(text or b"") for text in self.texts], dtype=np.int64)
 
     def text(self, row: int) -> bytes | None:
-        """Return the text of a row."""
+        """Return the text of a row, without columns that are never read."""
         return self.texts[row]
 
     def cut(self, start: int, end: int) -> RowsInMemory:
         """Return the rows from `start` up to but not including `end`."""
-        return replace(self, lines=self.lines[start:end], texts=self.texts[start:end])
+        rows = slice(start, end)
+        return RowsInMemory(
+            self.file, self.format, self.lines[rows], self.texts[rows], self.notes[rows]
+        )
 
     def to_piece(self, row_format: str | None) -> RowsInMemory:
         """Return the rows with a format."""
         return replace(self, format=row_format)
 
     def rows(self) -> Iterator[RawRow]:
-        """Yield the rows."""
-        for line, text in zip(self.lines, self.texts, strict=True):
+        """Yield the rows; in that of a table, each column that is never read is `true`."""
+        for row, (line, text) in enumerate(zip(self.lines, self.texts, strict=True)):
+            if self.notes and text is not None and (names := self.notes[row].never_read):
+                added = orjson.dumps(dict.fromkeys(names, True))
+                text = added if text == b"{}" else text[:-1] + b"," + added[1:]
             yield RawRow(self.file, line, text, self.format)
+
+    def count_dropped_nulls(self) -> int:
+        """Count the rows in which a null that may mean something was read as a missing key."""
+        return sum(note.has_dropped_null for note in self.notes)
 
 
 class LinesInMemory(NamedTuple):
@@ -112,6 +135,52 @@ class LinesInFile(NamedTuple):
 Piece = RowsInMemory | LinesInMemory | LinesInFile
 
 
+class RowBatch(Protocol):
+    """Consecutive rows of a file that are still to be cut into pieces of splits."""
+
+    def __len__(self) -> int: ...
+
+    def sizes(self) -> Int64:
+        """Return the number of bytes of each row."""
+        ...
+
+    def text(self, row: int) -> bytes | None:
+        """Return the text of a row; None if it is longer than the limit."""
+        ...
+
+    def cut(self, start: int, end: int) -> RowBatch:
+        """Return the rows from `start` up to but not including `end`."""
+        ...
+
+    def to_piece(self, row_format: str | None) -> Piece:
+        """Return the rows as a piece of a split."""
+        ...
+
+
+def batch_rows(
+    file: str, rows: Iterable[tuple[int, bytes, TableNote | None]], line_limit: int
+) -> Iterator[RowsInMemory]:
+    """Yield rows in batches; each is a line number, a text, and a note if it is of a table.
+
+    Also yields the rows before an InputError that `rows` raises.
+    """
+    batch, num_bytes = RowsInMemory(file, None, [], []), 0
+    try:
+        for line, text, note in rows:
+            batch.lines.append(line)
+            batch.texts.append(text if len(text) <= line_limit else None)
+            if note is not None:
+                batch.notes.append(note)
+            num_bytes += len(text)
+            if num_bytes >= _BATCH_BYTES:
+                yield batch
+                batch, num_bytes = RowsInMemory(file, None, [], []), 0
+    except InputError:
+        yield batch
+        raise
+    yield batch
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Consecutive rows: the part of the input that one worker reads."""
@@ -127,8 +196,13 @@ class Split:
         for piece in self.pieces:
             yield from piece.rows()
 
+    def count_dropped_nulls(self) -> int:
+        """Count the rows of tables in which a null that may mean something was left out."""
+        tables = (piece for piece in self.pieces if isinstance(piece, RowsInMemory))
+        return sum(table.count_dropped_nulls() for table in tables)
+
     def content_sha256(self) -> str:
-        """Return the digest of the rows: their texts, in order, and their formats.
+        """Return the digest of the rows: their texts in order, their formats, and dropped nulls.
 
         It does not depend on the position of the rows or the compression of their files.
         """
@@ -139,4 +213,6 @@ class Split:
         ]
         # A newline inside JSON is white space, so a space in place of it means the same.
         lines = [(row.text or b"").replace(b"\n", b" ") for row in rows]
+        if num_dropped := self.count_dropped_nulls():
+            lines.append(b"%d" % num_dropped)
         return hashlib.sha256(b"\n".join([orjson.dumps(formats), *lines])).hexdigest()

@@ -38,6 +38,8 @@ def notices_of(counts: Counts) -> list[Notice]:
     for field in fields(counts):
         if field.name == "content_dropped":
             notices += _never_shown(counts.content_dropped)
+        if field.name == "never_read":
+            notices += _never_read(counts.never_read)
         if field.name in _BY_MODE:
             notices += _explain_by_mode(field.name, getattr(counts, field.name))
         if text := field.metadata.get("text"):
@@ -117,3 +119,26 @@ def _never_shown(content_dropped: dict[str, int]) -> list[Notice]:
             f"possible remedies: {', or '.join(remedies)}"
         )
     return [Notice("never shown", content_dropped[key], text) for key, text in texts.items()]
+
+
+_MOST_LINES = 5
+"""So many lines are shown of the keys that are never read."""
+
+
+def _never_read(counts: dict[str, int]) -> list[Notice]:
+    """Return a notice for keys that equally many rows have, those of most rows first."""
+    keys_by_count: dict[int, list[str]] = {}
+    for key, count in counts.items():
+        keys_by_count.setdefault(count, []).append(key)
+    rows = sorted(keys_by_count.items(), reverse=True)
+    shown = [(count, f"rows: {', '.join(keys)}") for count, keys in rows[:_MOST_LINES]]
+    rest = [key for _, keys in rows[_MOST_LINES:] for key in keys]
+    if rest:
+        shown[-1] = (
+            shown[-1][0],
+            f"{shown[-1][1]}; {len(rest):,} more keys in fewer rows (--json)",
+        )
+    if shown:
+        text = "Neither mtpack nor the chat template reads these keys (docs/rows.md)"
+        shown[-1] = (shown[-1][0], f"{shown[-1][1]}\n{text}")
+    return [Notice("never read", count, text) for count, text in shown]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from mtpack.counts import Counts
+from mtpack.input.dialogue import Reason
 from mtpack.report.notices import turn_summary
 from mtpack.report.terminal import (
     build_notices_table,
@@ -23,7 +25,7 @@ def show_report(report: PackReport, console: Console) -> None:
     left_out = {**tally.rows_rejected, **tally.rows_dropped}
     lines = [
         ("rows", tally.rows_read, _format_left_out(tally.rows_packed, left_out)),
-        ("turns", tally.turns_read, _format_left_out(tally.turns_packed, tally.turns_dropped)),
+        ("turns", tally.turns_read, _describe_turns(tally)),
         ("rendered", about.rendered, "dialogues, by the chat template"),
         (
             "replayed",
@@ -60,6 +62,13 @@ def show_report(report: PackReport, console: Console) -> None:
             f"{about.reused:,} dialogues of this run were taken from it",
             soft_wrap=True,
         )
+
+
+def _describe_turns(tally: Counts) -> str:
+    text = _format_left_out(tally.turns_packed, tally.turns_dropped)
+    if Reason.OVERLONG in tally.turns_dropped:
+        text += "; a larger --seq-len keeps more, and so may --overlong split"
+    return text
 
 
 def _format_left_out(packed: int, reasons: dict[str, int]) -> str:

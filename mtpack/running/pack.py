@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from mtpack.counts import Counts, RunCounts
-from mtpack.errors import InputError
+from mtpack.errors import InputError, SetupError
 from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input import reading
 from mtpack.input.dialogue import Reject
 from mtpack.input.files import (
     STANDARD_INPUT,
+    FileKind,
     InputFile,
     describe_input,
     find_inputs,
-    find_suffix,
+    find_kind,
 )
+from mtpack.input.splits import Split
 from mtpack.options import PackOptions, options_from
+from mtpack.running.empty_run import EmptySplit, explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
@@ -36,7 +39,15 @@ from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_run_folder, measure_store
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
-from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo, ShardRecord
+from mtpack.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    PackReport,
+    RunIdentity,
+    RunInfo,
+    ShardRecord,
+    is_manifest,
+)
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete_output,
@@ -70,9 +81,9 @@ def pack(
 ) -> PackReport:
     """Pack dialogues into shards and return the report.
 
-    inputs: files (`.jsonl`, `.json`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`), folders, patterns, or
-    `-`. options: those of `PackOptions`, by name. Raises SetupError if the run can't start,
-    InputError for a bad row (unless `on_error="skip"`) and if nothing is left to pack.
+    inputs: files (docs/files.md has their kinds), folders, patterns, or `-`. options: those of
+    `PackOptions`, by name. Raises SetupError if the run can't start, InputError for a bad row
+    (unless `on_error="skip"`) and if nothing is left to pack.
 
     The work is done in worker processes. They are forked where that is safe; otherwise (on macOS,
     in programs that have threads) they are spawned and load everything themselves. They do not
@@ -80,8 +91,20 @@ def pack(
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
-    found = find_inputs([os.fspath(name) for name in names], Path(chosen.output))
+    found = find_inputs([os.fspath(name) for name in names], Path(chosen.output), chosen.split)
+    _refuse_packed_folders(found)
     return _PackRun(chosen, callbacks or Callbacks()).pack(found)
+
+
+def _refuse_packed_folders(names: list[str]) -> None:
+    """Raise SetupError if an input is a shard in an output of mtpack."""
+    tables = {os.path.dirname(name) for name in names if find_kind(name) == FileKind("arrow")}
+    for folder in sorted(tables):
+        if is_manifest(Path(folder) / MANIFEST):
+            raise SetupError(
+                f"{folder}: holds sequences that mtpack has packed; give the dialogues that they "
+                "were packed from"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +133,8 @@ class _RunState:
     shards: list[ShardRecord] = field(default_factory=list)
     warnings: set[str] = field(default_factory=set)
     first_reject: Reject | None = None
+    empty: EmptySplit = field(default_factory=EmptySplit)
+    """Why splits have no documents, for those that have none."""
 
 
 @dataclass(slots=True)
@@ -176,7 +201,11 @@ class _PackRun:
     def _write_output(self, output: Path, setup: _RunSetup, run: RunIdentity) -> PackReport:
         state = self._pack_all(setup)
         if not state.counts.documents:
-            raise InputError(_explain_empty_run(setup.files, state.first_reject, state.counts))
+            raise InputError(
+                explain_empty_run(
+                    setup.files, self.options, state.counts, state.empty, state.first_reject
+                )
+            )
         report = self._report(setup, state)
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area, report.shards, setup.pipeline.shard_metadata)
@@ -189,7 +218,7 @@ class _PackRun:
         If a fast path fails, the workers end, so that none of them writes another shard, and all
         splits are made again without that fast path.
         """
-        formats = FormatNotices(self.options.format, self.callbacks.warn)
+        formats = FormatNotices(self.options.row_format, self.callbacks.warn)
         num_workers = min(self.options.num_workers, 1 + setup.input_bytes // reading.SPLIT_BYTES)
         while True:
             try:
@@ -227,7 +256,7 @@ class _PackRun:
         kind = "-".join(["split", *sorted(disabled)])
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
-            for split in reading.read_splits(setup.files, row_format=self.options.format):
+            for split in self._read_splits(setup):
                 files_with_rows.update(piece.file for piece in split.pieces)
                 formats.add(split)
                 while ready:
@@ -259,6 +288,12 @@ class _PackRun:
                 self.callbacks.warn(f"{file.name}: holds no rows")
         return state
 
+    def _read_splits(self, setup: _RunSetup) -> Iterator[Split]:
+        options = self.options
+        return reading.read_splits(
+            setup.files, row_format=options.row_format, more_columns=options.message_columns
+        )
+
     def _add_split(self, result: SplitRecord, state: _RunState) -> None:
         """Add the result of a split to `state`; raise InputError for a bad row, unless `skip`."""
         if result.rejects and self.options.on_error == "fail":
@@ -266,6 +301,7 @@ class _PackRun:
         state.counts += result.counts
         state.run_counts += result.run_counts
         state.warnings |= result.warnings
+        state.empty += result.empty or EmptySplit()
         state.first_reject = state.first_reject or next(iter(result.rejects), None)
         self.watch.add(result.seconds)
         self._report_progress("tokenize", result.counts.rows_read)
@@ -304,15 +340,13 @@ class _PackRun:
 
 def _estimate_text_bytes(file: InputFile) -> int:
     """Estimate the number of bytes of text in a file."""
-    is_packed = file.name.endswith((".gz", ".zst", ".parquet"))
-    return file.num_bytes * (4 if is_packed else 1)
+    is_compressed = file.kind.compression or file.kind.content == "parquet"
+    return file.num_bytes * (4 if is_compressed else 1)
 
 
 def _read_first_rows(files: list[InputFile]) -> Iterator[str]:
     """Yield the text of the first rows of the first file of JSON lines."""
-    line_files = (
-        file for file in files if (find_suffix(file.name) or ".jsonl").startswith(".jsonl")
-    )
+    line_files = (file for file in files if file.kind.content == "lines")
     for split in islice(reading.read_splits(islice(line_files, 1)), 1):
         for row in split.rows():
             yield (row.text or b"").decode(errors="replace")
@@ -343,14 +377,3 @@ def run_task(pipeline: Pipeline, task: SplitTask | ShardTask) -> SplitRecord | W
     if isinstance(task, ShardTask):
         return run_shard_task(pipeline, task)
     return run_split_task(pipeline, task)
-
-
-def _explain_empty_run(files: list[InputFile], first_reject: Reject | None, counts: Counts) -> str:
-    names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
-    if not counts.rows_read:
-        return f"{names}: no rows, so nothing to pack"
-    reasons = {**counts.rows_rejected, **counts.rows_dropped}
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    first = f"\n{first_reject}" if first_reject else ""
-    none = f"none of {counts.rows_read:,} rows has a trained turn left"
-    return f"{names}: nothing to pack; {none} ({listed}){first}"

@@ -13,10 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from mtpack.counts import Counts, RunCounts
-from mtpack.documents.overlong import apply_overlong_policy, suffix_renderer
+from mtpack.documents.overlong import (
+    SuffixRenderer,
+    apply_overlong_policy,
+    find_needed_seq_len,
+)
 from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
+from mtpack.running.empty_run import EmptySplit, describe_empty_split
 from mtpack.running.pipeline import Pipeline, check_template
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_split, store_split
@@ -53,6 +58,8 @@ class SplitRecord:
     seconds: Mapping[str, float]
     """The time it took, by stage."""
     warnings: frozenset[str] = field(default_factory=frozenset)
+    empty: EmptySplit | None = None
+    """Why it has no documents, if it has none."""
 
 
 def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
@@ -61,7 +68,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     split = task.split
     pipeline = pipeline.without(task.disabled)
     tokenized, stored_file = _load_or_tokenize(pipeline, task, watch)
-    batch = _apply_overlong(pipeline, split, tokenized.batch)
+    batch, needed_seq_len = _apply_overlong(pipeline, split, tokenized.batch)
     if pipeline.options.overlong == "error" and batch is not tokenized.batch:
         rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
         tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
@@ -70,6 +77,10 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     if file is None or batch is not tokenized.batch:
         file = task.file
         save_batch(file, batch, split.first_row)
+    empty = None
+    if not batch.num_documents:
+        rows = read_rows(split, pipeline)
+        empty = describe_empty_split(rows, tokenized.row_turns, needed_seq_len)
     watch.lap("tokenize")
     return SplitRecord(
         file=file,
@@ -80,6 +91,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         document_lengths=batch.document_lengths.astype(np.int32),
         seconds=watch.seconds,
         warnings=tokenized.warnings,
+        empty=empty,
     )
 
 
@@ -100,8 +112,13 @@ def _load_or_tokenize(
     return tokenized, file
 
 
-def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> TokenBatch:
-    """Apply the policy of `--overlong`, which may render parts of dialogues again."""
+def _apply_overlong(
+    pipeline: Pipeline, split: Split, batch: TokenBatch
+) -> tuple[TokenBatch, int | None]:
+    """Apply the policy of `--overlong`, which may render parts of dialogues again.
+
+    Returns the documents that fit and, if there are none, the sequence length that a turn needs.
+    """
     options = pipeline.options
     dialogues: dict[int, Dialogue] = {}
 
@@ -113,12 +130,12 @@ def _apply_overlong(pipeline: Pipeline, split: Split, batch: TokenBatch) -> Toke
         set_activity(pipeline, dialogues[row])
         return dialogues[row]
 
-    render_suffix = suffix_renderer(
-        pipeline.renderer, pipeline.encoders, dialogue_of, options.seq_len
-    )
-    fitting = apply_overlong_policy(batch, options.seq_len, options.overlong, render_suffix)
+    suffixes = SuffixRenderer(pipeline.renderer, pipeline.encoders, dialogue_of, options.seq_len)
+    fitting = apply_overlong_policy(batch, options.seq_len, options.overlong, suffixes.render)
     pipeline.heartbeat.end()
-    return fitting
+    if fitting.num_documents:
+        return fitting, None
+    return fitting, find_needed_seq_len(batch, options.overlong, suffixes.shortest)
 
 
 def _count(tokenized: TokenizedSplit, batch: TokenBatch, first_row: int) -> Counts:

@@ -16,7 +16,7 @@ from mtpack.documents.token_spans import encode_dialogues
 from mtpack.fast_path import FASTOKENS, REPLAY
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.reading import LINE_LIMIT
-from mtpack.input.rows import read_dialogue
+from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
@@ -85,6 +85,7 @@ def tokenize(
     pipeline.heartbeat.begin(f"trying the chat template of {pipeline.template_source}")
     counts += rows.count()
     pipeline.heartbeat.end()
+    counts += Counts(nulls_dropped=split.count_dropped_nulls())
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)
@@ -273,23 +274,21 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     Raises InputError if a file can't be read.
     """
     template = pipeline.template
-    keeps_text = template.tool_arguments == "text"
+    options = RowOptions(
+        messages_key=pipeline.options.messages_key,
+        keeps_argument_text=template.tool_arguments == "text",
+    )
     takes_text = not find_forms(template, None).only_parts
     for row, raw in enumerate(split.rows(), split.first_row):
-        read = read_dialogue(
-            row,
-            Origin(raw.file, raw.line),
-            raw.text,
-            LINE_LIMIT,
-            raw.format,
-            keeps_argument_text=keeps_text,
-        )
-        if isinstance(read, Reject):
-            yield read
-        elif read.template_args is not None:
-            set_activity(pipeline, read)  # probes of the template with these arguments
-            yield find_forms(template.with_arguments(read.template_args), read.tools).apply(read)
-        elif takes_text and read.texts is not None:
-            yield read
-        else:
-            yield find_forms(template, read.tools).apply(read)
+        origin = Origin(raw.file, raw.line)
+        read = read_dialogue(row, origin, raw.text, LINE_LIMIT, raw.format, options)
+        if isinstance(read, Dialogue):
+            if read.template_args is not None:
+                set_activity(pipeline, read)  # probes of the template with these arguments
+                forms = find_forms(template.with_arguments(read.template_args), read.tools)
+                read = forms.apply(read)
+            elif not (takes_text and read.texts is not None):
+                read = find_forms(template, read.tools).apply(read)
+            if pipeline.options.train_turns == "last":
+                read = read.train_last_turn()
+        yield read

@@ -19,8 +19,9 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
+from mtpack.input.content import is_text_parts, make_text_parts
 from mtpack.input.dialogue import SYSTEM_ROLES, Dialogue, Origin, make_dialogue
-from mtpack.input.message import END_OF_THINK, THINK, has_reasoning, is_text_parts, make_text_parts
+from mtpack.input.reasoning import END_OF_THINK, THINK, has_reasoning
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import (
     WORDS,

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from mtpack.input.content import make_text_parts
 from mtpack.input.dialogue import Dialogue, Reason, Reject
-from mtpack.input.message import make_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.dropped_content import Kind, find_dropped_parts, list_kinds
 from mtpack.template.limits import TemplateLimitError

@@ -20,8 +20,8 @@ from itertools import product
 from operator import is_
 from typing import Any
 
+from mtpack.input.content import is_text_parts, make_text_parts
 from mtpack.input.dialogue import ROLES, Dialogue, Messages
-from mtpack.input.message import is_text_parts, make_text_parts
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.made_up import (

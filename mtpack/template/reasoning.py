@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from mtpack.input.message import END_OF_THINK, THINK
+from mtpack.input.reasoning import END_OF_THINK, THINK
 from mtpack.template.made_up import NAME, QUESTION, REASONING, WORDS, Message, make_result
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind, make_turns
 from mtpack.template.modes import Mode

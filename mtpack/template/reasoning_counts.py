@@ -10,7 +10,7 @@ from collections import Counter
 
 from mtpack.counts import NO_MODE, Counts
 from mtpack.input.dialogue import Dialogue
-from mtpack.input.message import END_OF_THINK, has_reasoning
+from mtpack.input.reasoning import END_OF_THINK, has_reasoning
 from mtpack.template.made_up_renders import TurnKind
 from mtpack.template.modes import Mode
 from mtpack.template.turn_probes import TurnProbes
@@ -31,7 +31,8 @@ class ReasoningCounts:
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue and its trained turns."""
         if dialogue.texts is not None and END_OF_THINK not in (dialogue.joined_texts or ""):
-            self._kinds[_PLAIN, None] += dialogue.roles.count("assistant")
+            num_turns = dialogue.roles.count("assistant") - len(dialogue.untrained)
+            self._kinds[_PLAIN, None] += num_turns
             return
         turns = dialogue.trained_messages()
         without = [index for index in turns if not has_reasoning(dialogue.messages[index])]

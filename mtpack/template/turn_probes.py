@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mtpack.input.dialogue import Dialogue
-from mtpack.input.message import has_reasoning
+from mtpack.input.reasoning import has_reasoning
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up_renders import MadeUpRenders, TurnKind
 from mtpack.template.modes import Mode

@@ -14,7 +14,7 @@ from itertools import product
 import jinja2
 from jinja2 import nodes
 
-from mtpack.input.message import make_text_parts
+from mtpack.input.content import make_text_parts
 from mtpack.input.row_errors import shorten_name
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import (

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from jinja2 import nodes
 
 from mtpack.input.dialogue import ROLES, Messages
-from mtpack.input.message import END_OF_THINK, THINK
+from mtpack.input.reasoning import END_OF_THINK, THINK
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.made_up import ANSWER, NAME, QUESTION, REASONING, SYSTEM, WORDS
 from mtpack.template.made_up_renders import MadeUpRenders, make_turns

@@ -31,7 +31,8 @@ from mtpack.input.dialogue import Dialogue, Origin, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.options import PackOptions
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.tokenizer.encoders import Encoders

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpack.documents.overlong import apply_overlong_policy
+from mtpack.documents.overlong import apply_overlong_policy, find_needed_seq_len
 from mtpack.token_batch import TokenBatch
 from tests.support.strategies import (
     Document,
@@ -211,3 +211,14 @@ def test_the_policies_differ_on_the_same_documents():
     assert after("truncate") == ([truncated, heads[1], short], 1)
     assert after("drop") == ([short], 4)
     assert after("error") == ([], 5)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(batch=token_batches())
+def test_the_needed_sequence_length_is_the_smallest_with_which_a_turn_is_kept(policy, batch):
+    needed = find_needed_seq_len(batch, policy)
+    if needed is None:
+        assert not batch.num_turns
+        return
+    assert apply_overlong_policy(batch, needed, policy, render_no_suffix).num_turns
+    assert_empty(apply_overlong_policy(batch, needed - 1, policy, render_no_suffix))

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpack.documents.control_tokens import load_renderer
-from mtpack.documents.overlong import suffix_renderer
+from mtpack.documents.overlong import SuffixRenderer
 from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.options import PackOptions
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
@@ -50,15 +51,21 @@ def exchanges(number: int) -> list[dict]:
     return [say("user", "Why is the sky blue?"), say("assistant", "It scatters light.")] * number
 
 
+def make_suffix_renderer(
+    dialogue: Dialogue, seq_len: int, template: ChatTemplate = TEMPLATE
+) -> SuffixRenderer:
+    renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
+    return SuffixRenderer(renderer, ENCODERS, {ROW: dialogue}.__getitem__, seq_len)
+
+
 def load_suffix_renderer(
     dialogue: Dialogue, seq_len: int, template: ChatTemplate = TEMPLATE
 ) -> Callable[[int], Document | None]:
     """Return a function that renders the suffix for a message, as a readable document."""
-    renderer = load_renderer(template, TOKENIZER, PackOptions(control_tokens="keep"))
-    render_batch = suffix_renderer(renderer, ENCODERS, {ROW: dialogue}.__getitem__, seq_len)
+    suffixes = make_suffix_renderer(dialogue, seq_len, template)
 
     def render_suffix(message: int) -> Document | None:
-        batch = render_batch(ROW, message)
+        batch = suffixes.render(ROW, message)
         if batch is None:
             return None
         (document,) = as_documents(batch)
@@ -134,6 +141,19 @@ def test_a_suffix_may_fill_the_sequence_completely(dialogue):
             assert load_suffix_renderer(dialogue, len(whole.ids))(message) == whole
             shorter = load_suffix_renderer(dialogue, len(whole.ids) - 1)(message)
             assert shorter is None or len(shorter.ids) < len(whole.ids)
+
+
+@settings(max_examples=examples(30))
+@given(dialogues())
+def test_the_shortest_run_that_does_not_fit_is_the_sequence_length_that_a_suffix_needs(dialogue):
+    turns = dialogue.trained_messages()
+    suffixes = make_suffix_renderer(dialogue, 2)
+    assert not any(suffixes.render(ROW, turn) for turn in turns)
+    needed = suffixes.shortest
+    assert needed
+    enough, too_short = (make_suffix_renderer(dialogue, needed - less) for less in (0, 1))
+    assert any(enough.render(ROW, turn) for turn in turns)
+    assert not any(too_short.render(ROW, turn) for turn in turns)
 
 
 def test_a_suffix_is_rendered_like_a_dialogue():
@@ -230,7 +250,7 @@ class CountingTemplate(ChatTemplate):
     """A template that records how many messages each call renders."""
 
     def __init__(self) -> None:
-        sources = TOKENIZER.chat_templates
+        sources = TEMPLATE.sources
         super().__init__(sources, dict(TOKENIZER.special_tokens), "2026-01-31")
         self.lengths: list[int] = []
 

@@ -13,7 +13,7 @@ import pytest
 from mtpack.errors import InputError, SetupError
 from mtpack.input import reading
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
-from mtpack.input.files import SUFFIXES, InputFile, describe_input, find_inputs
+from mtpack.input.files import InputFile, describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.rows import read_dialogue
 
@@ -225,11 +225,6 @@ def test_null_fields_of_a_table_row_are_read_as_missing(tmp_path):
     ]
 
 
-def test_other_columns_of_a_table_are_not_read(tmp_path):
-    path = write_table(tmp_path / "a.parquet", picture=[b"\xff"], messages=["x"], day=[1])
-    assert texts(read(path)) == [b'{"messages":"x"}']
-
-
 def test_a_table_without_known_columns_still_has_its_rows(tmp_path):
     path = write_table(tmp_path / "a.parquet", text=["a"] * 700)
     assert [row.line for row in read(path)] == list(range(1, 701))
@@ -427,7 +422,7 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_folder_without_inputs_is_refused(write, tmp_path):
     write("folder/README.md", b"")
     message = refusal(tmp_path / "folder")
-    assert all(suffix in message for suffix in SUFFIXES)
+    assert message.endswith(f"the folder holds no input; mtpack reads {KINDS}")
 
 
 def test_a_pattern_that_matches_no_input_is_refused(write, tmp_path):
@@ -436,10 +431,15 @@ def test_a_pattern_that_matches_no_input_is_refused(write, tmp_path):
     assert "pattern" in refusal(tmp_path / "a.*")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl.bz2", "a.json.gz", "jsonl", "a.gz"])
+KINDS = ".jsonl, .ndjson, .json (also with .gz or .zst), .parquet, .arrow, .feather"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl.bz2", "a.parquet.gz", "jsonl", "a.gz"])
 def test_an_unknown_kind_of_file_is_refused(write, name):
-    message = refusal(write(name, b"1\n"))
-    assert all(suffix in message for suffix in SUFFIXES)
+    path = write(name, b"1\n")
+    assert refusal(path) == (
+        f"{path}: unknown kind of file; mtpack reads {KINDS} and - (JSONL from standard input)"
+    )
 
 
 def test_standard_input_can_be_given_only_once():
@@ -499,11 +499,6 @@ def test_garbage_after_the_last_member_fails(write, suffix):
 @pytest.mark.parametrize(
     ("content", "line", "what"),
     [
-        (b"", 1, "not a JSON list"),
-        (b"\xef\xbb\xbf", 1, "not a JSON list"),
-        (b'\n\n{"messages": []}', 3, "not a JSON list"),
-        (b'{"messages": []}\n{"messages": []}\n', 1, ".jsonl"),
-        (b"[1]\n[2]", 2, "after the end"),
         (b"[1, 2]\n\n, 3", 3, "after the end"),
         (b'[1,\n2,\n{"a":\n\n nope}]', 5, "not valid JSON"),
         (b'[1,\n"cut off', 2, "not valid JSON"),

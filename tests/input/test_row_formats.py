@@ -250,7 +250,7 @@ def test_loss_switches_have_the_same_meaning_in_sharegpt(switch, trained):
         ({"conversations": ["Hello"]}, Reason.INVALID_MESSAGE),
         ({"conversations": [{**HUMAN, "role": "gpt"}]}, Reason.INVALID_MESSAGE),
         ({"conversations": [{**HUMAN, "content": "Bye"}]}, Reason.INVALID_MESSAGE),
-        ({"conversations": [{"from": "Human", "value": ""}]}, Reason.UNKNOWN_ROLE),
+        ({"conversations": [{"from": "Person", "value": ""}]}, Reason.UNKNOWN_ROLE),
         ({"conversations": [{"from": ["human"], "value": ""}]}, Reason.UNKNOWN_ROLE),
         ({"conversations": [{"value": ""}]}, Reason.UNKNOWN_ROLE),
         ({"conversations": [{"from": "human"}]}, Reason.INVALID_CONTENT),

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtpack.errors import InputError
-from mtpack.input import reading
+from mtpack.input import reading, text_files
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.splits import LinesInFile, RawRow, RowsInMemory, Split
@@ -122,7 +122,7 @@ def test_rows_and_cuts_are_those_of_a_simple_reader(
 ):
     folder = tmp_path_factory.mktemp("input")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(text_files, "_BLOCK_BYTES", block_bytes)
         patch.setattr(reading, "SPLIT_BYTES", split_bytes)
         for suffix, pack in PACK.items():
             path = folder / f"a{suffix}"

@@ -40,6 +40,7 @@ EVERYTHING = replace(
     given_trained=5,
     straddles=6,
     content_dropped={"assistant.tool_calls": 7, "system.content": 20, "tools": 9},
+    never_read={"id": 20, "messages.mood": 3, "source": 20},
 )
 GOLDEN_REPORT = """\
 rows          20  all packed
@@ -78,6 +79,10 @@ never shown         9  rows: their tools
                        The chat template leaves this out, so the model never
                        sees it; possible remedies: another template, or the
                        system's text at the start of the first user message
+never read         20  rows: id, source
+never read          3  rows: messages.mood
+                       Neither mtpack nor the chat template reads these keys
+                       (docs/rows.md)
 given_trained       5  tokens: part of the prompt, but trained, because the
                        template's generation tags mark them
 straddles           6  tokens: partly inside and partly outside a turn, so the
@@ -121,6 +126,14 @@ def test_a_count_of_zero_has_no_notice():
     names = [notice.name for notice in notices_of(replace(EVERYTHING, bent=0, unproven=0))]
     assert "own document" in names
     assert not {"bent", "unproven"} & set(names)
+
+
+def test_keys_that_are_never_read_take_a_few_lines_however_many_they_are():
+    keys = {f"key{number}": number for number in range(1, 41)}
+    notices = notices_of(replace(ORDINARY, never_read=keys))
+    assert [notice.count for notice in notices] == [40, 39, 38, 37, 36]
+    assert notices[0].text == "rows: key40"
+    assert notices[-1].text.startswith("rows: key36; 35 more keys in fewer rows (--json)\n")
 
 
 def test_tokens_dropped_by_the_overlong_policy_are_not_a_negative_cost():

@@ -61,6 +61,7 @@ def test_other_packing_options_reuse_the_store_and_give_the_same_output(tmp_path
     "options",
     [
         {"merge": "never"},
+        {"train_turns": "last"},
         {"control_tokens": "literal"},
         {"date": "2020-02-02"},
         {"template_arg": ["x=1"]},

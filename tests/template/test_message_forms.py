@@ -8,12 +8,12 @@ import pytest
 
 from mtpack.input.dialogue import Dialogue, Origin
 from mtpack.input.reading import LINE_LIMIT
-from mtpack.input.rows import read_dialogue
+from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.template.chat_template import (
     ChatTemplate,
     TemplateRaisedError,
-    load_chat_template,
 )
+from mtpack.template.loading import load_chat_template
 from mtpack.template.message_forms import MessageForms, find_forms
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import SHARED, shared
@@ -54,7 +54,7 @@ def read(row: dict[str, Any], *, keeps_argument_text: bool = False) -> Dialogue:
         Origin("row", 1),
         json.dumps(row).encode(),
         LINE_LIMIT,
-        keeps_argument_text=keeps_argument_text,
+        options=RowOptions(keeps_argument_text=keeps_argument_text),
     )
     assert isinstance(dialogue, Dialogue), dialogue
     return dialogue

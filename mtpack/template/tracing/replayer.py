@@ -16,7 +16,7 @@ from typing import Any
 
 from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Reject
-from mtpack.input.message import has_reasoning
+from mtpack.input.reasoning import has_reasoning
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from mtpack.template.markers import has_mark_characters, has_reserved_characters
 from mtpack.template.message_regions import TurnNotFoundError
@@ -112,7 +112,7 @@ class Replayer:
     def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
         if not dialogue.texts or has_mark_characters(dialogue.joined_texts or ""):
             return None
-        for replay in self._find_replays(dialogue.roles):
+        for replay in self._find_replays((dialogue.roles, dialogue.untrained)):
             if replay.from_contents is not None:
                 filled = replay.from_contents.fill(dialogue.texts, dialogue.row)
                 return filled if len(filled.merged.text) <= _MAX_CHARACTERS else None
@@ -259,9 +259,9 @@ class Replayer:
 
 
 def _describe_shape(dialogue: Dialogue) -> Hashable:
-    """Return the shape of a dialogue: its roles, and its fields with their kinds."""
+    """Return the shape of a dialogue: its roles, its turns, and its fields with their kinds."""
     if dialogue.texts is not None:
-        return dialogue.roles
+        return (dialogue.roles, dialogue.untrained)
     return (dialogue.tools is None, dialogue.untrained, *map(_describe_message, dialogue.messages))
 
 

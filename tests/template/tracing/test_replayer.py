@@ -10,7 +10,7 @@ from transformers.utils import chat_template_utils
 
 from mtpack.input.dialogue import Dialogue, Origin, Reject
 from mtpack.input.reading import LINE_LIMIT
-from mtpack.input.rows import read_dialogue
+from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.limits import Limits, Meter
 from mtpack.template.render_dialogue import render_dialogue
@@ -40,7 +40,8 @@ def read(row: dict, number: int = 0) -> Dialogue:
     may be text, and a content null.
     """
     text = json.dumps(row).encode()
-    dialogue = read_dialogue(number, Origin("row", 1), text, LINE_LIMIT, keeps_argument_text=True)
+    options = RowOptions(keeps_argument_text=True)
+    dialogue = read_dialogue(number, Origin("row", 1), text, LINE_LIMIT, options=options)
     assert isinstance(dialogue, Dialogue), dialogue
     for message, written in zip(dialogue.messages, row["messages"], strict=True):
         if written["content"] is None:

@@ -1,0 +1,214 @@
+"""Reads the rows of tables, Parquet and Arrow files, as JSON text.
+
+Only the columns that a format reads are decoded. Of the others, a row's note says which have a
+value, so that none of them is left out in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet
+
+from mtpack.errors import InputError
+from mtpack.input.files import InputFile, wrap_read_errors
+from mtpack.input.row_errors import quote_name
+from mtpack.input.splits import RowsInMemory, TableNote, batch_rows
+from mtpack.input.table_values import DroppedNulls, make_converter
+
+_ROWS_AT_ONCE = 256
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_TOKENS = "input_ids"
+
+
+class _Columns(NamedTuple):
+    """The columns of a table, by what is done with them."""
+
+    read: list[str]
+    never_read: list[str]
+
+
+def read_parquet(
+    file: InputFile, line_limit: int, columns: Collection[str]
+) -> Iterator[RowsInMemory]:
+    """Yield the rows of a Parquet file in batches; columns: those to read. Raises InputError."""
+    return batch_rows(file.name, _read_parquet_rows(file, columns), line_limit)
+
+
+def read_arrow(
+    file: InputFile, line_limit: int, columns: Collection[str]
+) -> Iterator[RowsInMemory]:
+    """Yield the rows of an Arrow IPC file or stream in batches, as `read_parquet` does."""
+    return batch_rows(file.name, _read_arrow_rows(file, columns), line_limit)
+
+
+_Rows = Iterator[tuple[int, bytes, TableNote]]
+
+
+def _read_parquet_rows(file: InputFile, columns: Collection[str]) -> _Rows:
+    with wrap_read_errors(file.name), pa.parquet.ParquetFile(file.path) as table:
+        chosen = _choose_columns(file.name, table.schema_arrow, columns)
+        always, leaves = _look_at_statistics(table, chosen.never_read)
+        wanted = [*chosen.read, *leaves.values()]
+        writer = _RowWriter(file.name, table.schema_arrow, chosen.read)
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+            yield from writer.write(batch, always, list(leaves))
+
+
+def _look_at_statistics(
+    table: pa.parquet.ParquetFile, names: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the columns that have a value in every row, and the smallest leaf of each other.
+
+    A leaf without nulls has a value in every row, and so has the column above it. The statistics
+    say no more, since an empty list counts as a null too. For the others, a leaf is enough to know
+    where the column has a value.
+    """
+    metadata, always, leaves = table.metadata, [], {}
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    for name in names:
+        inside = [
+            index for index, path in enumerate(paths) if path == name or path.startswith(f"{name}.")
+        ]
+        chunks = {index: [group.column(index) for group in groups] for index in inside}
+        if any(all(map(_has_no_null, chunks[index])) for index in inside):
+            always.append(name)
+        elif inside:
+            sizes = {
+                index: sum(chunk.total_compressed_size for chunk in chunks[index])
+                for index in inside
+            }
+            leaves[name] = paths[min(inside, key=lambda index: sizes[index])]
+    return always, leaves
+
+
+def _has_no_null(chunk: Any) -> bool:
+    statistics = chunk.statistics
+    return statistics is not None and statistics.has_null_count and not statistics.null_count
+
+
+def _read_arrow_rows(file: InputFile, columns: Collection[str]) -> _Rows:
+    with wrap_read_errors(file.name):
+        with _open_arrow(file, None) as (schema, _):
+            chosen = _choose_columns(file.name, schema, columns)
+        names = [*chosen.read, *chosen.never_read]
+        included = sorted(schema.names.index(name) for name in names)
+        writer = _RowWriter(file.name, schema, chosen.read)
+        with _open_arrow(file, included) as (_, batches):
+            for batch in batches:
+                for name in chosen.read:  # offsets out of bounds would crash a reader
+                    _column(batch, name).validate(full=True)
+                for name in chosen.never_read:
+                    _column(batch, name).validate()
+                for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                    rows = batch.slice(start, _ROWS_AT_ONCE)
+                    yield from writer.write(rows, [], chosen.never_read)
+
+
+@contextmanager
+def _open_arrow(
+    file: InputFile, included: list[int] | None
+) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """Open a file in either of Arrow's IPC formats; included: the indices of the columns to read.
+
+    The file is not mapped into memory: a mapped file that becomes shorter ends the process.
+    """
+    options = pa.ipc.IpcReadOptions(included_fields=included)
+    with pa.OSFile(file.path) as source:
+        magic = source.read(len(_END_OF_STREAM))
+        if magic.startswith(b"FEA1"):
+            raise InputError(
+                f"{file.name}: Feather version 1, which is no Arrow file; write it as version 2"
+            )
+        if magic.startswith(b"ARROW1"):
+            reader = pa.ipc.open_file(source, options=options)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            yield reader.schema, batches
+            return
+        source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+        if source.read(len(_END_OF_STREAM)) != _END_OF_STREAM:  # readers take this for the end
+            raise InputError(
+                f"{file.name}: no Arrow file, or truncated: the mark at the end is missing; "
+                "restore the file and run again"
+            )
+        source.seek(0)
+        stream = pa.ipc.open_stream(source, options=options)
+        yield stream.schema, iter(stream)
+
+
+def _choose_columns(name: str, schema: pa.Schema, columns: Collection[str]) -> _Columns:
+    """Choose the columns to read; raise InputError if two have one name, or rows are tokens."""
+    read = [column for column in schema.names if column in columns]
+    if len(set(read)) < len(read):
+        raise InputError(f"{name}: two columns have the same name; remove one")
+    if not read and _TOKENS in schema.names:
+        raise InputError(
+            f'{name}: its rows are tokens ("{_TOKENS}"), not dialogues; give the files of '
+            "dialogues that it was made from"
+        )
+    return _Columns(read, [column for column in dict.fromkeys(schema.names) if column not in read])
+
+
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Return the first column with a name; columns that are never read may share one."""
+    return batch.column(batch.schema.names.index(name))
+
+
+class _RowWriter:
+    """Writes the rows of a table as JSON text."""
+
+    def __init__(self, name: str, schema: pa.Schema, columns: list[str]) -> None:
+        """Begin before the first row; name: of the file, columns: those to write."""
+        self._name = name
+        self._row = 0
+        self._nulls = DroppedNulls()
+        fields = {column: schema.field(schema.names.index(column)) for column in columns}
+        self._converters = {
+            column: make_converter(field, self._nulls) for column, field in fields.items()
+        }
+
+    def write(self, batch: pa.RecordBatch, always: list[str], sometimes: list[str]) -> _Rows:
+        """Yield row number, JSON text and note of each row of a batch.
+
+        always, sometimes: the columns that are never read, those with a value in every row and
+        others. In Arrow, all structs of a column have the same fields, so a missing field is stored
+        as null: null fields are read as missing, as in TRL.
+        """
+        values = [self._list_values(batch, name) for name in self._converters]
+        rows = zip(*values, strict=True) if values else repeat((), batch.num_rows)
+        found = [_column(batch, name).is_valid().to_pylist() for name in sometimes]
+        for index, row in enumerate(rows):
+            self._row += 1
+            self._nulls.found = False
+            try:
+                text = orjson.dumps(self._convert(row))
+            except (TypeError, RecursionError) as error:
+                raise InputError(f"{self._name} row {self._row}: {error}") from error
+            present = [name for name, has in zip(sometimes, found, strict=True) if has[index]]
+            yield self._row, text, TableNote((*always, *present), self._nulls.found)
+
+    def _list_values(self, batch: pa.RecordBatch, name: str) -> list[Any]:
+        try:
+            values: list[Any] = _column(batch, name).to_pylist()
+        except (pa.ArrowException, UnicodeDecodeError):  # damaged
+            raise
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            first, last = self._row + 1, self._row + batch.num_rows
+            raise InputError(
+                f"{self._name} rows {first} to {last}: the column {quote_name(name)} has values "
+                "that JSON has no form for; write it as text"
+            ) from error
+        return values
+
+    def _convert(self, row: tuple[Any, ...]) -> dict[str, Any]:
+        return {
+            name: convert(value) if convert else value
+            for (name, convert), value in zip(self._converters.items(), row, strict=True)
+            if value is not None
+        }

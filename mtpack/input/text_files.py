@@ -1,0 +1,187 @@
+"""Reads text files block by block, as lines or up to a limit, so memory does not grow with them."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mtpack.errors import InputError
+from mtpack.input.files import InputFile, wrap_read_errors
+from mtpack.input.splits import LinesInFile, LinesInMemory, Piece, RowsInMemory
+from mtpack.token_batch import Int64
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLOCK_BYTES = 2**20
+_FIRST_BLOCK_BYTES = 2**16
+_NEWLINE, _SPACE = b"\n "
+
+
+@dataclass(frozen=True, slots=True)
+class LineRows:
+    """Rows that are lines of one block of a text file."""
+
+    file: InputFile
+    block: bytes
+    offset: int
+    """The offset of the block in the text of the file."""
+    numbers: Int64
+    """(rows,): the line number of each row, from 1."""
+    starts: Int64
+    """(rows,): the start of each row in `block`."""
+    ends: Int64
+    """(rows,): the end of each row in `block`, without the newline."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def sizes(self) -> Int64:
+        """Return the number of bytes of each row."""
+        return self.ends - self.starts
+
+    def text(self, row: int) -> bytes:
+        """Return the text of a row."""
+        return self.block[self.starts[row] : self.ends[row]]
+
+    def cut(self, start: int, end: int) -> LineRows:
+        """Return the rows from `start` up to but not including `end`."""
+        return self.select(slice(start, end))
+
+    def select(self, rows: slice | NDArray[np.bool_]) -> LineRows:
+        """Return some of the rows."""
+        positions = self.numbers[rows], self.starts[rows], self.ends[rows]
+        return LineRows(self.file, self.block, self.offset, *positions)
+
+    def to_piece(self, row_format: str | None) -> Piece:
+        """Return all rows, and the blank lines between them, as a piece of a split."""
+        file, first_line = self.file, int(self.numbers[0])
+        start, end = int(self.starts[0]), int(self.ends[-1])
+        if file.kind.compression:
+            return LinesInMemory(file.name, row_format, first_line, self.block[start:end])
+        span = self.offset + start, end - start
+        return LinesInFile(file.name, row_format, first_line, file.path, *span, file.modified_ns)
+
+
+class FirstLine(NamedTuple):
+    """The first line of a text file that is not blank."""
+
+    text: bytes
+    """Without white space around it; cut if it is longer than the limit."""
+    number: int
+    """From 1."""
+    next: bytes
+    """The first character of the text that follows; empty if none is known to follow."""
+
+
+def read_lines(file: InputFile, line_limit: int) -> Iterator[LineRows | RowsInMemory]:
+    """Yield the lines of a file that are not blank, a block at a time; raise InputError."""
+    num_lines = 0
+    try:
+        with open_text(file) as stream:
+            for block, offset in _read_blocks(stream, line_limit):
+                lines = _find_lines(file, block, offset, num_lines + 1)
+                num_lines += len(lines)
+                yield from _select_rows(lines, line_limit)
+    except InputError as error:
+        raise InputError(f"{error} (after line {num_lines})") from error
+
+
+def read_first_line(file: InputFile, limit: int) -> FirstLine:
+    """Return the first line that is not blank; its text is empty if all lines are blank.
+
+    limit: reading stops when this many bytes are no blank lines. Raises InputError.
+    """
+    text, number, end, is_start = bytearray(), 1, -1, True
+    with open_text(file) as stream:
+        while len(text) <= limit and (block := stream.read(_FIRST_BLOCK_BYTES)):
+            before = len(text)
+            text += block.removeprefix(BYTE_ORDER_MARK) if is_start else block
+            is_start = False
+            if not before:
+                num_blank = len(text) - len(text.lstrip())
+                number += text.count(b"\n", 0, num_blank)
+                del text[:num_blank]
+            if end < 0:
+                end = text.find(b"\n", before)
+            if end >= 0 and (following := text[max(end, before) :].strip()):
+                return FirstLine(bytes(text[:end].strip()), number, bytes(following[:1]))
+    return FirstLine(bytes(text.strip()), number, b"")
+
+
+@contextmanager
+def open_text(file: InputFile) -> Iterator[BinaryIO]:
+    """Open a text file, decompressed; errors in the block become an InputError."""
+    with wrap_read_errors(file.name):
+        compression = file.kind.compression
+        if compression == ".gz":
+            with gzip.open(file.path) as unzipped:
+                yield cast(BinaryIO, unzipped)
+        elif compression == ".zst":
+            with pa.OSFile(file.path) as packed, pa.CompressedInputStream(packed, "zstd") as s:
+                yield cast(BinaryIO, s)
+        else:
+            with open(file.path, "rb", buffering=0) as plain:
+                yield plain
+
+
+def _read_blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
+    """Yield blocks of whole lines and their offsets; all blocks but the last end in a newline.
+
+    To bound memory by about `limit`, a part of a longer line may be left out. Such a line is the
+    first of its block, and the offset of the block is then right for the lines after it.
+    """
+    unfinished: list[bytes] = []  # of the line that continues in the next block
+    length = left_out = offset = 0
+    while block := stream.read(_BLOCK_BYTES):
+        if not (offset or length) and block.startswith(BYTE_ORDER_MARK):
+            block, offset = block.removeprefix(BYTE_ORDER_MARK), len(BYTE_ORDER_MARK)
+        end = block.rfind(b"\n") + 1
+        if end:
+            whole = b"".join([*unfinished, memoryview(block)[:end]])
+            yield whole, offset + left_out
+            offset += left_out + len(whole)
+            unfinished, length, left_out = [block[end:]], len(block) - end, 0
+        elif length <= limit:
+            unfinished.append(block)
+            length += len(block)
+        else:
+            left_out += len(block)
+    if length:
+        yield b"".join(unfinished), offset + left_out
+
+
+def _find_lines(file: InputFile, block: bytes, offset: int, first_line: int) -> LineRows:
+    """Find the lines of a block, without a loop over lines: 1 GB in 0.2 seconds."""
+    (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(block))
+    starts = np.empty(len(ends), dtype=np.int64)
+    starts[0], starts[1:] = 0, ends[:-1] + 1
+    numbers = np.arange(first_line, first_line + len(ends))
+    return LineRows(file, block, offset, numbers, starts, ends)
+
+
+def _select_rows(lines: LineRows, limit: int) -> Iterator[LineRows | RowsInMemory]:
+    """Yield the lines without blank ones, and without the texts of those above the limit."""
+    too_long = lines.sizes() > limit
+    first_characters = np.frombuffer(lines.block, np.uint8)[lines.starts]
+    may_be_blank = (first_characters <= _SPACE) & ~too_long
+    if may_be_blank.any():
+        is_row = ~may_be_blank
+        for line in (may_be_blank & (lines.sizes() > 0)).nonzero()[0].tolist():
+            is_row[line] = not lines.text(line).isspace()
+        lines, too_long = lines.select(is_row), too_long[is_row]
+    first = 0
+    for line in too_long.nonzero()[0].tolist():
+        if first < line:
+            yield lines.cut(first, line)
+        yield RowsInMemory(lines.file.name, None, [int(lines.numbers[line])], [None])
+        first = line + 1
+    if first < len(lines):
+        yield lines.cut(first, len(lines))

@@ -1,0 +1,219 @@
+"""A text file is read by what it holds: lines, a JSON list, or one JSON object."""
+
+import gzip
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pytest
+
+from mtpack.errors import InputError
+from mtpack.input.files import describe_input, find_inputs
+from mtpack.input.reading import LINE_LIMIT, read_splits
+from mtpack.input.splits import LinesInFile
+
+ROWS = [
+    {"messages": [{"role": "user", "content": "Hi.\nDue?"}, {"role": "assistant", "content": "é"}]},
+    {"messages": [{"role": "user", "content": "[{"}, {"role": "assistant", "content": "}]"}]},
+]
+BARE_LISTS = [row["messages"] for row in ROWS]
+MARK = b"\xef\xbb\xbf"
+
+
+def zst(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": zst}
+every_compression = pytest.mark.parametrize("compression", PACK)
+every_name = pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson"])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name: str, content: bytes):
+        path = tmp_path / name
+        compression = next((each for each in (".gz", ".zst") if name.endswith(each)), "")
+        path.write_bytes(PACK[compression](content))
+        return path
+
+    return write_file
+
+
+def read(path, limit: int = LINE_LIMIT):
+    """Return the line and the value of each row."""
+    rows = [
+        row
+        for split in read_splits([describe_input(path.name, path)], limit)
+        for row in split.rows()
+    ]
+    return [(row.line, json.loads(row.text)) for row in rows]
+
+
+def failure(path, limit: int = LINE_LIMIT) -> str:
+    with pytest.raises(InputError) as caught:
+        read(path, limit)
+    return str(caught.value)
+
+
+def as_lines(rows) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+# What is read
+
+
+@every_compression
+@every_name
+@pytest.mark.parametrize("mark", [b"", MARK])
+def test_a_row_in_each_line_is_read_whatever_the_name(write, name, compression, mark):
+    path = write(name + compression, mark + b"\n \n" + as_lines(ROWS))
+    assert read(path) == [(3, ROWS[0]), (4, ROWS[1])]
+
+
+@every_compression
+@every_name
+@pytest.mark.parametrize("mark", [b"", MARK])
+def test_a_list_over_several_lines_is_read_whatever_the_name(write, name, compression, mark):
+    text = json.dumps(ROWS, indent=1).encode()
+    starts = [line for line, each in enumerate(text.split(b"\n"), 2) if each == b" {"]
+    path = write(name + compression, mark + b"\n" + text)
+    assert read(path) == list(zip(starts, ROWS, strict=True))
+
+
+@every_name
+def test_a_list_with_an_element_in_each_line_is_read_whatever_the_name(write, name):
+    elements = ",\n".join(map(json.dumps, ROWS))
+    assert read(write(name, f"[{elements}]\n".encode())) == [(1, ROWS[0]), (2, ROWS[1])]
+
+
+@every_compression
+@every_name
+def test_one_object_over_several_lines_is_read_whatever_the_name(write, name, compression):
+    text = json.dumps(ROWS[0], indent=2).encode()
+    assert read(write(name + compression, b"\n" + text + b"\n\n")) == [(2, ROWS[0])]
+
+
+@every_name
+def test_one_object_in_one_line_is_read_whatever_the_name(write, name):
+    assert read(write(name, json.dumps(ROWS[0]).encode())) == [(1, ROWS[0])]
+
+
+@every_name
+def test_a_bare_list_of_messages_in_each_line_is_read_whatever_the_name(write, name):
+    assert read(write(name, as_lines(BARE_LISTS))) == [(1, BARE_LISTS[0]), (2, BARE_LISTS[1])]
+
+
+def test_one_bare_list_is_a_row_in_a_file_of_lines_and_a_list_of_rows_in_a_json_file(write):
+    line = as_lines(BARE_LISTS[:1])
+    assert read(write("a.jsonl", line)) == [(1, BARE_LISTS[0])]
+    assert read(write("a.json", line)) == [(1, message) for message in BARE_LISTS[0]]
+
+
+def test_a_bad_line_of_a_json_file_is_a_bad_row_and_the_others_are_read(write):
+    path = write("a.json", as_lines(ROWS[:1]) + b'{"messages": [\n' + as_lines(ROWS[1:]))
+    [split] = read_splits([describe_input("a.json", path)])
+    assert [row.text for row in split.rows()] == path.read_bytes().splitlines()
+
+
+def test_the_lines_of_a_json_file_are_not_held_in_memory(write):
+    path = write("a.json", as_lines(ROWS) * 100_000)
+    tracemalloc.start()
+    try:
+        pieces = [
+            piece
+            for split in read_splits([describe_input(path.name, path)])
+            for piece in split.pieces
+        ]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(isinstance(piece, LinesInFile) for piece in pieces)
+    assert peak < path.stat().st_size // 2
+
+
+def test_a_decompression_bomb_of_one_object_takes_bounded_memory(write):
+    path = write("a.json.gz", b'{\n"a": "' + b"x" * (30 * 2**20) + b'"}')
+    tracemalloc.start()
+    try:
+        message = failure(path, limit=2**20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert message == (
+        "a.json.gz: the first line is not valid JSON, or one object of more than 1,048,576 bytes; "
+        "a .json file holds a list, one object, or one object per line"
+    )
+    assert peak < 10 * 2**20
+
+
+def test_the_kinds_of_text_files_are_found_in_folders(write, tmp_path):
+    names = [
+        f"a.{kind}{compression}" for kind in ("json", "jsonl", "ndjson") for compression in PACK
+    ]
+    for name in names:
+        write(name, b"")
+    assert find_inputs([str(tmp_path)]) == sorted(str(tmp_path / name) for name in names)
+
+
+# What is refused
+
+ANY_JSON = "a .json file holds a list, one object, or one object per line"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", f"a.json line 1: neither a JSON list nor an object; {ANY_JSON}"),
+        (MARK, f"a.json line 1: neither a JSON list nor an object; {ANY_JSON}"),
+        (b"\n\n", f"a.json line 3: neither a JSON list nor an object; {ANY_JSON}"),
+        (b'\n "text"\n', f"a.json line 2: neither a JSON list nor an object; {ANY_JSON}"),
+        (b"<html>", f"a.json line 1: neither a JSON list nor an object; {ANY_JSON}"),
+        ("[1]".encode("utf-16"), "a.json line 1: not UTF-8; convert the file"),
+        (b'{"a": 1,\n"b" 2}', "a.json line 2: not valid JSON"),
+        (b'{"a": 1,\n"b": 2', "a.json line 2: not valid JSON"),
+        (b'{"a":\n"\xff"}', "a.json line 2: not UTF-8; convert the file"),
+        (b'{"a":\n' + b"[" * 100_000, "a.json line 1: nested too deeply"),
+        (
+            b'{\n"a": 1}\n{\n"a": 2}',
+            "a.json line 3: there is text after the end of the object; "
+            "write one object per line, or a list",
+        ),
+        (b"[1, 2]\n\n, 3", "a.json line 3: there is text after the end of the list"),
+        (b"[1,\n2]\n[3]", "a.json line 3: there is text after the end of the list"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_json_file_that_holds_none_of_these_is_refused_with_the_line(write, content, message):
+    assert failure(write("a.json", content)) == message
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "-"])
+def test_a_list_or_object_over_several_lines_of_a_file_of_lines_is_refused_with_the_line(
+    write, name
+):
+    assert (
+        failure(write(name, b"[\n1,\n2"))
+        == f"{name} line 3: expected a comma or the end of the list"
+    )
+    assert failure(write(name, b'{\n"a": 1,\n2}')) == f"{name} line 3: not valid JSON"
+
+
+@pytest.mark.parametrize(
+    "first", [b'{"messages": [', b'[{"role": "user"', b"[", b"{", b"1", b"nope,"]
+)
+def test_a_broken_first_line_of_a_file_of_lines_is_a_bad_row(write, first):
+    content = first + b"\n" + as_lines(ROWS) if len(first) > 1 or first == b"1" else first
+    [split] = read_splits([describe_input("a.jsonl", write("a.jsonl", content))])
+    assert [row.text for row in split.rows()] == content.splitlines()
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_a_truncated_compressed_json_file_is_refused(write, compression):
+    path = write(f"a.json{compression}", json.dumps(ROWS * 500, indent=1).encode())
+    path.write_bytes(path.read_bytes()[:-20])
+    assert failure(path).startswith(f"a.json{compression}: ")
+    assert len(failure(path).splitlines()) == 1
