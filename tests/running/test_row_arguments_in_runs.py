@@ -22,12 +22,12 @@ TEMPLATE = (
 def pack(tmp_path):
     numbers = iter(range(100))
 
-    def pack_rows(rows: list[dict], **options) -> mtpack.PackReport:
+    def pack_rows(rows: list[dict], template: str = TEMPLATE, **options) -> mtpack.PackReport:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
         path = folder / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        (folder / "template.jinja").write_text(TEMPLATE, encoding="utf-8")
+        (folder / "template.jinja").write_text(template, encoding="utf-8")
         settings = {"seq_len": 256, "workers": 1, **options}
         return mtpack.pack(
             path, output=folder / "packed", chat_template=folder / "template.jinja", **settings
@@ -84,6 +84,26 @@ def test_the_result_does_not_depend_on_the_workers(pack, monkeypatch):
     assert one.tally == two.tally
     assert one.tally.never_read == {"chat_template_kwargs.other": 20, "id": 120}
     assert one.tally.content_dropped == {"assistant.reasoning_content": 20}
+
+
+def test_the_template_gets_messages_in_the_forms_that_it_takes_with_the_arguments(pack):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if parts %}{{ m.content[0].text }}"
+        "{% else %}{{ m.content + '' }}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    rows = [make_row(i) for i in NUMBERS]
+    in_parts = [row | {"chat_template_kwargs": {"parts": True}} for row in rows]
+    plain, mixed = pack(rows, source), pack(in_parts, source)
+    assert plain.shards == mixed.shards
+
+
+def test_a_row_whose_arguments_hide_its_call_is_rejected(pack):
+    source = TEMPLATE.replace("<|im_end|>", "{{ '' if plain else m.tool_calls or '' }}<|im_end|>")
+    call = {"type": "function", "function": {"name": "find", "arguments": {"what": "eel"}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    row = {"messages": [{"role": "user", "content": "Where?"}, called]}
+    rows = [row, row | {"chat_template_kwargs": {"plain": True}}]
+    assert pack(rows, source, on_error="skip").tally.rows_rejected == {"tools_not_shown": 1}
 
 
 def test_a_stored_split_has_the_keys_that_are_never_read(pack, tmp_path):
