@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpack.documents.control_tokens import Renderer, load_renderer
-from mtpack.documents.overlong import suffix_renderer
+from mtpack.documents.overlong import SuffixRenderer
 from mtpack.input.dialogue import Dialogue, Origin, Reject, make_dialogue
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
@@ -23,6 +23,7 @@ from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.message_forms import find_forms
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.tracing.replayer import Replayer
 from mtpack.template.turn_probes import TurnProbes
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
@@ -91,8 +92,9 @@ def load_rows(
 ) -> Rows:
     template = ChatTemplate(sources, variables, DATE)
     options = PackOptions(merge=merge, control_tokens=control_tokens)
-    renderer = load_renderer(template, tokenizer, options)
-    return Rows(renderer if replays else replace(renderer, replayer=None), merge)
+    replayer = Replayer(template, tokenizer.added_tokens, merge) if replays else None
+    renderer = replace(load_renderer(template, tokenizer, options), replayer=replayer)
+    return Rows(renderer, merge)
 
 
 def make_rows(source: str, **options) -> Rows:
@@ -374,7 +376,8 @@ def test_a_suffix_has_the_arguments_of_its_row():
     row = make_row(QUESTION, ANSWER, QUESTION, ANSWER, motto="row ")
     whole = encode_documents(TOKENIZER, rows.render(row), "auto")[0]
     encoders = Encoders(TOKENIZER, 0)
-    suffix = suffix_renderer(rows.renderer, encoders, lambda _: row, len(whole.ids) - 1)(0, 3)
+    suffixes = SuffixRenderer(rows.renderer, encoders, lambda _: row, len(whole.ids) - 1)
+    suffix = suffixes.render(0, 3)
     assert TOKENIZER.backend.decode(suffix.ids.tolist(), skip_special_tokens=False).startswith(
         "row <|im_start|>user"
     )
