@@ -28,6 +28,7 @@ from mtpack.input.files import (
 )
 from mtpack.input.splits import Split
 from mtpack.options import PackOptions, options_from
+from mtpack.running.argument_warnings import list_argument_warnings
 from mtpack.running.empty_run import EmptySplit, explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.format_notices import FormatNotices
@@ -36,7 +37,7 @@ from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_task import SplitRecord, SplitTask, run_split_task
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.running.token_store import find_run_folder, measure_store
+from mtpack.running.token_store import find_run_folder, holds_splits, measure_store
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
 from mtpack.shards.manifest import (
@@ -51,6 +52,7 @@ from mtpack.shards.manifest import (
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete_output,
+    holds_output,
     make_bad_row_error,
     publish,
     refuse_foreign_files,
@@ -148,6 +150,7 @@ class _PackRun:
     """The fast paths that failed in this run."""
     progress: Counter[str] = field(default_factory=Counter)
     """The progress reported since the last fast path failed, by stage."""
+    argument_warnings: list[str] = field(default_factory=list)
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
@@ -157,8 +160,15 @@ class _PackRun:
                 "using the small tokenizer that comes with mtpack; "
                 "choose your model's with --tokenizer"
             )
+        self.argument_warnings = list_argument_warnings(
+            pipeline.template, self.options.template_arg
+        )
+        for warning in self.argument_warnings:
+            self.callbacks.warn(f"warning: {warning}")
         output = Path(self.options.output)
-        refuse_foreign_files(output)
+        refuse_foreign_files(output, holds_output, "-o")
+        if self.options.token_store is not None:
+            refuse_foreign_files(Path(self.options.token_store), holds_splits, "--token-store")
         with ExitStack() as stack:
             area = None
             if STANDARD_INPUT in names:  # it can be read only once, so it is copied to a file
@@ -316,7 +326,7 @@ class _PackRun:
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
         endings = list_ending_warnings(state.counts, setup.pipeline.template_source)
         warnings = sorted(state.warnings | endings)
-        for warning in warnings:
+        for warning in warnings:  # those of arguments came before the first row
             self.callbacks.warn(f"warning: {warning}")
         seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
         about = RunInfo(
@@ -324,7 +334,7 @@ class _PackRun:
             tokenizer=setup.pipeline.tokenizer.source,
             inputs=[file.name for file in setup.files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
-            warnings=warnings,
+            warnings=[*self.argument_warnings, *warnings],
             tokenizer_engine=setup.pipeline.without(self.disabled).options.tokenizer_engine,
             token_store_bytes=measure_store(self.options.token_store),
             **asdict(run_counts),

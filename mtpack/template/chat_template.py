@@ -169,6 +169,16 @@ class ChatTemplate:
             for source in self.sources.values()
         )
 
+    def list_settable_variables(self) -> list[str]:
+        """Return the variables that the template reads and mtpack does not set, in that order."""
+        known = {*_RESERVED, *self.environment.globals}
+        read = dict.fromkeys(
+            name
+            for source in self.sources.values()
+            for name in list_free_variables(self.environment, source)
+        )
+        return [name for name in read if name not in known]
+
     def make_variables(
         self, messages: Any, tools: Any, prompt: Any, *, mode: Mode | None
     ) -> dict[str, Any]:
