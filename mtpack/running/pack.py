@@ -125,6 +125,12 @@ class _RunSetup:
         """The estimated number of bytes of text in the input."""
         return sum(map(_estimate_text_bytes, self.files))
 
+    @property
+    def num_workers(self) -> int:
+        """The number of worker processes that the input needs."""
+        num_splits = 1 + self.input_bytes // reading.SPLIT_BYTES
+        return min(self.pipeline.options.num_workers, num_splits)
+
 
 @dataclass(slots=True)
 class _RunState:
@@ -229,12 +235,11 @@ class _PackRun:
         splits are made again without that fast path.
         """
         formats = FormatNotices(self.options.row_format, self.callbacks.warn)
-        num_workers = min(self.options.num_workers, 1 + setup.input_bytes // reading.SPLIT_BYTES)
         while True:
             try:
                 with (
                     sync_in_background(self.options.num_workers) as sync,
-                    local_runner(setup.pipeline, num_workers) as runner,
+                    local_runner(setup.pipeline, setup.num_workers) as runner,
                 ):
                     self.watch.lap("start")
                     state = self._pack_splits(setup, runner, sync, formats)
@@ -264,6 +269,7 @@ class _PackRun:
         ready: deque[ShardTask] = deque()
         disabled = frozenset(self.disabled)
         kind = "-".join(["split", *sorted(disabled)])
+        num_splits = max(1.0, setup.input_bytes / reading.SPLIT_BYTES / setup.num_workers)
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in self._read_splits(setup):
@@ -272,7 +278,8 @@ class _PackRun:
                 while ready:
                     yield ready.popleft()
                 file = setup.area / f"{kind}-{split.number:07d}"
-                yield SplitTask(split, file, disabled, setup.store)
+                process_rows = int(split.num_rows * num_splits)
+                yield SplitTask(split, file, disabled, setup.store, process_rows)
 
         def add_shard(written: WrittenShard) -> None:
             sync(setup.area / written.record.path)
