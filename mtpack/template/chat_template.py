@@ -171,7 +171,7 @@ class ChatTemplate:
 
     def list_settable_variables(self) -> list[str]:
         """Return the variables that the template reads and mtpack does not set, in that order."""
-        known = {*_RESERVED, *self.environment.globals}
+        known = {*RESERVED, *self.environment.globals}
         read = dict.fromkeys(
             name
             for source in self.sources.values()
