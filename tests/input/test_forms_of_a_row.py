@@ -14,9 +14,9 @@ import mtpack
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
-from mtpack.input.rows import read_dialogue
+from mtpack.input.rows import RowOptions, read_dialogue
 from tests.conftest import examples
-from tests.support.file_kinds import FILE_KINDS, TEXT_FILES
+from tests.support.file_kinds import FILE_KINDS
 from tests.support.row_forms import (
     CALL_ROLES,
     FORMS,
@@ -132,14 +132,25 @@ def test_a_row_gives_the_same_shards_in_every_kind_of_file(rows):
             assert report.shards == expected.shards, kind
 
 
-@pytest.mark.parametrize("kind", TEXT_FILES)
-@given(plain_rows(max_size=1), st.booleans())
-def test_a_json_file_may_hold_one_object_over_several_lines(kind, rows, indented):
-    row = write_plainly(rows[0])
+@given(plain_rows(max_size=1), st.sampled_from((None, 1)))
+def test_a_json_file_may_hold_one_object_over_several_lines(rows, indent):
     with TemporaryDirectory() as temporary:
         path = Path(temporary, "one.json")
-        path.write_text(json.dumps(row, indent=1 if indented else None), encoding="utf-8")
+        path.write_text(json.dumps(write_plainly(rows[0]), indent=indent), encoding="utf-8")
         (dialogue,) = read_file(path)
+    assert describe_dialogue(dialogue) == describe(rows[0])
+
+
+@given(plain_rows(max_size=1), st.sampled_from(("dialog", "data.dialog", "a.b.c")))
+def test_messages_under_another_name_are_read_with_its_name(rows, name):
+    written = write_plainly(rows[0])
+    *outer, key = name.split(".")
+    written[key] = written.pop("messages")
+    for holder in reversed(outer):
+        written = {holder: written}
+    options = RowOptions(messages_key=name)
+    dialogue = read_dialogue(0, ORIGIN, json.dumps(written).encode(), 2**20, None, options)
+    assert isinstance(dialogue, Dialogue), (dialogue, written)
     assert describe_dialogue(dialogue) == describe(rows[0])
 
 
@@ -160,9 +171,9 @@ def list_places(row: Any) -> list[tuple[str, dict]]:
     messages = row if isinstance(row, list) else row.get("messages", row.get(key, []))
     for message in messages:
         places.append(("messages.", message))
-        content = message.get("content")
-        places += [("messages.content.", part) for part in content if isinstance(content, list)]
-        for call in message.get("tool_calls", []):
+        if isinstance(message.get("content"), list):
+            places += [("messages.content.", part) for part in message["content"]]
+        for call in message.get("tool_calls") or []:
             places += [
                 ("messages.tool_calls.", call),
                 ("messages.tool_calls.function.", call["function"]),

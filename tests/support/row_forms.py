@@ -55,7 +55,9 @@ _values = {
     "integer": st.integers(-(2**53), 2**53),
     "boolean": st.booleans(),
     "array": st.lists(st.text(max_size=3), min_size=1, max_size=2),
-    "object": st.fixed_dictionaries({"a": st.integers(0, 9), "b": st.text(max_size=3)}),
+    "object": st.tuples(st.integers(0, 9), st.text(max_size=3)).map(
+        lambda values: dict(zip("ab", values, strict=True))
+    ),
 }
 _arguments = st.dictionaries(_names, st.sampled_from(sorted(_values)), min_size=1, max_size=3)
 
@@ -429,6 +431,21 @@ def _nulls(row: PlainRow, pick: Pick) -> Row:
     return {"tools": None, "system": None, "source": None} | written
 
 
+def _older_call(row: PlainRow, pick: Pick) -> Row:
+    """Write a single call under the older name of the chat APIs, with its arguments as text."""
+
+    def change(message: Row) -> Row:
+        if len(message.get("tool_calls", [])) != 1:
+            return message
+        written = dict(message)
+        (call,) = written.pop("tool_calls")
+        function = call["function"]
+        arguments = json.dumps(function["arguments"])
+        return written | {"function_call": function | {"arguments": arguments}}
+
+    return _change_messages(row, change)
+
+
 def _variables_of_the_row(row: PlainRow, pick: Pick) -> Row | None:
     written = write_plainly(row)
     if written.pop("chat_template_kwargs", None) is None:
@@ -445,6 +462,7 @@ FORMS: dict[str, Callable[[PlainRow, Pick], Any]] = {
     "alpaca": _alpaca,
     "JSON text": _json_text,
     "JSON text of calls": _json_text_of_calls,
+    "older calls": _older_call,
     "system of the row": _system_of_the_row,
     "functions": _functions_key,
     "tools of the system message": _tools_of_the_system_message,
