@@ -388,6 +388,15 @@ def test_offsets_out_of_bounds_are_refused(write, name, offsets):
     )
 
 
+@pytest.mark.parametrize("name", ["stream.arrow", "file.arrow"])
+def test_a_batch_of_endless_nulls_is_refused(tmp_path, name):
+    new_writer = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+    batch = pa.record_batch({"messages": pa.nulls(2**50)})
+    with new_writer(tmp_path / name, batch.schema) as writer:
+        writer.write_batch(batch)
+    assert failure(tmp_path / name) == f"{name}: a record batch of 1,125,899,906,842,624 rows"
+
+
 def test_text_that_is_not_utf8_is_refused(write):
     starts = pa.py_buffer(b"\0\0\0\0\1\0\0\0")
     broken = pa.Array.from_buffers(pa.string(), 1, [None, starts, pa.py_buffer(b"\xff")])
