@@ -388,6 +388,18 @@ def test_offsets_out_of_bounds_are_refused(write, name, offsets):
     )
 
 
+@pytest.mark.parametrize("name", ["stream.arrow", "file.arrow"])
+def test_a_batch_of_endless_nulls_is_refused(tmp_path, name):
+    new_writer = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+    batch = pa.record_batch({"messages": pa.nulls(12_345_678)})
+    path = tmp_path / name
+    with new_writer(path, batch.schema) as writer:
+        writer.write_batch(batch)
+    before, after = (number.to_bytes(8, "little") for number in (12_345_678, 2**50))
+    path.write_bytes(path.read_bytes().replace(before, after))
+    assert failure(path) == f"{name}: a record batch of 1,125,899,906,842,624 rows"
+
+
 def test_text_that_is_not_utf8_is_refused(write):
     starts = pa.py_buffer(b"\0\0\0\0\1\0\0\0")
     broken = pa.Array.from_buffers(pa.string(), 1, [None, starts, pa.py_buffer(b"\xff")])
