@@ -85,6 +85,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     if not batch.num_documents:
         rows = read_rows(split, pipeline)
         empty = describe_empty_split(rows, tokenized.row_turns, needed_seq_len)
+        pipeline.heartbeat.end()  # rows with template arguments begin a step
     watch.lap("tokenize")
     return SplitRecord(
         file=file,

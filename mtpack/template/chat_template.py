@@ -13,7 +13,7 @@ import jinja2
 
 from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
-from mtpack.template.free_variables import list_free_variables
+from mtpack.template.free_variables import list_free_variables, list_optional_variables
 from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.made_up import make_up_argument
 from mtpack.template.markers import (
@@ -170,12 +170,12 @@ class ChatTemplate:
         )
 
     def list_settable_variables(self) -> list[str]:
-        """Return the variables that the template reads and mtpack does not set, in that order."""
+        """Return the variables that are meant for the caller, apart from those of mtpack."""
         known = {*RESERVED, *self.environment.globals}
         read = dict.fromkeys(
             name
             for source in self.sources.values()
-            for name in list_free_variables(self.environment, source)
+            for name in list_optional_variables(self.environment, source)
         )
         return [name for name in read if name not in known]
 

@@ -48,6 +48,16 @@ def test_a_template_without_variables_says_so():
     ]
 
 
+def test_variables_that_the_template_sets_itself_are_not_suggested():
+    sets = "{% if messages %}{% set content = 1 %}{% endif %}{{ content }}"
+    assert warnings_of(sets, "x=1") == [NEVER_READ.format("x", "it has no variables to set")]
+    for asks in (
+        "{% if style is not defined %}{% set style = 1 %}{% endif %}{{ style }}",
+        "{% set style = style | default(1) %}{{ style }}",
+    ):
+        assert warnings_of(sets + asks, "x=1") == [NEVER_READ.format("x", "it reads style")]
+
+
 @pytest.mark.parametrize(
     "source",
     [
