@@ -132,7 +132,9 @@ def test_the_report_has_the_size_of_the_store(tmp_path, store):
     assert report.about.token_store_bytes == sum(file.stat().st_size for file in files) > 0
 
 
-def test_splits_of_a_disabled_fast_path_are_tokenized_again(tmp_path, store, monkeypatch):
+def test_splits_of_a_disabled_fast_path_are_tokenized_again(
+    tmp_path, learn_everything, store, monkeypatch
+):
     for record in store.rglob("*.json"):
         assert "replay" in json.loads(record.read_text())["fast_paths"]
     monkeypatch.setattr("mtpack.running.split_task.find_split", lambda *_: None)
