@@ -12,7 +12,8 @@ from mtpack.input.dialogue import Dialogue
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
 from mtpack.options import DEFAULT_DATE
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 
 Figures = dict[str, float]

@@ -64,9 +64,10 @@ class PackOptions:
     )
     chat_template: str | None = _option(
         None,
-        "A Jinja chat template to use instead of the tokenizer's own.",
+        "The chat template to use: a file or a folder, or the name of one of the tokenizer's. "
+        "Default: the tokenizer's own.",
         changes_output=False,
-        metavar="FILE",
+        metavar="FILE_OR_NAME",
     )
     template_arg: tuple[str, ...] = _option(
         (),

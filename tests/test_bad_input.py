@@ -130,7 +130,7 @@ def test_an_input_without_a_trained_turn_gives_no_output(tmp_path):
     path = tmp_path / "users.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "Hello?"}]}\n')
     said = refuse(1, "pack", path, "-o", tmp_path / "packed")
-    assert "none of 1 rows has a trained turn left (no_turn 1)" in said
+    assert "nothing to pack: no row has an assistant message" in said
     assert not (tmp_path / "packed").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_folder_without_inputs_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     said = refuse(2, "pack", tmp_path)
     assert "holds no input" in said
-    assert ".jsonl.gz" in said
+    assert ".jsonl, .ndjson, .json (also with .gz or .zst), .parquet" in said
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
@@ -160,7 +160,7 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path):
         ("--pad-documents-to", "3", "not a multiple"),
         ("--template-arg", "thinking", "KEY=VALUE"),
         ("--tokenizer", "./nowhere", "no such tokenizer"),
-        ("--chat-template", "nowhere.jinja", "can't be read"),
+        ("--chat-template", "nowhere.jinja", "there is no such chat template"),
     ],
 )
 def test_a_wrong_option_value_is_refused_with_the_valid_values(option, value, expected, good):

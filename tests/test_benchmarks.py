@@ -16,7 +16,7 @@ from benchmarks.planning import count_best_fit_decreasing
 from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
 from benchmarks.table import LINES, STAGES, Line, compute_ratios
-from mtpack.template.chat_template import load_chat_template
+from mtpack.template.loading import load_chat_template
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import ROOT, SAMPLE_DATA
 from tests.support.strategies import cases

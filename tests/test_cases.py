@@ -33,6 +33,7 @@ HEADINGS = ("options", "generation_config", "template", "rows", "output")
 # What a report counts of rows, turns and tokens beyond a plain run; shown where it is not 0.
 COUNTS = (
     "rows_dropped",
+    "never_read",
     "rows_rejected",
     "turns_dropped",
     "turns_own_document",

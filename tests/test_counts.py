@@ -1,8 +1,12 @@
 """Counts add up, and every fact about a turn has its count."""
 
+from collections import Counter
 from dataclasses import fields
 
-from mtpack.counts import Counts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtpack.counts import OTHER_KEYS, Counts
 from mtpack.token_batch import TurnFlag
 from tests.support.strategies import Document, Turn, as_batch
 
@@ -13,6 +17,32 @@ def test_counts_add_up_by_reason_and_reasons_without_a_number_go():
     both = one + other
     assert both == Counts(rows_read=7, rows_dropped={"a_reason": 5, "no_turn": 3})
     assert list(both.rows_dropped) == ["a_reason", "no_turn"]
+
+
+NAMES = st.dictionaries(
+    st.text("ab", min_size=1, max_size=6), st.integers(1, 9), min_size=60, max_size=120
+)
+
+
+@given(st.lists(NAMES, min_size=2, max_size=4), st.randoms())
+def test_names_of_rows_add_up_to_the_same_hundred_in_any_order(parts, random):
+    counts = [Counts(never_read=part) for part in parts]
+    whole = sum(counts, Counts())
+    random.shuffle(counts)
+    pairs = [sum(counts[:1], Counts()), sum(counts[1:], Counts())]
+    assert pairs[1] + pairs[0] == whole
+    numbers = sum(map(Counter, parts), Counter())
+    kept = {name: number for name, number in whole.never_read.items() if name != OTHER_KEYS}
+    assert len(kept) == min(100, len(numbers))
+    assert kept.items() <= numbers.items()
+    assert sum(whole.never_read.values()) == numbers.total()
+
+
+def test_short_names_are_kept_since_long_ones_are_rarely_names_of_fields():
+    ids = {f"a{number:03}-{number}": 5 for number in range(200)}
+    found = Counts(never_read=ids) + Counts(never_read={"system": 1})
+    assert found.never_read["system"] == 1
+    assert found.never_read[OTHER_KEYS] == 5 * 101
 
 
 def test_every_flag_of_a_turn_has_one_count():

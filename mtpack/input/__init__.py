@@ -8,6 +8,11 @@ In: the names of files, folders and patterns. Out: a `Dialogue` or a `Reject` fo
       json_text.py, text_files.py, tables.py, table_values.py
     splits.py       a split: consecutive rows, or their position in a file
     rows.py         reads one row in the format of its file
-      row_formats.py, messages.py, sharegpt.py, alpaca.py, message.py, tools.py, row_errors.py
+      row_formats.py        which format that is; it says where the messages are
+        messages.py, sharegpt.py, alpaca.py
+      message.py            reads the messages, in the same way in every format
+        loss_switches.py, tools.py, reasoning.py, content.py
+      row_keys.py           reads what stands beside them
+      json_value.py, strict_json.py, row_errors.py
     dialogue.py     the result: `Dialogue`, `Reject`
 """

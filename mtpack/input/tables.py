@@ -168,6 +168,7 @@ class _RowWriter:
         self._name = name
         self._row = 0
         self._nulls = DroppedNulls()
+        self._notes: dict[TableNote, TableNote] = {}  # few, so a split is sent with each once
         fields = {column: schema.field(schema.names.index(column)) for column in columns}
         self._converters = {
             column: make_converter(field, self._nulls) for column, field in fields.items()
@@ -191,7 +192,8 @@ class _RowWriter:
             except (TypeError, RecursionError) as error:
                 raise InputError(f"{self._name} row {self._row}: {error}") from error
             present = [name for name, has in zip(sometimes, found, strict=True) if has[index]]
-            yield self._row, text, TableNote((*always, *present), self._nulls.found)
+            note = TableNote((*always, *present), self._nulls.found)
+            yield self._row, text, self._notes.setdefault(note, note)
 
     def _list_values(self, batch: pa.RecordBatch, name: str) -> list[Any]:
         try:

@@ -13,7 +13,8 @@ from mtpack.fast_path import FASTOKENS, REPLAY, FastPathFailedError
 from mtpack.options import PackOptions
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import finds_turns
 from mtpack.tokenizer.encoders import Encoders

@@ -7,12 +7,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from mtpack.errors import SetupError
 from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
 from mtpack.template.free_variables import list_free_variables
@@ -27,13 +25,12 @@ from mtpack.template.markers import (
     read_marks,
 )
 from mtpack.template.modes import Mode, list_possible_modes
-from mtpack.tokenizer.loading import LoadedTokenizer
 
 _LIMITS = Limits()
 # Variants to keep with what probes have found, and the characters of all their arguments.
 _MAX_VARIANTS = 64
 _MAX_CHARACTERS = 2**20
-_RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class TemplateRaisedError(Exception):
@@ -161,7 +158,7 @@ class ChatTemplate:
     def list_possible_modes(self, tools: list[Any] | None) -> tuple[Mode, ...]:
         """Return the modes that the template may have, except for what the variables set."""
         source = self.sources[self.choose_name(tools)]
-        known = {*_RESERVED, *self.variables, *self.environment.globals}
+        known = {*RESERVED, *self.variables, *self.environment.globals}
         free = list_free_variables(self.environment, source)
         return list_possible_modes(name for name in free if name not in known)
 
@@ -171,6 +168,16 @@ class ChatTemplate:
             name in list_free_variables(self.environment, source)
             for source in self.sources.values()
         )
+
+    def list_settable_variables(self) -> list[str]:
+        """Return the variables that the template reads and mtpack does not set, in that order."""
+        known = {*RESERVED, *self.environment.globals}
+        read = dict.fromkeys(
+            name
+            for source in self.sources.values()
+            for name in list_free_variables(self.environment, source)
+        )
+        return [name for name in read if name not in known]
 
     def make_variables(
         self, messages: Any, tools: Any, prompt: Any, *, mode: Mode | None
@@ -221,50 +228,3 @@ class ChatTemplate:
             self.meter.restart()
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(render, variables).result()
-
-
-def load_chat_template(
-    tokenizer: LoadedTokenizer,
-    file: str | None,
-    arguments: Sequence[str],
-    date: str,
-    tool_arguments: str = "auto",
-) -> ChatTemplate:
-    """Load the template in `file`, or else the tokenizer's own; raise SetupError.
-
-    arguments: each is KEY=VALUE; a value is read as JSON if it is valid JSON, otherwise as text.
-    date: ISO format, the date that `strftime_now` formats.
-    """
-    sources, name = tokenizer.chat_templates, tokenizer.source
-    if file is not None:
-        try:
-            sources, name = {"default": Path(file).read_text(encoding="utf-8")}, file
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise SetupError(f"{file}: the chat template can't be read ({reason})") from error
-    if "default" not in sources:
-        raise SetupError(
-            f"{name}: the tokenizer has no chat template; name one with --chat-template FILE"
-        )
-    variables: dict[str, Any] = dict(tokenizer.special_tokens)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not key.isidentifier():
-            raise SetupError(f"--template-arg {argument}: write it as KEY=VALUE")
-        if key in _RESERVED:
-            raise SetupError(f"--template-arg {argument}: mtpack sets {key} itself; remove it")
-        variables[key] = _json_or_text(value)
-    try:
-        return ChatTemplate(sources, variables, date, tool_arguments=tool_arguments)
-    except Exception as error:  # Jinja's own errors, and those of Python's compiler
-        line = getattr(error, "lineno", None)
-        where = f" line {line}" if line else ""
-        detail = str(error).split("\n")[0]
-        raise SetupError(f"{name}{where}: the chat template is not valid ({detail})") from error
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value

@@ -1,8 +1,8 @@
 """Finds, checks and loads a tokenizer and the files next to it.
 
-A tokenizer is a folder with `tokenizer.json` (and `tokenizer_config.json`, `chat_template.jinja`,
-`additional_chat_templates/`), that file alone, a model id of the Hugging Face Hub, or, if none is
-named, the small one that comes with mtpack. All of these files are untrusted.
+A tokenizer is a folder with `tokenizer.json` (and `tokenizer_config.json`), that file alone, a
+model id of the Hugging Face Hub, or, if none is named, the small one that comes with mtpack. All of
+these files are untrusted. The chat templates in the folder are found by `template`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from mtpack.errors import MtpackError, SetupError
 from mtpack.tokenizer.added_tokens import AddedTokens, collect_added_tokens
 from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_tokens
+from mtpack.tokenizer.files import parse_object, read_object, read_text
+from mtpack.tokenizer.other_formats import explain_conversion
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
 _NUM_IDS = 2**32  # the type of ids in `tokenizers`
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-_HUB_FILES = (
+HUB_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
+    "chat_template.json",
+    "processor_config.json",
     "*.jinja",
 )
+_DOWNLOAD = "hf download --local-dir tokenizer --exclude '*.safetensors' --exclude '*.bin'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,12 @@ class LoadedTokenizer:
 
     source: str
     """The name that the user gave, or `embedded`."""
+    folder: Path
+    """The folder of its files, which may have chat templates."""
     backend: tokenizers.Tokenizer
     added_tokens: AddedTokens
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token` and so on, as templates see them."""
-    chat_templates: dict[str, str]
-    """The templates by name; `default` is the usual one. Empty if there is none."""
     pad_id: int
     sha256: str
     """The digest of tokenizer.json, the tokens that only the config declares, the names, and the
@@ -57,14 +61,14 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
     """Load the tokenizer that `source` names; raise SetupError if it can't be used."""
     path = _locate(source)
     folder = path.parent
-    content = _read(path)
+    content = read_text(path)
     _refuse_unsafe_settings(path, content)
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_object(folder / "tokenizer_config.json")
     try:
         declared = read_declared_tokens(
             config,
-            _read_json(folder / "special_tokens_map.json"),
-            _read_json(folder / "added_tokens.json"),
+            read_object(folder / "special_tokens_map.json"),
+            read_object(folder / "added_tokens.json"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SetupError(
@@ -87,10 +91,10 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
     identity = "\n".join([content, *added_here, names, *stops_here])
     return LoadedTokenizer(
         source=EMBEDDED if source is None else source,
+        folder=folder,
         backend=backend,
         added_tokens=collect_added_tokens(backend, stop_tokens),
         special_tokens=declared.named,
-        chat_templates=_read_chat_templates(folder, config),
         pad_id=_find_pad_id(backend, declared.named),
         sha256=hashlib.sha256(identity.encode()).hexdigest(),
     )
@@ -121,11 +125,14 @@ def _locate(source: str | None) -> Path:
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
             raise SetupError(
-                f"{source}: the folder has no tokenizer.json; "
+                explain_conversion(path)
+                or f"{source}: the folder has no tokenizer.json; "
                 "save it with transformers' save_pretrained"
             )
         return path / "tokenizer.json"
     if path.is_file():
+        if explanation := explain_conversion(path):
+            raise SetupError(explanation)
         return path
     if not _HUB_ID.fullmatch(source) or path.suffix == ".json":
         raise SetupError(f"{source}: no such tokenizer file or folder")
@@ -141,7 +148,7 @@ def _download_from_hub(source: str) -> Path:
             "install the extra: pip install 'mtpack[hub]'"
         ) from None
     try:
-        folder = huggingface_hub.snapshot_download(source, allow_patterns=list(_HUB_FILES))
+        folder = huggingface_hub.snapshot_download(source, allow_patterns=list(HUB_FILES))
     except Exception as error:  # it raises its own, httpx's and the system's errors
         raise SetupError(
             f"{source}: no such folder, and the download from the Hugging Face Hub failed "
@@ -149,41 +156,16 @@ def _download_from_hub(source: str) -> Path:
         ) from error
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
-        raise SetupError(f"{source}: the model on the Hugging Face Hub has no tokenizer.json")
+        raise SetupError(
+            f"{source}: the model on the Hugging Face Hub has no tokenizer.json; "
+            f"download it, and name its folder to see how to make one: {_DOWNLOAD} {source}"
+        )
     return path
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path}: can't be read ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    value = _parse_object(path, _read(path))
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise SetupError(f"{path}: has half of a surrogate pair; correct the file") from None
-    return value
-
-
-def _parse_object(path: Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SetupError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise SetupError(f"{path}: not a JSON object")
-    return value
 
 
 def _refuse_unsafe_settings(path: Path, content: str) -> None:
     """Refuse settings that would change the ids without a warning; raise SetupError."""
-    stored = _parse_object(path, content)
+    stored = parse_object(path, content)
     model = stored.get("model")
     unsafe = {
         "truncation": (stored.get("truncation"), "long dialogues would be cut without a warning"),
@@ -221,26 +203,9 @@ def _add_declared_tokens(
     return added_here
 
 
-def _read_chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Return the templates by name; those of the config only if there are no template files."""
-    files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
-    if (folder / "chat_template.jinja").is_file():
-        files["default"] = folder / "chat_template.jinja"
-    if files:
-        return {name: _read(path) for name, path in files.items()}
-    stored = config.get("chat_template")
-    if isinstance(stored, str):
-        return {"default": stored}
-    return {
-        str(entry.get("name")): entry["template"]
-        for entry in (stored if isinstance(stored, list) else [])
-        if isinstance(entry, dict) and isinstance(entry.get("template"), str)
-    }
-
-
 def _read_stop_tokens(path: Path, backend: tokenizers.Tokenizer) -> list[str]:
     """Return the tokens at which generation stops (`eos_token_id`), one or several."""
-    named = _read_json(path).get("eos_token_id")
+    named = read_object(path).get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     if named is not None and not all(type(number) is int and number >= 0 for number in ids):
         raise SetupError(f"{path}: eos_token_id must be a token id or a list of token ids")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpack.template.chat_template import load_chat_template
+from mtpack.template.loading import load_chat_template
 from mtpack.template.tracing.replayer import Replayer
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import SAMPLE_DATA, SHARED, shared

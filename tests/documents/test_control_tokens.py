@@ -24,14 +24,15 @@ from mtpack.cli import main
 from mtpack.documents.control_tokens import load_renderer
 from mtpack.documents.control_tokens_in_text import TokenPattern
 from mtpack.documents.literal_tokens import NotLiteralError, build_literal_tokenizer
-from mtpack.documents.overlong import suffix_renderer
+from mtpack.documents.overlong import SuffixRenderer
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.errors import SetupError
 from mtpack.input.dialogue import Dialogue, Origin, Reject
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
 from mtpack.options import PackOptions
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.tokenizer.encoders import Encoders
@@ -557,11 +558,11 @@ def test_literal_also_applies_to_the_suffixes_of_a_long_dialogue():
     turns = [f"Why {EOT} {number}?" if number % 2 == 0 else "So." for number in range(12)]
     row = row_of(*turns)
     renderer = load_renderer(TEMPLATE, EMBEDDED, PackOptions(control_tokens="literal"))
-    render_suffix = suffix_renderer(
+    suffixes = SuffixRenderer(
         renderer, Encoders(EMBEDDED, seed=0), {0: dialogue_of(row)}.__getitem__, 60
     )
     reference = LiteralReference("embedded", template_facts.CHATML, None)
-    (suffix,) = as_documents(render_suffix(0, 11))
+    (suffix,) = as_documents(suffixes.render(0, 11))
     runs = [{"messages": row["messages"][start:], "tools": None} for start in range(0, 11, 2)]
     whole = [reference.documents(run, "never")[-1] for run in runs]
     (expected,) = [document for document in whole if len(document.ids) == len(suffix.ids)]

@@ -14,7 +14,8 @@ from mtpack.documents.control_tokens import load_renderer
 from mtpack.documents.overlong import SuffixRenderer
 from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.options import PackOptions
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.template.chat_template import ChatTemplate
+from mtpack.template.loading import load_chat_template
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import examples
@@ -145,15 +146,14 @@ def test_a_suffix_may_fill_the_sequence_completely(dialogue):
 @settings(max_examples=examples(30))
 @given(dialogues())
 def test_the_shortest_run_that_does_not_fit_is_the_sequence_length_that_a_suffix_needs(dialogue):
-    needed = None
-    for message in dialogue.trained_messages():
-        suffixes = make_suffix_renderer(dialogue, 2)
-        assert suffixes.render(ROW, message) is None
-        if suffixes.shortest is not None:
-            assert make_suffix_renderer(dialogue, suffixes.shortest).render(ROW, message)
-            assert not make_suffix_renderer(dialogue, suffixes.shortest - 1).render(ROW, message)
-            needed = suffixes.shortest
+    turns = dialogue.trained_messages()
+    suffixes = make_suffix_renderer(dialogue, 2)
+    assert not any(suffixes.render(ROW, turn) for turn in turns)
+    needed = suffixes.shortest
     assert needed
+    enough, too_short = (make_suffix_renderer(dialogue, needed - less) for less in (0, 1))
+    assert any(enough.render(ROW, turn) for turn in turns)
+    assert not any(too_short.render(ROW, turn) for turn in turns)
 
 
 def test_a_suffix_is_rendered_like_a_dialogue():
@@ -250,7 +250,7 @@ class CountingTemplate(ChatTemplate):
     """A template that records how many messages each call renders."""
 
     def __init__(self) -> None:
-        sources = TOKENIZER.chat_templates
+        sources = TEMPLATE.sources
         super().__init__(sources, dict(TOKENIZER.special_tokens), "2026-01-31")
         self.lengths: list[int] = []
 

@@ -12,9 +12,8 @@ import pytest
 from mtpack.errors import InputError
 from mtpack.input.files import describe_input
 from mtpack.input.reading import read_splits
-from tests.conftest import SHARED
+from tests.conftest import shared
 
-CASES = SHARED / "data" / "cases"
 MESSAGES = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
 TEXT_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
@@ -169,11 +168,12 @@ def test_a_json_column_that_holds_other_text_is_refused_with_the_row(write, name
 
 
 def test_json_columns_of_datasets_are_read_as_their_values():
-    first, second = read(CASES / "json_msgs.parquet")
+    path = shared("data/cases/json_msgs.parquet")
+    first, second = read(path)
     assert first["messages"][0] == {"role": "user", "content": "weather in Rome?"}
     assert first["messages"][1]["tool_calls"][0]["function"]["name"] == "get_weather"
     assert second["tools"][0]["function"]["parameters"]["properties"]["seconds"]["enum"] == [1, 2]
-    assert count_dropped_nulls(CASES / "json_msgs.parquet") == 0
+    assert count_dropped_nulls(path) == 0
 
 
 # Columns that no format reads
@@ -200,13 +200,16 @@ def test_columns_that_no_format_reads_are_true_where_they_have_a_value(write, na
 
 def test_columns_that_no_format_reads_do_not_change_the_cuts(tmp_path, monkeypatch):
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 100)
-    messages = [str(10**number) for number in range(60)]
+    rows = [{"messages": str(10**number)} for number in range(60)]
+    marked = [{**row, "day": 1} if number % 7 else row for number, row in enumerate(rows)]
+    path = tmp_path / "a.parquet"
     cuts = []
-    for more in ({}, {"source": ["a"] * 60}):
-        pa.parquet.write_table(pa.table({"messages": messages, **more}), tmp_path / "a.parquet")
-        cuts.append([split.num_rows for split in splits_of(tmp_path / "a.parquet")])
+    for table in (rows[1:], marked[1:]):
+        pa.parquet.write_table(pa.Table.from_pylist(table), path)
+        cuts.append([split.num_rows for split in splits_of(path)])
     assert cuts[0] == cuts[1]
     assert len(cuts[0]) > 10
+    assert ["day" in row for row in read(path)] == ["day" in row for row in marked[1:]]
 
 
 @every_kind

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import mtpack
 from mtpack.cli import main
 from mtpack.errors import InputError
+from mtpack.running.empty_run import EmptySplit
 
 
 def say(role: str, content: str = "So.", **fields) -> dict:
@@ -124,6 +125,12 @@ def test_each_reason_is_named_with_the_remedy_for_the_most_frequent_one(
     template.write_text(SKIPS_EMPTY, encoding="utf-8")
     text = explain(rows, seq_len=4, chat_template=template)
     assert text.splitlines() == [f"nothing to pack: {reasons}", remedy]
+
+
+def test_what_is_known_of_several_splits_adds_up():
+    found = EmptySplit(1, 2, None) + EmptySplit(3, 4, 30) + EmptySplit(0, 0, 50) + EmptySplit()
+    assert found == EmptySplit(4, 6, 30)
+    assert EmptySplit() + EmptySplit() == EmptySplit()
 
 
 def test_rejected_rows_are_counted_by_reason_and_the_first_is_shown(explain):

@@ -132,14 +132,18 @@ class Reference:
             for token in self.tokenizer.get_added_tokens_decoder().values()
             if token.special
         }
-        self.modes: tuple[Mode, ...] = (
-            None,
-            *((switch, value) for switch in facts.switches for value in (True, False)),
-        )
-        # The current dialogue, as the template gets it, and its mode.
+        # The current dialogue, as the template gets it, the variables that its row sets, and its
+        # mode.
+        self.arguments: dict[str, Any] = {}
         self.messages: list[Message] = []
         self.tools: Any = None
         self.mode: Mode = None
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes of the current dialogue: its row sets none of these switches."""
+        switches = [switch for switch in self.facts.switches if switch not in self.arguments]
+        return (None, *((switch, value) for switch in switches for value in (True, False)))
 
     def read_stops(self, folder: Path) -> set[str]:
         """Return the tokens at which generation stops: those that the files call eos."""
@@ -158,6 +162,7 @@ class Reference:
         rendered, and ToolsNotShown.
         """
         self.mode = None
+        self.arguments = row.get("chat_template_kwargs", {})
         tools = row.get("tools")
         messages = self.bring_into_form([prepare(message) for message in row["messages"]], tools)
         self.messages, self.tools = messages, tools
@@ -291,6 +296,7 @@ class Reference:
     ) -> str:
         """Return the text that transformers renders; with `prompt`, with the generation prompt."""
         variables = {"tools": tools, "add_generation_prompt": prompt, **self.variables}
+        variables |= self.arguments
         mode = self.mode if mode == "of the dialogue" else mode
         variables.update([mode] if mode else [])
         try:
@@ -520,7 +526,7 @@ class Reference:
             chat_template=self.chat_template,
             return_assistant_tokens_mask=True,
             **self.renderer.special_tokens_map,
-            **self.variables,
+            **self.variables | self.arguments,
             **dict([self.mode] if self.mode else []),
         )
         closing = len(self.remove_closing(self.render(messages, tools)))

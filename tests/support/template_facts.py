@@ -192,6 +192,7 @@ FACTS: dict[str, Facts] = {
         (),
         next_headers=("User:", "Assistant:", "System:"),
         switches=("enable_thinking",),
+        scaffold=THINK,
     ),
     "llama.cpp/meetkai-functionary-medium-v3.2.jinja": replace(
         LLAMA_3,

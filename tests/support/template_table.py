@@ -101,7 +101,7 @@ class CachedReference(Reference):
         mode: Mode | Literal["of the dialogue"] = "of the dialogue",
     ) -> str:
         mode = self.mode if mode == "of the dialogue" else mode
-        key = json.dumps([messages, tools, prompt, mode])
+        key = json.dumps([messages, tools, prompt, mode, self.arguments])
         if key not in self.rendered:
             try:
                 self.rendered[key] = super().render(messages, tools, prompt, mode)

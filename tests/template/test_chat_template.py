@@ -6,18 +6,15 @@ from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import jinja2
 import pytest
 from transformers.utils import chat_template_utils
 
-from mtpack.errors import SetupError
 from mtpack.input.dialogue import Dialogue, Origin
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import read_dialogue
-from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError, load_chat_template
-from mtpack.tokenizer.loading import load_tokenizer
+from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
 from tests.conftest import SHARED, shared
 from tests.support.dialogue_kinds import KINDS, TOOLS, say
 
@@ -453,81 +450,6 @@ def test_a_template_sees_only_the_fields_of_a_message():
     expected = f"{fields}{json.dumps(fields)}False"
     assert template.render_marked(messages, None).text == expected
     assert template.render_marked(messages, None).regions == {0: (0, len(expected))}
-
-
-# Loading
-
-
-def load(tmp_path: Path, source: str, *arguments: str) -> ChatTemplate:
-    file = tmp_path / "template.jinja"
-    file.write_text(source, encoding="utf-8")
-    return load_chat_template(load_tokenizer(None), str(file), arguments, DATE)
-
-
-def test_a_template_file_replaces_the_template_of_the_tokenizer(tmp_path):
-    template = load(tmp_path, "{{ eos_token }}")
-    assert template.render(as_messages(say("user", "")), TOOLS) == "<|im_end|>"
-
-
-@pytest.mark.parametrize(
-    ("source", "line"),
-    [
-        ("{% for %}", 1),
-        ("fine\nfine\n{{ messages | nope }}", 3),
-        ("fine\n{% if messages %}\nnever closed", 3),
-        ("{% generation %}never closed", 1),
-        ("\n{% endgeneration %}", 2),
-        ("\n\n{% block a %}{% endblock %}{% block a %}{% endblock %}", 3),
-    ],
-)
-def test_the_error_for_an_invalid_template_names_the_file_and_line(tmp_path, source, line):
-    with pytest.raises(SetupError) as error:
-        load(tmp_path, source)
-    assert f"{tmp_path / 'template.jinja'} line {line}: " in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_the_error_for_an_unreadable_template_names_the_file(tmp_path):
-    not_utf8 = tmp_path / "latin.jinja"
-    not_utf8.write_bytes("Grüße".encode("latin-1"))
-    for file in (tmp_path / "missing.jinja", tmp_path, not_utf8):
-        with pytest.raises(SetupError, match="chat template can't be read") as error:
-            load_chat_template(load_tokenizer(None), str(file), (), DATE)
-        assert str(error.value).startswith(f"{file}: ")
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("value=true", True),
-        ("value=false", False),
-        ("value=null", None),
-        ("value=3", 3),
-        ("value=-0.5", -0.5),
-        ("value=[1, 2]", [1, 2]),
-        ('value={"a": "b=c"}', {"a": "b=c"}),
-        ('value="true"', "true"),
-        ("value=high", "high"),
-        ("value=a=b", "a=b"),
-        ("value=True", "True"),  # not JSON, so text
-        ("value=", ""),
-    ],
-)
-def test_a_template_argument_is_json_if_it_is_valid_json_otherwise_text(tmp_path, argument, value):
-    template = load(tmp_path, "{{ value | tojson }}", argument)
-    assert template.render(as_messages(say("user", "")), None) == json.dumps(value)
-
-
-def test_a_template_argument_replaces_special_tokens_and_earlier_arguments(tmp_path):
-    template = load(tmp_path, "{{ eos_token }}{{ n }}", "eos_token=END", "n=1", "n=2")
-    assert template.render(as_messages(say("user", "")), None) == "END2"
-
-
-@pytest.mark.parametrize("argument", ["value", "=3", "", "two words=3", "9lives=3", "a-b=3"])
-def test_a_template_argument_that_is_not_key_and_value_is_refused(tmp_path, argument):
-    with pytest.raises(SetupError, match="KEY=VALUE") as error:
-        load(tmp_path, "", argument)
-    assert argument in str(error.value)
 
 
 @pytest.mark.parametrize(

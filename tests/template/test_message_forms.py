@@ -12,8 +12,8 @@ from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.template.chat_template import (
     ChatTemplate,
     TemplateRaisedError,
-    load_chat_template,
 )
+from mtpack.template.loading import load_chat_template
 from mtpack.template.message_forms import MessageForms, find_forms
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import SHARED, shared

@@ -15,8 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mtpack.errors import SetupError
-from mtpack.template.chat_template import load_chat_template
-from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, HUB_FILES, load_tokenizer
 from scripts.train_embedded_tokenizer import VOCABULARY_SIZE, train
 from tests.conftest import ROOT, SAMPLE_DATA, SHARED, shared
 
@@ -87,7 +86,6 @@ def test_a_folder_is_loaded(tmp_path):
     assert loaded.source == str(tmp_path)
     assert loaded.backend.get_vocab_size() == NEXT_ID
     assert loaded.special_tokens == {"eos_token": "<unk>"}
-    assert loaded.chat_templates == {}
 
 
 def test_a_single_file_is_loaded(tmp_path):
@@ -100,10 +98,10 @@ def test_a_single_file_is_loaded(tmp_path):
 
 
 def test_the_files_next_to_a_named_file_are_read(tmp_path):
-    folder = save(tmp_path, config={"eos_token": "<unk>", "chat_template": "from the config"})
+    folder = save(tmp_path, config={"eos_token": "<unk>"})
     loaded = load_tokenizer(str(folder / "tokenizer.json"))
     assert loaded.special_tokens == {"eos_token": "<unk>"}
-    assert loaded.chat_templates == {"default": "from the config"}
+    assert loaded.folder == folder
 
 
 def test_a_tokenizer_adds_no_special_token_to_a_text(tmp_path):
@@ -122,7 +120,6 @@ def test_without_a_name_the_embedded_tokenizer_is_loaded():
     assert EMBEDDED.source == "embedded"
     assert EMBEDDED.backend.get_vocab_size() == VOCABULARY_SIZE
     assert 8_000 <= VOCABULARY_SIZE <= 8_192
-    assert EMBEDDED.chat_templates.keys() == {"default"}
     assert EMBEDDED.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     assert EMBEDDED.pad_id == EMBEDDED.backend.token_to_id("<|endoftext|>")
 
@@ -143,73 +140,6 @@ def test_the_embedded_tokenizer_encodes_any_text_without_loss(text):
 def test_training_reproduces_the_embedded_tokenizer():
     shipped = (EMBEDDED_FOLDER / "tokenizer.json").read_text(encoding="utf-8")
     assert train(SAMPLE_DATA).to_str(pretty=True) == shipped
-
-
-# Templates
-
-
-def chat_text(tokenizer_folder: Path, tools: list | None) -> str:
-    """Render one message with the templates of the folder."""
-    template = load_chat_template(load_tokenizer(str(tokenizer_folder)), None, (), "2026-01-31")
-    return template.render([{"role": "user", "content": "walrus"}], tools)
-
-
-def chat_text_in_transformers(tokenizer_folder: Path, tools: list | None) -> str:
-    return in_transformers(tokenizer_folder).apply_chat_template(
-        [{"role": "user", "content": "walrus"}], tools=tools, tokenize=False
-    )
-
-
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-
-
-def test_a_template_file_overrides_the_config(tmp_path):
-    folder = save(tmp_path, config={"chat_template": "from the config"})
-    assert load_tokenizer(str(folder)).chat_templates == {"default": "from the config"}
-    (folder / "chat_template.jinja").write_text("from the file")
-    assert load_tokenizer(str(folder)).chat_templates == {"default": "from the file"}
-    assert chat_text(folder, None) == chat_text_in_transformers(folder, None) == "from the file"
-
-
-def test_a_list_in_the_config_contains_named_templates(tmp_path):
-    templates = [
-        {"name": "default", "template": "without {{ messages[0].content }}"},
-        {"name": "tool_use", "template": "with {{ messages[0].content }}"},
-        {"name": "rag", "template": "never taken"},
-    ]
-    folder = save(tmp_path, config={"chat_template": templates})
-    assert load_tokenizer(str(folder)).chat_templates == {
-        template["name"]: template["template"] for template in templates
-    }
-    for tools in (None, [], TOOLS):
-        assert chat_text(folder, tools) == chat_text_in_transformers(folder, tools)
-    assert chat_text(folder, None) == "without walrus"
-    assert chat_text(folder, TOOLS) == "with walrus"
-
-
-def test_a_folder_of_additional_templates_contains_named_templates(tmp_path):
-    folder = save(tmp_path)
-    (folder / "chat_template.jinja").write_text("without {{ messages[0].content }}")
-    more = folder / "additional_chat_templates"
-    more.mkdir()
-    (more / "tool_use.jinja").write_text("with {{ messages[0].content }}")
-    assert load_tokenizer(str(folder)).chat_templates.keys() == {"default", "tool_use"}
-    for tools in (None, [], TOOLS):
-        assert chat_text(folder, tools) == chat_text_in_transformers(folder, tools)
-    assert chat_text(folder, TOOLS) == "with walrus"
-
-
-def test_a_tokenizer_without_a_template_is_refused(tmp_path):
-    loaded = load_tokenizer(str(save(tmp_path)))
-    with pytest.raises(SetupError, match="no chat template; name one with --chat-template"):
-        load_chat_template(loaded, None, (), "2026-01-31")
-
-
-def test_an_invalid_template_of_a_tokenizer_is_refused_with_its_line(tmp_path):
-    folder = save(tmp_path, config={"chat_template": "fine\n{% for %}"})
-    with pytest.raises(SetupError, match=r"line 2: the chat template is not valid") as error:
-        load_chat_template(load_tokenizer(str(folder)), None, (), "2026-01-31")
-    assert str(error.value).startswith(str(folder))
 
 
 # Tokens that only the config declares
@@ -534,12 +464,6 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path, file):
     assert refusal(tmp_path).startswith(f"{tmp_path / file}: can't be read ('utf-8' codec")
 
 
-def test_a_template_that_is_not_utf_8_is_named(tmp_path):
-    save(tmp_path)
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    assert refusal(tmp_path).startswith(f"{tmp_path / 'chat_template.jinja'}: can't be read")
-
-
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
 def test_a_config_that_is_not_an_object_is_named(tmp_path, file):
     save(tmp_path)
@@ -587,6 +511,24 @@ def test_sha256_does_not_depend_on_the_template(tmp_path):
 
 
 # The Hugging Face Hub
+
+
+def test_the_download_has_all_files_that_are_read_and_no_weights():
+    read = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/rag.jinja",
+        "processor_config.json",
+        "chat_template.json",
+    ]
+    hub = pytest.importorskip("huggingface_hub.utils")
+    others = ["model.safetensors", "config.json", "tokenizer.model", "model.safetensors.index.json"]
+    assert list(hub.filter_repo_objects(read + others, allow_patterns=HUB_FILES)) == read
+
 
 LOAD_A_MODEL = """
 from mtpack.errors import SetupError
