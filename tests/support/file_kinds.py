@@ -14,9 +14,15 @@ Rows = list[dict[str, Any]]
 
 
 def make_table(rows: Rows) -> pa.Table:
-    """Return a table with a column for every key; what a row lacks is null."""
+    """Return a table with a column for every key; what a row lacks is null.
+
+    Values of several types become JSON text, as datasets stores them.
+    """
     keys = dict.fromkeys(key for row in rows for key in row)
-    return pa.table({key: pa.array([row.get(key) for row in rows]) for key in keys})
+    try:
+        return pa.table({key: pa.array([row.get(key) for row in rows]) for key in keys})
+    except pa.ArrowInvalid:
+        return datasets.Dataset.from_list(rows, on_mixed_types="use_json").data.table
 
 
 def _to_lines(rows: Rows) -> bytes:
