@@ -16,7 +16,7 @@ from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
 from mtpack.input.rows import RowOptions, read_dialogue
 from tests.conftest import examples
-from tests.support.file_kinds import FILE_KINDS
+from tests.support.file_kinds import FILE_KINDS, TABLES
 from tests.support.row_forms import (
     CALL_ROLES,
     FORMS,
@@ -118,6 +118,24 @@ def test_rows_mean_the_same_in_every_kind_of_file(kind, rows):
         dialogues = read_file(path)
     assert not [dialogue for dialogue in dialogues if isinstance(dialogue, Reject)]
     assert list(map(describe_dialogue, dialogues)) == list(map(describe, rows))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "a bare list"])
+@settings(max_examples=examples(40))
+@given(plain_rows(), st.data(), st.sampled_from(sorted(TABLES)))
+def test_a_table_has_the_rows_of_every_form(form, rows, data, kind):
+    def pick(ways):
+        return data.draw(st.sampled_from(ways))
+
+    written = [(row, FORMS[form](row, pick)) for row in rows]
+    said = [(row, value) for row, value in written if value is not None]
+    if said:
+        with TemporaryDirectory() as temporary:
+            path = Path(temporary, kind)
+            TABLES[kind](path, [value for _, value in said])
+            dialogues = read_file(path)
+        assert not [dialogue for dialogue in dialogues if isinstance(dialogue, Reject)]
+        assert list(map(describe_dialogue, dialogues)) == [describe(row) for row, _ in said]
 
 
 @settings(max_examples=examples(12))

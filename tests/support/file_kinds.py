@@ -19,10 +19,11 @@ def make_table(rows: Rows) -> pa.Table:
     Values of several types become JSON text, as datasets stores them.
     """
     keys = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: [row.get(key) for row in rows] for key in keys}
     try:
-        return pa.table({key: pa.array([row.get(key) for row in rows]) for key in keys})
-    except pa.ArrowInvalid:
-        return datasets.Dataset.from_list(rows, on_mixed_types="use_json").data.table
+        return pa.table({key: pa.array(values) for key, values in columns.items()})
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return datasets.Dataset.from_dict(columns, on_mixed_types="use_json").data.table
 
 
 def _to_lines(rows: Rows) -> bytes:
