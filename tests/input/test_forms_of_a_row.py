@@ -17,16 +17,8 @@ from mtpack.input.reading import read_splits
 from mtpack.input.rows import RowOptions, read_dialogue
 from tests.conftest import examples
 from tests.support.file_kinds import FILE_KINDS, TABLES
-from tests.support.row_forms import (
-    CALL_ROLES,
-    FORMS,
-    SWITCHES,
-    describe,
-    describe_dialogue,
-    plain_rows,
-    write_plainly,
-    write_switch,
-)
+from tests.support.plain_rows import describe, describe_dialogue, plain_rows, write_plainly
+from tests.support.row_forms import CALL_ROLES, FORMS, SWITCHES, write_switch
 
 ORIGIN = Origin("rows.jsonl", 1)
 # A template that writes everything that a dialogue has.
@@ -225,6 +217,29 @@ def test_a_key_that_is_never_read_is_named(form, rows, data, key, value):
         dialogue = read(written)
         assert isinstance(dialogue, Dialogue), (dialogue, written)
         assert describe_dialogue(dialogue) == describe(rows[0]) | {"unread": (name,)}, written
+
+
+CALL = {"name": "add", "arguments": {}}
+PLACES = {
+    "mood": {"content": "Hi", "mood": 1},
+    "content.mood": {"content": [{"type": "text", "text": "Hi", "mood": 1}]},
+    "content.signature": {
+        "content": [
+            {"type": "thinking", "thinking": "So", "signature": "s"},
+            {"type": "text", "text": "Hi"},
+        ]
+    },
+    "tool_calls.mood": {"tool_calls": [{"type": "function", "function": CALL, "mood": 1}]},
+    "tool_calls.function.mood": {"tool_calls": [{"function": {**CALL, "mood": 1}}]},
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_key_of_each_part_of_a_message_is_named(name):
+    answer = {"role": "assistant", **PLACES[name]}
+    dialogue = read({"messages": [{"role": "user", "content": "Hello"}, answer]})
+    assert isinstance(dialogue, Dialogue), dialogue
+    assert dialogue.unread == (f"messages.{name}",)
 
 
 @settings(max_examples=examples(8))
