@@ -10,7 +10,7 @@ from typing import Any
 
 from mtpack.input.dialogue import Reason
 from mtpack.input.messages import FoundMessages
-from mtpack.input.row_errors import RowError, describe_type
+from mtpack.input.row_errors import RowError, describe_type, list_keys
 
 
 def pop_exchanges(fields: dict[str, Any]) -> FoundMessages:
@@ -36,7 +36,8 @@ def _pop_question(fields: dict[str, Any]) -> str:
 
 def _pop_text(fields: dict[str, Any], key: str) -> str:
     if key not in fields:
-        raise RowError(Reason.INVALID_ROW, f'the row has no "{key}"')
+        rest = f"; its other keys are {list_keys(fields)}" if fields else ""
+        raise RowError(Reason.INVALID_ROW, f'the row has no "{key}"{rest}')
     text = fields.pop(key)
     if not isinstance(text, str):
         raise RowError(

@@ -9,8 +9,9 @@ from mtpack.input.row_errors import RowError, describe_type, quote_name
 
 # The names of a content part's text: the standard one, and those that other tools write.
 _PART_TEXT_KEYS = ("text", "content", "value")
-_PART_KEYS = frozenset(("type", "text"))
 _THINKING = "thinking"
+_PART_KEYS = frozenset(("type", "text"))
+_THINKING_PART_KEYS = frozenset(("type", _THINKING))
 # The types of parts that are not text, in the chat APIs and in the processors of transformers.
 _MEDIA_TYPES = frozenset(
     f"{prefix}{medium}{suffix}"
@@ -71,6 +72,17 @@ def list_unread_part_keys(role: str, content: Any) -> list[str]:
     if not is_text_parts(role, content):
         return []
     return [key for part in content for key in part if key not in _PART_KEYS]
+
+
+def list_unread_thinking_keys(content: list[Any]) -> list[str]:
+    """Return the keys of thinking parts that have no meaning, such as `signature`."""
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") == _THINKING]
+    return [
+        key
+        for part in parts
+        for key, value in part.items()
+        if key not in _THINKING_PART_KEYS and value is not None
+    ]
 
 
 def is_text_parts(role: str, content: Any) -> bool:

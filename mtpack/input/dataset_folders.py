@@ -45,19 +45,14 @@ def list_data_files(folder: str, split: str | None) -> list[str]:
 
     split: the one to read of a dict of data sets; None takes the only one.
     """
-    if not _has(folder, _DICT):
-        if split is not None:
-            raise explain_no_splits(folder)
-        return _list_shards(folder)
-    return _list_shards(os.path.join(folder, _choose_split(folder, split)))
+    if _has(folder, _DICT):
+        folder = os.path.join(folder, _choose_split(folder, split))
+    return _list_shards(folder)
 
 
-def explain_no_splits(name: str) -> SetupError:
-    """Return the error that an input has no splits, although `--split` wants one."""
-    return SetupError(
-        f"{name}: has no splits to choose from; leave out --split, which is for folders that "
-        "datasets saved with several splits"
-    )
+def lies_in_split(path: str) -> bool:
+    """Return whether a file is one of a split in a dict of data sets."""
+    return _has(os.path.dirname(os.path.dirname(path)), _DICT)
 
 
 def _has(folder: str, name: str) -> bool:

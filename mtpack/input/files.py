@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from mtpack.errors import InputError, SetupError
 from mtpack.input.dataset_folders import (
-    explain_no_splits,
     is_dataset_folder,
     is_side_file,
+    lies_in_split,
     list_data_files,
 )
 
@@ -94,13 +94,16 @@ def find_inputs(
             )
     if names.count(STANDARD_INPUT) > 1:
         raise SetupError("-: standard input can be read only once; give it once")
+    if split is not None and not any(map(lies_in_split, names)):
+        raise SetupError(
+            f"--split {split}: no input has splits to choose from; leave it out (it is for folders "
+            "that datasets saved with several splits)"
+        )
     return names
 
 
 def _expand(name: str, output: Path | None, split: str | None) -> list[str]:
     if name == STANDARD_INPUT or os.path.isfile(name):
-        if split is not None:
-            raise explain_no_splits(name)
         return [name]
     if os.path.isdir(name):
         is_below = output is not None and Path(name).resolve().is_relative_to(output.resolve())
@@ -137,8 +140,6 @@ def _select_inputs(paths: Iterable[str], output: Path | None, split: str | None)
             target = os.path.realpath(path) if os.path.islink(path) else path
             if is_side_file(path) or is_below_output(os.path.dirname(target)):
                 continue
-            if split is not None:
-                raise explain_no_splits(path)
             found.append(path)
         elif is_dataset_folder(path) and not is_below_output(path):
             datasets.add(path)

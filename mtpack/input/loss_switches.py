@@ -18,7 +18,9 @@ LOSS_SWITCHES = (*_TRAINED, _MASKED)
 def pop_loss_switch(where: str, role: str, fields: dict[str, Any]) -> bool | None:
     """Remove the loss switches from the fields of a message; return whether they train it.
 
-    None if there is none. Raises RowError, also if several switches contradict each other.
+    None if there is none. Raises RowError, also if several switches contradict each other, or if
+    they train a message that is not the assistant's. Some tools write `masked` into every message,
+    so a false one means no more than its absence there.
     """
     switches = {key: fields.pop(key) for key in LOSS_SWITCHES if key in fields}
     if not switches:
@@ -34,7 +36,7 @@ def pop_loss_switch(where: str, role: str, fields: dict[str, Any]) -> bool | Non
         raise RowError(
             Reason.INVALID_LOSS_SWITCH, f"{where}: {' and '.join(switches)} contradict each other"
         )
-    if role != "assistant" and True in wanted:
+    if role != "assistant" and True in wanted and switches.keys() != {_MASKED}:
         raise RowError(
             Reason.INVALID_LOSS_SWITCH, f"{where}: only assistant messages can be trained"
         )

@@ -87,9 +87,10 @@ class MessageReader:
             self.tools += pop_named_tools(fields)
         self._read_calls(where, name, fields)
         _complete_content(where, fields)
-        fields = read_reasoning(where, role, fields)
+        unread: list[str] = []
+        fields = read_reasoning(where, role, fields, unread)
         fields["content"] = read_content(where, role, fields["content"])
-        self._note_unread(fields)
+        self._note_unread(fields, unread)
         if self._may_join and name in _CALLS:
             self._join(where, fields, is_trained=is_trained)
             return
@@ -117,8 +118,8 @@ class MessageReader:
             if not calls:
                 del fields["tool_calls"]
 
-    def _note_unread(self, fields: dict[str, Any]) -> None:
-        names: list[str] = []
+    def _note_unread(self, fields: dict[str, Any], names: list[str]) -> None:
+        """Add the keys of a message that have no meaning; names: those that are known already."""
         if not _KNOWN_KEYS.issuperset(fields):
             names += [key for key in fields if key not in _KNOWN_KEYS]
         if not isinstance(fields["content"], str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Any
 
 from mtpack.input.dialogue import Reason
@@ -38,3 +39,16 @@ def _write(name: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 32 else f"{text[:29]}..."
+
+
+_MOST_KEYS = 12
+
+
+def list_keys(row: dict[str, Any]) -> str:
+    """Return the keys of a row, or the first of them, in one line.
+
+    >>> list_keys({"id": 1, "text": "Hello"})
+    '"id", "text"'
+    """
+    names = [quote_name(key) for key in islice(row, _MOST_KEYS)]
+    return ", ".join([*names, *(["..."] if len(row) > _MOST_KEYS else [])])

@@ -92,7 +92,7 @@ def refuse_preferences(fields: dict[str, Any], *, chose_messages: bool) -> None:
         raise RowError(
             Reason.PREFERENCE_ROW,
             f"the row has {found}: it compares answers, so mtpack can't train it; keep the answer "
-            'to train, as "completion" (or as "messages", with its prompt), and remove the other',
+            'to train as "completion", or name the messages to train with --messages-key',
         )
     for key in _VERDICTS:
         if fields.get(key) is False:

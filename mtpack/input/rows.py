@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from mtpack.input.alpaca import pop_exchanges
@@ -24,7 +23,7 @@ from mtpack.input.messages import (
     pop_messages,
     pop_messages_at,
 )
-from mtpack.input.row_errors import RowError, describe_type, quote_name
+from mtpack.input.row_errors import RowError, describe_type, list_keys, quote_name
 from mtpack.input.row_formats import find_shapes
 from mtpack.input.row_keys import pop_system, pop_template_args, refuse_media, refuse_preferences
 from mtpack.input.sharegpt import pop_conversation
@@ -55,8 +54,6 @@ class RowOptions:
 
 
 _DEFAULT = RowOptions()
-_MOST_KEYS = 12
-"""So many keys of a row are named in an error."""
 
 
 def read_dialogue(
@@ -182,16 +179,18 @@ def _choose_format(value: Any, row_format: str | None) -> str:
         found = f"the row has none of {', '.join(_NEEDED.values())}"
     else:
         found = f"the row has no {_NEEDED[row_format]}, and the file is read as {row_format}"
-    raise RowError(
-        Reason.INVALID_ROW,
-        f"{found}; {_describe_row(value)}; name the key of the messages with --messages-key",
-    )
+    may_hold = any(map(_may_hold_messages, value.values()))
+    remedy = "; name the key of the messages with --messages-key" if may_hold else ""
+    raise RowError(Reason.INVALID_ROW, f"{found}; {_describe_row(value)}{remedy}")
+
+
+def _may_hold_messages(value: Any) -> bool:
+    """Return whether a value may be a list of messages, or an object that holds one."""
+    return isinstance(value, list | dict) or (isinstance(value, str) and value[:1] in ("[", "{"))
 
 
 def _describe_row(value: Any) -> str:
     """Describe what a row is that has no messages: by its keys, if it is an object."""
     if not isinstance(value, dict):
         return f"the row must be an object, found {describe_type(value)}"
-    names = [quote_name(key) for key in islice(value, _MOST_KEYS)]
-    more = ["..."] if len(value) > _MOST_KEYS else []
-    return f"its keys are {', '.join([*names, *more])}" if names else "it has no keys"
+    return f"its keys are {list_keys(value)}" if value else "it has no keys"

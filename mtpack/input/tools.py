@@ -37,6 +37,7 @@ def pop_named_tools(fields: dict[str, Any]) -> list[list[Any]]:
 
 
 def _wrap_function(function: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool or a call as the chat APIs write it."""
     return function if "function" in function else {"type": "function", "function": function}
 
 
@@ -122,12 +123,12 @@ def parse_function_calls(where: str, value: Any) -> list[dict[str, Any]]:
     if not calls:
         raise RowError(Reason.INVALID_TOOL_CALLS, f"{where}: the list of calls is empty")
     for number, call in enumerate(calls):
-        if not isinstance(call, dict) or not call.keys() >= {"name", "arguments"}:
+        if not isinstance(call, dict) or ("name" not in call and "function" not in call):
             raise RowError(
                 Reason.INVALID_TOOL_CALLS,
                 f'{where}: call {number} must be an object with "name" and "arguments"',
             )
-    return [{"type": "function", "function": call} for call in calls]
+    return [_wrap_function(call) for call in calls]
 
 
 def list_unread_call_keys(calls: list[dict[str, Any]]) -> list[str]:

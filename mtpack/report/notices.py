@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from mtpack.counts import NO_MODE, Counts
+from mtpack.counts import NO_MODE, OTHER_KEYS, Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +129,20 @@ def _never_read(counts: dict[str, int]) -> list[Notice]:
     """Return a notice for keys that equally many rows have, those of most rows first."""
     keys_by_count: dict[int, list[str]] = {}
     for key, count in counts.items():
-        keys_by_count.setdefault(count, []).append(key)
+        if key != OTHER_KEYS:
+            keys_by_count.setdefault(count, []).append(key)
     rows = sorted(keys_by_count.items(), reverse=True)
-    shown = [(count, f"rows: {', '.join(keys)}") for count, keys in rows[:_MOST_LINES]]
+    lines = [
+        (count, f"rows{' each' if len(keys) > 1 else ''}: {', '.join(keys)}")
+        for count, keys in rows[:_MOST_LINES]
+    ]
     rest = [key for _, keys in rows[_MOST_LINES:] for key in keys]
     if rest:
-        shown[-1] = (
-            shown[-1][0],
-            f"{shown[-1][1]}; {len(rest):,} more keys in fewer rows (--json)",
-        )
-    if shown:
-        text = "Neither mtpack nor the chat template reads these keys (docs/rows.md)"
-        shown[-1] = (shown[-1][0], f"{shown[-1][1]}\n{text}")
-    return [Notice("never read", count, text) for count, text in shown]
+        lines.append((len(rest), "further keys, in fewer rows (--json has them all)"))
+    if OTHER_KEYS in counts:
+        lines.append((counts[OTHER_KEYS], "values of keys with longer names, too many to list"))
+    if lines:
+        count, text = lines[-1]
+        reason = "Neither mtpack nor the chat template reads these keys (docs/rows.md)"
+        lines[-1] = (count, f"{text}\n{reason}")
+    return [Notice("never read", count, text) for count, text in lines]

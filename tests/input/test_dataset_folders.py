@@ -143,21 +143,24 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     assert refusal(folder, split="dev") == message
 
 
-def test_split_is_refused_for_inputs_without_splits(tmp_path):
+def test_split_is_refused_if_no_input_has_splits(tmp_path):
     saved = save(tmp_path / "in" / "saved", {SHARD: ["1"]})
     (tmp_path / "rows.jsonl").write_text("")
-    save_splits(tmp_path / "both" / "saved", "train")
-    (tmp_path / "both" / "rows.jsonl").write_text("")
-    remedy = "leave out --split, which is for folders that datasets saved with several splits"
-    for given, named in [
-        (saved, saved),
-        (tmp_path / "in", saved),
-        (tmp_path / "rows.jsonl", tmp_path / "rows.jsonl"),
-        (tmp_path / "*.jsonl", tmp_path / "rows.jsonl"),
-        (tmp_path / "both", tmp_path / "both" / "rows.jsonl"),
-        ("-", "-"),
-    ]:
-        assert refusal(given, split="train") == f"{named}: has no splits to choose from; {remedy}"
+    message = (
+        "--split train: no input has splits to choose from; leave it out (it is for folders that "
+        "datasets saved with several splits)"
+    )
+    for given in (saved, tmp_path / "in", tmp_path / "rows.jsonl", tmp_path / "*.jsonl", "-"):
+        assert refusal(given, split="train") == message
+
+
+def test_split_chooses_next_to_inputs_without_splits(tmp_path):
+    folder = save_splits(tmp_path / "both" / "saved", "train", "test")
+    rows = tmp_path / "both" / "rows.jsonl"
+    rows.write_text("")
+    chosen = [str(rows), str(folder / "train" / SHARD)]
+    assert find_inputs([str(tmp_path / "both")], split="train") == chosen
+    assert find_inputs([str(rows), str(folder)], split="train") == chosen
 
 
 # Folders that can't be read as they are

@@ -97,6 +97,16 @@ def test_an_assistant_message_and_the_calls_after_it_are_one_message():
     assert dialogue.trained_messages() == [1, 4]
 
 
+def test_a_call_message_may_be_written_as_a_tool_call_and_have_no_arguments():
+    for call in (TOOL_CALL, [TOOL_CALL], json.dumps(TOOL_CALL)):
+        message = {"role": "tool_call", "content": call}
+        assert read_messages(message).messages[0]["tool_calls"] == [TOOL_CALL]
+    [call] = read_messages({"role": "tool_call", "content": '{"name": "f"}'}).messages[0][
+        "tool_calls"
+    ]
+    assert call == {"type": "function", "function": {"name": "f", "arguments": {}}}
+
+
 def test_calls_without_a_text_before_them_are_one_message():
     dialogue = read_messages(USER, call_message(), call_message(), RESULT)
     assert dialogue.messages[1] == {**ANSWER, "content": "", "tool_calls": [TOOL_CALL, TOOL_CALL]}
@@ -156,6 +166,7 @@ def test_a_masked_message_has_no_loss():
         assert read_messages({**USER, "masked": value}, ANSWER).messages == [USER, ANSWER]
     for value in (False, 0):
         assert read_messages(USER, {**ANSWER, "masked": value}).trained_messages() == [1]
+        assert read_messages({**USER, "masked": value}, ANSWER).trained_messages() == [1]
 
 
 # Reasoning
@@ -198,11 +209,27 @@ def test_reasoning_details_that_hold_no_text_are_refused(details):
     assert refuse({**ANSWER, "reasoning_details": details})[0] == Reason.INVALID_CONTENT
 
 
-def test_reasoning_details_next_to_a_reasoning_are_an_unread_key():
-    details = [{"type": "reasoning.encrypted", "data": "e"}]
+def test_reasoning_details_next_to_their_text_are_read():
+    details = [{"type": "reasoning.text", "text": part, "index": 0} for part in ("ea", "sy")]
     dialogue = read_messages({**ANSWER, "reasoning": "easy", "reasoning_details": details})
     assert dialogue.messages[0]["reasoning_content"] == "easy"
-    assert dialogue.unread == ("messages.reasoning_details",)
+    assert dialogue.unread == ()
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [{"type": "reasoning.encrypted", "data": "e"}, {"type": "reasoning.text", "text": "?"}],
+)
+def test_reasoning_details_that_add_something_are_an_unread_key(detail):
+    dialogue = read_messages({**ANSWER, "reasoning": "easy", "reasoning_details": [detail]})
+    assert dialogue.messages[0]["reasoning_content"] == "easy"
+    assert dialogue.unread[0] == "messages.reasoning_details"
+
+
+def test_a_second_reasoning_that_differs_is_an_unread_key():
+    dialogue = read_messages({**ANSWER, "reasoning": "hard", "thinking": "easy"})
+    assert dialogue.messages[0]["reasoning_content"] == "easy"
+    assert dialogue.unread == ("messages.reasoning",)
 
 
 # Keys without a meaning

@@ -234,8 +234,8 @@ REFUSED = {
     "dpo.jsonl": (
         1,
         'dpo.jsonl line 1: preference_row: the row has "chosen" and "rejected": it compares '
-        'answers, so mtpack can\'t train it; keep the answer to train, as "completion" (or as '
-        f'"messages", with its prompt), and remove the other\n{SKIP}',
+        'answers, so mtpack can\'t train it; keep the answer to train as "completion", or name '
+        f"the messages to train with --messages-key\n{SKIP}",
     ),
     "kto.jsonl": (1, f'kto.jsonl line 1: preference_row: "label" {KTO}\n{SKIP}'),
     "kto_sg.jsonl": (1, f'kto_sg.jsonl line 1: preference_row: "kto_tag" {KTO}\n{SKIP}'),
@@ -261,8 +261,8 @@ REFUSED = {
     ),
     "agent_saved --split train": (
         2,
-        "agent_saved: has no splits to choose from; leave out --split, which is for folders that "
-        "datasets saved with several splits",
+        "--split train: no input has splits to choose from; leave it out (it is for folders that "
+        "datasets saved with several splits)",
     ),
 }
 

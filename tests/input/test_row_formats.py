@@ -206,7 +206,7 @@ def test_a_function_call_is_a_message_with_tool_calls(name, arguments):
 @pytest.mark.parametrize(
     "value",
     [
-        *("", "add(1)", "{", "[]", "5", '"add"', "[null]", '{"name": "add"}', '{"arguments": {}}'),
+        *("", "add(1)", "{", "[]", "5", '"add"', "[null]", '{"arguments": {}}', '{"function": 1}'),
         *('{"name": 1, "arguments": {}}', '{"name": "add", "arguments": [1]}', 5, None),
         *('{"name": "add", "name": "sub", "arguments": {}}', "[" * 200, '{"name": NaN}'),
     ],

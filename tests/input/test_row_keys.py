@@ -142,8 +142,7 @@ def test_the_refusal_of_a_preference_row_says_what_to_do():
     assert refuse(row) == (
         Reason.PREFERENCE_ROW,
         'the row has "chosen" and "rejected": it compares answers, so mtpack can\'t train it; keep '
-        'the answer to train, as "completion" (or as "messages", with its prompt), and remove the '
-        "other",
+        'the answer to train as "completion", or name the messages to train with --messages-key',
     )
     assert dialogue_of({"completion": [ANSWER], "prompt": [USER]}).messages == [USER, ANSWER]
 
@@ -247,4 +246,9 @@ def test_a_row_of_no_format_is_refused_with_its_keys_and_the_option_that_helps()
         'the row has none of "messages" (or "prompt" and "completion"), "conversations", '
         '"instruction" and "output"; its keys are "dialog", "id"; '
         "name the key of the messages with --messages-key",
+    )
+    assert refuse({"question": "Why?", "id": 1})[1].endswith('; its keys are "question", "id"')
+    assert refuse({"instruction": "Add.", "response": "3"}) == (
+        Reason.INVALID_ROW,
+        'the row has no "output"; its other keys are "response"',
     )

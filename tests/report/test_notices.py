@@ -10,7 +10,7 @@ from rich.console import Console
 
 import mtpack
 from mtpack.cli import main
-from mtpack.counts import Counts
+from mtpack.counts import OTHER_KEYS, Counts
 from mtpack.report.notices import notices_of, turn_summary
 from mtpack.report.pack_report import show_report
 from mtpack.shards.manifest import PackReport, RunInfo, ShardRecord
@@ -79,7 +79,7 @@ never shown         9  rows: their tools
                        The chat template leaves this out, so the model never
                        sees it; possible remedies: another template, or the
                        system's text at the start of the first user message
-never read         20  rows: id, source
+never read         20  rows each: id, source
 never read          3  rows: messages.mood
                        Neither mtpack nor the chat template reads these keys
                        (docs/rows.md)
@@ -129,11 +129,11 @@ def test_a_count_of_zero_has_no_notice():
 
 
 def test_keys_that_are_never_read_take_a_few_lines_however_many_they_are():
-    keys = {f"key{number}": number for number in range(1, 41)}
+    keys = {f"key{number}": number for number in range(1, 41)} | {OTHER_KEYS: 9}
     notices = notices_of(replace(ORDINARY, never_read=keys))
-    assert [notice.count for notice in notices] == [40, 39, 38, 37, 36]
+    assert [notice.count for notice in notices] == [40, 39, 38, 37, 36, 35, 9]
     assert notices[0].text == "rows: key40"
-    assert notices[-1].text.startswith("rows: key36; 35 more keys in fewer rows (--json)\n")
+    assert notices[5].text == "further keys, in fewer rows (--json has them all)"
 
 
 def test_tokens_dropped_by_the_overlong_policy_are_not_a_negative_cost():
