@@ -47,6 +47,14 @@ def _workers_are_forked() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def learn_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record all dialogues that can be, so that replays don't depend on the machine's speed."""
+    monkeypatch.setattr(
+        "mtpack.template.tracing.budget.LearningBudget.affords", lambda budget, seconds: True
+    )
+
+
 def examples(number: int) -> int:
     """Return how many examples a test with its own number of them draws, by default its share."""
     return max(1, number * settings.default.max_examples // 100)

@@ -130,7 +130,7 @@ def test_an_input_without_a_trained_turn_gives_no_output(tmp_path):
     path = tmp_path / "users.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "Hello?"}]}\n')
     said = refuse(1, "pack", path, "-o", tmp_path / "packed")
-    assert "none of 1 rows has a trained turn left (no_turn 1)" in said
+    assert "nothing to pack: no row has an assistant message" in said
     assert not (tmp_path / "packed").exists()
 
 

@@ -72,6 +72,19 @@ def test_the_rendering_benchmark_runs_on_a_small_input():
     assert ways[:4] == ["f-string", "jinja2", "replay", "render"]
 
 
+def test_the_learning_benchmark_runs_on_a_small_input(tmp_path):
+    lines = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:10]))
+    command = [sys.executable, "-m", "benchmarks.learning", tmp_path / "rows.jsonl"]
+    done = subprocess.run(
+        [*command, "--rounds", "1"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    names = [row[1].strip().rpartition(": ")[2] for row in rows[2:]]
+    assert names == ["replay", "unlimited"]
+    assert all(float(row[5]) > 0 for row in rows[2:])
+
+
 def build_training_template() -> str:
     """Mark the assistant's text in the embedded template."""
     template = (EMBEDDED / "chat_template.jinja").read_text()

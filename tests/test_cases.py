@@ -17,17 +17,16 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 
 import mtpack
 from mtpack.cli import main
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import ROOT
+from tests.support.packed_texts import bracket_text, iterate_documents
 
 CASES = sorted((ROOT / "tests" / "cases").glob("*.txt"))
 HEADINGS = ("options", "generation_config", "template", "rows", "output")
@@ -113,15 +112,11 @@ def documents_of(shards: mtpack.Shards) -> Iterator[str]:
     """Yield every document, in the order of its dialogue and its turns."""
     documents = []
     for number, row in enumerate(shards):
-        ends = np.cumsum(row["seq_lengths"])
-        for dialogue, start, end in zip(
-            row["dialogue_ids"], ends - row["seq_lengths"], ends, strict=True
-        ):
+        for dialogue, start, end in iterate_documents(row):
             inside = (start <= row["turn_starts"]) & (row["turn_starts"] < end)
             turns = list(zip(row["turn_starts"][inside], row["turn_messages"][inside], strict=True))
-            if dialogue >= 0:
-                key = (int(dialogue), -len(turns), int(turns[0][1]))
-                documents.append((key, number, list(document_of(row, start, end, turns))))
+            key = (dialogue, -len(turns), int(turns[0][1]))
+            documents.append((key, number, list(document_of(row, start, end, turns))))
     for key, number, lines in sorted(documents):
         yield f"--- dialogue {key[0]}, in sequence {number}: {lines[0]}"
         yield from lines[1:]
@@ -129,15 +124,8 @@ def documents_of(shards: mtpack.Shards) -> Iterator[str]:
 
 def document_of(row, start: int, end: int, turns: list[tuple[int, int]]) -> Iterator[str]:
     """Yield a document's length, its text, and its turns."""
-    decode = load_tokenizer(None).backend.decode
-    mask = row["loss_mask"][start:end]
-    edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), int(end - start)]
-    heads = {int(turn - start) for turn, _ in turns}
-    edges = sorted({*edges, *heads})  # a turn may begin where another ends
-    text = ""
-    for first, last in pairwise(edges):
-        run = decode(row["input_ids"][start + first : start + last], skip_special_tokens=False)
-        text += f"⟦{run}⟧" if mask[first] else run
+    heads = [int(turn) for turn, _ in turns]
+    text = bracket_text(row, start, end, heads, load_tokenizer(None).backend.decode)
     yield f"{end - start} tokens"
     yield re.sub(r" (?=\n|$)", "␣", text)
     for head, message in turns:

@@ -41,6 +41,7 @@ from mtpack.template.rendered_dialogue import (
     Turns,
     TurnText,
 )
+from mtpack.template.tracing.budget import LearningBudget
 from mtpack.template.tracing.replayer import Replayer
 from mtpack.template.written_tokens import find_turn_tokens, find_written_tokens
 from mtpack.tokenizer.added_tokens import AddedTokens
@@ -186,7 +187,7 @@ def load_renderer(
     return Renderer(
         template=template,
         added_tokens=added,
-        replayer=Replayer(template, added, options.merge, options.seed),
+        replayer=Replayer(template, added, options.merge, options.seed, LearningBudget()),
         control_tokens=control,
         policy=policy,
         literal=build_literal_tokenizer(tokenizer, control) if policy == "literal" else None,

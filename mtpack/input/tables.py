@@ -22,6 +22,7 @@ from mtpack.input.splits import RowsInMemory, TableNote, batch_rows
 from mtpack.input.table_values import DroppedNulls, make_converter
 
 _ROWS_AT_ONCE = 256
+_MAX_BATCH_ROWS = 2**31
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _TOKENS = "input_ids"
 
@@ -102,6 +103,8 @@ def _read_arrow_rows(file: InputFile, columns: Collection[str]) -> _Rows:
         writer = _RowWriter(file.name, schema, chosen.read)
         with _open_arrow(file, included) as (_, batches):
             for batch in batches:
+                if batch.num_rows > _MAX_BATCH_ROWS:  # nulls alone take no space
+                    raise InputError(f"{file.name}: a record batch of {batch.num_rows:,} rows")
                 for name in chosen.read:  # offsets out of bounds would crash a reader
                     _column(batch, name).validate(full=True)
                 for name in chosen.never_read:
@@ -183,6 +186,7 @@ class _RowWriter:
         values = [self._list_values(batch, name) for name in self._converters]
         rows = zip(*values, strict=True) if values else repeat((), batch.num_rows)
         found = [_column(batch, name).is_valid().to_pylist() for name in sometimes]
+        notes: dict[TableNote, TableNote] = {}  # most are equal, and a split is sent with each once
         for index, row in enumerate(rows):
             self._row += 1
             self._nulls.found = False
@@ -191,7 +195,8 @@ class _RowWriter:
             except (TypeError, RecursionError) as error:
                 raise InputError(f"{self._name} row {self._row}: {error}") from error
             present = [name for name, has in zip(sometimes, found, strict=True) if has[index]]
-            yield self._row, text, TableNote((*always, *present), self._nulls.found)
+            note = TableNote((*always, *present), self._nulls.found)
+            yield self._row, text, notes.setdefault(note, note)
 
     def _list_values(self, batch: pa.RecordBatch, name: str) -> list[Any]:
         try:

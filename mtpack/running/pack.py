@@ -28,6 +28,7 @@ from mtpack.input.files import (
 )
 from mtpack.input.splits import Split
 from mtpack.options import PackOptions, options_from
+from mtpack.running.argument_warnings import list_argument_warnings
 from mtpack.running.empty_run import EmptySplit, explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.format_notices import FormatNotices
@@ -36,7 +37,7 @@ from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_task import SplitRecord, SplitTask, run_split_task
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.running.token_store import find_run_folder, measure_store
+from mtpack.running.token_store import find_run_folder, holds_splits, measure_store
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
 from mtpack.shards.manifest import (
@@ -51,6 +52,7 @@ from mtpack.shards.manifest import (
 from mtpack.shards.output_folder import (
     REJECTS,
     find_complete_output,
+    holds_output,
     make_bad_row_error,
     publish,
     refuse_foreign_files,
@@ -123,6 +125,12 @@ class _RunSetup:
         """The estimated number of bytes of text in the input."""
         return sum(map(_estimate_text_bytes, self.files))
 
+    @property
+    def num_workers(self) -> int:
+        """The number of worker processes that the input needs."""
+        num_splits = 1 + self.input_bytes // reading.SPLIT_BYTES
+        return min(self.pipeline.options.num_workers, num_splits)
+
 
 @dataclass(slots=True)
 class _RunState:
@@ -148,6 +156,7 @@ class _PackRun:
     """The fast paths that failed in this run."""
     progress: Counter[str] = field(default_factory=Counter)
     """The progress reported since the last fast path failed, by stage."""
+    argument_warnings: list[str] = field(default_factory=list)
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
@@ -157,8 +166,15 @@ class _PackRun:
                 "using the small tokenizer that comes with mtpack; "
                 "choose your model's with --tokenizer"
             )
+        self.argument_warnings = list_argument_warnings(
+            pipeline.template, self.options.template_arg
+        )
+        for warning in self.argument_warnings:
+            self.callbacks.warn(f"warning: {warning}")
         output = Path(self.options.output)
-        refuse_foreign_files(output)
+        refuse_foreign_files(output, holds_output, "-o")
+        if self.options.token_store is not None:
+            refuse_foreign_files(Path(self.options.token_store), holds_splits, "--token-store")
         with ExitStack() as stack:
             area = None
             if STANDARD_INPUT in names:  # it can be read only once, so it is copied to a file
@@ -219,12 +235,11 @@ class _PackRun:
         splits are made again without that fast path.
         """
         formats = FormatNotices(self.options.row_format, self.callbacks.warn)
-        num_workers = min(self.options.num_workers, 1 + setup.input_bytes // reading.SPLIT_BYTES)
         while True:
             try:
                 with (
                     sync_in_background(self.options.num_workers) as sync,
-                    local_runner(setup.pipeline, num_workers) as runner,
+                    local_runner(setup.pipeline, setup.num_workers) as runner,
                 ):
                     self.watch.lap("start")
                     state = self._pack_splits(setup, runner, sync, formats)
@@ -254,6 +269,7 @@ class _PackRun:
         ready: deque[ShardTask] = deque()
         disabled = frozenset(self.disabled)
         kind = "-".join(["split", *sorted(disabled)])
+        num_splits = max(1.0, setup.input_bytes / reading.SPLIT_BYTES / setup.num_workers)
 
         def tasks() -> Iterator[SplitTask | ShardTask]:
             for split in self._read_splits(setup):
@@ -262,7 +278,8 @@ class _PackRun:
                 while ready:
                     yield ready.popleft()
                 file = setup.area / f"{kind}-{split.number:07d}"
-                yield SplitTask(split, file, disabled, setup.store)
+                process_rows = int(split.num_rows * num_splits)
+                yield SplitTask(split, file, disabled, setup.store, process_rows)
 
         def add_shard(written: WrittenShard) -> None:
             sync(setup.area / written.record.path)
@@ -316,7 +333,7 @@ class _PackRun:
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
         endings = list_ending_warnings(state.counts, setup.pipeline.template_source)
         warnings = sorted(state.warnings | endings)
-        for warning in warnings:
+        for warning in warnings:  # those of arguments came before the first row
             self.callbacks.warn(f"warning: {warning}")
         seconds = {**self.watch.seconds, "total": self.watch.total - self.watch.seconds["start"]}
         about = RunInfo(
@@ -324,7 +341,7 @@ class _PackRun:
             tokenizer=setup.pipeline.tokenizer.source,
             inputs=[file.name for file in setup.files],
             seconds={stage: round(amount, 3) for stage, amount in seconds.items()},
-            warnings=warnings,
+            warnings=[*self.argument_warnings, *warnings],
             tokenizer_engine=setup.pipeline.without(self.disabled).options.tokenizer_engine,
             token_store_bytes=measure_store(self.options.token_store),
             **asdict(run_counts),

@@ -40,6 +40,8 @@ class SplitTask:
     """Fast paths (`REPLAY`, `FASTOKENS`) that may not be used."""
     store: Path | None = None
     """The folder where tokenized splits are looked up and stored, if any."""
+    process_rows: int = 0
+    """The estimated number of rows that each process gets in the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     watch = Stopwatch()
     split = task.split
     pipeline = pipeline.without(task.disabled)
+    if pipeline.renderer.replayer is not None:
+        pipeline.renderer.replayer.budget.num_dialogues = task.process_rows
     tokenized, stored_file = _load_or_tokenize(pipeline, task, watch)
     batch, needed_seq_len = _apply_overlong(pipeline, split, tokenized.batch)
     if pipeline.options.overlong == "error" and batch is not tokenized.batch:
@@ -81,6 +85,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     if not batch.num_documents:
         rows = read_rows(split, pipeline)
         empty = describe_empty_split(rows, tokenized.row_turns, needed_seq_len)
+        pipeline.heartbeat.end()  # rows with template arguments begin a step
     watch.lap("tokenize")
     return SplitRecord(
         file=file,

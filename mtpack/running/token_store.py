@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,14 @@ from mtpack.shards.atomic_file import atomic_file
 from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
 
+_NAME_LENGTH = 32
+_RUN_FOLDER = re.compile(f"[0-9a-f]{{{_NAME_LENGTH}}}")
+
+
+def holds_splits(store: Path) -> bool:
+    """Return whether a folder is a token store: runs have left folders with splits in it."""
+    return any(_RUN_FOLDER.fullmatch(path.name) and path.is_dir() for path in store.iterdir())
+
 
 def find_run_folder(pipeline: Pipeline) -> Path | None:
     """Return the folder for splits that are tokenized as in this run; None without a store."""
@@ -39,7 +48,7 @@ def find_run_folder(pipeline: Pipeline) -> Path | None:
     described["tokenizer"] = pipeline.tokenizer.sha256
     described["template"] = pipeline.template.sha256
     text = json.dumps(described, sort_keys=True)
-    return Path(store) / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return Path(store) / hashlib.sha256(text.encode()).hexdigest()[:_NAME_LENGTH]
 
 
 def find_split(file: Path, split: Split, disabled: Collection[str]) -> TokenizedSplit | None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -42,17 +42,26 @@ _SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
 _DATASETS_FILES = ("state.json", "dataset_info.json")
 
 
-def refuse_foreign_files(folder: Path) -> None:
-    """Raise SetupError if `folder` is not a folder, or holds files but no output of mtpack."""
-    if folder.exists() and not folder.is_dir():
-        raise SetupError(f"{folder}: not a folder; choose another -o")
-    if not folder.is_dir() or was_interrupted(folder) or is_manifest(folder / MANIFEST):
+def holds_output(folder: Path) -> bool:
+    """Return whether a folder holds an output of mtpack, complete or not."""
+    return was_interrupted(folder) or is_manifest(folder / MANIFEST)
+
+
+def refuse_foreign_files(folder: Path, is_known: Callable[[Path], bool], option: str) -> None:
+    """Raise SetupError if `folder` is not a folder, or holds files but not those of mtpack.
+
+    is_known: returns whether a folder holds what mtpack wrote there before. option: the flag that
+    names the folder.
+    """
+    if not folder.exists():
         return
+    if not folder.is_dir():
+        raise SetupError(f"{folder}: not a folder; choose another {option}")
     foreign = next(folder.iterdir(), None)
-    if foreign is not None:
+    if foreign is not None and not is_known(folder):
         raise SetupError(
             f"{folder}: holds files that mtpack did not write, such as {foreign.name}; "
-            "choose another -o"
+            f"choose another {option}"
         )
 
 

@@ -7,6 +7,7 @@ characters that carry loss; or a `Reject`.
       message_regions.py, turn_start.py, turn_end.py, written_turn.py
     render_dialogue.py          finds the turns of a dialogue with Jinja; `tracing/` does so faster
       renders.py, rendered_dialogue.py, slots.py
+    loading.py, template_files.py    finds, checks and compiles the template
     chat_template.py            a compiled template
       environment.py, limits.py, markers.py, free_variables.py, modes.py
     message_forms.py            messages in the forms that a template takes

@@ -13,7 +13,7 @@ import jinja2
 
 from mtpack.input.dialogue import Messages
 from mtpack.template.environment import make_environment
-from mtpack.template.free_variables import list_free_variables
+from mtpack.template.free_variables import list_free_variables, list_optional_variables
 from mtpack.template.limits import Limits, Meter, TemplateLimitError
 from mtpack.template.made_up import make_up_argument
 from mtpack.template.markers import (
@@ -168,6 +168,16 @@ class ChatTemplate:
             name in list_free_variables(self.environment, source)
             for source in self.sources.values()
         )
+
+    def list_settable_variables(self) -> list[str]:
+        """Return the variables that are meant for the caller, apart from those of mtpack."""
+        known = {*RESERVED, *self.environment.globals}
+        read = dict.fromkeys(
+            name
+            for source in self.sources.values()
+            for name in list_optional_variables(self.environment, source)
+        )
+        return [name for name in read if name not in known]
 
     def make_variables(
         self, messages: Any, tools: Any, prompt: Any, *, mode: Mode | None

@@ -9,6 +9,8 @@ from jinja2 import meta, nodes
 
 from mtpack.template.limits import LimitedCodeGenerator
 
+_ASKS_FOR_VALUE = ("defined", "undefined", "default", "d")
+
 
 @lru_cache(maxsize=16)
 def list_free_variables(environment: jinja2.Environment, source: str) -> tuple[str, ...]:
@@ -23,6 +25,23 @@ def list_free_variables(environment: jinja2.Environment, source: str) -> tuple[s
     free = finder.undeclared_identifiers.union(environment.globals)
     read = (node.name for node in tree.find_all(nodes.Name) if node.name in free)
     return tuple(dict.fromkeys(read))
+
+
+def list_optional_variables(environment: jinja2.Environment, source: str) -> list[str]:
+    """Return the free variables that a template lets its caller set, in the order of reading.
+
+    A variable that the template also sets itself is not meant for the caller, unless the template
+    asks whether it is defined, or has a default for it.
+    """
+    tree = environment.parse(source)
+    set_here = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+    asked = {
+        node.node.name
+        for node in tree.find_all((nodes.Test, nodes.Filter))
+        if node.name in _ASKS_FOR_VALUE and isinstance(node.node, nodes.Name)
+    }
+    free = list_free_variables(environment, source)
+    return [name for name in free if name not in set_here or name in asked]
 
 
 class _FreeVariables(meta.TrackingCodeGenerator, LimitedCodeGenerator):

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import nodes
-
 from mtpack.errors import SetupError
 from mtpack.template.chat_template import RESERVED, ChatTemplate
 from mtpack.template.template_files import find_templates, read_templates
@@ -118,8 +116,8 @@ def _is_unicode(text: str) -> bool:
 def _check_reads_messages(name: str, template: ChatTemplate) -> None:
     """Raise SetupError if a template that renders dialogues never reads their messages."""
     for used in {template.choose_name(None), template.choose_name([])}:
-        names = template.environment.parse(template.sources[used]).find_all(nodes.Name)
-        if not any(node.name == "messages" and node.ctx == "load" for node in names):
+        tokens = template.environment.lex(template.sources[used])  # only as far as they are read
+        if not any(kind == "name" and word == "messages" for _, kind, word in tokens):
             raise SetupError(
                 f"{name}: not a chat template: it never reads `messages`, so it would write the "
                 "same text for every dialogue"

@@ -27,7 +27,7 @@ EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
 _NUM_IDS = 2**32  # the type of ids in `tokenizers`
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-_HUB_FILES = (
+HUB_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -148,7 +148,7 @@ def _download_from_hub(source: str) -> Path:
             "install the extra: pip install 'mtpack[hub]'"
         ) from None
     try:
-        folder = huggingface_hub.snapshot_download(source, allow_patterns=list(_HUB_FILES))
+        folder = huggingface_hub.snapshot_download(source, allow_patterns=list(HUB_FILES))
     except Exception as error:  # it raises its own, httpx's and the system's errors
         raise SetupError(
             f"{source}: no such folder, and the download from the Hugging Face Hub failed "

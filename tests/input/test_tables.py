@@ -200,13 +200,16 @@ def test_columns_that_no_format_reads_are_true_where_they_have_a_value(write, na
 
 def test_columns_that_no_format_reads_do_not_change_the_cuts(tmp_path, monkeypatch):
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 100)
-    messages = [str(10**number) for number in range(60)]
+    rows = [{"messages": str(10**number)} for number in range(60)]
+    marked = [{**row, "day": 1} if number % 7 else row for number, row in enumerate(rows)]
+    path = tmp_path / "a.parquet"
     cuts = []
-    for more in ({}, {"source": ["a"] * 60}):
-        pa.parquet.write_table(pa.table({"messages": messages, **more}), tmp_path / "a.parquet")
-        cuts.append([split.num_rows for split in splits_of(tmp_path / "a.parquet")])
+    for table in (rows[1:], marked[1:]):
+        pa.parquet.write_table(pa.Table.from_pylist(table), path)
+        cuts.append([split.num_rows for split in splits_of(path)])
     assert cuts[0] == cuts[1]
     assert len(cuts[0]) > 10
+    assert ["day" in row for row in read(path)] == ["day" in row for row in marked[1:]]
 
 
 @every_kind
@@ -383,6 +386,18 @@ def test_offsets_out_of_bounds_are_refused(write, name, offsets):
     assert failure(write(name, pa.table({"messages": broken}))).startswith(
         f"{name}: can't be read ("
     )
+
+
+@pytest.mark.parametrize("name", ["stream.arrow", "file.arrow"])
+def test_a_batch_of_endless_nulls_is_refused(tmp_path, name):
+    new_writer = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+    batch = pa.record_batch({"messages": pa.nulls(12_345_678)})
+    path = tmp_path / name
+    with new_writer(path, batch.schema) as writer:
+        writer.write_batch(batch)
+    before, after = (number.to_bytes(8, "little") for number in (12_345_678, 2**50))
+    path.write_bytes(path.read_bytes().replace(before, after))
+    assert failure(path) == f"{name}: a record batch of 1,125,899,906,842,624 rows"
 
 
 def test_text_that_is_not_utf8_is_refused(write):

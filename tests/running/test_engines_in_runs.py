@@ -113,7 +113,7 @@ def test_an_engine_that_fails_during_a_run_is_replaced(tmp_path, monkeypatch):
     assert_tokenizers_makes_all_ids(tmp_path)
 
 
-def test_the_audit_of_a_correct_engine_finds_no_mismatch(tmp_path):
+def test_the_audit_of_a_correct_engine_finds_no_mismatch(tmp_path, learn_everything):
     report, _ = pack(tmp_path / "packed", tokenizer_engine="fastokens")
     replays = report.about.rendered
     assert report.about.audited > replays

@@ -1,16 +1,20 @@
 """Replay in runs: its counts, its audit, and what happens if it is wrong."""
 
 import pickle
+from itertools import count
 
 import pytest
 
 import mtpack
 from mtpack.fast_path import Audit, FastPathFailedError
 from mtpack.running.pack import Callbacks
+from mtpack.template.tracing.budget import LearningBudget
 from mtpack.template.tracing.slotted_dialogue import SlottedText
 from tests.conftest import SAMPLE_DATA
 
 ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
+
+pytestmark = pytest.mark.usefixtures("learn_everything")
 
 
 def pack(folder, **options):
@@ -90,11 +94,14 @@ def test_the_sample_depends_on_the_seed_and_its_time_is_limited(tmp_path):
     assert not any(audit.is_due(row) for row in range(3200))
 
 
-def test_shards_are_the_same_whether_dialogues_are_replayed_or_not(tmp_path, monkeypatch):
-    for merge in ("auto", "always", "never"):
-        replayed, _ = pack(tmp_path / f"replayed-{merge}", merge=merge)
-        with monkeypatch.context() as patched:
-            patched.setattr("mtpack.template.tracing.replayer._MAX_MESSAGES", 0)
-            rendered, _ = pack(tmp_path / f"rendered-{merge}", merge=merge)
-        assert rendered.about.replayed == 0 < replayed.about.replayed
-        assert rendered.shards == replayed.shards
+@pytest.mark.parametrize("merge", ["auto", "always", "never"])
+def test_a_run_gives_the_same_whatever_is_recorded(tmp_path, monkeypatch, merge):
+    everything, _ = pack(tmp_path / "everything", merge=merge)
+    calls = count()
+    monkeypatch.setattr(LearningBudget, "affords", lambda *_: next(calls) % 3 == 0)
+    some, _ = pack(tmp_path / "some", merge=merge)
+    monkeypatch.setattr(LearningBudget, "affords", lambda *_: False)
+    nothing, _ = pack(tmp_path / "nothing", merge=merge)
+    assert nothing.about.replayed == 0 < some.about.replayed < everything.about.replayed
+    assert nothing.shards == some.shards == everything.shards
+    assert nothing.tally == some.tally == everything.tally

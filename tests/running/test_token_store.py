@@ -132,7 +132,9 @@ def test_the_report_has_the_size_of_the_store(tmp_path, store):
     assert report.about.token_store_bytes == sum(file.stat().st_size for file in files) > 0
 
 
-def test_splits_of_a_disabled_fast_path_are_tokenized_again(tmp_path, store, monkeypatch):
+def test_splits_of_a_disabled_fast_path_are_tokenized_again(
+    tmp_path, learn_everything, store, monkeypatch
+):
     for record in store.rglob("*.json"):
         assert "replay" in json.loads(record.read_text())["fast_paths"]
     monkeypatch.setattr("mtpack.running.split_task.find_split", lambda *_: None)
@@ -157,3 +159,26 @@ def test_stored_splits_are_packed_without_any_engine(tmp_path, store, monkeypatc
     for name in ("build_byte_level", "load_fast_engine", "load_reference_engine"):
         monkeypatch.setattr(f"mtpack.tokenizer.encoders.{name}", fail)
     assert is_reused(pack(tmp_path / "again", store, seq_len=512))
+
+
+def test_a_folder_of_other_files_is_refused_as_a_token_store(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter.txt").write_text("Hi")
+    with pytest.raises(mtpack.SetupError) as refused:
+        pack(tmp_path / "packed", home)
+    assert str(refused.value) == (
+        f"{home}: holds files that mtpack did not write, such as letter.txt; "
+        "choose another --token-store"
+    )
+    assert [path.name for path in home.iterdir()] == ["letter.txt"]
+    assert not (tmp_path / "packed").exists()
+    with pytest.raises(mtpack.SetupError, match="not a folder; choose another --token-store"):
+        pack(tmp_path / "packed", home / "letter.txt")
+
+
+def test_a_token_store_with_another_file_in_it_and_an_empty_folder_are_accepted(tmp_path, store):
+    (store / "README").write_text("tokens of the team")
+    assert is_reused(pack(tmp_path / "again", store))
+    (tmp_path / "empty").mkdir()
+    assert not is_reused(pack(tmp_path / "fresh", tmp_path / "empty"))

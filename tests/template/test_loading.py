@@ -261,7 +261,10 @@ def test_neither_a_file_nor_a_name_lists_the_names(tmp_path, named, shown):
 
 NO_TEMPLATE = {
     "constant text": ("Once upon a time", "it never reads `messages`"),
-    "no messages": ("{{ bos_token }}{% set messages = 3 %}", "it never reads `messages`"),
+    "no messages": (
+        "messages{# messages #}{{ bos_token }}{{ 'messages' }}",
+        "it never reads `messages`",
+    ),
     "empty": (" \n", "the chat template is empty"),
     "binary": (b"{{ messages }}\0", "not a chat template but binary data"),
     "not UTF-8": ("Grüße {{ messages }}".encode("latin-1"), "can't be read (not UTF-8)"),

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mtpack.errors import SetupError
-from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
+from mtpack.tokenizer.loading import EMBEDDED_FOLDER, HUB_FILES, load_tokenizer
 from scripts.train_embedded_tokenizer import VOCABULARY_SIZE, train
 from tests.conftest import ROOT, SAMPLE_DATA, SHARED, shared
 
@@ -511,6 +511,24 @@ def test_sha256_does_not_depend_on_the_template(tmp_path):
 
 
 # The Hugging Face Hub
+
+
+def test_the_download_has_all_files_that_are_read_and_no_weights():
+    read = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/rag.jinja",
+        "processor_config.json",
+        "chat_template.json",
+    ]
+    hub = pytest.importorskip("huggingface_hub.utils")
+    others = ["model.safetensors", "config.json", "tokenizer.model", "model.safetensors.index.json"]
+    assert list(hub.filter_repo_objects(read + others, allow_patterns=HUB_FILES)) == read
+
 
 LOAD_A_MODEL = """
 from mtpack.errors import SetupError

@@ -31,12 +31,11 @@ def _bind(plain: jinja2.Environment, function: Callable[..., Any]) -> Callable[.
     wanted = jinja2.utils._PassArg.from_obj(function)
     if wanted is None:
         return function
-    first_arguments = {
-        jinja2.utils._PassArg.context: plain.from_string("").new_context(),
-        jinja2.utils._PassArg.eval_context: nodes.EvalContext(plain),
-        jinja2.utils._PassArg.environment: plain,
-    }
-    return partial(function, first_arguments[wanted])
+    if wanted is jinja2.utils._PassArg.context:
+        return partial(function, plain.from_string("").new_context())
+    if wanted is jinja2.utils._PassArg.eval_context:
+        return partial(function, nodes.EvalContext(plain))
+    return partial(function, plain)
 
 
 def trace_function(

@@ -8,7 +8,7 @@ functions of this module instead (`rewriting.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jinja2
@@ -109,8 +109,9 @@ class RecordingEnvironment(LimitedEnvironment):
     recorder: Recorder
     rewrite_functions: tuple[Callable[..., Any], ...]
     """The functions that rewritten templates call."""
-    closed_macros: dict[str, Callable[..., str]]
-    """The closed macros of the template, as compiled for real renders, by name."""
+    find_closed_macros: Callable[[], dict[str, Callable[..., str]]]
+    """Returns the closed macros of the template, as compiled for real renders, by name. The first
+    call compiles them, which takes as long as to compile the template."""
 
     def parse(
         self, source: str, name: str | None = None, filename: str | None = None
@@ -173,7 +174,7 @@ class RecordingEnvironment(LimitedEnvironment):
             return obj(*args, **kwargs)
         if isinstance(obj, Macro) and self._is_single_operation(obj, [*args, *kwargs.values()]):
             operation = make_function(
-                f"macro {obj.name}", self.closed_macros[obj.name], tuple(kwargs)
+                f"macro {obj.name}", self.find_closed_macros()[obj.name], tuple(kwargs)
             )
             return self.recorder.apply(operation, *args, *kwargs.values(), kind=str)
         if not isinstance(obj, Macro) and (holds_tracer(args) or holds_tracer(kwargs)):
@@ -192,12 +193,10 @@ class RecordingEnvironment(LimitedEnvironment):
         A macro that writes a tool or the arguments of a call may ask many questions, with other
         answers in each dialogue. Of a macro that writes messages or texts, the events are recorded.
         """
-        if macro.name not in self.closed_macros:
-            return False
         traced = [value for value in arguments if isinstance(value, ListTracer | DictTracer)]
-        return bool(traced) and not any(
-            self.recorder.ask(operations.HOLDS_MESSAGE, value) for value in traced
-        )
+        if not traced or macro.name not in self.find_closed_macros():
+            return False
+        return not any(self.recorder.ask(operations.HOLDS_MESSAGE, value) for value in traced)
 
 
 _NAMES_A_METHOD = operations.Operation(
@@ -234,7 +233,9 @@ def compile_recording(
     environment.tests = {name: trace(f"is {name}", function) for name, function in tests.items()}
     tree = parse_marked(environment, source)
     variables = rewrite(tree)
-    environment.closed_macros = find_closed_macros(plain, source, inputs | variables)
+    environment.find_closed_macros = cache(
+        partial(find_closed_macros, plain, source, inputs | variables)
+    )
     tree.set_environment(environment)
     return environment, environment.from_string(tree)
 

@@ -28,7 +28,8 @@ class KnownRenders:
     most_iterations: int = 0
     """The largest `Recorder.most_iterations` of all recordings."""
     automaton: Automaton = field(default_factory=Automaton)
-    _compiled: tuple[RecordingEnvironment, jinja2.Template] | None = None
+    compiled: dict[Any, tuple[RecordingEnvironment, jinja2.Template]] = field(default_factory=dict)
+    """The templates that run on tracers, by their name and the names of their variables."""
     _other_modes: dict[Mode | None, KnownRenders] = field(default_factory=dict)
 
     def in_mode(self, mode: Mode | None) -> KnownRenders:
@@ -36,7 +37,9 @@ class KnownRenders:
         if mode == self.mode:
             return self
         if mode not in self._other_modes:
-            self._other_modes[mode] = KnownRenders(self.template, self.name, mode)
+            self._other_modes[mode] = KnownRenders(
+                self.template, self.name, mode, compiled=self.compiled
+            )
         return self._other_modes[mode]
 
     @property
@@ -69,10 +72,7 @@ class KnownRenders:
         indexed = [IndexedMessage(message, index) for index, message in enumerate(messages)]
         inputs = [recorder.trace_input(value) for value in (indexed, tools, prompt)]
         variables = self.template.make_variables(*inputs, mode=self.mode)
-        if self._compiled is None:
-            source = self.template.sources[self.name]
-            self._compiled = compile_recording(source, self.template.environment, set(variables))
-        environment, template = self._compiled
+        environment, template = self._compile(set(variables), tools)
         environment.recorder = recorder
         environment.meter.restart()
         last = "end"
@@ -91,3 +91,15 @@ class KnownRenders:
         recorder.count_iterations()
         self.most_iterations = max(self.most_iterations, recorder.most_iterations)
         self.automaton.learn(recorder.events)
+
+    def _compile(
+        self, variables: set[str], tools: Any
+    ) -> tuple[RecordingEnvironment, jinja2.Template]:
+        """Return the template that runs on tracers, the same one in all modes."""
+        modes = self.template.list_possible_modes(tools)
+        inputs = frozenset(variables.union(mode.name for mode in modes))
+        key = (self.name, inputs)
+        if key not in self.compiled:
+            source = self.template.sources[self.name]
+            self.compiled[key] = compile_recording(source, self.template.environment, set(inputs))
+        return self.compiled[key]

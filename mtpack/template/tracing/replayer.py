@@ -24,6 +24,7 @@ from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.slots import UndecidedError
 from mtpack.template.tracing import operations
+from mtpack.template.tracing.budget import LearningBudget
 from mtpack.template.tracing.interpreter import UnrecordedError
 from mtpack.template.tracing.known_renders import KnownRenders
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
@@ -39,10 +40,14 @@ _MAX_SHAPES = 512
 # Replays to keep for one shape; they differ in the answers that depend on texts.
 _MAX_REPLAYS = 8
 # Recordings allowed in addition to one for every replayed dialogue. Where each dialogue has a new
-# run, recording costs more than it saves.
+# run, recordings save nothing.
 _RECORDINGS_AHEAD = 256
 # Events to record of one template (an event takes about 1 kB).
 _MAX_EVENTS = 400_000
+# Estimates of the time to learn from a dialogue, in times of its render, and to compile a template
+# for it, in seconds for each character.
+_RENDERS_PER_RECORDING = 10
+_SECONDS_PER_CHARACTER = 5e-6
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
 _AUDIT_SHARE = 0.01
 # Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected;
@@ -70,9 +75,19 @@ class Replayer:
     """Renders dialogues and finds their turns, by replay where possible."""
 
     def __init__(
-        self, template: ChatTemplate, added_tokens: AddedTokens, merge: str, seed: int = 0
+        self,
+        template: ChatTemplate,
+        added_tokens: AddedTokens,
+        merge: str,
+        seed: int = 0,
+        budget: LearningBudget | None = None,
     ) -> None:
-        """Take the template; merge: `auto`, `always` or `never`; seed: selects the audited rows."""
+        """Take the template.
+
+        merge: `auto`, `always` or `never`; seed: selects the audited rows; budget: the time that
+        recording may take; by default, all that is possible is recorded.
+        """
+        self.budget = budget or LearningBudget(share=None)
         self.replayed = 0
         self.audited = 0
         self._audit = Audit(seed, share=_AUDIT_SHARE)
@@ -81,6 +96,8 @@ class Replayer:
         self._probes = TurnProbes(template, added_tokens)
         self.merge = merge
         self._known_renders: dict[tuple[str, bool], KnownRenders] = {}
+        self._compiled: dict[Any, Any] = {}
+        """`KnownRenders.compiled` of all of them."""
         self._shape_replays: dict[Hashable, list[_ShapeReplay]] = {}
         """By shape; the shape that was used last is the last one."""
         self._recorded = 0
@@ -131,15 +148,15 @@ class Replayer:
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
         if len(dialogue.messages) > _MAX_MESSAGES:
-            return self.render_without_replay(dialogue)
+            return self._render(dialogue)[0]
         shape = _describe_shape(dialogue)
         replayed = self._replay(dialogue, shape)
         if replayed is not None and self._is_within_limits(replayed):
             self.replayed += 1
             return self._audit_replay(dialogue, replayed)
-        rendered = self.render_without_replay(dialogue)
+        rendered, seconds = self._render(dialogue)
         if replayed is None and isinstance(rendered, RenderedDialogue):
-            self._record(dialogue, shape, rendered)
+            self._record(dialogue, shape, rendered, seconds)
         return rendered
 
     def _is_within_limits(self, replayed: RenderedDialogue) -> bool:
@@ -147,6 +164,12 @@ class Replayer:
         meter = self._template.meter  # closed macros have counted their iterations
         is_short = len(replayed.merged.text) <= _MAX_CHARACTERS
         return is_short and 2 * meter.iterations <= meter.limits.iterations
+
+    def _render(self, dialogue: Dialogue) -> tuple[RenderedDialogue | Reject, float]:
+        """Render a dialogue with Jinja, and return the result and the seconds that it took."""
+        started = self.budget.clock()
+        rendered = self.render_without_replay(dialogue)
+        return rendered, self.budget.add_render(started)
 
     def render_without_replay(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return the same as `render_dialogue`, rendered with Jinja."""
@@ -175,7 +198,12 @@ class Replayer:
             filled = None if values is None else self._fill(replay, values, dialogue)
             if filled is not None:
                 return filled
-        return self._replay_shape(dialogue, shape, learn=False)
+        if not self._get_known_renders(dialogue).size or not self.budget.affords(0):
+            return None
+        started = self.budget.clock()
+        replayed = self._replay_shape(dialogue, shape, learn=False)
+        self.budget.add_learning(started, replayed=replayed is not None)
+        return replayed
 
     def _replay_shape(
         self, dialogue: Dialogue, shape: Hashable, *, learn: bool
@@ -234,28 +262,46 @@ class Replayer:
         except (UnrecordedError, UndecidedError, TemplateRaisedError, TurnNotFoundError):
             return None
 
-    def _record(self, dialogue: Dialogue, shape: Hashable, rendered: RenderedDialogue) -> None:
-        """Record what is needed to replay a dialogue; then audit its replay."""
+    def _record(
+        self, dialogue: Dialogue, shape: Hashable, rendered: RenderedDialogue, seconds: float
+    ) -> None:
+        """Record what is needed to replay a dialogue, if there is time; then audit its replay.
+
+        seconds: the time to render it.
+        """
         known = self._get_known_renders(dialogue)
-        if self._recorded > self.replayed + _RECORDINGS_AHEAD:
+        if self._recorded > self.replayed + _RECORDINGS_AHEAD or known.size > _MAX_EVENTS:
             return
-        if known.size > _MAX_EVENTS:
+        expected = seconds * _RENDERS_PER_RECORDING
+        if not known.compiled:
+            expected += len(self._template.sources[known.name]) * _SECONDS_PER_CHARACTER
+        if not self.budget.affords(expected):
             return
+        started = self.budget.clock()
+        replayed = self._learn(dialogue, shape, known)
+        self.budget.add_learning(started, replayed=False)
+        if replayed is not None:
+            self._compare(replayed, rendered)
+
+    def _learn(
+        self, dialogue: Dialogue, shape: Hashable, known: KnownRenders
+    ) -> RenderedDialogue | None:
+        """Record the renders of a dialogue that are not known, and return its replay."""
         self._recorded += 1
         try:
-            replayed = self._replay_shape(dialogue, shape, learn=True)
+            return self._replay_shape(dialogue, shape, learn=True)
         except Untraceable:
             self._recorded += 1
             if known.is_contradicted:
                 self._shape_replays.clear()
-            return
-        if replayed is not None:
-            self._compare(replayed, rendered)
+            return None
 
     def _get_known_renders(self, dialogue: Dialogue) -> KnownRenders:
         name = self._template.choose_name(dialogue.tools)
         key = (name, dialogue.tools is not None)
-        return self._known_renders.setdefault(key, KnownRenders(self._template, name))
+        if key not in self._known_renders:
+            self._known_renders[key] = KnownRenders(self._template, name, compiled=self._compiled)
+        return self._known_renders[key]
 
 
 def _describe_shape(dialogue: Dialogue) -> Hashable:

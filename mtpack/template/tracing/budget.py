@@ -1,0 +1,66 @@
+"""The time that may be spent on learning how to replay a template.
+
+To record a render takes about five times as long as the render, and that pays only if more such
+dialogues follow. So learning gets a share of the time that rendering takes: that it took so far in
+this process, or that it would take for all of the process's input, if that is more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+_SHARE = 0.1
+
+# A template is probed in its first renders, which then take up to a hundred times as long. So the
+# time for a dialogue is the median of several renders, and is not known before.
+_RENDERS_FOR_ESTIMATE = 4
+_RENDERS_KEPT = 64
+
+
+@dataclass(slots=True)
+class LearningBudget:
+    """Decides whether there is time to learn, from the time spent on rendering and learning."""
+
+    share: float | None = _SHARE
+    """The share of the time for rendering that learning may take; None: any time."""
+    num_dialogues: int = 0
+    """The estimated number of dialogues that this process gets in the run; 0 if not known."""
+    clock: Callable[[], float] = time.process_time
+    """Returns seconds. By default CPU time, so that a busy machine makes no difference."""
+    rendering: float = 0.0
+    """Seconds spent on rendering so far."""
+    learning: float = 0.0
+    """Seconds spent on learning so far."""
+    _renders: deque[float] = field(default_factory=lambda: deque(maxlen=_RENDERS_KEPT))
+    """The seconds of the last renders."""
+
+    def add_render(self, started: float) -> float:
+        """Count the time to render a dialogue since `started`, and return it in seconds."""
+        seconds = self.clock() - started
+        self.rendering += seconds
+        self._renders.append(seconds)
+        return seconds
+
+    def add_learning(self, started: float, *, replayed: bool) -> None:
+        """Count the time since `started` as spent on learning.
+
+        replayed: whether a dialogue was replayed in this time. Its render is then saved.
+        """
+        self.learning += self.clock() - started
+        if replayed:
+            self.learning -= self._typical_render()
+
+    def affords(self, seconds: float) -> bool:
+        """Return whether so much more time may be spent on learning."""
+        if self.share is None:
+            return True
+        expected = self._typical_render() * self.num_dialogues
+        return self.learning + seconds <= self.share * max(self.rendering, expected)
+
+    def _typical_render(self) -> float:
+        """Return the median of the last renders in seconds; 0 if it is not known yet."""
+        return median(self._renders) if len(self._renders) >= _RENDERS_FOR_ESTIMATE else 0.0
