@@ -12,8 +12,8 @@ characters that carry loss; or a `Reject`.
       environment.py, limits.py, markers.py, free_variables.py, modes.py
     message_forms.py            messages in the forms that a template takes
     turn_probes.py              what a template does with all turns of a kind
-      made_up.py, made_up_renders.py, reasoning.py, stop_tokens.py
+      made_up.py, made_up_renders.py, probe_results.py, reasoning.py, stop_tokens.py
     written_tokens.py           the control tokens of a template
     hidden_tools.py             refuses rows whose calls or results the model would not see
-    dropped_content.py, reasoning_counts.py    what the report counts
+    dropped_content.py, reasoning_counts.py, unread_keys.py    what the report counts
 """

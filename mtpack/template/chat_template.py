@@ -25,6 +25,7 @@ from mtpack.template.markers import (
     read_marks,
 )
 from mtpack.template.modes import Mode, list_possible_modes
+from mtpack.template.probe_results import ProbeResults
 
 _LIMITS = Limits()
 # Variants to keep with what probes have found, and the characters of all their arguments.
@@ -69,22 +70,14 @@ class ChatTemplate:
         }
         # Names of the templates that have generation tags.
         self.tagged = {name for name, text in sources.items() if has_generation_tags(marked, text)}
-        self._probe_results: dict[Any, Any] = {}
-        self._made_up: ChatTemplate | None = None
+        self.made_up = self
+        """The template that probes ask: with made-up arguments, if it has those of a row."""
+        self.probe_results: ProbeResults = {}
+        """What probes have found for `made_up` (`probe_results.py`)."""
         self._variants: dict[str, ChatTemplate] = {}
         """By arguments; the one that was used last is the last one."""
         digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode())
         self.sha256 = digest.hexdigest()
-
-    @property
-    def made_up(self) -> ChatTemplate:
-        """The template that probes ask: with made-up arguments, if it has those of a row."""
-        return self._made_up or self
-
-    @property
-    def probe_results(self) -> dict[Any, Any]:
-        """What probes have found (`probe_results.py`)."""
-        return self.made_up._probe_results
 
     def with_arguments(self, arguments: dict[str, Any] | None) -> ChatTemplate:
         """Return the template with further variables, those that a row sets.
@@ -98,22 +91,29 @@ class ChatTemplate:
         real = {name: arguments[name] for name in names}
         made_up = {name: make_up_argument(value) for name, value in real.items()}
         key = json.dumps(made_up)
-        variant = self._variants.pop(key, None) or self._make_variant(made_up)
+        variant = self._variants.pop(key, None)
+        if variant is None:
+            variant = self._make_variant(made_up)
+            self._make_room(len(key))
         self._variants[key] = variant
-        while len(self._variants) > 1 and (
-            len(self._variants) > _MAX_VARIANTS or sum(map(len, self._variants)) > _MAX_CHARACTERS
-        ):
-            del self._variants[next(iter(self._variants))]
         if key == json.dumps(real):
             return variant
         exact = self._make_variant(real)
-        exact._made_up = variant
+        exact.made_up, exact.probe_results = variant, variant.probe_results
         return exact
+
+    def _make_room(self, num_characters: int) -> None:
+        """Drop variants, so that there is room for one with so many characters of arguments."""
+        most = _MAX_CHARACTERS - num_characters
+        while self._variants and (
+            len(self._variants) >= _MAX_VARIANTS or sum(map(len, self._variants)) > most
+        ):
+            del self._variants[next(iter(self._variants))]
 
     def _make_variant(self, arguments: dict[str, Any]) -> ChatTemplate:
         variant = copy.copy(self)
         variant.variables = {**self.variables, **arguments}
-        variant._probe_results = {}
+        variant.made_up, variant.probe_results = variant, {}
         variant._variants = {}
         return variant
 

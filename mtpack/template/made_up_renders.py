@@ -20,6 +20,7 @@ from mtpack.template.made_up import (
 from mtpack.template.markers import MarkedText, Text
 from mtpack.template.message_forms import find_forms
 from mtpack.template.modes import Mode
+from mtpack.template.probe_results import ProbeResults
 
 
 class TurnKind(NamedTuple):
@@ -57,7 +58,7 @@ class MadeUpRenders:
         return MadeUpRenders(self.template.made_up)
 
     @property
-    def probe_results(self) -> dict[Any, Any]:
+    def probe_results(self) -> ProbeResults:
         """See `probe_results.py`."""
         return self.template.probe_results
 

@@ -10,6 +10,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 _MAX_RESULTS = 1024
 
 
+ProbeResults = dict[Callable[..., Any], Callable[..., Any]]
+"""By probe: a function that runs it once for each kind."""
+
+
 class Probed(Protocol):
     """What a probe asks: a template, or its renders."""
 
@@ -18,8 +22,8 @@ class Probed(Protocol):
         """The same with made-up arguments (`ChatTemplate.made_up`)."""
 
     @property
-    def probe_results(self) -> dict[Any, Any]:
-        """The results of `made_up`, by probe."""
+    def probe_results(self) -> ProbeResults:
+        """What probes have found for `made_up`."""
 
 
 _Asked = TypeVar("_Asked", bound=Probed)
@@ -37,10 +41,13 @@ def keep_with_template(
 
     @wraps(probe)
     def find(asked: _Asked, /, *rest: _Rest.args, **named: _Rest.kwargs) -> _Result:
-        results = asked.probe_results
-        if probe not in results:
-            results[probe] = lru_cache(_MAX_RESULTS)(partial(probe, asked.made_up))
-        found: _Result = results[probe](*rest, **named)
+        kept = asked.probe_results.get(probe) or _keep(probe, asked)
+        found: _Result = kept(*rest, **named)
         return found
 
     return find
+
+
+def _keep(probe: Callable[..., Any], asked: Probed) -> Callable[..., Any]:
+    kept = lru_cache(_MAX_RESULTS)(partial(probe, asked.made_up))
+    return asked.probe_results.setdefault(probe, kept)

@@ -333,6 +333,17 @@ def test_many_different_arguments_do_not_fill_the_memory():
     assert sum(each() is not None for each in renderers) <= 8
 
 
+def test_rows_that_set_different_variables_are_all_replayed():
+    names = [f"v{number}" for number in range(20)]
+    source = "".join(f"{{{{ {name} }}}}" for name in names) + LOOP
+    rows = make_rows(source)
+    for name in names:
+        rendered = [text_of(rows.render(make_row(**{name: "!"}))) for _ in range(2)]
+        assert rendered[0] == rendered[1]
+        assert rendered[0].startswith("!<|im_start|>")
+    assert rows.renderer.count_replays()["replayed"] == len(names)
+
+
 def test_large_arguments_do_not_fill_the_memory():
     rows = make_rows("{{ n }}" + LOOP)
     alive = weakref.WeakSet()

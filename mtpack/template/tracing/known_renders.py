@@ -16,6 +16,8 @@ from mtpack.template.tracing.instrument import RecordingEnvironment, compile_rec
 from mtpack.template.tracing.recorder import Event, Recorder
 from mtpack.template.tracing.tracers import Untraceable
 
+_MAX_COMPILED = 16
+
 
 @dataclass(slots=True)
 class KnownRenders:
@@ -100,6 +102,8 @@ class KnownRenders:
         inputs = frozenset(variables.union(mode.name for mode in modes))
         key = (self.name, inputs)
         if key not in self.compiled:
+            if len(self.compiled) >= _MAX_COMPILED:  # rows may set any of the variables
+                self.compiled.clear()
             source = self.template.sources[self.name]
             self.compiled[key] = compile_recording(source, self.template.environment, set(inputs))
         return self.compiled[key]
