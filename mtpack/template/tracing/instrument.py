@@ -196,9 +196,7 @@ class RecordingEnvironment(LimitedEnvironment):
         traced = [value for value in arguments if isinstance(value, ListTracer | DictTracer)]
         if not traced or macro.name not in self.find_closed_macros():
             return False
-        return not any(
-            self.recorder.ask(operations.HOLDS_MESSAGE, value) for value in traced
-        )
+        return not any(self.recorder.ask(operations.HOLDS_MESSAGE, value) for value in traced)
 
 
 _NAMES_A_METHOD = operations.Operation(
