@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 
 _SHARE = 0.1
 
@@ -63,4 +62,6 @@ class LearningBudget:
 
     def _typical_render(self) -> float:
         """Return the median of the last renders in seconds; 0 if it is not known yet."""
-        return median(self._renders) if len(self._renders) >= _RENDERS_FOR_ESTIMATE else 0.0
+        if len(self._renders) < _RENDERS_FOR_ESTIMATE:
+            return 0.0
+        return sorted(self._renders)[len(self._renders) // 2]
