@@ -12,4 +12,5 @@ with Jinja, in a fraction of the time. The README of this folder explains why a 
     slotted_renders.py          the renders of a shape, with slots
     slotted_dialogue.py         its documents and turns, with slots
     replayer.py                 which dialogues are replayed; the audit
+    budget.py                   how long it may take to learn a template
 """

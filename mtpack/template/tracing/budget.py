@@ -2,7 +2,9 @@
 
 To record a render takes about five times as long as the render, and that pays only if more such
 dialogues follow. So learning gets a share of the time that rendering takes: that it took so far in
-this process, or that it would take for all of the process's input, if that is more.
+this process, or that it would take for all of the process's input, if that is more. In addition, it
+gets a share of the time that replays have saved. So it never takes more than a tenth of the time
+for rendering in vain, and most of what is saved is kept.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 
 _SHARE = 0.1
+_SHARE_OF_SAVED = 0.5
 
 # A template is probed in its first renders, which then take up to a hundred times as long. So the
-# time for a dialogue is the median of several renders, and is not known before.
-_RENDERS_FOR_ESTIMATE = 4
+# typical time is the mean of the last renders without the slowest, and is not known before.
 _RENDERS_KEPT = 64
+_SLOWEST = 4
 
 
 @dataclass(slots=True)
@@ -45,22 +47,23 @@ class LearningBudget:
         self._renders.append(seconds)
         return seconds
 
-    def add_learning(self, started: float, *, replayed: bool) -> None:
-        """Count the time since `started` as spent on learning.
-
-        replayed: whether a dialogue was replayed in this time. Its render is then saved.
-        """
+    def add_learning(self, started: float) -> None:
+        """Count the time since `started` as spent on learning."""
         self.learning += self.clock() - started
-        if replayed:
-            self.learning -= self._typical_render()
 
-    def affords(self, seconds: float) -> bool:
-        """Return whether so much more time may be spent on learning."""
+    def affords(self, seconds: float, replayed: int) -> bool:
+        """Return whether so much more time may be spent on learning.
+
+        replayed: the number of dialogues replayed so far, each of which has saved a render.
+        """
         if self.share is None:
             return True
-        expected = self._typical_render() * self.num_dialogues
-        return self.learning + seconds <= self.share * max(self.rendering, expected)
+        typical = self._typical_render()
+        rendering = max(self.rendering, typical * self.num_dialogues)
+        limit = self.share * rendering + _SHARE_OF_SAVED * typical * replayed
+        return self.learning + seconds <= limit
 
     def _typical_render(self) -> float:
-        """Return the median of the last renders in seconds; 0 if it is not known yet."""
-        return median(self._renders) if len(self._renders) >= _RENDERS_FOR_ESTIMATE else 0.0
+        """Return the seconds of a typical render; 0 if they are not known yet."""
+        renders = sorted(self._renders)[:-_SLOWEST]
+        return sum(renders) / len(renders) if renders else 0.0

@@ -47,7 +47,7 @@ _MAX_EVENTS = 400_000
 # Estimates of the time to learn from a dialogue, in times of its render, and to compile a template
 # for it, in seconds for each character.
 _RENDERS_PER_RECORDING = 10
-_SECONDS_PER_CHARACTER = 5e-6
+_SECONDS_PER_CHARACTER = 4e-6
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
 _AUDIT_SHARE = 0.01
 # Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected;
@@ -198,11 +198,11 @@ class Replayer:
             filled = None if values is None else self._fill(replay, values, dialogue)
             if filled is not None:
                 return filled
-        if not self._get_known_renders(dialogue).size or not self.budget.affords(0):
+        if not self._get_known_renders(dialogue).size or not self.budget.affords(0, self.replayed):
             return None
         started = self.budget.clock()
         replayed = self._replay_shape(dialogue, shape, learn=False)
-        self.budget.add_learning(started, replayed=replayed is not None)
+        self.budget.add_learning(started)
         return replayed
 
     def _replay_shape(
@@ -275,11 +275,11 @@ class Replayer:
         expected = seconds * _RENDERS_PER_RECORDING
         if not known.compiled:
             expected += len(self._template.sources[known.name]) * _SECONDS_PER_CHARACTER
-        if not self.budget.affords(expected):
+        if not self.budget.affords(expected, self.replayed):
             return
         started = self.budget.clock()
         replayed = self._learn(dialogue, shape, known)
-        self.budget.add_learning(started, replayed=False)
+        self.budget.add_learning(started)
         if replayed is not None:
             self._compare(replayed, rendered)
 
