@@ -47,9 +47,15 @@ class LearningBudget:
         self._renders.append(seconds)
         return seconds
 
-    def add_learning(self, started: float) -> None:
-        """Count the time since `started` as spent on learning."""
+    def add_learning(self, started: float, *, replayed: bool) -> None:
+        """Count the time since `started` as spent on learning.
+
+        replayed: whether a dialogue was replayed in that time. The render that it saves is then
+        subtracted in full: the other share is in `affords`.
+        """
         self.learning += self.clock() - started
+        if replayed:
+            self.learning -= (1 - _SHARE_OF_SAVED) * self._typical_render()
 
     def affords(self, seconds: float, replayed: int) -> bool:
         """Return whether so much more time may be spent on learning.

@@ -46,7 +46,7 @@ _RECORDINGS_AHEAD = 256
 _MAX_EVENTS = 400_000
 # Estimates of the time to learn from a dialogue, in times of its render, and to compile a template
 # for it, in seconds for each character.
-_RENDERS_PER_RECORDING = 10
+_RENDERS_PER_RECORDING = 5
 _SECONDS_PER_CHARACTER = 4e-6
 # Share of the time for audits. With those of the tokenizer's engine, they take below 3% of a run.
 _AUDIT_SHARE = 0.01
@@ -202,7 +202,7 @@ class Replayer:
             return None
         started = self.budget.clock()
         replayed = self._replay_shape(dialogue, shape, learn=False)
-        self.budget.add_learning(started)
+        self.budget.add_learning(started, replayed=replayed is not None)
         return replayed
 
     def _replay_shape(
@@ -279,7 +279,7 @@ class Replayer:
             return
         started = self.budget.clock()
         replayed = self._learn(dialogue, shape, known)
-        self.budget.add_learning(started)
+        self.budget.add_learning(started, replayed=False)
         if replayed is not None:
             self._compare(replayed, rendered)
 

@@ -19,7 +19,9 @@ class Clock:
         return self.now
 
 
-def spend(budget: LearningBudget, *renders: float, learning: float = 0.0) -> None:
+def spend(
+    budget: LearningBudget, *renders: float, learning: float = 0.0, replayed: bool = False
+) -> None:
     """Count renders that took so many seconds each, then seconds of learning."""
     clock = budget.clock
     for seconds in renders:
@@ -28,7 +30,7 @@ def spend(budget: LearningBudget, *renders: float, learning: float = 0.0) -> Non
         assert budget.add_render(started) == pytest.approx(seconds)
     started = clock.now
     clock.now += learning
-    budget.add_learning(started)
+    budget.add_learning(started, replayed=replayed)
 
 
 def find_limit(budget: LearningBudget, replayed: int = 0) -> float:
@@ -70,6 +72,13 @@ def test_learning_gets_half_of_the_time_that_replays_have_saved():
     budget = LearningBudget(clock=Clock())
     spend(budget, *[1.0] * 10)
     assert find_limit(budget, replayed=100) == pytest.approx(1 + 50, abs=0.01)
+
+
+def test_the_first_replay_of_a_shape_costs_what_it_takes_longer_than_a_render():
+    budget = LearningBudget(clock=Clock())
+    spend(budget, *[1.0] * 10)
+    spend(budget, learning=1.25, replayed=True)
+    assert find_limit(budget, replayed=1) == pytest.approx(1 - 0.25, abs=0.01)
 
 
 def test_without_a_limit_everything_is_affordable():
