@@ -185,8 +185,12 @@ def _choose_format(value: Any, row_format: str | None) -> str:
 
 
 def _may_hold_messages(value: Any) -> bool:
-    """Return whether a value may be a list of messages, or an object that holds one."""
-    return isinstance(value, list | dict) or (isinstance(value, str) and value[:1] in ("[", "{"))
+    """Return whether a value may be a list of messages, or an object that holds one.
+
+    A column of a table that is not read is `true`, whatever it holds.
+    """
+    is_json = isinstance(value, str) and value[:1] in ("[", "{")
+    return value is True or isinstance(value, list | dict) or is_json
 
 
 def _describe_row(value: Any) -> str:
