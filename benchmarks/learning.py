@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,36 +26,35 @@ from rich.console import Console
 from benchmarks.rendering import read_dialogues
 from benchmarks.table import Line, show_table
 from mtpack.input.dialogue import Dialogue
-from mtpack.options import DEFAULT_DATE
-from mtpack.template.chat_template import ChatTemplate, load_chat_template
+from mtpack.options import PackOptions
+from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.template.render_dialogue import finds_turns
 from mtpack.template.tracing.budget import LearningBudget
 from mtpack.template.tracing.replayer import Replayer
-from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+from mtpack.tokenizer.loading import EMBEDDED
 
 _FORK = get_context("fork")
 
 
-def _make_way(
-    way: str, template: ChatTemplate, tokenizer: LoadedTokenizer, num_dialogues: int
-) -> Callable[[Dialogue], object]:
+def _make_way(way: str, pipeline: Pipeline, num_dialogues: int) -> Callable[[Dialogue], object]:
     """Return the function that renders a dialogue in one of the ways."""
     budget = LearningBudget(num_dialogues=num_dialogues) if way == "replay" else None
-    replayer = Replayer(template, tokenizer.added_tokens, "auto", budget=budget)
+    added_tokens = pipeline.tokenizer.added_tokens
+    replayer = Replayer(pipeline.template, added_tokens, "auto", budget=budget)
     if way == "jinja":
         return replayer.render_without_replay
     return lambda dialogue: replayer.replay_texts(dialogue) or replayer.render_dialogue(dialogue)
 
 
-def measure(way: str, tokenizer: LoadedTokenizer, chat_template: str | None, file: str) -> float:
+def measure(way: str, options: PackOptions, chat_template: str | None, file: str) -> float:
     """Return the CPU seconds to render all dialogues of a file, in a process of its own."""
     results = _FORK.SimpleQueue()
 
     def run() -> None:
-        template = load_chat_template(tokenizer, chat_template, (), DEFAULT_DATE)
-        dialogues = read_dialogues((file,), template)
-        finds_turns(template, tokenizer.added_tokens)
-        render = _make_way(way, template, tokenizer, len(dialogues))
+        pipeline = load_pipeline(replace(options, chat_template=chat_template))
+        dialogues = read_dialogues((file,), pipeline)
+        finds_turns(pipeline.template, pipeline.tokenizer.added_tokens)
+        render = _make_way(way, pipeline, len(dialogues))
         started = time.process_time()
         for dialogue in dialogues:
             render(dialogue)
@@ -82,16 +82,18 @@ def main(
     unlimited: bool,
 ) -> None:
     """Print a line for each template, file of DATA and way."""
-    loaded = load_tokenizer(tokenizer)
+    options = PackOptions(tokenizer=tokenizer)
     figures: defaultdict[str, list[float]] = defaultdict(list)
     lines = []
     ways = ("jinja", "replay", "unlimited")[: 3 if unlimited else 2]
     for template in chat_templates or (None,):
         for file in inputs:
-            name = f"{Path(template).stem if template else loaded.source}, {Path(file).stem}"
+            name = (
+                f"{Path(template).stem if template else tokenizer or EMBEDDED}, {Path(file).stem}"
+            )
             for _ in range(rounds):
                 for way in ways:
-                    figures[f"{name}: {way}"].append(measure(way, loaded, template, file))
+                    figures[f"{name}: {way}"].append(measure(way, options, template, file))
             lines += [
                 Line(f"{name}: {way}", f"{name}: {way}", "s", f"{name}: jinja", "jinja")
                 for way in ways[1:]

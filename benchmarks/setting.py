@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +10,8 @@ from benchmarks.rendering import read_dialogues
 from mtpack.input.dialogue import Dialogue
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
-from mtpack.options import DEFAULT_DATE
-from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.loading import load_chat_template
-from mtpack.tokenizer.loading import load_tokenizer
+from mtpack.options import PackOptions
+from mtpack.running.pipeline import Pipeline, load_pipeline
 
 Figures = dict[str, float]
 """The results of one way in one round, by name."""
@@ -53,39 +50,16 @@ class Setting:
     @cached_property
     def dialogues(self) -> list[Dialogue]:
         """All rows, as dialogues."""
-        return read_dialogues(self.inputs, self._template)
+        return read_dialogues(self.inputs, self._pipeline)
 
     @cached_property
     def texts(self) -> list[str]:
         """The text of every dialogue, rendered with the chat template."""
-        return [
-            self._template.render(dialogue.messages, dialogue.tools) for dialogue in self.dialogues
-        ]
+        template = self._pipeline.template
+        return [template.render(dialogue.messages, dialogue.tools) for dialogue in self.dialogues]
 
     @cached_property
-    def _template(self) -> ChatTemplate:
-        tokenizer = load_tokenizer(str(self.tokenizer))
-        file = None if self.chat_template is None else str(self.chat_template)
-        return load_chat_template(tokenizer, file, (), DEFAULT_DATE)
-
-    @cached_property
-    def text_sizes(self) -> list[int]:
-        """The UTF-8 bytes of every text."""
-        return [len(text.encode()) for text in self.texts]
-
-    @property
-    def megabytes(self) -> float:
-        """The UTF-8 size of all texts in MB: throughputs are in these MB."""
-        return sum(self.text_sizes) / 1e6
-
-
-def format_json_line(dialogue: Dialogue, suffix: str = "") -> str:
-    """Return a dialogue as a row of messages, with a suffix at the end of every text content."""
-    messages = [
-        {**message, "content": content + suffix}
-        if isinstance(content := message.get("content"), str)
-        else message
-        for message in dialogue.messages
-    ]
-    tools = {} if dialogue.tools is None else {"tools": dialogue.tools}
-    return json.dumps({"messages": messages, **tools}, ensure_ascii=False) + "\n"
+    def _pipeline(self) -> Pipeline:
+        template = None if self.chat_template is None else str(self.chat_template)
+        options = PackOptions(tokenizer=str(self.tokenizer), chat_template=template)
+        return load_pipeline(options)

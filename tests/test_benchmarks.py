@@ -16,8 +16,8 @@ from benchmarks.planning import count_best_fit_decreasing
 from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
 from benchmarks.table import LINES, STAGES, Line, compute_ratios
-from mtpack.template.loading import load_chat_template
-from mtpack.tokenizer.loading import load_tokenizer
+from mtpack.options import PackOptions
+from mtpack.running.pipeline import load_pipeline
 from tests.conftest import ROOT, SAMPLE_DATA
 from tests.support.strategies import cases
 
@@ -181,8 +181,8 @@ def test_the_way_of_trl_without_its_template_is_refused_before_anything_runs():
 
 
 def test_copies_have_the_same_number_of_rows_with_different_texts(tmp_path):
-    template = load_chat_template(load_tokenizer(None), None, (), "2026-01-01")
-    dialogues = read_dialogues((str(SAMPLE_DATA / "conversations_en.jsonl"),), template)[:5]
+    pipeline = load_pipeline(PackOptions())
+    dialogues = read_dialogues((str(SAMPLE_DATA / "conversations_en.jsonl"),), pipeline)[:5]
     write_copies(dialogues, 10, tmp_path / "copies.jsonl")
     with open(tmp_path / "copies.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
