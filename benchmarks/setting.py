@@ -63,3 +63,25 @@ class Setting:
         template = None if self.chat_template is None else str(self.chat_template)
         options = PackOptions(tokenizer=str(self.tokenizer), chat_template=template)
         return load_pipeline(options)
+
+    @cached_property
+    def text_sizes(self) -> list[int]:
+        """The UTF-8 bytes of every text."""
+        return [len(text.encode()) for text in self.texts]
+
+    @property
+    def megabytes(self) -> float:
+        """The UTF-8 size of all texts in MB: throughputs are in these MB."""
+        return sum(self.text_sizes) / 1e6
+
+
+def format_json_line(dialogue: Dialogue, suffix: str = "") -> str:
+    """Return a dialogue as a row of messages, with a suffix at the end of every text content."""
+    messages = [
+        {**message, "content": content + suffix}
+        if isinstance(content := message.get("content"), str)
+        else message
+        for message in dialogue.messages
+    ]
+    tools = {} if dialogue.tools is None else {"tools": dialogue.tools}
+    return json.dumps({"messages": messages, **tools}, ensure_ascii=False) + "\n"
