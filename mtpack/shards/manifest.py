@@ -17,6 +17,7 @@ from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
 from mtpack.options import resolve_alias
 from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
+from mtpack.shards.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
 
@@ -126,12 +127,14 @@ class Manifest:
         }
         sha256 = hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
         whole = {**hashed, "sha256": sha256, "about": asdict(self.report.about)}
-        path.write_text(json.dumps(whole, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(whole, sort_keys=True, indent=1) + "\n"
+        with atomic_file(path, durable=True) as file:
+            file.write(text.encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """Read the manifest of an output folder; raise InputError if it is missing or damaged."""
-    path = folder / MANIFEST
+    path = folder / name
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         sha256, about = whole.pop("sha256"), whole.pop("about")
