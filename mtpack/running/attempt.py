@@ -128,7 +128,7 @@ class Attempt:
                 is_own_store=setup.shared_store is None,
                 disabled=self._disabled,
                 process_rows=int(split.num_rows * num_splits),
-                written=self._earlier.written.get(split.number),
+                written=self._earlier.find_written(split.number),
             )
 
     def _add_split(self, result: SplitRecord) -> None:
@@ -149,7 +149,7 @@ class Attempt:
 
     def _compare_with_earlier(self, number: int, result: SplitRecord) -> None:
         """Report an input that has changed, and remove what is left of this split otherwise."""
-        contents = self._earlier.contents(number)
+        contents = self._earlier.list_contents(number)
         if contents and result.content_sha256 not in contents and not self._is_changed:
             self._is_changed = True
             self._callbacks.warn(
@@ -185,7 +185,7 @@ class Attempt:
         window = self._windows.finish_shard(written.number)
         if window is not None:
             if window.number not in self._earlier.windows:
-                commit_window(self._area, window)
+                commit_window(self._area, window, self._windows.describe_splits(window))
             self._windows.remove_files(window)
 
     def _report_progress(self, stage: str, amount: int) -> None:

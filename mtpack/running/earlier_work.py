@@ -39,6 +39,8 @@ _SHARD_FILE = re.compile(r"shard-(\d+)\.(?:arrow|json)")
 _FINISHED = re.compile(r"shard-\d+\.(arrow|json)|window-\d+\.json")
 _SPLIT = re.compile(r"(\d+)-([0-9a-f]{64})(\.json)?")
 
+_WINDOWS_IN_MEMORY = 2
+
 _Parsed = TypeVar("_Parsed")
 
 
@@ -64,25 +66,42 @@ class FinishedWindow:
     first_shard: int
     num_shards: int
     first_split: int
-    splits: list[dict[str, Any]]
-    """What `SplitRecord.as_dict` returned for each of its splits, also those without documents."""
+    num_splits: int
+    """The number of its splits, also those without documents."""
 
 
 @dataclass(slots=True)
 class EarlierWork:
     """The work of an earlier run that this run can take."""
 
+    area: Path = Path()
     shards: dict[int, FinishedShard] = field(default_factory=dict)
     windows: dict[int, FinishedWindow] = field(default_factory=dict)
-    written: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """By number: the splits of `windows`."""
     split_files: dict[int, set[Path]] = field(default_factory=dict)
-    """By number: the document files and records of other splits."""
+    """By number: the document files and records of splits that are in none of `windows`."""
+    _splits: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """The splits of the windows that were needed last, by window."""
 
-    def contents(self, split: int) -> set[str]:
+    def find_written(self, split: int) -> dict[str, Any] | None:
+        """Return what `SplitRecord.as_dict` returned for a split, if it is in one of `windows`.
+
+        The splits of two windows are in memory at a time: those that tasks are made of, and those
+        whose results come.
+        """
+        for number, window in self.windows.items():
+            if 0 <= split - window.first_split < window.num_splits:
+                if number not in self._splits:
+                    while len(self._splits) >= _WINDOWS_IN_MEMORY:
+                        del self._splits[min(self._splits)]
+                    _, self._splits[number] = _read_record(_window_path(self.area, number))
+                return self._splits[number][split - window.first_split]
+        return None
+
+    def list_contents(self, split: int) -> set[str]:
         """Return the digests of the rows of a split in earlier runs; empty if none is known."""
-        names = {path.stem.partition("-")[2] for path in self.split_files.get(split, ())}
-        return names | ({self.written[split]["sha256"]} if split in self.written else set())
+        contents = {path.stem.partition("-")[2] for path in self.split_files.get(split, ())}
+        written = self.find_written(split)
+        return contents if written is None else contents | {written["sha256"]}
 
 
 def clean_area(area: Path, run_folder: str, *, keeps_shards: bool) -> bool:
@@ -108,7 +127,7 @@ def find_earlier_work(area: Path, store: Path, disabled: Collection[str]) -> Ear
 
     store: the folder of tokenized splits.
     """
-    found = EarlierWork()
+    found = EarlierWork(area)
     shards = _read_records(area, _SHARD, _parse_shard)
     with ThreadPoolExecutor(thread_name_prefix="hash") as threads:
         intact = threads.map(lambda shard: _is_intact(area, shard), shards.values())
@@ -123,7 +142,6 @@ def find_earlier_work(area: Path, store: Path, disabled: Collection[str]) -> Ear
         shards_of = [found.shards.get(shard) for shard in numbers]
         if all(shard and shard.window_sha256 == window.sha256 for shard in shards_of):
             found.windows[number] = window
-            found.written.update(enumerate(window.splits, window.first_split))
         else:
             _window_path(area, number).unlink()
     for path in _list(store):
@@ -157,9 +175,12 @@ def commit_shard(
     _write_record(area / name.replace(".arrow", ".json"), values)
 
 
-def commit_window(area: Path, window: FinishedWindow) -> None:
-    """Record a window whose shards are all on the disk."""
-    _write_record(_window_path(area, window.number), asdict(window))
+def commit_window(area: Path, window: FinishedWindow, splits: list[dict[str, Any]]) -> None:
+    """Record a window whose shards are all on the disk, and what `as_dict` returns for its splits.
+
+    Then the files of its splits are not needed any more.
+    """
+    _write_record(_window_path(area, window.number), asdict(window), splits)
 
 
 def forget_windows(area: Path, first: int) -> None:
@@ -173,25 +194,32 @@ def _window_path(area: Path, number: int) -> Path:
     return area / f"window-{number:05d}.json"
 
 
-def _write_record(path: Path, values: dict[str, Any]) -> None:
-    content = json.dumps(values, sort_keys=True)
+def _write_record(path: Path, values: dict[str, Any], more: Any = None) -> None:
+    """Write a record of two JSON values, and its own sha256 before them."""
+    content = "".join(json.dumps(part, sort_keys=True) + "\n" for part in (values, more))
     sha256 = hashlib.sha256(content.encode()).hexdigest()
     with atomic_file(path, durable=True) as file:
-        file.write(f"{sha256}\n{content}\n".encode())
+        file.write(f"{sha256}\n{content}".encode())
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], Any]:
+    """Return both values of a record; raise ValueError if it is damaged, and OSError."""
+    sha256, _, content = path.read_bytes().partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != sha256:
+        raise ValueError("damaged")
+    values, more = map(json.loads, content.splitlines())
+    return values, more
 
 
 def _read_records(
     area: Path, name: re.Pattern[str], parse: Callable[[dict[str, Any]], _Parsed]
 ) -> dict[int, _Parsed]:
-    """Return the records of one kind by number, without those that are damaged."""
+    """Return the records of one kind by number, and remove those that are damaged."""
     found = {}
     for path in sorted(_list(area)):
         if match := name.fullmatch(path.name):
             try:
-                sha256, content, _ = path.read_text().split("\n")
-                if hashlib.sha256(content.encode()).hexdigest() != sha256:
-                    raise ValueError("damaged")
-                found[int(match[1])] = parse(json.loads(content))
+                found[int(match[1])] = parse(_read_record(path)[0])
             except (OSError, ValueError, TypeError, KeyError):
                 path.unlink()
     return found
@@ -199,6 +227,8 @@ def _read_records(
 
 def _parse_shard(values: dict[str, Any]) -> FinishedShard:
     record = ShardRecord(**values["record"])
+    if not _SHARD_FILE.fullmatch(record.path):
+        raise ValueError(record.path)
     return FinishedShard(values["window_sha256"], record, frozenset(values["fast_paths"]))
 
 

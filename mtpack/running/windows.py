@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,11 +41,9 @@ class _OpenWindow:
 
     finished: FinishedWindow
     """What it will be then."""
-    fast_paths: frozenset[str]
+    splits: list[SplitRecord]
     shards: set[int]
     """Those that are missing."""
-    files: list[Path]
-    """Files that are not needed any more then."""
 
 
 class Windows:
@@ -110,9 +109,7 @@ class Windows:
             tasks = []
             self._count(finished)
         shards = set(range(first_shard, first_shard + finished.num_shards))
-        files = [file for split in splits for file in split.own_files]
-        fast_paths = frozenset[str]().union(*(split.fast_paths for split in splits))
-        window = _OpenWindow(finished, fast_paths, shards, files)
+        window = _OpenWindow(finished, splits, shards)
         self._unfinished.update(dict.fromkeys(shards, window))
         self._take_shards(shards - {task.number for task in tasks})
         self._number, self._num_shards = number + 1, first_shard + len(shards)
@@ -144,7 +141,7 @@ class Windows:
             first_shard=self._num_shards,
             num_shards=0,
             first_split=self._first_split,
-            splits=[split.as_dict() for split in self._splits],
+            num_splits=len(self._splits),
         )
         self._count(finished)
         tasks = self._cut_into_shards(plan, splits)
@@ -169,7 +166,8 @@ class Windows:
     def describe_window(self, shard: int) -> tuple[str, frozenset[str]]:
         """Return the digest and the fast paths of the window of a shard that is not finished."""
         window = self._unfinished[shard]
-        return window.finished.sha256, window.fast_paths
+        fast_paths = frozenset[str]().union(*(split.fast_paths for split in window.splits))
+        return window.finished.sha256, fast_paths
 
     def finish_shard(self, number: int) -> FinishedWindow | None:
         """Note that a shard is on the disk; return its window if it was the last one of that."""
@@ -177,12 +175,17 @@ class Windows:
         window.shards.remove(number)
         return None if window.shards else window.finished
 
+    def describe_splits(self, window: FinishedWindow) -> list[dict[str, Any]]:
+        """Return what `SplitRecord.as_dict` returns for the splits of a finished window."""
+        return [split.as_dict() for split in self._unfinished[window.first_shard].splits]
+
     def remove_files(self, window: FinishedWindow) -> None:
-        """Remove the files of the splits of a window whose shards are all on the disk."""
+        """Remove the files of the splits of a finished window, and forget it."""
         for shard in range(window.first_shard, window.first_shard + window.num_shards):
-            files = self._unfinished.pop(shard).files
-        for file in files:
-            file.unlink(missing_ok=True)
+            splits = self._unfinished.pop(shard).splits
+        for split in splits:
+            for file in split.own_files:
+                file.unlink(missing_ok=True)
 
     def _cut_into_shards(self, plan: Plan, splits: list[SplitRecord]) -> list[ShardTask]:
         seq_len, shard_bytes = self._options.seq_len, self._options.shard_bytes
