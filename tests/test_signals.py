@@ -33,8 +33,8 @@ class Plan:
     """Signals to send, and when."""
 
     at: int | str = -1
-    """The number of an event, its name, the name of a module that is imported, or `publishing` or
-    `published`: before or after the manifest is put in place."""
+    """The number of an event, its name, the name of a module that is imported, `publishing` or
+    `published` (before or after the manifest is put in place), or `teardown` (of Python)."""
     signals: tuple[int, ...] = (signal.SIGTERM,)
     group: bool = False
     """Whether the workers get them too, as after Ctrl-C in a terminal."""
@@ -189,8 +189,9 @@ def test_before_the_manifest_is_put_in_place_a_signal_ends_the_run(command, undi
 
 
 @pytest.mark.parametrize("number", STATUS)
-def test_after_the_manifest_is_in_place_the_run_finishes(command, undisturbed, number):
-    done = command.run(Plan("published", (number,) * 3, group=True))
+@pytest.mark.parametrize("at", ["published", "teardown"])
+def test_after_the_manifest_is_in_place_the_run_finishes(command, undisturbed, at, number):
+    done = command.run(Plan(at, (number,) * 3, group=True))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("rows")
     assert contents(command.output) == undisturbed.contents

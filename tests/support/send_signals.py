@@ -5,6 +5,7 @@ events are Python's audit events of imports, files and processes, from the first
 command has set its handlers to the end of the process.
 """
 
+import _signal
 import atexit
 import json
 import os
@@ -23,6 +24,15 @@ class SignalSender:
         self._process = os.getpid()
         self._started = self._is_published = self._is_done = False
         self.count = 0
+        # Python has emptied all modules when it removes this object.
+        self._kill, self._killpg, self._get_group = os.kill, os.killpg, os.getpgrp
+        self._mask = _signal.pthread_sigmask
+        self._block, self._unblock = int(signal.SIG_BLOCK), int(signal.SIG_UNBLOCK)
+
+    def __del__(self) -> None:
+        """Called when Python removes its modules, after it has reset the handlers."""
+        if self._plan["at"] == "teardown":
+            self._send()
 
     def handle(self, event: str, arguments: tuple) -> None:
         if os.getpid() != self._process or self._is_done:
@@ -53,17 +63,20 @@ class SignalSender:
 
     def _send(self) -> None:
         numbers = self._plan["signals"]
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        self._mask(self._block, numbers)
         for number in numbers:  # they arrive together
             if self._plan["group"]:
-                os.killpg(os.getpgrp(), number)
+                self._killpg(self._get_group(), number)
             else:
-                os.kill(self._process, number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+                self._kill(self._process, number)
+        self._mask(self._unblock, numbers)
 
 
 def _start(plan: dict) -> None:
     sender = SignalSender(plan)
+    if plan["at"] == "teardown":
+        sys.sender_of_signals = sender
+        return
     sys.addaudithook(sender.handle)
     if plan["count_to"]:
         atexit.register(lambda: print(sender.count, file=open(plan["count_to"], "w")))  # noqa: SIM115
