@@ -10,7 +10,6 @@ import errno
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from mtpack.errors import MtpackError, SetupError
+from mtpack.exit_signals import EXIT_SIGNALS
 from mtpack.options import PackOptions, choices, flag, resolve_alias
 from mtpack.running.thread_limits import SINGLE_THREAD_ENV
 from mtpack.version import __version__
@@ -33,7 +33,6 @@ class _Group(click.Group):
     """Prints every expected error as one or two lines and exits with its status."""
 
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
         try:
             return super().invoke(context)
         except MtpackError as error:
@@ -44,7 +43,7 @@ class _Group(click.Group):
             message = error.format_message().rstrip(".")
             click.echo(f"mtpack: {message}; see {command} --help", err=True)
             context.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # in programs that call this without `mtpack.__main__`
             click.echo("mtpack: interrupted", err=True)
             context.exit(130)
         except BrokenPipeError:  # the reader of our output has closed the pipe
@@ -117,7 +116,9 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
     from mtpack.running.pack import pack as pack_dialogues
+    from mtpack.shards.manifest import MANIFEST
 
+    EXIT_SIGNALS.expect(os.path.join(options["output"], MANIFEST))
     with _show_progress(quiet=quiet, bars=not as_json) as callbacks:
         report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:

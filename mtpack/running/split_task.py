@@ -49,6 +49,11 @@ class SplitTask:
     written: Mapping[str, Any] | None = None
     """The record of the split whose documents are in shards of an earlier run, if any."""
 
+    def __str__(self) -> str:
+        files = {piece.file: None for piece in self.split.pieces}
+        first_row = f"row {self.split.first_row + 1:,} of the input"
+        return f"{next(iter(files), 'the input')}: the split that starts at {first_row}"
+
 
 def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask` and return its result; raise FastPathFailedError."""

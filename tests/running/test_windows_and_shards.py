@@ -16,6 +16,7 @@ import mtpack.running.shard_task
 from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
 from mtpack.running.document_file import open_documents, save_batch
+from mtpack.running.heartbeat import Heartbeat
 from mtpack.running.shard_task import ShardTask, run_shard_task
 from mtpack.running.split_record import SplitRecord
 from mtpack.running.stopwatch import Stopwatch
@@ -34,7 +35,7 @@ BATCH = as_batch([Document(0, [5, 6, 7], [Turn(1, 0, [(1, 3)])]), Document(0, [8
 def pipeline_of(options: PackOptions) -> Any:
     """Return the part of a pipeline that writing needs."""
     metadata = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len)
-    return SimpleNamespace(options=options, shard_metadata=metadata)
+    return SimpleNamespace(options=options, shard_metadata=metadata, heartbeat=Heartbeat())
 
 
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
