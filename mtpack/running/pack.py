@@ -42,7 +42,6 @@ from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
 from mtpack.shards.manifest import (
     MANIFEST,
-    Manifest,
     PackReport,
     RunIdentity,
     RunInfo,
@@ -225,7 +224,7 @@ class _PackRun:
         report = self._report(setup, state)
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area, report.shards, setup.pipeline.shard_metadata)
-        publish(output, setup.area, Manifest(run, report))
+        publish(output, setup.area, run, report)
         return report
 
     def _pack_all(self, setup: _RunSetup) -> _RunState:

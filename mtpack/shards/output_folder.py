@@ -30,6 +30,7 @@ from mtpack.shards.manifest import (
     PackReport,
     RunIdentity,
     ShardRecord,
+    hash_file,
     is_manifest,
     read_manifest,
 )
@@ -185,11 +186,12 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": str(kind), "_type": "Value"}
 
 
-def publish(folder: Path, area: Path, manifest: Manifest) -> None:
+def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> None:
     """Move a complete output, whose shards are already synced, from its work area to `folder`."""
-    manifest.write(area / MANIFEST)
-    shard_names = [shard.path for shard in manifest.report.shards]
     others = [name for name in (REJECTS, *_DATASETS_FILES) if (area / name).exists()]
+    files = {name: hash_file(area / name) for name in others}
+    Manifest(run, report, files).write(area / MANIFEST)
+    shard_names = [shard.path for shard in report.shards]
     for name in (*others, MANIFEST):  # shards are synced already
         sync(area / name)
     (area / _PUBLISHING).touch()

@@ -97,6 +97,16 @@ def test_a_shard_that_cannot_be_synced_leaves_no_output(tmp_path, monkeypatch):
     assert not (tmp_path / "packed").exists()
 
 
+def test_the_manifest_has_the_sha256_of_every_other_file(tmp_path):
+    report = pack(tmp_path / "packed")
+    files = mtpack.open_shards(tmp_path / "packed").manifest.files
+    found = contents(tmp_path / "packed")
+    assert files.keys() == found.keys() - {"manifest.json", *(each.path for each in report.shards)}
+    assert files.keys() == {"rejects.jsonl", "state.json", "dataset_info.json"}
+    for name, sha256 in files.items():
+        assert hashlib.sha256(found[name]).hexdigest() == sha256
+
+
 def test_a_folder_that_only_looks_like_an_output_is_not_touched(tmp_path):
     output = tmp_path / "site"
     output.mkdir()
