@@ -41,6 +41,8 @@ _LOCK = "lock"
 _PUBLISHING = "placing"  # marks a work area that has the only complete copy of the output's files
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
 _DATASETS_FILES = ("state.json", "dataset_info.json")
+OTHER_FILES = (REJECTS, *_DATASETS_FILES)
+"""The files of an output next to its shards and its manifest."""
 
 
 def holds_output(folder: Path) -> bool:
@@ -186,9 +188,14 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": str(kind), "_type": "Value"}
 
 
+def find_shards(folder: Path) -> list[Path]:
+    """Return the files of a folder that have the name of a shard, sorted."""
+    return sorted(path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
+
+
 def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> None:
     """Move a complete output, whose shards are already synced, from its work area to `folder`."""
-    others = [name for name in (REJECTS, *_DATASETS_FILES) if (area / name).exists()]
+    others = [name for name in OTHER_FILES if (area / name).exists()]
     files = {name: hash_file(area / name) for name in others}
     Manifest(run, report, files).write(area / MANIFEST)
     shard_names = [shard.path for shard in report.shards]
@@ -196,9 +203,8 @@ def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> N
         sync(area / name)
     (area / _PUBLISHING).touch()
     (folder / MANIFEST).unlink(missing_ok=True)
-    for old in folder.iterdir():
-        if _SHARD_NAME.fullmatch(old.name) or old.name in _DATASETS_FILES:
-            old.unlink()
+    for old in (*find_shards(folder), *(folder / name for name in _DATASETS_FILES)):
+        old.unlink(missing_ok=True)
     for name in (*shard_names, *others):
         os.replace(area / name, folder / name)
     sync(folder)
