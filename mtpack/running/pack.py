@@ -37,6 +37,7 @@ from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_task import SplitRecord, SplitTask, run_split_task
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.table_process import table_process
 from mtpack.running.token_store import find_run_folder, holds_splits, measure_store
 from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
@@ -156,6 +157,7 @@ class _PackRun:
     progress: Counter[str] = field(default_factory=Counter)
     """The progress reported since the last fast path failed, by stage."""
     argument_warnings: list[str] = field(default_factory=list)
+    read_table: reading.TableReader = field(init=False)
 
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
@@ -237,6 +239,7 @@ class _PackRun:
         while True:
             try:
                 with (
+                    table_process(setup.files) as self.read_table,
                     sync_in_background(self.options.num_workers) as sync,
                     local_runner(setup.pipeline, setup.num_workers) as runner,
                 ):
@@ -305,9 +308,11 @@ class _PackRun:
         return state
 
     def _read_splits(self, setup: _RunSetup) -> Iterator[Split]:
-        options = self.options
         return reading.read_splits(
-            setup.files, row_format=options.row_format, more_columns=options.message_columns
+            setup.files,
+            row_format=self.options.row_format,
+            more_columns=self.options.message_columns,
+            read_table=self.read_table,
         )
 
     def _add_split(self, result: SplitRecord, state: _RunState) -> None:

@@ -60,14 +60,14 @@ def set_up_worker(load: Callable[[], Pipeline]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _end_with_parent()
+    end_with_parent()
     os.environ.update(SINGLE_THREAD_ENV)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     _keep_freed_memory()
     _worker = _Worker(load, cast(WorkerProcess, multiprocessing.current_process()).heartbeat)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Make this process end when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:
