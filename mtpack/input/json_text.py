@@ -135,8 +135,6 @@ class _Document:
     def _find_end(self) -> int:
         """Return the end of the value here, and read on until it is in memory."""
         while True:
-            if _has_too_many_values(self._text, self._position):
-                raise self._error(f"more than {_MOST_VALUES:,} values in one row")
             try:
                 _, end = _DECODER.raw_decode(self._text, self._position)
                 if self._is_whole or not _MAY_GO_ON.match(self._text, end):
@@ -151,6 +149,8 @@ class _Document:
                 self._position = problem
                 size = f", or a value of more than {self._limit:,} bytes; {_ANY_JSON}"
                 raise self._error("not valid JSON" + (size if is_too_long else ""))
+            if _has_too_many_values(self._text, self._position):
+                raise self._error(f"more than {_MOST_VALUES:,} values in one row")
             self._read_more()
 
     def _read_more(self) -> None:

@@ -204,6 +204,7 @@ def test_a_list_is_the_same_wherever_it_is_cut_into_blocks(write, monkeypatch, b
 
 def test_a_row_of_very_many_values_is_refused(write, monkeypatch):
     monkeypatch.setattr(json_text, "_MOST_VALUES", 1000)
+    monkeypatch.setattr(json_text, "_BLOCK_BYTES", 64)
     path = write("a.json", b"[\n1,\n[" + b"[]," * 1000 + b"1]]")
     assert failure(path) == "a.json line 3: more than 1,000 values in one row"
 
