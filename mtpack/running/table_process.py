@@ -7,6 +7,7 @@ never from what a file says of itself.
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from collections.abc import Collection, Iterable, Iterator
@@ -27,6 +28,7 @@ from mtpack.running.worker import end_with_parent
 
 # Of what is decoded, in units of the longest row: it is there in Arrow, in Python and as JSON.
 _ROWS_IN_MEMORY = 12
+_STANDARD_ERROR = 2
 _SECONDS = 60  # of CPU time for a batch of rows, or for one row that is longer
 _LIBRARY_BYTES = 64 * 2**20  # what libraries take for themselves, as thread stacks and caches
 
@@ -92,6 +94,8 @@ def _serve(connection: Connection[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
+    with open(os.devnull, "wb") as nowhere:  # libraries write there why they end the process
+        os.dup2(nowhere.fileno(), _STANDARD_ERROR)
     pa.set_cpu_count(1)  # the time goes into making rows; each thread would take memory
     pa.set_io_thread_count(1)
     while True:
