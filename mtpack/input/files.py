@@ -165,6 +165,11 @@ def wrap_read_errors(name: str) -> Iterator[None]:
     """Convert errors of reading a file into an InputError of one line with its name."""
     try:
         yield
+    except MemoryError as error:
+        raise InputError(
+            f"{name}: needs too much memory to be read; write it with smaller rows, and with fewer "
+            "of them in a page, row group or record batch"
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"{name}: damaged or truncated ({error}); restore the file and run again"

@@ -21,7 +21,7 @@ from mtpack.report.terminal import (
     make_table,
 )
 from mtpack.verify.check import Check
-from mtpack.verify.structure import Violation
+from mtpack.verify.files import Violation
 from mtpack.verify.verify import VerifyReport
 from mtpack.verify.weights import MEANS, WeightBucket
 
@@ -151,6 +151,8 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
     yield "structure", f"{report.rows:,} of {format_count(report.rows_of, 'sequence')}"
     if report.tally is None:
         yield "", "hashes were not checked: name the folder of the shards, which has a manifest"
+    else:
+        yield "files", "every file of the output but `about` in the manifest, which has no hash"
     if numeric := report.numeric:
         separated = f"documents separated by {numeric.separates_documents_by}"
         yield "model", f"{escape(numeric.model)}; {separated}"

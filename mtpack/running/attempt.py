@@ -88,14 +88,17 @@ class Attempt:
         self._ready: deque[ShardTask] = deque()
         self._commits: deque[tuple[WrittenShard, Future[None]]] = deque()
 
-    def run(self, runner: LocalRunner, threads: Executor) -> RunState:
+    def run(
+        self, runner: LocalRunner, threads: Executor, read_table: reading.TableReader
+    ) -> RunState:
         """Tokenize all splits, and write the shards of each window as soon as it is full.
 
         threads: where shards are synced, because a disk takes as long for one as a core does.
+        read_table: reads tables, in this process or in another.
         Raises FastPathFailedError, StaleWindowError, InputError, and OSError.
         """
         with open(self._area / REJECTS, "w", encoding="utf-8") as rejects:
-            for result in runner.run(run_task, self._list_tasks()):
+            for result in runner.run(run_task, self._list_tasks(read_table)):
                 self._finish_commits()
                 if isinstance(result, WrittenShard):
                     self._commit(result, threads)
@@ -114,11 +117,11 @@ class Attempt:
                 self._callbacks.warn(f"{file.name}: holds no rows")
         return self._state
 
-    def _list_tasks(self) -> Iterator[SplitTask | ShardTask]:
+    def _list_tasks(self, read_table: reading.TableReader) -> Iterator[SplitTask | ShardTask]:
         setup = self._setup
         num_splits = max(1.0, setup.input_bytes / reading.SPLIT_BYTES / setup.num_workers)
         kind = "-".join(["split", *sorted(self._disabled)])
-        for split in read_splits(setup.files, self._options):
+        for split in read_splits(setup.files, self._options, read_table):
             self._files_with_rows.update(piece.file for piece in split.pieces)
             self._formats.add(split)
             while self._ready:
@@ -200,10 +203,15 @@ class Attempt:
             self._callbacks.progress(stage, -amount)
 
 
-def read_splits(files: list[InputFile], options: PackOptions) -> Iterator[Split]:
+def read_splits(
+    files: list[InputFile], options: PackOptions, read_table: reading.TableReader
+) -> Iterator[Split]:
     """Cut the input of a run into splits; raise InputError."""
     return reading.read_splits(
-        files, row_format=options.row_format, more_columns=options.message_columns
+        files,
+        row_format=options.row_format,
+        more_columns=options.message_columns,
+        read_table=read_table,
     )
 
 

@@ -37,6 +37,7 @@ from mtpack.running.run_record import continue_run, identify_run, write_run_reco
 from mtpack.running.run_setup import RunSetup, read_first_rows
 from mtpack.running.runner import local_runner
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.table_process import table_process
 from mtpack.running.token_store import holds_splits, measure_store
 from mtpack.running.windows import StaleWindowError
 from mtpack.shards.manifest import (
@@ -218,11 +219,12 @@ class _PackRun:
             attempt = Attempt(setup, self.disabled, self.callbacks, self.watch, formats)
             try:
                 with (
+                    table_process(setup.files) as read_table,
                     ThreadPoolExecutor(self.options.num_workers, "sync") as threads,
                     local_runner(setup.pipeline, setup.num_workers) as runner,
                 ):
                     self.watch.lap("start")
-                    state = attempt.run(runner, threads)
+                    state = attempt.run(runner, threads, read_table)
                 formats.report_totals()
                 return state
             except StaleWindowError as error:
@@ -267,6 +269,7 @@ class _PackRun:
 def _hash_inputs(files: list[InputFile], options: PackOptions) -> list[str]:
     """Read all files and return their sha256, as they are in the manifest; raise InputError."""
     hashes = InputHashes()
-    for split in read_splits(files, options):
-        hashes.add(split.read().file_sha256s())
+    with table_process(files) as read_table:
+        for split in read_splits(files, options, read_table):
+            hashes.add(split.read().file_sha256s())
     return [hashes.sha256(file.name) for file in files]

@@ -64,7 +64,7 @@ def set_up_worker(load: Callable[[], Pipeline]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is after `nohup`
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _end_with_parent()
+    end_with_parent()
     os.environ.update(SINGLE_THREAD_ENV)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     _keep_freed_memory()
@@ -73,7 +73,7 @@ def set_up_worker(load: Callable[[], Pipeline]) -> None:
     _worker = _Worker(load, heartbeat)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Make this process end when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:

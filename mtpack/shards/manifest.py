@@ -20,6 +20,7 @@ from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
 from mtpack.shards.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
+_MANIFEST_LIMIT = 64 * 2**20
 
 _Record = TypeVar("_Record", "RunIdentity", "Counts", "ShardRecord", "RunInfo")
 
@@ -129,22 +130,30 @@ class Manifest:
             "shards": [asdict(shard) for shard in self.report.shards],
             "files": self.files,
         }
-        sha256 = hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
-        whole = {**hashed, "sha256": sha256, "about": asdict(self.report.about)}
-        text = json.dumps(whole, sort_keys=True, indent=1) + "\n"
+        whole = {**hashed, "sha256": _hash(hashed), "about": asdict(self.report.about)}
         with atomic_file(path, durable=True) as file:
-            file.write(text.encode())
+            file.write(_format(whole))
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
-    """Read the manifest of an output folder; raise InputError if it is missing or damaged."""
+    """Read the manifest of an output folder; raise InputError if it is missing or damaged.
+
+    Its text has to be the one that mtpack writes, so that any change outside of `about` is found.
+    Names have to be those of files in the folder.
+    """
     path = folder / name
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(_MANIFEST_LIMIT)
+        whole = json.loads(text)
+        is_original = _format(whole) == text
         sha256, about = whole.pop("sha256"), whole.pop("about")
         require_format_version(path, whole["format_version"])
-        if hashlib.sha256(_canonical_json(whole).encode()).hexdigest() != sha256:
+        if not is_original or _hash(whole) != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
+        for name in (*(shard["path"] for shard in whole["shards"]), *whole.get("files", {})):
+            if Path(name).name != name or "\0" in name:
+                raise InputError(f"{path}: damaged; {name!r} is not a file name")
         run = _build_checked(RunIdentity, whole["run"])
         return Manifest(
             run,
@@ -191,8 +200,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _hash(hashed: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
+
+
 def _canonical_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _format(whole: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(whole, sort_keys=True, indent=1)}\n".encode()
 
 
 def _format_value(value: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from mtpack.shards.manifest import (
 from mtpack.shards.side_files import REJECTS, SIDE_FILES
 from mtpack.shards.work_area import has_work_area
 
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
 _REPLACED = "replaced.json"  # the manifest of the output that a complete one in the area replaces
 
 
@@ -114,6 +116,11 @@ def make_bad_row_error(reject: str) -> InputError:
     """Return the error that stops a run at a bad row; reject: `str` of the `Reject`."""
     remedy = "repair or remove the row, or skip such rows with --on-error skip"
     return InputError(f"{reject}\n{remedy}")
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Return the files of a folder that have the name of a shard, sorted."""
+    return sorted(path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
 
 
 def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> None:

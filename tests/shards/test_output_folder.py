@@ -293,7 +293,8 @@ def test_a_manifest_with_values_of_wrong_types_is_damaged(tmp_path, key, value):
     whole["shards"][0][key] = value
     about, _ = whole.pop("about"), whole.pop("sha256")
     sha256 = hashlib.sha256(manifest._canonical_json(whole).encode()).hexdigest()
-    path.write_text(json.dumps(whole | {"about": about, "sha256": sha256}))
+    whole |= {"about": about, "sha256": sha256}
+    path.write_text(json.dumps(whole, sort_keys=True, indent=1) + "\n")
     with pytest.raises(InputError, match="damaged"):
         mtpack.open_shards(tmp_path / "packed")
 
