@@ -218,7 +218,7 @@ class _PackRun:
         state = self._pack_all(setup)
         if not state.counts.documents:
             raise InputError(
-                explain_empty_run(
+                *explain_empty_run(
                     setup.files, self.options, state.counts, state.empty, state.first_reject
                 )
             )

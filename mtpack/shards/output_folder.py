@@ -148,7 +148,7 @@ def _open_locked(path: Path) -> IO[bytes]:
 def make_bad_row_error(reject: str) -> InputError:
     """Return the error that stops a run at a bad row; reject: `str` of the `Reject`."""
     remedy = "repair or remove the row, or skip such rows with --on-error skip"
-    return InputError(f"{reject}\n{remedy}")
+    return InputError(reject, remedy)
 
 
 def write_rejects(file: TextIO, rejects: Iterable[Reject]) -> None:
