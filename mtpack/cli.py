@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from mtpack.errors import MtpackError, SetupError
+from mtpack.exit_signals import EXIT_SIGNALS
 from mtpack.options import PackOptions, choices, flag, resolve_alias
 from mtpack.report.escaping import format_json, format_message
 from mtpack.running.thread_limits import SINGLE_THREAD_ENV
@@ -40,7 +40,6 @@ class _Group(click.Group):
             raise click.exceptions.Exit(error.exit_code) from error
 
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
         try:
             return super().invoke(context)
         except MtpackError as error:
@@ -49,7 +48,7 @@ class _Group(click.Group):
         except click.UsageError as error:
             _tell_usage(error)
             context.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # in programs that call this without `mtpack.__main__`
             _tell("interrupted")
             context.exit(130)
         except BrokenPipeError:  # the reader of our output has closed the pipe
@@ -119,7 +118,9 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
     from mtpack.running.pack import pack as pack_dialogues
+    from mtpack.shards.manifest import MANIFEST
 
+    EXIT_SIGNALS.expect(os.path.join(options["output"], MANIFEST))
     with _show_progress(quiet=quiet, bars=not as_json) as callbacks:
         report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:

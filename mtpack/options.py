@@ -193,6 +193,15 @@ class PackOptions:
         changes_output=False,
         metavar="DIR",
     )
+    unit_timeout: int = _option(
+        0,
+        "Seconds without progress after which a worker process is ended, and its split or shard is "
+        "done once more. Default: ten times what the longest has taken, at least 60.",
+        changes_output=False,
+        minimum=0,
+        show_default=False,
+        metavar="SECONDS",
+    )
     overwrite: bool = _option(
         False, "Replace the complete output of another run.", changes_output=False
     )

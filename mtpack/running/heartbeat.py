@@ -39,6 +39,6 @@ class Heartbeat(Structure):
         self.changes += 1
 
     def end(self) -> None:
-        """End the step: what follows can't hang."""
+        """End the step; between steps, report progress."""
         self.text = b""
         self.changes += 1

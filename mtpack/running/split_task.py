@@ -43,6 +43,11 @@ class SplitTask:
     process_rows: int = 0
     """The estimated number of rows that each process gets in the run."""
 
+    def __str__(self) -> str:
+        files = {piece.file: None for piece in self.split.pieces}
+        first_row = f"row {self.split.first_row + 1:,} of the input"
+        return f"{next(iter(files), 'the input')}: the split that starts at {first_row}"
+
 
 @dataclass(frozen=True, slots=True)
 class SplitRecord:

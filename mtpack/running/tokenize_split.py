@@ -143,6 +143,7 @@ class _RowRenderer:
                 last = row.origin
                 first = first or last
             watch.lap("render")
+            self._pipeline.heartbeat.end()
             if num_chars >= _CHARS_PER_BATCH:
                 yield _format_range(first, last), rendered
                 first, rendered, num_chars = None, [], 0

@@ -89,7 +89,8 @@ def stop(
 @pytest.mark.parametrize("function", [hang_in_foreign_code, hang_in_python, hang_outside_of_python])
 def test_a_task_that_hangs_stops_the_run(function, workers):
     said = stop(function, SOON, workers)
-    assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; use another")
+    line = "rows.jsonl line 7: rendering takes more than 0.5 s of CPU time; use another chat"
+    assert said.startswith(line)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure memory")
