@@ -232,10 +232,12 @@ class ChatTemplate:
             raise TemplateRaisedError(detail[:200]) from error
 
     def _write_within_limits(self, render: Callable[..., str], variables: dict[str, Any]) -> str:
-        self.meter.restart()
+        self.meter.begin()
         try:
             return render(variables)
         except RecursionError:  # the allowed depth must not depend on the stack of the caller
             self.meter.restart()
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(render, variables).result()
+        finally:
+            self.meter.end()

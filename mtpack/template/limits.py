@@ -5,8 +5,9 @@ reaching out, but not from computing without end. So each render counts the char
 writes and the iterations of its loops. The counts depend on the template and the dialogue alone.
 So a row that is rejected on one machine is rejected on every machine.
 
-What happens in one step is not counted, however large the result is (`'x' * 10**10`). Too much of
-that stops the run (`running/watchdog.py`), since how much is too much depends on the machine.
+What happens in one step is not counted, however large the result is (`'x' * 10**10`). So a render
+also has limits on time and memory. They stop the run (`running/watchdog.py`), since how much is too
+much depends on the machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from jinja2 import nodes
@@ -42,15 +43,35 @@ class TemplateLimitError(Exception):
     """A render exceeds a limit; the text says which one."""
 
 
+class RenderCount(Protocol):
+    """Counts renders; `running/heartbeat.py` does so for the process that watches this one."""
+
+    renders: int
+    """The number of begins and ends of renders so far."""
+
+
 class Meter:
     """Counts what one render does, and raises TemplateLimitError if it exceeds a limit."""
 
-    __slots__ = ("_characters_left", "_iterations_left", "limits")
+    __slots__ = ("_characters_left", "_iterations_left", "count", "limits")
 
     def __init__(self, limits: Limits) -> None:
         """Start with nothing counted."""
         self.limits = limits
+        self.count: RenderCount | None = None
+        """Where the begin and the end of each render are counted, if anywhere."""
         self.restart()
+
+    def begin(self) -> None:
+        """Begin a render, with nothing counted."""
+        self.restart()
+        if self.count is not None:
+            self.count.renders += 1
+
+    def end(self) -> None:
+        """End a render, also one that has failed."""
+        if self.count is not None:
+            self.count.renders += 1
 
     def restart(self) -> None:
         """Start the count of another render."""
