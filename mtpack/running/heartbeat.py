@@ -17,12 +17,14 @@ class Heartbeat(Structure):
 
     task: the number of the task; `NO_TASK` between tasks. changes: the number of begins and ends of
     steps so far. effort: the time that the step may take, relative to that of a typical row.
+    renders: the number of begins and ends of renders so far, so it is odd while one runs.
     """
 
     _fields_ = (
         ("task", c_int64),
         ("changes", c_int64),
         ("effort", c_double),
+        ("renders", c_int64),
         ("text", c_char * _TEXT_BYTES),
     )
 

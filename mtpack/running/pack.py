@@ -185,7 +185,7 @@ class _PackRun:
         if not state.counts.documents:
             setup.area.is_kept = False
             raise InputError(
-                explain_empty_run(
+                *explain_empty_run(
                     setup.files, self.options, state.counts, state.empty, state.first_reject
                 )
             )

@@ -67,7 +67,7 @@ class LocalRunner:
         """
         self._pipeline = pipeline
         self._num_workers = num_workers
-        self._limits = limits or compute_process_limits(num_workers)
+        self._limits = limits or compute_process_limits(num_workers, pipeline.options)
         self._timeout = UnitTimeout(pipeline.options.unit_timeout or None)
         self.pool = self._new_pool(forked=may_fork())
         self._numbers = count(NO_TASK + 1)

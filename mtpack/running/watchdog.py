@@ -15,8 +15,10 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mtpack.errors import MtpackError
+from mtpack.options import PackOptions, flag
 from mtpack.running.heartbeat import NO_TASK
 from mtpack.running.processes import WorkerProcess
 from mtpack.running.usage import read_cpu_seconds, read_free_memory, read_resident_memory
@@ -41,13 +43,20 @@ class ProcessLimits:
     """For a typical row, which takes a few milliseconds. Longer rows may take longer."""
     memory: int | None = None
     """Resident bytes, without mapped files; None if they can't be measured."""
+    render_seconds: float = 10.0
+    """For a single render; a row takes several."""
+    render_memory: int = 2**29
+    """Resident bytes beyond what the process held before a render."""
 
 
-def compute_process_limits(num_processes: int) -> ProcessLimits:
+def compute_process_limits(num_processes: int, options: PackOptions) -> ProcessLimits:
     """Return the limits of each of `num_processes` that share the memory that is free now."""
     free = read_free_memory()
-    memory = None if free is None else int(free * _SHARE_OF_MEMORY / num_processes)
-    return ProcessLimits(memory=memory)
+    return ProcessLimits(
+        memory=None if free is None else int(free * _SHARE_OF_MEMORY / num_processes),
+        render_seconds=options.render_seconds,
+        render_memory=options.render_bytes,
+    )
 
 
 @dataclass(slots=True)
@@ -79,6 +88,17 @@ class Stall:
     """How long it has made no progress."""
 
 
+class _Render(NamedTuple):
+    """A single render, when it was seen for the first time."""
+
+    number: int
+    """That of the heartbeat."""
+    seconds: float
+    """That the process had used."""
+    memory: int
+    """That it held."""
+
+
 @dataclass(slots=True)
 class _Watched:
     """What was seen of a worker, in seconds of the time that it was watched."""
@@ -94,6 +114,8 @@ class _Watched:
     """Its CPU time when the step was seen for the first time."""
     progress_cpu: float = 0.0
     """Its CPU time at the last progress."""
+    render: _Render | None = None
+    """The render that it was at when it was seen last, if any."""
 
 
 class Watchdog:
@@ -170,10 +192,37 @@ class Watchdog:
             raise MtpackError(
                 f"{what} takes {limit}; use another chat template or tokenizer, or remove the row"
             )
-        memory = self._limits.memory
-        if memory is not None and read_resident_memory(worker.pid or 0) > memory:
+        memory, resident = self._limits.memory, read_resident_memory(worker.pid or 0)
+        self._check_render(worker, what, watched, used, resident)
+        if memory is not None and resident > memory:
             limit = f"more than {memory / 2**30:,.1f} GiB of memory"
             raise MtpackError(describe_out_of_memory(what, limit))
+
+    def _check_render(
+        self, worker: WorkerProcess, what: str, watched: _Watched, seconds: float, memory: int
+    ) -> None:
+        """Raise MtpackError if a single render exceeds its limits.
+
+        seconds: those that the step has used; memory: what the process holds, in bytes.
+        """
+        number = worker.heartbeat.renders
+        if number % 2 == 0 or watched.render is None or watched.render.number != number:
+            watched.render = _Render(number, seconds, memory)
+            return
+        limits, how_much, option = self._limits, "", ""
+        if seconds - watched.render.seconds > limits.render_seconds:
+            how_much, option = (
+                f"takes more than {limits.render_seconds:,.3g} s of CPU time",
+                "render_seconds",
+            )
+        if memory - watched.render.memory > limits.render_memory:
+            size = f"{limits.render_memory / 2**20:,.4g} MiB"
+            how_much, option = f"needs more than {size} of memory", "render_memory"
+        if how_much:
+            raise MtpackError(
+                f"{what} {how_much} in one render; use another chat template, remove the row, or "
+                f"allow more with {flag(option)}"
+            )
 
     def _find_lost(self, awaited: int, seconds: float | None) -> Stall | None:
         """Return the awaited task if no worker has been at any task for too long.

@@ -49,6 +49,7 @@ class _Worker:
         self.heartbeat.begin("loading the tokenizer and the chat template in a worker process")
         loaded = replace(self.load(), heartbeat=self.heartbeat)
         self.heartbeat.end()
+        loaded.template.meter.count = self.heartbeat
         gc.freeze()
         return loaded
 

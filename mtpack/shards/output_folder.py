@@ -115,7 +115,7 @@ def _are_untouched(files: list[InputFile], about: RunInfo) -> bool:
 def make_bad_row_error(reject: str) -> InputError:
     """Return the error that stops a run at a bad row; reject: `str` of the `Reject`."""
     remedy = "repair or remove the row, or skip such rows with --on-error skip"
-    return InputError(f"{reject}\n{remedy}")
+    return InputError(reject, remedy)
 
 
 def find_shards(folder: Path) -> list[Path]:

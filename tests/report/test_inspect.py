@@ -18,10 +18,10 @@ from mtpack.counts import Counts
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns, assemble
 from mtpack.report.decoding import decode_part, find_decoder
+from mtpack.report.escaping import escape
 from mtpack.report.figures import count_figures
 from mtpack.report.inspect_view import show_figures, show_row
 from mtpack.report.row_view import view_row
-from mtpack.report.terminal import escape
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.shards.dataset import Shards, map_shards, open_shards
 from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo

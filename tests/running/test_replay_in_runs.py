@@ -94,6 +94,24 @@ def test_the_sample_depends_on_the_seed_and_its_time_is_limited(tmp_path):
     assert not any(audit.is_due(row) for row in range(3200))
 
 
+def test_a_process_knows_about_how_many_rows_it_gets(tmp_path, monkeypatch):
+    rows = (SAMPLE_DATA / "conversations_en.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(rows) * 20)
+    estimates = tmp_path / "estimates"
+
+    def affords(budget, *_):
+        with estimates.open("a") as file:
+            file.write(f"{budget.num_dialogues}\n")
+        return True
+
+    monkeypatch.setattr(LearningBudget, "affords", affords)
+    for workers in (1, 2):
+        estimates.write_text("")
+        mtpack.pack(tmp_path / "rows.jsonl", output=tmp_path / f"packed-{workers}", workers=workers)
+        estimated = max(map(int, estimates.read_text().split()))
+        assert 0.8 < estimated * workers / (20 * len(rows)) < 1.3
+
+
 @pytest.mark.parametrize("merge", ["auto", "always", "never"])
 def test_a_run_gives_the_same_whatever_is_recorded(tmp_path, monkeypatch, merge):
     everything, _ = pack(tmp_path / "everything", merge=merge)
