@@ -168,7 +168,7 @@ def test_a_window_is_written_and_its_files_removed_while_the_next_is_tokenized(
         most_files = max(most_files, len(list(tmp_path.glob("packed/.mtpack/splits/*/*-*.json"))))
 
     callbacks = mtpack.Callbacks(progress=progress)
-    pack(tmp_path / "packed", window="8Ki", workers=workers, callbacks=callbacks)
+    pack(tmp_path / "packed", window="4Ki", workers=workers, callbacks=callbacks)
     num_splits = stages.count("tokenize")
     assert stages.index("write") < num_splits // 2
     assert most_files < num_splits // 2
