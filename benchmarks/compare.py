@@ -51,7 +51,7 @@ from mtpack.tokenizer.loading import EMBEDDED_FOLDER
 def measure_planning(setting: Setting) -> Figures:
     """Plan the lengths of all documents, also by best-fit decreasing."""
     shards = open_shards(ensure_output(setting))
-    batches = [batch for shard in shards.opened for batch in shard.batches]
+    batches = list(shards.batches())
     lengths = np.concatenate([batch.document_lengths for batch in batches]).astype(np.int64)
     lengths = lengths[lengths > 0]
     started = time.perf_counter()

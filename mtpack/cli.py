@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,9 @@ from typing import Any, TypeVar
 import click
 
 from mtpack.errors import MtpackError, SetupError
+from mtpack.exit_signals import EXIT_SIGNALS
 from mtpack.options import PackOptions, choices, flag, resolve_alias
+from mtpack.report.escaping import format_json, format_message
 from mtpack.running.thread_limits import SINGLE_THREAD_ENV
 from mtpack.version import __version__
 
@@ -32,20 +32,24 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 class _Group(click.Group):
     """Prints every expected error as one or two lines and exits with its status."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.NoSuchOption as error:  # before the name of a command
+            _tell_usage(error)
+            raise click.exceptions.Exit(error.exit_code) from error
+
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
         try:
             return super().invoke(context)
         except MtpackError as error:
-            click.echo(f"mtpack: {error}", err=True)
+            _tell(*error.args)
             context.exit(error.exit_status)
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else "mtpack"
-            message = error.format_message().rstrip(".")
-            click.echo(f"mtpack: {message}; see {command} --help", err=True)
+            _tell_usage(error)
             context.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("mtpack: interrupted", err=True)
+        except KeyboardInterrupt:  # in programs that call this without `mtpack.__main__`
+            _tell("interrupted")
             context.exit(130)
         except BrokenPipeError:  # the reader of our output has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,13 +57,10 @@ class _Group(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             remedy = "; free some space and run again" if error.errno == errno.ENOSPC else ""
-            click.echo(f"mtpack: {where}{error.strerror or error}{remedy}", err=True)
+            _tell(f"{where}{error.strerror or error}{remedy}")
             context.exit(1)
         except UnicodeEncodeError:
-            click.echo(
-                "mtpack: this locale can't encode a file name; set PYTHONUTF8=1 and run again",
-                err=True,
-            )
+            _tell("this locale can't encode a file name; set PYTHONUTF8=1 and run again")
             context.exit(1)
 
 
@@ -117,7 +118,9 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
     from mtpack.running.pack import pack as pack_dialogues
+    from mtpack.shards.manifest import MANIFEST
 
+    EXIT_SIGNALS.expect(os.path.join(options["output"], MANIFEST))
     with _show_progress(quiet=quiet, bars=not as_json) as callbacks:
         report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:
@@ -141,7 +144,7 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 
     shards = open_shards(path)
     if shards.manifest is None:
-        _warn(f"{path}: a single shard, so hashes were not checked; name its folder for that")
+        _tell(f"{path}: a single shard, so hashes were not checked; name its folder for that")
     if row is not None:
         view = view_row(shards, row)
         if as_json:
@@ -149,7 +152,7 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
             return
         decode, warning = find_decoder(shards, tokenizer)
         if warning:
-            _warn(warning)
+            _tell(warning)
         show_row(view, decode, _console())
         return
     figures = count_figures(shards)
@@ -216,24 +219,30 @@ def _show_check() -> Iterator[Callable[[str, float], None]]:
         def show(check: str, seconds: float) -> None:
             status.update(f"checking {check}")
             if seconds > 60:
-                _warn(f"{check} takes about {seconds / 60:.1f} minutes with this model")
+                _tell(f"{check} takes about {seconds / 60:.1f} minutes with this model")
 
         yield show
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(format_json(value))
 
 
-def _warn(text: str) -> None:
-    click.echo(f"mtpack: {text}", err=True)
+def _tell(*lines: object) -> None:
+    """Print a message of these lines on standard error."""
+    click.echo(format_message(lines), err=True)
+
+
+def _tell_usage(error: click.UsageError) -> None:
+    command = error.ctx.command_path if error.ctx else "mtpack"
+    _tell(f"{error.format_message().rstrip('.')}; see {command} --help")
 
 
 def _console() -> Any:
     """Return a console on standard output that prints any text and raises BrokenPipeError."""
-    from rich.console import Console
+    from mtpack.report.terminal import SafeConsole
 
-    class PipedConsole(Console):
+    class PipedConsole(SafeConsole):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # `_Group.invoke` handles it
 
@@ -245,7 +254,7 @@ def _console() -> Any:
 @contextmanager
 def _show_progress(*, quiet: bool, bars: bool) -> Iterator[Any]:
     """Show progress and warnings on standard error; show bars only on a terminal."""
-    from mtpack.running.pack import Callbacks
+    from mtpack.running.callbacks import Callbacks
 
     if quiet:
         yield Callbacks()
@@ -263,7 +272,7 @@ def _show_progress(*, quiet: bool, bars: bool) -> Iterator[Any]:
         bar_by_stage[stage].update(amount)
 
     def warn(text: str) -> None:
-        tqdm.write(f"mtpack: {text}", file=sys.stderr)
+        tqdm.write(format_message([text]), file=sys.stderr)
 
     try:
         yield Callbacks(progress, warn)

@@ -6,14 +6,20 @@
                             a refused output folder, a missing extra
 
 A message has one or two lines: what is wrong, where, and what to do about it. It never quotes the
-content of a dialogue.
+content of a dialogue. It may quote names of files and keys, which can hold any character.
 """
 
 
 class MtpackError(Exception):
-    """The base class of all errors that mtpack raises on purpose."""
+    """The base class of all errors that mtpack raises on purpose.
+
+    Each argument is a line of the message: a line break in an argument belongs to a name.
+    """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def first_line(error: Exception) -> str:

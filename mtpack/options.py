@@ -193,6 +193,30 @@ class PackOptions:
         changes_output=False,
         metavar="DIR",
     )
+    unit_timeout: int = _option(
+        0,
+        "Seconds without progress after which a worker process is ended, and its split or shard is "
+        "done once more. Default: ten times what the longest has taken, at least 60.",
+        changes_output=False,
+        minimum=0,
+        show_default=False,
+        metavar="SECONDS",
+    )
+    render_seconds: int = _option(
+        10,
+        "Seconds of CPU time that a single render with the chat template may take. More stops the "
+        "run.",
+        changes_output=False,
+        minimum=1,
+        metavar="SECONDS",
+    )
+    render_memory: str = _option(
+        "512MiB",
+        "Memory that a single render may take in addition to what its worker process holds. More "
+        "stops the run.",
+        changes_output=False,
+        size="B",
+    )
     overwrite: bool = _option(
         False, "Replace the complete output of another run.", changes_output=False
     )
@@ -218,6 +242,11 @@ class PackOptions:
     def shard_bytes(self) -> int:
         """The shard size in bytes."""
         return parse_size(self.shard_size, "B")
+
+    @property
+    def render_bytes(self) -> int:
+        """The memory of a single render in bytes."""
+        return parse_size(self.render_memory, "B")
 
     @property
     def window_tokens(self) -> int:

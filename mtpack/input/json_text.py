@@ -1,24 +1,32 @@
 """Reads text files by what they hold: a row in each line, a JSON list of rows, or one JSON object.
 
 The content decides, not the name: a `.json` file may have a row in each line, and a `.jsonl` file
-may be a list over several lines. Only lists are read whole, since they have no other end.
+may be a list over several lines. Of a list, one element at a time is in memory.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile
 from mtpack.input.splits import RowBatch, batch_rows
-from mtpack.input.text_files import BYTE_ORDER_MARK, open_text, read_first_line, read_lines
+from mtpack.input.text_files import open_text, read_first_line, read_lines
 
 LINES, LIST, OBJECT = "lines", "list", "object"
 _OPENING = (b"[", b"{")
 _ANY_JSON = "a .json file holds a list, one object, or one object per line"
 # Only the ends of values matter here. Numbers may have any size, and a row says what is wrong.
 _DECODER = json.JSONDecoder(parse_int=float)
+_SPACES = re.compile(r"[ \t\r\n]*")
+# What follows a value if it may be a number of which only a part is in memory.
+_MAY_GO_ON = re.compile(r"[-+.0-9eE]*\Z")
+_BLOCK_BYTES = 2**20
+_MOST_VALUES = 8 * 2**20
 
 
 def read_text(file: InputFile, line_limit: int) -> Iterator[RowBatch]:
@@ -58,6 +66,8 @@ def _explain(text: bytes) -> str:
 
 def _is_value(text: bytes) -> bool:
     decoded = text.decode(errors="replace")
+    if _has_too_many_values(decoded, 0):  # the row says so
+        return True
     try:
         _, end = _DECODER.raw_decode(decoded)
     except RecursionError:  # a value that is nested too deeply: the row says so
@@ -70,36 +80,28 @@ def _is_value(text: bytes) -> bool:
 def _read_list(file: InputFile, line_limit: int) -> Iterator[tuple[int, bytes, None]]:
     """Yield the elements of a JSON list, each as line number and unchanged text."""
     with open_text(file) as stream:
-        document = _Document(file.name, stream.read())
-    return document.find_elements()
+        yield from _Document(file.name, stream, line_limit).find_elements()
 
 
 def _read_object(file: InputFile, line_limit: int) -> Iterator[tuple[int, bytes, None]]:
     """Yield the only object of a file, which may be pretty-printed, as line number and text."""
     with open_text(file) as stream:
-        content = stream.read(line_limit + 1)
-    if len(content) > line_limit:
-        raise InputError(
-            f"{file.name}: the first line is not valid JSON, or one object of more than "
-            f"{line_limit:,} bytes; {_ANY_JSON}"
-        )
-    return _Document(file.name, content).find_object()
+        yield from _Document(file.name, stream, line_limit).find_object()
 
 
 class _Document:
-    """The text of a JSON list or object, and a position in it."""
+    """The text of a JSON list or object, of which a part is in memory, and a position in it."""
 
-    def __init__(self, name: str, content: bytes) -> None:
-        """Begin at the first character; raise InputError if the content is not UTF-8."""
-        content = content.removeprefix(BYTE_ORDER_MARK)
+    def __init__(self, name: str, stream: BinaryIO, limit: int) -> None:
+        """Begin at the first character; limit: the longest value to take, in characters."""
         self._name = name
+        self._stream = stream
+        self._limit = limit
+        self._decode = getincrementaldecoder("utf-8")().decode
+        self._text, self._position, self._is_whole = "", 0, False
         self._line, self._counted = 1, 0
-        try:
-            self._text = content.decode()
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise InputError(f"{name} line {line}: not UTF-8; convert the file") from error
-        self._position = 0
+        self._read_more()
+        self._text = self._text.removeprefix("\ufeff")
         self._skip_space()
 
     def find_elements(self) -> Iterator[tuple[int, bytes, None]]:
@@ -122,17 +124,47 @@ class _Document:
         yield value
 
     def _take_value(self) -> tuple[int, bytes, None]:
-        start, line = self._position, self._line_at(self._position)
-        try:
-            _, self._position = _DECODER.raw_decode(self._text, start)
-        except RecursionError:
-            raise self._error("nested too deeply") from None
-        except ValueError as problem:
-            self._position = getattr(problem, "pos", start)
-            raise self._error("not valid JSON") from None
-        text = self._text[start : self._position].encode()
+        """Return line number and text of the value here; raise InputError."""
+        line = self._line_at(self._position)
+        end = self._find_end()
+        text = self._text[self._position : end].encode()
+        self._position = end
         self._skip_space()
         return line, text, None
+
+    def _find_end(self) -> int:
+        """Return the end of the value here, and read on until it is in memory."""
+        while True:
+            try:
+                _, end = _DECODER.raw_decode(self._text, self._position)
+                if self._is_whole or not _MAY_GO_ON.match(self._text, end):
+                    return end
+                problem = end
+            except RecursionError:
+                raise self._error("nested too deeply") from None
+            except ValueError as error:
+                problem = getattr(error, "pos", self._position)
+            is_too_long = len(self._text) - self._position > self._limit
+            if self._is_whole or is_too_long:
+                self._position = problem
+                size = f", or a value of more than {self._limit:,} bytes; {_ANY_JSON}"
+                raise self._error("not valid JSON" + (size if is_too_long else ""))
+            if _has_too_many_values(self._text, self._position):
+                raise self._error(f"more than {_MOST_VALUES:,} values in one row")
+            self._read_more()
+
+    def _read_more(self) -> None:
+        """Drop what was taken, and read as much again as is left, so that few reads are enough."""
+        self._line_at(self._position)
+        self._text, self._position = self._text[self._position :], 0
+        self._counted = 0
+        block = self._stream.read(max(_BLOCK_BYTES, len(self._text)))
+        self._is_whole = not block
+        try:
+            self._text += self._decode(block, self._is_whole)
+        except UnicodeDecodeError as error:
+            line = self._line_at(len(self._text)) + error.object.count(b"\n", 0, error.start)
+            raise InputError(f"{self._name} line {line}: not UTF-8; convert the file") from error
 
     def _require_end(self, what: str) -> None:
         if self._position < len(self._text):
@@ -146,8 +178,11 @@ class _Document:
         self._skip_space()
 
     def _skip_space(self) -> None:
-        while self._starts_with((" ", "\t", "\r", "\n")):
-            self._position += 1
+        while True:
+            self._position = _SPACES.match(self._text, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._text) or self._is_whole:
+                return
+            self._read_more()
 
     def _line_at(self, index: int) -> int:
         self._line += self._text.count("\n", self._counted, index)
@@ -157,3 +192,13 @@ class _Document:
     def _error(self, reason: str) -> InputError:
         line = self._line_at(min(self._position, len(self._text)))
         return InputError(f"{self._name} line {line}: {reason}")
+
+
+def _has_too_many_values(text: str, start: int) -> bool:
+    """Return whether the rest of a text may hold more values than are parsed at once.
+
+    A value of two characters takes up to 72 bytes of memory. Short texts are not counted.
+    """
+    if len(text) - start <= _MOST_VALUES:
+        return False
+    return sum(text.count(each, start) for each in "[{,") > _MOST_VALUES

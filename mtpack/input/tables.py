@@ -1,5 +1,9 @@
 """Reads the rows of tables, Parquet and Arrow files, as JSON text.
 
+Files are mapped into memory, so that only what is decoded takes memory. A file that becomes shorter
+meanwhile ends the process, and so may a damaged one: a run reads tables in a process of their own
+(`running/table_process.py`).
+
 Only the columns that a format reads are decoded. Of the others, a row's note says which have a
 value, so that none of them is left out in silence.
 """
@@ -34,31 +38,42 @@ class _Columns(NamedTuple):
     never_read: list[str]
 
 
-def read_parquet(
-    file: InputFile, line_limit: int, columns: Collection[str]
-) -> Iterator[RowsInMemory]:
-    """Yield the rows of a Parquet file in batches; columns: those to read. Raises InputError."""
-    return batch_rows(file.name, _read_parquet_rows(file, columns), line_limit)
-
-
-def read_arrow(
-    file: InputFile, line_limit: int, columns: Collection[str]
-) -> Iterator[RowsInMemory]:
-    """Yield the rows of an Arrow IPC file or stream in batches, as `read_parquet` does."""
-    return batch_rows(file.name, _read_arrow_rows(file, columns), line_limit)
-
-
 _Rows = Iterator[tuple[int, bytes, TableNote]]
 
 
-def _read_parquet_rows(file: InputFile, columns: Collection[str]) -> _Rows:
-    with wrap_read_errors(file.name), pa.parquet.ParquetFile(file.path) as table:
+def is_table(file: InputFile) -> bool:
+    """Return whether a file is a table, by its name."""
+    return file.kind.content in _READERS
+
+
+def read_table(
+    file: InputFile, line_limit: int, columns: Collection[str]
+) -> Iterator[RowsInMemory]:
+    """Yield the rows of a Parquet file, or of an Arrow IPC file or stream, in batches.
+
+    columns: those to read. Raises InputError.
+    """
+    rows = _READERS[file.kind.content](file, line_limit, columns)
+    return batch_rows(file.name, rows, line_limit)
+
+
+def _read_parquet_rows(file: InputFile, line_limit: int, columns: Collection[str]) -> _Rows:
+    with wrap_read_errors(file.name), pa.parquet.ParquetFile(file.path, memory_map=True) as table:
         chosen = _choose_columns(file.name, table.schema_arrow, columns)
         always, leaves = _look_at_statistics(table, chosen.never_read)
         wanted = [*chosen.read, *leaves.values()]
         writer = _RowWriter(file.name, table.schema_arrow, chosen.read)
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+        rows_at_once = _choose_rows_at_once(table.metadata, line_limit)
+        for batch in table.iter_batches(batch_size=rows_at_once, columns=wanted):
             yield from writer.write(batch, always, list(leaves))
+
+
+def _choose_rows_at_once(metadata: pa.parquet.FileMetaData, num_bytes: int) -> int:
+    """Return how many rows are decoded at once: about `num_bytes`, if the file says the truth."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    decoded = sum(int(max(0, group.total_byte_size)) for group in groups)
+    fitting = num_bytes * int(max(0, metadata.num_rows)) // max(1, decoded)
+    return max(1, min(_ROWS_AT_ONCE, fitting))
 
 
 def _look_at_statistics(
@@ -94,7 +109,7 @@ def _has_no_null(chunk: Any) -> bool:
     return statistics is not None and statistics.has_null_count and not statistics.null_count
 
 
-def _read_arrow_rows(file: InputFile, columns: Collection[str]) -> _Rows:
+def _read_arrow_rows(file: InputFile, line_limit: int, columns: Collection[str]) -> _Rows:
     with wrap_read_errors(file.name):
         with _open_arrow(file, None) as (schema, _):
             chosen = _choose_columns(file.name, schema, columns)
@@ -118,12 +133,9 @@ def _read_arrow_rows(file: InputFile, columns: Collection[str]) -> _Rows:
 def _open_arrow(
     file: InputFile, included: list[int] | None
 ) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-    """Open a file in either of Arrow's IPC formats; included: the indices of the columns to read.
-
-    The file is not mapped into memory: a mapped file that becomes shorter ends the process.
-    """
+    """Open a file in either of Arrow's IPC formats; included: the indices of columns to read."""
     options = pa.ipc.IpcReadOptions(included_fields=included)
-    with pa.OSFile(file.path) as source:
+    with pa.memory_map(file.path) as source:
         magic = source.read(len(_END_OF_STREAM))
         if magic.startswith(b"FEA1"):
             raise InputError(
@@ -191,7 +203,8 @@ class _RowWriter:
             self._row += 1
             self._nulls.found = False
             try:
-                text = orjson.dumps(self._convert(row))
+                # A copy: a text of orjson keeps the kilobyte that it was written into.
+                text = bytes(memoryview(orjson.dumps(self._convert(row))))
             except (TypeError, RecursionError) as error:
                 raise InputError(f"{self._name} row {self._row}: {error}") from error
             present = [name for name, has in zip(sometimes, found, strict=True) if has[index]]
@@ -217,3 +230,6 @@ class _RowWriter:
             for (name, convert), value in zip(self._converters.items(), row, strict=True)
             if value is not None
         }
+
+
+_READERS = {"parquet": _read_parquet_rows, "arrow": _read_arrow_rows}

@@ -17,18 +17,13 @@ from rich.text import Text
 
 from mtpack.counts import Counts
 from mtpack.report.decoding import Decoder, decode_part
+from mtpack.report.escaping import CLOSE, LINE_BREAK, OPEN, SPACE, TAB, escape
 from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import turn_summary
 from mtpack.report.row_view import DocumentView, RowView, TurnView
 from mtpack.report.terminal import (
-    CLOSE,
     INDENT,
-    LINE_BREAK,
-    OPEN,
-    SPACE,
-    TAB,
     build_notices_table,
-    escape,
     format_count,
     format_percent,
     format_range,

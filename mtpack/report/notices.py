@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from mtpack.counts import NO_MODE, OTHER_KEYS, Counts
+from mtpack.report.escaping import escape_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _explain_by_mode(name: str, counts: dict[str, int]) -> list[Notice]:
         Notice(
             name.replace("_", " "),
             count,
-            (text + remedy * (mode != NO_MODE)).format(mode=mode),
+            (text + remedy * (mode != NO_MODE)).format(mode=escape_line(mode)),
         )
         for mode, count in counts.items()
     ]
@@ -109,7 +110,8 @@ def _never_shown(content_dropped: dict[str, int]) -> list[Notice]:
     texts = {}
     for key in content_dropped:
         role, _, part = key.partition(".")
-        texts[key] = f"{role} messages: {_PARTS.get(part, part)}" if part else "rows: their tools"
+        what = escape_line(f"{role} messages: {_PARTS.get(part, part)}")
+        texts[key] = what if part else "rows: their tools"
     remedies = ["another template"]
     if "system.content" in texts:
         remedies.append("the system's text at the start of the first user message")
@@ -133,7 +135,7 @@ def _never_read(counts: dict[str, int]) -> list[Notice]:
             keys_by_count.setdefault(count, []).append(key)
     rows = sorted(keys_by_count.items(), reverse=True)
     lines = [
-        (count, f"rows{' each' if len(keys) > 1 else ''}: {', '.join(keys)}")
+        (count, f"rows{' each' if len(keys) > 1 else ''}: {', '.join(map(escape_line, keys))}")
         for count, keys in rows[:_MOST_LINES]
     ]
     rest = [key for _, keys in rows[_MOST_LINES:] for key in keys]

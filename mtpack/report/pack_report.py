@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.text import Text
 
 from mtpack.counts import Counts
 from mtpack.input.dialogue import Reason
+from mtpack.report.escaping import escape_line
 from mtpack.report.notices import turn_summary
 from mtpack.report.terminal import (
     build_notices_table,
@@ -44,18 +46,24 @@ def show_report(report: PackReport, console: Console) -> None:
     ]
     for name, number, remark in lines:
         if number or name != "replayed":
-            table.add_row(name, f"{number:,}", remark)
+            table.add_row(name, f"{number:,}", Text(remark))
     console.print(table)
     print_heading("What to know about the turns", console)
     console.print(build_notices_table(turn_summary(tally)))
     console.print()
     num_bytes = sum(shard.bytes for shard in report.shards)
     shards = format_count(len(report.shards), "shard")
-    console.print(
+    line = (
         f"{report.output}: {shards}, {num_bytes / 2**20:,.1f} MiB; packed in "
-        f"{about.seconds['total']:.1f} s, after {about.seconds['start']:.1f} s of loading",
-        soft_wrap=True,
+        f"{about.seconds['total']:.1f} s, after {about.seconds['start']:.1f} s of loading"
     )
+    console.print(Text(escape_line(line)), soft_wrap=True)
+    if about.shards_resumed or (about.splits_reused and not about.token_store_bytes):
+        console.print(
+            f"resumed: {about.splits_reused:,} of {about.splits:,} splits and "
+            f"{about.shards_resumed:,} of {len(report.shards):,} shards are from an earlier run",
+            soft_wrap=True,
+        )
     if about.token_store_bytes:
         console.print(
             f"token store: {about.token_store_bytes / 2**20:,.1f} MiB; "

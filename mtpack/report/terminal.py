@@ -1,52 +1,40 @@
 """Text and tables in a terminal: readable without colour, in 80 columns.
 
 Text from shards and files is untrusted. It is shown as `rich.text.Text`, which ignores markup, and
-characters that control a terminal are shown as escapes.
+`escaping.py` escapes the characters that control a terminal.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.report.escaping import escape_controls, escape_line
 from mtpack.report.notices import Notice
 
 INDENT = "  "
-OPEN, CLOSE, LINE_BREAK, TAB, SPACE = "⟦⟧⏎⇥␣"
-"""Symbols around and inside text that is trained."""
-_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them as they are
-_CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates, separators
 
 
-def escape(text: str) -> str:
-    r"""Escape the characters that control a terminal, and the symbols above.
+class SafeConsole(Console):
+    """A console that shows the characters that control a terminal as escapes.
 
-    >>> print(escape("a\x1b[2Jb"))
-    a\x1b[2Jb
+    It is the last defence: what is escaped only here may be cropped. So names and texts are escaped
+    before they are laid out.
     """
-    return "".join(map(_escape_character, text))
 
-
-def _escape_character(character: str) -> str:
-    if character in "\n\t" or character in _JOINERS:
-        return character
-    if character in (OPEN, CLOSE, LINE_BREAK, TAB, SPACE):
-        return _escape_code(character)
-    if not character.isprintable() and unicodedata.category(character) in _CONTROL_CATEGORIES:
-        return _escape_code(character)
-    return character
-
-
-def _escape_code(character: str) -> str:
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+        """Yield the segments of what is printed."""
+        for segment in super().render(*args, **kwargs):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(escape_controls(segment.text), segment.style)
 
 
 def print_heading(heading: str, console: Console) -> None:
@@ -72,7 +60,7 @@ def build_notices_table(notices: list[Notice]) -> Table:
     """Build the table of notices: name, count and explanation."""
     table = make_table("left", "right", "left")
     for notice in notices:
-        cells = (notice.name, f"{notice.count:,}", escape(notice.text))
+        cells = (notice.name, f"{notice.count:,}", notice.text)
         table.add_row(*map(Text, cells))
     return table
 
@@ -106,7 +94,7 @@ def format_reasons(counts: dict[str, int]) -> str:
     >>> format_reasons({"no_turn": 2, "overlong": 1000})
     'no_turn 2, overlong 1,000'
     """
-    return ", ".join(f"{escape(reason)} {count:,}" for reason, count in counts.items())
+    return ", ".join(f"{escape_line(reason)} {count:,}" for reason, count in counts.items())
 
 
 def indent(shown: Table | Text) -> Padding:

@@ -8,11 +8,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mtpack.report.escaping import escape_line
 from mtpack.report.notices import notices_of
 from mtpack.report.terminal import (
     INDENT,
     build_notices_table,
-    escape,
     format_count,
     format_percent,
     format_range,
@@ -21,7 +21,7 @@ from mtpack.report.terminal import (
     make_table,
 )
 from mtpack.verify.check import Check
-from mtpack.verify.structure import Violation
+from mtpack.verify.files import Violation
 from mtpack.verify.verify import VerifyReport
 from mtpack.verify.weights import MEANS, WeightBucket
 
@@ -106,8 +106,8 @@ def _describe_problems(report: VerifyReport) -> Iterator[RenderableType]:
         for part_name, part in (check.parts or {name: check}).items():
             if part.detail:
                 verdict = _VERDICTS[part.ok].plain
-                text = f"{part_name.replace('_', ' ')}: {verdict}, because {escape(part.detail)}"
-                yield indent(Text(text))
+                text = f"{part_name.replace('_', ' ')}: {verdict}, because {part.detail}"
+                yield indent(Text(escape_line(text)))
     if numeric := report.numeric:
         documents = numeric.checks["isolation"].parts["documents"]
         if documents.ok is False and documents.value is not None:
@@ -117,16 +117,16 @@ def _describe_problems(report: VerifyReport) -> Iterator[RenderableType]:
                 "on packed sequences in this way: try another attention implementation, or pack "
                 "with --packing none."
             )
-            yield indent(Text(escape(warning), style="red"))
+            yield indent(Text(escape_line(warning), style="red"))
 
 
 def _describe_violation(violation: Violation) -> Text:
-    where = escape(violation.shard)
+    where = escape_line(violation.shard)
     if violation.row is not None:
         where += f", sequence {violation.row:,}"
     if violation.position is not None:
         where += f", position {violation.position:,}"
-    text = f"{INDENT}{where}:\n{INDENT}{violation.law}: {violation.detail}"
+    text = f"{INDENT}{where}:\n{INDENT}{violation.law}: {escape_line(violation.detail)}"
     return Text(text, style="red", no_wrap=True, overflow="ignore")  # a path stays in one line
 
 
@@ -151,9 +151,11 @@ def _describe_coverage(report: VerifyReport) -> Iterator[tuple[str, str]]:
     yield "structure", f"{report.rows:,} of {format_count(report.rows_of, 'sequence')}"
     if report.tally is None:
         yield "", "hashes were not checked: name the folder of the shards, which has a manifest"
+    else:
+        yield "files", "every file of the output but `about` in the manifest, which has no hash"
     if numeric := report.numeric:
         separated = f"documents separated by {numeric.separates_documents_by}"
-        yield "model", f"{escape(numeric.model)}; {separated}"
+        yield "model", f"{escape_line(numeric.model)}; {separated}"
         sample, divided = numeric.covered["equivalence"], numeric.covered["invariance"]
         parts = ("sequences", "documents", "turns", "tokens")
         counts = (f"{sample[part]:,} of {sample[f'{part}_of']:,} {part}" for part in parts)

@@ -67,14 +67,14 @@ def explain_empty_run(
     counts: Counts,
     found: EmptySplit,
     first_reject: Reject | None,
-) -> str:
+) -> list[str]:
     """Return why a run has nothing to pack, and what would help against the most frequent reason.
 
-    counts, found: those of all splits. The text has one or two lines.
+    counts, found: those of all splits. Returns one or two lines.
     """
     names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if not counts.rows_read:
-        return f"{names}: no rows, so nothing to pack"
+        return [f"{names}: no rows, so nothing to pack"]
     causes = [
         cause
         for cause in (
@@ -86,7 +86,7 @@ def explain_empty_run(
         if cause.rows
     ]
     reasons = "; ".join(cause.text for cause in causes)
-    return f"{names}: nothing to pack: {reasons}\n{max(causes, key=_get_rows).remedy}"
+    return [f"{names}: nothing to pack: {reasons}", max(causes, key=_get_rows).remedy]
 
 
 def _get_rows(cause: _Cause) -> int:

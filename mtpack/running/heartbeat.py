@@ -17,12 +17,14 @@ class Heartbeat(Structure):
 
     task: the number of the task; `NO_TASK` between tasks. changes: the number of begins and ends of
     steps so far. effort: the time that the step may take, relative to that of a typical row.
+    renders: the number of begins and ends of renders so far, so it is odd while one runs.
     """
 
     _fields_ = (
         ("task", c_int64),
         ("changes", c_int64),
         ("effort", c_double),
+        ("renders", c_int64),
         ("text", c_char * _TEXT_BYTES),
     )
 
@@ -39,6 +41,6 @@ class Heartbeat(Structure):
         self.changes += 1
 
     def end(self) -> None:
-        """End the step: what follows can't hang."""
+        """End the step; between steps, report progress."""
         self.text = b""
         self.changes += 1

@@ -24,7 +24,8 @@ from mtpack.running.processes import (
     defer_interrupts,
     release_freed_memory,
 )
-from mtpack.running.watchdog import ProcessLimits, Watchdog, read_resident_memory
+from mtpack.running.usage import read_resident_memory
+from mtpack.running.watchdog import ProcessLimits, Stall, UnitTimeout, Watchdog
 from mtpack.running.worker import set_up_worker
 
 
@@ -32,7 +33,13 @@ class Pool:
     """Worker processes that run submitted calls, until one of them dies."""
 
     def __init__(
-        self, num_workers: int, pipeline: Pipeline, limits: ProcessLimits, *, forked: bool
+        self,
+        num_workers: int,
+        pipeline: Pipeline,
+        limits: ProcessLimits,
+        timeout: UnitTimeout,
+        *,
+        forked: bool,
     ) -> None:
         """Start no process yet; raise SetupError if this process can't start any.
 
@@ -48,7 +55,7 @@ class Pool:
             release_freed_memory()
             limits = _add_shared_memory(limits)
         load = (lambda: pipeline) if forked else partial(load_pipeline, pipeline.options)
-        self._watchdog = Watchdog(limits)
+        self._watchdog = Watchdog(limits, timeout)
         self._context = WorkerContext(forked=forked)
         self._executor = ProcessPoolExecutor(
             num_workers, self._context, initializer=set_up_worker, initargs=(load,)
@@ -84,16 +91,17 @@ class Pool:
         """
         return any(worker.has_ended for worker in self._started_workers())
 
-    def check_limits(self) -> None:
-        """Raise MtpackError if a worker exceeds its limits. It takes no time if called often."""
-        self._watchdog.check(self._started_workers())
+    def check(self, awaited: int) -> Stall | None:
+        """Return a unit that makes no progress; raise MtpackError if a worker exceeds its limits.
 
-    def close(self) -> None:
-        """End the workers after they have finished all calls."""
-        self._executor.shutdown()
+        It takes no time if called often. awaited: see `Watchdog.check`.
+        """
+        return self._watchdog.check(self._started_workers(), awaited)
 
-    def abort(self) -> None:
-        """End the workers at once, even in a call."""
+    def end(self) -> None:
+        """End the workers at once, even in a call. An idle worker would end by itself, unless it
+        is stopped.
+        """
         for worker in self._started_workers():
             worker.terminate()
         self._results._writer.close()  # otherwise the executor might wait for the rest of a result
@@ -102,7 +110,7 @@ class Pool:
             worker.join()
 
     def describe_deaths(self) -> dict[int, str]:
-        """Return how workers died before `abort`, by the number of the task that they were at."""
+        """Return how workers died before `end`, by the number of the task that they were at."""
         died = [worker for worker in self._started_workers() if not worker.was_ended]
         return {worker.heartbeat.task: _describe_death(worker) for worker in died}
 

@@ -20,6 +20,7 @@ from mtpack.running.heartbeat import Heartbeat
 
 # A thread of Arrow's allocator, which stops it before a fork and forgets it in the child.
 _HARMLESS_THREAD = "jemalloc_bg_thd"
+_SECONDS_TO_END = 5.0
 
 
 def may_fork() -> bool:
@@ -57,7 +58,8 @@ def defer_interrupts() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # no handler runs in another
         handlers = {
             number: signal.signal(number, lambda number, frame: received.append(number))
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None)  # None: not set by Python
         }
     try:
         yield
@@ -76,6 +78,17 @@ class WorkerProcess(BaseProcess):
     """In memory that the process shares with its parent."""
     was_ended = False
     """Whether the pool has ended it; otherwise it has died."""
+
+    def is_alive(self) -> bool:
+        """Return whether it may still do something; an ended one may only wait for a device."""
+        return not self.was_ended and super().is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end; if it was ended, not longer than a moment.
+
+        A process that waits for a device, such as a dead mount, ends when the device answers.
+        """
+        super().join(_SECONDS_TO_END if self.was_ended and timeout is None else timeout)
 
     @property
     def has_ended(self) -> bool:
@@ -112,6 +125,7 @@ class WorkerContext(BaseContext):
         """Return a process that is not started yet."""
         worker = (_ForkedWorker if self._name == "fork" else _SpawnedWorker)(**arguments)
         worker.heartbeat = RawValue(Heartbeat)
+        worker.heartbeat.begin("starting")
         self.workers.append(worker)
         return worker
 

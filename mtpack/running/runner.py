@@ -19,6 +19,8 @@ from mtpack.running.processes import may_fork
 from mtpack.running.watchdog import (
     SECONDS_BETWEEN_CHECKS,
     ProcessLimits,
+    Stall,
+    UnitTimeout,
     compute_process_limits,
 )
 from mtpack.running.worker import Result, Task, TaskFunction, run_in_worker
@@ -27,10 +29,10 @@ from mtpack.running.worker import Result, Task, TaskFunction, run_in_worker
 # waits for an earlier one, so that a slow task does not stop the others at once.
 _TASKS_AHEAD = 3
 
-# A worker may be killed by mistake, or because another process used up the memory. So its task gets
-# a second try.
-_DEATHS_THAT_STOP_THE_RUN = 2
-_LIKELY_CAUSE = "most likely because memory ran out; run again with fewer --workers"
+# A worker may be killed or stopped by mistake, or because another process used up the memory. So
+# its task gets a second try.
+_FAILURES_THAT_STOP_THE_RUN = 2
+_LIKELY_CAUSE_OF_DEATH = "most likely because memory ran out; run again with fewer --workers"
 
 
 @dataclass(slots=True)
@@ -40,6 +42,11 @@ class _Submitted:
     call: tuple[Any, ...]
     """(number, function, task)"""
     future: Future[Any]
+
+    @property
+    def number(self) -> int:
+        """The number of the task."""
+        return int(self.call[0])
 
     @property
     def is_done(self) -> bool:
@@ -60,20 +67,22 @@ class LocalRunner:
         """
         self._pipeline = pipeline
         self._num_workers = num_workers
-        self._limits = limits or compute_process_limits(num_workers)
+        self._limits = limits or compute_process_limits(num_workers, pipeline.options)
+        self._timeout = UnitTimeout(pipeline.options.unit_timeout or None)
         self.pool = self._new_pool(forked=may_fork())
         self._numbers = count(NO_TASK + 1)
-        self._deaths: Counter[int] = Counter()
+        self._failures: Counter[int] = Counter()
         """By the number of the task; between tasks, those since the last result."""
 
     def _new_pool(self, *, forked: bool) -> Pool:
-        return Pool(self._num_workers, self._pipeline, self._limits, forked=forked)
+        return Pool(self._num_workers, self._pipeline, self._limits, self._timeout, forked=forked)
 
     def run(self, function: TaskFunction[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Call `function` on each task and yield the results in the order of the tasks.
 
         Raises the error of the first task that fails, in that order. Raises MtpackError if a worker
-        exceeds its limits, or if two workers have died in the same task.
+        exceeds its limits, or if two workers have died or made no progress in the same task, which
+        `str(task)` names then.
         """
         tasks = iter(tasks)
         window: deque[_Submitted] = deque()
@@ -96,27 +105,49 @@ class LocalRunner:
 
     def _wait_for_first(self, window: deque[_Submitted]) -> Any:
         """Return the result of the first task, or raise its error; the window gets shorter."""
+        first = window[0]
         while True:
-            wait([window[0].future], SECONDS_BETWEEN_CHECKS)
+            wait([first.future], SECONDS_BETWEEN_CHECKS)
             if self.pool.is_broken:
-                self._replace_pool(window)
-            self.pool.check_limits()
-            if window[0].is_done:
-                del self._deaths[NO_TASK]
+                self._replace_pool(window, stall=None)
+            stall = self.pool.check(first.number)
+            if first.is_done:
+                del self._failures[NO_TASK]
                 return window.popleft().future.result()
+            if stall is not None:
+                self._replace_pool(window, stall)
 
-    def _replace_pool(self, window: deque[_Submitted]) -> None:
-        """Start another pool for the tasks that a broken one has left."""
-        self.pool.abort()
+    def _describe_deaths(self) -> dict[int, str]:
+        """Return how workers died, by the number of the task that they were at."""
         deaths = self.pool.describe_deaths() or {NO_TASK: "a worker process died"}
-        self._deaths.update(deaths.keys())
-        for task, description in deaths.items():
-            if self._deaths[task] >= _DEATHS_THAT_STOP_THE_RUN:
-                raise MtpackError(f"{description}, {_LIKELY_CAUSE}")
+        return {task: f"{how}, {_LIKELY_CAUSE_OF_DEATH}" for task, how in deaths.items()}
+
+    def _replace_pool(self, window: deque[_Submitted], stall: Stall | None) -> None:
+        """Start another pool for the tasks that one has left in which workers died or stopped.
+
+        stall: the task that makes no progress; None if a worker has died.
+        """
+        self.pool.end()
+        failures = self._describe_deaths() if stall is None else _describe_stall(stall, window)
+        self._failures.update(failures.keys())
+        for task, description in failures.items():
+            if self._failures[task] >= _FAILURES_THAT_STOP_THE_RUN:
+                raise MtpackError(description)
         self.pool = self._new_pool(forked=False)  # the executor's threads don't end at once
         for submitted in window:
             if not submitted.is_done:
                 submitted.future = self.pool.submit(run_in_worker, *submitted.call)
+
+
+def _describe_stall(stall: Stall, window: Iterable[_Submitted]) -> dict[int, str]:
+    """Return the line that stops the run at the second stall, by the number of the task."""
+    names = {submitted.number: str(submitted.call[2]) for submitted in window}
+    what = stall.what or names.get(stall.task, "an earlier task")
+    return {
+        stall.task: f"{what} made no progress for {stall.seconds:,.3g} s in two worker processes; "
+        "they were stopped, or wait for a file system or a library: repair that and run again, or "
+        "choose a larger --unit-timeout"
+    }
 
 
 @contextmanager
@@ -128,7 +159,5 @@ def local_runner(
     try:
         runner.pool.start()
         yield runner
-        runner.pool.close()
-    except BaseException:
-        runner.pool.abort()
-        raise
+    finally:
+        runner.pool.end()

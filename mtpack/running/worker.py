@@ -46,7 +46,10 @@ class _Worker:
     @cached_property
     def pipeline(self) -> Pipeline:
         """Loaded by the first task, so that its errors are those of a task."""
+        self.heartbeat.begin("loading the tokenizer and the chat template in a worker process")
         loaded = replace(self.load(), heartbeat=self.heartbeat)
+        self.heartbeat.end()
+        loaded.template.meter.count = self.heartbeat
         gc.freeze()
         return loaded
 
@@ -58,16 +61,20 @@ def set_up_worker(load: Callable[[], Pipeline]) -> None:
     """Set signal handlers, environment and memory for a worker; a fork inherits the parent's."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is after `nohup`
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _end_with_parent()
+    end_with_parent()
     os.environ.update(SINGLE_THREAD_ENV)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     _keep_freed_memory()
-    _worker = _Worker(load, cast(WorkerProcess, multiprocessing.current_process()).heartbeat)
+    heartbeat = cast(WorkerProcess, multiprocessing.current_process()).heartbeat
+    heartbeat.end()  # of the start; see `WorkerContext.Process`
+    _worker = _Worker(load, heartbeat)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Make this process end when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     if parent is None:

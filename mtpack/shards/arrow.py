@@ -1,15 +1,14 @@
-"""Write the columns of one shard to an Arrow file, and read them again.
+"""The format of a shard, and how one is written.
 
 The format is docs/format.md: Arrow IPC, fixed-size lists, no nullable columns, and the options that
-a reader needs in the schema's metadata. A shard may come from anywhere, so a reader checks all that
-it relies on.
+a reader needs in the schema's metadata. `reading.py` reads it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 
 from mtpack.errors import InputError
 from mtpack.packing.columns import Columns, Layout
-from mtpack.packing.label_alignment import ALIGNMENTS
 from mtpack.shards.atomic_file import atomic_file
-from mtpack.token_batch import Int32, Int64
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"mtpack"
@@ -30,13 +27,13 @@ TOKEN_COLUMNS = ("input_ids", "labels", "loss_mask", "loss_token_num")
 TURN_COLUMNS = ("turn_starts", "turn_messages")
 ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
 _TOKEN_TYPES = {name: pa.uint8() if name == "loss_mask" else pa.int32() for name in TOKEN_COLUMNS}
-_LIST_TYPES = {
+LIST_TYPES = {
     name: pa.int64() if name == "dialogue_ids" else pa.int32()
     for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
 }
-_BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
+BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
 # Of a record batch without compression: few batches, each small enough to decode.
-_BATCH_BYTES = 4 * 2**20
+BATCH_BYTES = 4 * 2**20
 _SMALL_SHARD_BYTES = 8 * 2**20
 _SHARDS_TO_SHARE = 64
 
@@ -59,7 +56,7 @@ def shard_schema(metadata: ShardMetadata) -> pa.Schema:
     columns = [
         *((name, pa.list_(_TOKEN_TYPES[name], seq_len)) for name in TOKEN_COLUMNS),
         ("turn_num", pa.int32()),
-        *((name, pa.list_(kind)) for name, kind in _LIST_TYPES.items()),
+        *((name, pa.list_(kind)) for name, kind in LIST_TYPES.items()),
     ]
     return pa.schema(
         [pa.field(name, kind, nullable=False) for name, kind in columns],
@@ -69,7 +66,7 @@ def shard_schema(metadata: ShardMetadata) -> pa.Schema:
 
 def max_sequences_per_shard(seq_len: int, shard_bytes: int) -> int:
     """Return how many sequences fit in a shard of `shard_bytes`; at least one."""
-    return max(1, shard_bytes // (seq_len * _BYTES_PER_TOKEN))
+    return max(1, shard_bytes // (seq_len * BYTES_PER_TOKEN))
 
 
 def sequences_per_batch(seq_len: int, shard_bytes: int, compression: str) -> int:
@@ -78,7 +75,7 @@ def sequences_per_batch(seq_len: int, shard_bytes: int, compression: str) -> int
     A compressed batch holds at most 4, since reading one sequence decodes the whole batch.
     """
     most = 256 if compression == "none" else 4
-    fitting = _BATCH_BYTES // (seq_len * _BYTES_PER_TOKEN)
+    fitting = BATCH_BYTES // (seq_len * BYTES_PER_TOKEN)
     return max(1, min(most, fitting, max_sequences_per_shard(seq_len, shard_bytes)))
 
 
@@ -90,7 +87,7 @@ def sequences_per_shard(
     num_sequences: the number planned in the run so far. A shard holds a 64th of them, so that many
     cores soon have work; at least 8 MiB, so that there are few files; and at most `shard_bytes`.
     """
-    share = num_sequences * seq_len * _BYTES_PER_TOKEN // _SHARDS_TO_SHARE
+    share = num_sequences * seq_len * BYTES_PER_TOKEN // _SHARDS_TO_SHARE
     sequences = max_sequences_per_shard(seq_len, min(max(share, _SMALL_SHARD_BYTES), shard_bytes))
     return max(1, sequences // batch_sequences) * batch_sequences
 
@@ -165,94 +162,9 @@ def _as_array(values: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def open_shard(path: Path) -> tuple[ShardMetadata, pa.Table]:
-    """Map one shard into memory, and check it enough to be read safely.
-
-    Reads both IPC formats and all compressions. Raises InputError for a damaged shard.
-    """
-    try:
-        with pa.memory_map(str(path)) as source:
-            magic = source.read(6)
-            source.seek(0)
-            if magic == b"ARROW1":
-                table = pa.ipc.open_file(source).read_all()
-            else:
-                table = pa.ipc.open_stream(source).read_all()
-        metadata = _read_metadata(path, table.schema)
-        expected = shard_schema(metadata)
-        if not table.schema.equals(expected):
-            raise InputError(f"{path}: does not have the columns of an mtpack shard")
-        table.validate()
-        for name in ("turn_num", *_LIST_TYPES):  # offsets out of bounds would crash a reader
-            table.column(name).validate(full=True)
-        if any(_num_nulls(chunk) for column in table.columns for chunk in column.chunks):
-            raise InputError(f"{path}: damaged: it contains nulls")
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        detail = str(error).split("\n")[0]
-        raise InputError(f"{path}: not a shard that can be read ({detail})") from error
-    return metadata, table
-
-
-def _num_nulls(array: pa.Array) -> int:
-    inside = 0 if pa.types.is_integer(array.type) else array.flatten().null_count
-    return int(array.null_count + inside)
-
-
-def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
-    stored = (schema.metadata or {}).get(METADATA_KEY)
-    if stored is None:
-        raise InputError(f"{path}: an Arrow file, but not one that mtpack wrote")
-    try:
-        fields = json.loads(stored)
-        require_format_version(path, fields.pop("format_version"))
-        metadata = ShardMetadata(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: its mtpack metadata is damaged") from error
-    lowest = {"seq_len": 2, "pad_documents_to": 1, "pad_id": 0}
-    is_valid = all(
-        type(fields[name]) is int and low <= fields[name] < 2**31 for name, low in lowest.items()
-    )
-    if not is_valid or metadata.label_alignment not in ALIGNMENTS:
-        raise InputError(f"{path}: its mtpack metadata is damaged")
-    return metadata
-
-
 def require_format_version(path: Path, version: object) -> None:
     """Raise InputError if a shard or a manifest has another format version than this mtpack."""
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise InputError(
             f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
         )
-
-
-def read_columns(table: pa.Table) -> Iterator[Columns]:
-    """Yield the columns of each record batch of a shard: views of its memory where it is mapped.
-
-    Raises InputError if lists that belong together have different lengths.
-    """
-    for batch in table.to_batches():
-        lists: dict[str, Any] = {name: _list_of(batch.column(name)) for name in _LIST_TYPES}
-        turn_offsets = lists["turn_starts"][1]
-        entry_offsets = lists["seq_lengths"][1]
-        for names, offsets in ((TURN_COLUMNS, turn_offsets), (ENTRY_COLUMNS, entry_offsets)):
-            for name in names:
-                if not np.array_equal(lists[name][1], offsets):
-                    raise InputError(f"{name} and {names[0]} have lists of different lengths")
-        matrices = {name: _matrix_of(batch.column(name)) for name in TOKEN_COLUMNS}
-        yield Columns(
-            **matrices,
-            turn_num=batch.column("turn_num").to_numpy(),
-            turn_offsets=turn_offsets,
-            entry_offsets=entry_offsets,
-            **{name: values for name, (values, _) in lists.items()},
-        )
-
-
-def _matrix_of(column: pa.FixedSizeListArray) -> Any:
-    # `flatten` respects the offset of a slice; `values` does not
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-
-
-def _list_of(column: pa.ListArray) -> tuple[Int32 | Int64, Int64]:
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    return column.flatten().to_numpy(), offsets - offsets[0]

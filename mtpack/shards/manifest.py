@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,10 @@ from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
 from mtpack.options import resolve_alias
 from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
+from mtpack.shards.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
+_MANIFEST_LIMIT = 64 * 2**20
 
 _Record = TypeVar("_Record", "RunIdentity", "Counts", "ShardRecord", "RunInfo")
 
@@ -49,6 +51,8 @@ class RunInfo(RunCounts):
     engine, and to start workers. `total`: wall time without `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
+    inputs_modified_ns: list[int] = field(default_factory=list)
+    """The times of the last changes of the input files, in nanoseconds since 1970."""
     token_store_bytes: int = 0
     """The size of `--token-store` after this run, for all runs."""
 
@@ -87,7 +91,7 @@ class RunIdentity:
 
     options: dict[str, Any]
     inputs: list[dict[str, Any]]
-    """`bytes` and `sha256` of every file, in order."""
+    """`bytes` and `sha256` of every file, in order; before it was read, `bytes` alone."""
     tokenizer_sha256: str
     template_sha256: str
 
@@ -101,8 +105,10 @@ class RunIdentity:
             return "the tokenizer is different"
         if self.template_sha256 != other.template_sha256:
             return "the chat template is different"
-        if [file["sha256"] for file in self.inputs] != [file["sha256"] for file in other.inputs]:
-            return "the input is different"
+        for name in ("bytes", "sha256"):
+            ours, theirs = ([f.get(name) for f in run.inputs] for run in (self, other))
+            if ours != theirs and None not in theirs:
+                return "the input is different"
         return None
 
 
@@ -112,6 +118,8 @@ class Manifest:
 
     run: RunIdentity
     report: PackReport
+    files: dict[str, str] = field(default_factory=dict)
+    """The sha256 of each other file of the output, by name; older manifests list none."""
 
     def write(self, path: Path) -> None:
         """Write the manifest as canonical JSON, with the sha256 of its hashed part."""
@@ -120,21 +128,32 @@ class Manifest:
             "run": asdict(self.run),
             "tally": asdict(self.report.tally),
             "shards": [asdict(shard) for shard in self.report.shards],
+            "files": self.files,
         }
-        sha256 = hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
-        whole = {**hashed, "sha256": sha256, "about": asdict(self.report.about)}
-        path.write_text(json.dumps(whole, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        whole = {**hashed, "sha256": _hash(hashed), "about": asdict(self.report.about)}
+        with atomic_file(path, durable=True) as file:
+            file.write(_format(whole))
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an output folder; raise InputError if it is missing or damaged."""
-    path = folder / MANIFEST
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
+    """Read the manifest of an output folder; raise InputError if it is missing or damaged.
+
+    Its text has to be the one that mtpack writes, so that any change outside of `about` is found.
+    Names have to be those of files in the folder.
+    """
+    path = folder / name
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(_MANIFEST_LIMIT)
+        whole = json.loads(text)
+        is_original = _format(whole) == text
         sha256, about = whole.pop("sha256"), whole.pop("about")
         require_format_version(path, whole["format_version"])
-        if hashlib.sha256(_canonical_json(whole).encode()).hexdigest() != sha256:
+        if not is_original or _hash(whole) != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
+        for name in (*(shard["path"] for shard in whole["shards"]), *whole.get("files", {})):
+            if Path(name).name != name or "\0" in name:
+                raise InputError(f"{path}: damaged; {name!r} is not a file name")
         run = _build_checked(RunIdentity, whole["run"])
         return Manifest(
             run,
@@ -145,6 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
                 shards=[_build_checked(ShardRecord, shard) for shard in whole["shards"]],
                 about=_build_checked(RunInfo, about),
             ),
+            dict(whole.get("files", {})),
         )
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
@@ -167,15 +187,29 @@ _TYPES = {"int": int, "str": str, "dict": dict, "list": list}
 def _build_checked(kind: type[_Record], values: dict[str, Any]) -> _Record:
     """Build a data class from JSON; raise TypeError for a value of the wrong type."""
     record = kind(**values)
-    for field in fields(record):
-        expected = _TYPES[str(field.type).split("[")[0]]
-        if type(getattr(record, field.name)) is not expected:
-            raise TypeError(field.name)
+    for each in fields(record):
+        expected = _TYPES[str(each.type).split("[")[0]]
+        if type(getattr(record, each.name)) is not expected:
+            raise TypeError(each.name)
     return record
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file; raise OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(hashed: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
 
 
 def _canonical_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _format(whole: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(whole, sort_keys=True, indent=1)}\n".encode()
 
 
 def _format_value(value: Any) -> str:

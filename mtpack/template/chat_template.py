@@ -26,6 +26,7 @@ from mtpack.template.markers import (
 )
 from mtpack.template.modes import Mode, list_possible_modes
 from mtpack.template.probe_results import ProbeResults
+from mtpack.template.texts import UnstableTextError, check_text
 
 _LIMITS = Limits()
 # Variants to keep with what probes have found, and the characters of all their arguments.
@@ -36,6 +37,10 @@ RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 class TemplateRaisedError(Exception):
     """The template refused to render; the text is the template's reason."""
+
+
+class TemplateObjectError(TemplateRaisedError):
+    """The template makes text of an object that has none; the text says of which one."""
 
 
 class ChatTemplate:
@@ -216,15 +221,23 @@ class ChatTemplate:
             raise
         except RecursionError as error:
             raise TemplateLimitError("nests deeper than Python can follow") from error
+        except UnstableTextError as error:
+            raise TemplateObjectError(str(error)) from error
         except Exception as error:  # templates are foreign code and can raise anything
+            try:
+                check_text(error.args)
+            except UnstableTextError as found:
+                raise TemplateObjectError(str(found)) from error
             detail = (str(error) or type(error).__name__).split("\n")[0]
             raise TemplateRaisedError(detail[:200]) from error
 
     def _write_within_limits(self, render: Callable[..., str], variables: dict[str, Any]) -> str:
-        self.meter.restart()
+        self.meter.begin()
         try:
             return render(variables)
         except RecursionError:  # the allowed depth must not depend on the stack of the caller
             self.meter.restart()
             with ThreadPoolExecutor(1) as thread:
                 return thread.submit(render, variables).result()
+        finally:
+            self.meter.end()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject, make_dialogue
-from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
+from mtpack.template.chat_template import ChatTemplate, TemplateObjectError, TemplateRaisedError
 from mtpack.template.limits import TemplateLimitError
 from mtpack.template.made_up import ANSWER, QUESTION
 from mtpack.template.markers import MarkedText, Text
@@ -51,6 +51,8 @@ def render_dialogue(
         probes = TurnProbes(template, added_tokens)
         finder = TurnFinder(_JinjaRenders(template, dialogue), probes, dialogue)
         return finder.divide(finder.locate_turns(), merge)
+    except TemplateObjectError as error:
+        return dialogue.reject(Reason.TEMPLATE_RAISED, f"the chat template {error}")
     except TemplateRaisedError as error:
         reason = _hide_content(str(error), dialogue)
         detail = f"the chat template refuses this dialogue: {reason}"

@@ -124,15 +124,15 @@ def _locate(source: str | None) -> Path:
     path = Path(source)
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
-            raise SetupError(
-                explain_conversion(path)
-                or f"{source}: the folder has no tokenizer.json; "
+            missing = (
+                f"{source}: the folder has no tokenizer.json; "
                 "save it with transformers' save_pretrained"
             )
+            raise SetupError(*(explain_conversion(path) or [missing]))
         return path / "tokenizer.json"
     if path.is_file():
         if explanation := explain_conversion(path):
-            raise SetupError(explanation)
+            raise SetupError(*explanation)
         return path
     if not _HUB_ID.fullmatch(source) or path.suffix == ".json":
         raise SetupError(f"{source}: no such tokenizer file or folder")

@@ -74,10 +74,10 @@ class _Conversion:
         return f"cp {shlex.join(map(str, self.copied))} && {command}"
 
 
-def explain_conversion(path: Path) -> str | None:
+def explain_conversion(path: Path) -> list[str]:
     """Return how to make tokenizer.json from `path`: a file, or a folder without tokenizer.json.
 
-    Returns two lines, the second of which is a command. Returns None if the folder has no
+    Returns two lines, the second of which is a command. Returns no line if the folder has no
     vocabulary file of a known format, or the file is none. Raises SetupError if a config next to it
     can't be read.
     """
@@ -88,17 +88,18 @@ def explain_conversion(path: Path) -> str | None:
             is_known = file.is_file() and any(fnmatchcase(file.name, name) for name in names)
             if is_known and (conversion := describe(file)):
                 return _explain(path, file, conversion)
-    return None
+    return []
 
 
-def _explain(path: Path, file: Path, conversion: _Conversion) -> str:
+def _explain(path: Path, file: Path, conversion: _Conversion) -> list[str]:
     beside = file.parent / "tokenizer.json"
     if beside.is_file():
-        return f"{path}: not a tokenizer.json ({conversion.format}); name {beside} instead"
-    return (
+        return [f"{path}: not a tokenizer.json ({conversion.format}); name {beside} instead"]
+    return [
         f"{path}: there is no tokenizer.json; make it from {file.name} ({conversion.format}): "
-        f"pip install {conversion.packages}, and then\n{conversion.command}"
-    )
+        f"pip install {conversion.packages}, and then",
+        conversion.command,
+    ]
 
 
 def _describe_tekken(file: Path) -> _Conversion | None:

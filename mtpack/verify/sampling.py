@@ -154,14 +154,18 @@ def _find_parts(row: Row, turns: list[TurnTokens], limit: int) -> Int64:
 
 def count_coverage(rows: list[Row], shards: Shards) -> dict[str, int]:
     """Count what a sample holds of all shards; `tokens` are those of documents."""
-    batches = [batch for shard in shards.opened for batch in shard.batches]
+    documents = turns = tokens = 0
+    for batch in shards.batches():
+        documents += int(np.count_nonzero(batch.document_lengths))
+        turns += len(batch.turn_starts)
+        tokens += int(batch.document_lengths.sum(dtype=np.int64))
     return {
         "sequences": len(rows),
         "sequences_of": len(shards),
         "documents": sum(int(np.count_nonzero(row["document_lengths"])) for row in rows),
-        "documents_of": sum(int(np.count_nonzero(batch.document_lengths)) for batch in batches),
+        "documents_of": documents,
         "turns": sum(row["turn_num"] for row in rows),
-        "turns_of": sum(len(batch.turn_starts) for batch in batches),
+        "turns_of": turns,
         "tokens": sum(int(row["document_lengths"].sum()) for row in rows),
-        "tokens_of": sum(int(batch.document_lengths.sum(dtype=np.int64)) for batch in batches),
+        "tokens_of": tokens,
     }

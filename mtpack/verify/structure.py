@@ -1,8 +1,10 @@
-"""Check 1, structure: every law of a shard, for every sequence, and the manifest's figures."""
+"""Check 1, structure: every law of a shard, for every sequence, and the manifest's figures.
+
+`files.py` comes before it: it compares the files of the output with the manifest.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +14,8 @@ from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import MANIFEST, Manifest
 from mtpack.token_batch import Int32, Int64
 from mtpack.verify.batch import BatchViolation, ColumnBatch
+from mtpack.verify.files import Violation
 from mtpack.verify.laws import LAWS
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """The violation of a law in a shard or in the manifest, as `verify` reports it."""
-
-    shard: str
-    """The path of the shard; of the manifest, if its figures are not those of the shards."""
-    row: int | None
-    """The index of the sequence over all shards, from 0; None if the law is about a whole file."""
-    position: int | None
-    """In the sequence; None if the law is about the whole sequence."""
-    law: str
-    detail: str
-    """What was found and what was expected, without any content of dialogues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +52,14 @@ class _Totals:
 
 
 def check_structure(shards: Shards) -> StructureReport:
-    """Check every sequence against every law, then all shards against their manifest, if any.
+    """Check every sequence against every law, then the figures of the manifest, if there is one.
 
     For a record batch, the first broken law is reported, at the first sequence that breaks it.
     """
     totals = _Totals()
     violation = _check_batches(shards, totals) or _find_repeated_turn(shards, totals)
     if violation is None and shards.manifest is not None:
-        violation = _check_hashes(shards, shards.manifest) or _check_tally(shards.manifest, totals)
+        violation = _check_tally(shards.manifest, totals)
     return StructureReport(violation, totals.counts["sequences"])
 
 
@@ -118,16 +106,6 @@ def _find_repeated_turn(shards: Shards, totals: _Totals) -> Violation | None:
     shard = shards.opened[int(np.searchsorted(shard_ends, row, side="right"))]
     detail = f"message {messages[turn]} of dialogue {dialogues[turn]} is trained a second time"
     return Violation(str(shard.path), row, position, "turn_unique", detail)
-
-
-def _check_hashes(shards: Shards, manifest: Manifest) -> Violation | None:
-    for shard, record in zip(shards.opened, manifest.report.shards, strict=True):
-        with open(shard.path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != record.sha256:
-            detail = f"the sha256 of the file is {found}; the manifest records {record.sha256}"
-            return Violation(str(shard.path), None, None, "sha256", detail)
-    return None
 
 
 def _check_tally(manifest: Manifest, totals: _Totals) -> Violation | None:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtpack.counts import Counts
 from mtpack.errors import SetupError
-from mtpack.shards.dataset import open_shards
+from mtpack.shards.dataset import map_shards, read_complete_manifest
 from mtpack.verify.check import Check, ReportProgress
-from mtpack.verify.structure import Violation, check_structure
+from mtpack.verify.files import Violation, find_changed_file
+from mtpack.verify.structure import check_structure
 from mtpack.verify.weights import MEANS, WeightBucket, compute_weight_buckets
 
 if TYPE_CHECKING:
@@ -87,8 +89,10 @@ def verify(
     device = _choose_device(device) if has_torch else "cpu"
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     named = [os.fspath(path) for path in several]
-    shards = open_shards(named)
     report_progress("structure", 0)
+    if changed := _check_files(named, device):
+        return changed
+    shards = map_shards(named)
     structure = check_structure(shards)
     broken = structure.violation is not None
     checks = {"structure": Check.compare(int(broken), 0)}
@@ -108,6 +112,25 @@ def verify(
         weights=[] if broken else compute_weight_buckets(shards),
         numeric=numeric,
         missing_extra=None if has_torch else MISSING_EXTRA,
+    )
+
+
+def _check_files(named: list[str], device: str) -> VerifyReport | None:
+    """Return the report on an output of which a file is not the one in its manifest, or None."""
+    if len(named) != 1 or not os.path.isdir(named[0]):
+        return None
+    folder = Path(named[0])
+    manifest = read_complete_manifest(folder)
+    violation = find_changed_file(folder, manifest)
+    if violation is None:
+        return None
+    return VerifyReport(
+        rows=0,
+        rows_of=manifest.report.tally.sequences,
+        checks={"structure": Check.compare(1, 0)},
+        device=device,
+        violation=violation,
+        tally=manifest.report.tally,
     )
 
 

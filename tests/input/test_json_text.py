@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mtpack.errors import InputError
+from mtpack.input import json_text
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.splits import LinesInFile
@@ -135,19 +136,77 @@ def test_the_lines_of_a_json_file_are_not_held_in_memory(write):
     assert peak < path.stat().st_size // 2
 
 
-def test_a_decompression_bomb_of_one_object_takes_bounded_memory(write):
-    path = write("a.json.gz", b'{\n"a": "' + b"x" * (30 * 2**20) + b'"}')
+def peak_memory(function):
+    """Return what a function returns, and the most memory of Python that it held."""
     tracemalloc.start()
     try:
-        message = failure(path, limit=2**20)
-        _, peak = tracemalloc.get_traced_memory()
+        return function(), tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+BOMBS = {
+    "one object": b'{\n"a": "' + b"x" * (20 * 2**20) + b'"}',
+    "one element": b'[\n"' + b"x" * (20 * 2**20) + b'"]',
+    "an element that does not end": b"[\n[" + b"1, " * (6 * 2**20),
+}
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_value_that_unfolds_beyond_the_limit_is_refused_in_bounded_memory(
+    write, bomb, compression
+):
+    path = write(f"a.json{compression}", BOMBS[bomb])
+    message, peak = peak_memory(lambda: failure(path, limit=2**20))
     assert message == (
-        "a.json.gz: the first line is not valid JSON, or one object of more than 1,048,576 bytes; "
+        f"a.json{compression} line 2: not valid JSON, or a value of more than 1,048,576 bytes; "
         "a .json file holds a list, one object, or one object per line"
     )
-    assert peak < 10 * 2**20
+    assert peak < 30 * 2**20  # less than 20 times the limit: parsed numbers take more than text
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[\n" + (as_lines(ROWS[:1]).strip() + b",\n") * 120_000 + b"1]",
+        b"[\n" + as_lines(ROWS[:1]) + b"," + b" " * (12 * 2**20) + b"2]" + b"\n" * (12 * 2**20),
+    ],
+    ids=["elements", "spaces"],
+)
+def test_a_long_list_is_read_without_being_held_in_memory(write, content, compression):
+    path = write(f"a.json{compression}", content)
+
+    def count():
+        return sum(split.num_rows for split in read_splits([describe_input(path.name, path)]))
+
+    rows, peak = peak_memory(count)
+    assert rows == content.count(b'"messages"') + 1
+    assert peak < 8 * 2**20
+
+
+@pytest.mark.parametrize("block", range(1, 20))
+def test_a_list_is_the_same_wherever_it_is_cut_into_blocks(write, monkeypatch, block):
+    monkeypatch.setattr(json_text, "_BLOCK_BYTES", block)
+    elements = [12, {"a": "\u00fc\u4e2d\U0001f600"}, -3.25e-7, ["]", "\\", '"'], True, None, 5]
+    text = json.dumps(elements, indent=1, ensure_ascii=False)
+    path = write("a.json", text.encode())
+    rows = [
+        (row.line, json.loads(row.text))
+        for split in read_splits([describe_input("a.json", path)])
+        for row in split.rows()
+    ]
+    assert [value for _, value in rows] == elements
+    lines = text.split("\n")
+    assert all(lines[line - 1].startswith(" ") for line, _ in rows)
+
+
+def test_a_row_of_very_many_values_is_refused(write, monkeypatch):
+    monkeypatch.setattr(json_text, "_MOST_VALUES", 1000)
+    monkeypatch.setattr(json_text, "_BLOCK_BYTES", 64)
+    path = write("a.json", b"[\n1,\n[" + b"[]," * 1000 + b"1]]")
+    assert failure(path) == "a.json line 3: more than 1,000 values in one row"
 
 
 def test_the_kinds_of_text_files_are_found_in_folders(write, tmp_path):

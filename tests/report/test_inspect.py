@@ -18,12 +18,12 @@ from mtpack.counts import Counts
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns, assemble
 from mtpack.report.decoding import decode_part, find_decoder
+from mtpack.report.escaping import escape
 from mtpack.report.figures import count_figures
 from mtpack.report.inspect_view import show_figures, show_row
 from mtpack.report.row_view import view_row
-from mtpack.report.terminal import escape
 from mtpack.shards.arrow import ShardMetadata
-from mtpack.shards.dataset import Shards, open_shards
+from mtpack.shards.dataset import Shards, map_shards, open_shards
 from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo
 from mtpack.token_batch import TokenBatch, offsets_from_lengths
 from mtpack.tokenizer.loading import load_tokenizer
@@ -133,7 +133,7 @@ def pack(
     metadata = ShardMetadata(seq_len, alignment, pad_documents_to, PAD_ID, tokenizer_sha256, "0")
     columns = assemble(batch_of(documents), offsets_from_lengths(np.array(sequences)), metadata)
     path = folder / f"{alignment}.arrow"
-    return open_shards(write(path, replace(columns, **damage), metadata))
+    return map_shards(write(path, replace(columns, **damage), metadata))
 
 
 def tally_of(shards: Shards, **counts: Any) -> Counts:

@@ -117,6 +117,7 @@ def test_the_same_command_again_reports_the_same_and_writes_nothing(packed):
 def test_a_run_after_an_interrupted_one_starts_over_with_a_warning(packed, tmp_path):
     output = tmp_path / "interrupted"
     (output / ".mtpack").mkdir(parents=True)
+    (output / ".mtpack" / "run.json").write_text('{"mtpack_run": {}}')
     (output / ".mtpack" / "split-0000000.arrow").write_bytes(b"half")
     warnings: list[str] = []
     pack(output, shard_size="2MiB", callbacks=mtpack.Callbacks(warn=warnings.append))
@@ -164,10 +165,10 @@ def test_a_window_is_written_and_its_files_removed_while_the_next_is_tokenized(
     def progress(stage: str, amount: int) -> None:
         nonlocal most_files
         stages.append(stage)
-        most_files = max(most_files, len(list((tmp_path / "packed/.mtpack").glob("split-*"))))
+        most_files = max(most_files, len(list(tmp_path.glob("packed/.mtpack/splits/*/*-*.json"))))
 
     callbacks = mtpack.Callbacks(progress=progress)
-    pack(tmp_path / "packed", window="8Ki", workers=workers, callbacks=callbacks)
+    pack(tmp_path / "packed", window="4Ki", workers=workers, callbacks=callbacks)
     num_splits = stages.count("tokenize")
     assert stages.index("write") < num_splits // 2
     assert most_files < num_splits // 2

@@ -1,7 +1,9 @@
 """A template that does too much in one step stops the run: one line names the row, no output."""
 
 import json
+import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from mtpack.options import options_from
 from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.split_task import SplitTask, run_split_task
-from mtpack.running.watchdog import ProcessLimits
+from mtpack.running.watchdog import ProcessLimits, compute_process_limits
 
+ONE_RENDER = ProcessLimits(seconds=1e6, render_seconds=0.5, render_memory=2**27)
 BRIEF = ProcessLimits(seconds=0.5)
 SMALL = ProcessLimits(seconds=1e6, memory=2**28)
 
@@ -38,6 +41,22 @@ LARGE = {
     ),
 }
 
+# In one render: time in a single step of C code and in steps of Python code, and memory.
+SLOW = {
+    "a power": HANGS,
+    "an encoder that is written in Python": "{{ ('äbc' * 1000000).encode('punycode') }}",
+    "many steps": (
+        "{% set t, p = 'a' * 9000000, 'a' * 4000000 ~ 'b' %}"
+        "{% for i in range(99999) %}{% if t.count(p) %}{% endif %}{% endfor %}"
+    ),
+}
+BIG = {
+    "a text": "{% set x = 'a' * 10 ** 10 %}",
+    "a list": "{% set x = [1] * 10 ** 9 %}",
+    "pieces of a text": "{% set x = ('a ' * 10 ** 8).split() %}",
+    "lines of a text": "{% set x = ('a ' * 10 ** 7)|wordwrap(1) %}",
+}
+
 
 ROWS = [
     json.dumps({"messages": [{"role": "user", "content": question}, ANSWER]})
@@ -48,6 +67,12 @@ ROWS = [
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
     return tmp_path / "hostile.jinja"
+
+
+def read_children_seconds() -> float:
+    """Return the CPU time of all worker processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def write_bomb(template: Path, bomb: str) -> None:
@@ -62,7 +87,7 @@ def stop(template: Path, limits: ProcessLimits) -> str:
         for number, row in enumerate(ROWS):
             piece = RowsInMemory("rows.jsonl", None, [number + 1], [row.encode()])
             split = Split(number, number, 1, (piece,))
-            yield SplitTask(split, template.with_name(f"split-{number}"))
+            yield SplitTask(split, template.with_name(f"split-{number}"), template.parent)
 
     pipeline = load_pipeline(options_from({"workers": 2, "chat_template": str(template)}))
     with pytest.raises(MtpackError) as stopped, local_runner(pipeline, 1, limits) as runner:
@@ -76,8 +101,8 @@ def stop(template: Path, limits: ProcessLimits) -> str:
 def test_a_step_that_takes_too_long_stops_the_run(template, bomb):
     write_bomb(template, bomb)
     assert stop(template, BRIEF) == (
-        f"rows.jsonl line 2: rendering with the chat template of {template} takes longer than "
-        "0.517 s; use another chat template or tokenizer, or remove the row"
+        f"rows.jsonl line 2: rendering with the chat template of {template} takes more than "
+        "0.517 s of CPU time; use another chat template or tokenizer, or remove the row"
     )
 
 
@@ -93,10 +118,60 @@ def test_a_step_that_makes_a_large_value_stops_the_run(template, bomb):
     )
 
 
+@pytest.mark.parametrize("bomb", SLOW.values(), ids=SLOW)
+def test_a_single_render_that_takes_too_long_stops_the_run(template, bomb):
+    write_bomb(template, bomb)
+    assert stop(template, ONE_RENDER) == (
+        f"rows.jsonl line 2: rendering with the chat template of {template} takes more than 0.5 s "
+        "of CPU time in one render; use another chat template, remove the row, or allow more with "
+        "--render-seconds"
+    )
+
+
+@pytest.mark.parametrize("bomb", BIG.values(), ids=BIG)
+def test_a_single_render_that_needs_too_much_memory_stops_the_run(template, bomb):
+    write_bomb(template, bomb + HANGS)
+    assert stop(template, replace(ONE_RENDER, render_seconds=1e6)) == (
+        f"rows.jsonl line 2: rendering with the chat template of {template} needs more than "
+        "128 MiB of memory in one render; use another chat template, remove the row, or allow more "
+        "with --render-memory"
+    )
+
+
+def test_a_probe_is_a_render_too(template):
+    template.write_text(HANGS + LOOP)
+    assert stop(template, ONE_RENDER).startswith(
+        f"trying the chat template of {template} takes more than 0.5 s of CPU time in one render; "
+    )
+
+
+def test_renders_that_are_long_only_together_pass(template, tmp_path):
+    """Each of the renders of this row takes milliseconds; together they exceed the limit."""
+    write_bomb(template, "{% for i in range(9999) %}{{ i is odd }}{% endfor %}")
+    turns = [{"role": "user", "content": "boom"}, ANSWER] * 12
+    piece = RowsInMemory("rows.jsonl", None, [1], [json.dumps({"messages": turns}).encode()])
+    task = SplitTask(Split(0, 0, 1, (piece,)), tmp_path / "split")
+    options = options_from({"workers": 1, "merge": "never", "chat_template": str(template)})
+    pipeline = load_pipeline(options)
+    limits = replace(ONE_RENDER, render_seconds=0.25)
+    started = read_children_seconds()
+    with local_runner(pipeline, 1, limits) as runner:
+        (record,) = runner.run(run_split_task, [task])
+    assert record.counts.rows_packed == 1
+    assert read_children_seconds() - started > 0.5
+
+
+def test_limits_of_renders_make_no_difference_to_the_output():
+    other = options_from({"render_seconds": 3600, "render_memory": "8GiB"})
+    assert other.output_options() == options_from({}).output_options()
+    limits = compute_process_limits(1, other)
+    assert (limits.render_seconds, limits.render_memory) == (3600, 2**33)
+
+
 def test_a_template_that_hangs_for_every_row_stops_the_run(template):
     template.write_text(HANGS + LOOP)
     assert stop(template, BRIEF).startswith(
-        f"trying the chat template of {template} takes longer than 0.5 s; "
+        f"trying the chat template of {template} takes more than 0.5 s of CPU time; "
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtpack.errors import MtpackError
-from mtpack.options import options_from
+from mtpack.options import PackOptions, options_from
 from mtpack.running.heartbeat import NO_TASK, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import local_runner
@@ -89,7 +89,8 @@ def stop(
 @pytest.mark.parametrize("function", [hang_in_foreign_code, hang_in_python, hang_outside_of_python])
 def test_a_task_that_hangs_stops_the_run(function, workers):
     said = stop(function, SOON, workers)
-    assert said.startswith("rows.jsonl line 7: rendering takes longer than 0.5 s; use another")
+    line = "rows.jsonl line 7: rendering takes more than 0.5 s of CPU time; use another chat"
+    assert said.startswith(line)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure memory")
@@ -130,7 +131,7 @@ def test_a_heartbeat_is_read_from_the_memory_that_another_writes():
 
 
 def test_processes_share_the_free_memory():
-    alone, among_four = compute_process_limits(1).memory, compute_process_limits(4).memory
+    alone, among_four = (compute_process_limits(number, PackOptions()).memory for number in (1, 4))
     if alone is None or among_four is None:
         pytest.skip("this system does not report its free memory")
     assert 3 < alone / among_four < 5

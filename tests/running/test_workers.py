@@ -250,9 +250,7 @@ def test_a_worker_that_dies_while_it_sends_a_result_is_replaced(pipeline, tmp_pa
 def test_a_run_ends_if_its_workers_die_before_their_first_task(pipeline, monkeypatch):
     monkeypatch.setattr("mtpack.running.pool.set_up_worker", be_killed_at_the_start)
     with (
-        pytest.raises(
-            MtpackError, match=r"^work between rows ended the worker process \(SIGKILL\)"
-        ),
+        pytest.raises(MtpackError, match=r"^starting ended the worker process \(SIGKILL\)"),
         local_runner(pipeline, 2, NEVER) as runner,
     ):
         list(runner.run(triple, range(9)))

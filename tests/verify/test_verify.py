@@ -96,6 +96,7 @@ def test_the_output_shows_the_coverage_and_what_is_not_proven(report):
     assert "hashes were not checked" not in words
     assert "3 of 3 sequences, 5 of 5 documents, 9 of 9 turns" in words
     assert "2 processes over gloo" in words
+    assert "files every file of the output but `about` in the manifest" in words
     assert "bent 3 turns: merged although the chat template rewrites history" in words
     assert "no_eot 2 turns: no control token ends them" in words
     assert "unproven" not in words

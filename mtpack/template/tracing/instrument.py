@@ -18,6 +18,7 @@ from jinja2.runtime import LoopContext, Macro
 from mtpack.template.environment import make_settings
 from mtpack.template.limits import LimitedEnvironment
 from mtpack.template.markers import REGION_END, REGION_START, parse_marked
+from mtpack.template.texts import to_operand, to_text
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.closed_macros import find_closed_macros
 from mtpack.template.tracing.filters import trace_function
@@ -164,7 +165,7 @@ class RecordingEnvironment(LimitedEnvironment):
         """Return `left % right`, for which Python would read the text of a tracer."""
         if holds_tracer([left, right]):
             return self.recorder.apply(ARITHMETIC["mod"], left, right)
-        return super().call_binop(context, operator, left, right)
+        return to_operand(left) % right
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls: a method, a macro or another function."""
@@ -253,7 +254,7 @@ class _Writer:
             return recorder.make_placeholder(value)
         if holds_tracer(value):
             return recorder.make_placeholder(recorder.apply(operations.TEXT, value, kind=str))
-        return str(value)
+        return to_text(value)
 
     def concatenate(self, *values: Any) -> Any:
         """Return the result of `~`."""

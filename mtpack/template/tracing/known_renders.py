@@ -76,7 +76,7 @@ class KnownRenders:
         variables = self.template.make_variables(*inputs, mode=self.mode)
         environment, template = self._compile(set(variables), tools)
         environment.recorder = recorder
-        environment.meter.restart()
+        environment.meter.begin()
         last = "end"
         try:
             for text in template.root_render_func(template.new_context(variables)):
@@ -89,6 +89,8 @@ class KnownRenders:
             last = "raise"
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
+        finally:
+            environment.meter.end()
         recorder.events.append((Event(last), None))
         recorder.count_iterations()
         self.most_iterations = max(self.most_iterations, recorder.most_iterations)
