@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from mtpack.running.empty_run import EmptySplit, explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
+from mtpack.running.run_setup import RunSetup, read_first_rows
 from mtpack.running.runner import LocalRunner, local_runner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_task import SplitRecord, SplitTask, run_split_task
@@ -42,7 +42,6 @@ from mtpack.running.windows import Windows
 from mtpack.shards.fsync import sync_in_background
 from mtpack.shards.manifest import (
     MANIFEST,
-    Manifest,
     PackReport,
     RunIdentity,
     RunInfo,
@@ -50,17 +49,15 @@ from mtpack.shards.manifest import (
     is_manifest,
 )
 from mtpack.shards.output_folder import (
-    REJECTS,
     find_complete_output,
+    finish_publishing,
     holds_output,
     make_bad_row_error,
     publish,
     refuse_foreign_files,
-    was_interrupted,
-    work_area,
-    write_datasets_files,
-    write_rejects,
 )
+from mtpack.shards.side_files import REJECTS, write_datasets_files, write_rejects
+from mtpack.shards.work_area import WorkArea, empty_area, has_work_area, work_area
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.version import __version__
 
@@ -109,29 +106,6 @@ def _refuse_packed_folders(names: list[str]) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _RunSetup:
-    """The inputs of a run, and the objects and folders that it uses."""
-
-    files: list[InputFile]
-    area: Path
-    """The work area."""
-    pipeline: Pipeline
-    store: Path | None
-    """The folder where splits that are tokenized as in this run are stored, if any."""
-
-    @property
-    def input_bytes(self) -> int:
-        """The estimated number of bytes of text in the input."""
-        return sum(map(_estimate_text_bytes, self.files))
-
-    @property
-    def num_workers(self) -> int:
-        """The number of worker processes that the input needs."""
-        num_splits = 1 + self.input_bytes // reading.SPLIT_BYTES
-        return min(self.pipeline.options.num_workers, num_splits)
-
-
 @dataclass(slots=True)
 class _RunState:
     """What a run has produced so far. Its size depends on the number of shards only."""
@@ -177,9 +151,9 @@ class _PackRun:
             refuse_foreign_files(Path(self.options.token_store), holds_splits, "--token-store")
         with ExitStack() as stack:
             area = None
-            if STANDARD_INPUT in names:  # it can be read only once, so it is copied to a file
+            if STANDARD_INPUT in names or has_work_area(output):
                 area = stack.enter_context(self._work_area(output))
-            files = [describe_input(name, _spool(name, area)) for name in names]
+            files = [describe_input(name, self._spool(name, area)) for name in names]
             described = _describe_run(self.options, files, pipeline)
             complete = find_complete_output(
                 output,
@@ -189,32 +163,56 @@ class _PackRun:
             )
             if complete is not None:
                 self.callbacks.warn(f"{output}: already complete")
+                if area is not None:
+                    area.is_kept = False
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output))
             self.watch.lap("read")
             store = find_run_folder(pipeline)
-            setup = self._choose_engine(_RunSetup(files, area, pipeline, store))
+            setup = self._choose_engine(RunSetup(files, area, pipeline, store))
             self.watch.lap("start")
             return self._write_output(output, setup, described)
 
-    def _choose_engine(self, setup: _RunSetup) -> _RunSetup:
+    def _choose_engine(self, setup: RunSetup) -> RunSetup:
         # Splits in the token store are most likely those of this run: then no engine is needed.
         is_stored = setup.store is not None and setup.store.exists()
-        sample_texts = None if is_stored else _read_first_rows(setup.files)
+        sample_texts = None if is_stored else read_first_rows(setup.files)
         pipeline, refused = choose_engine(setup.pipeline, setup.input_bytes, sample_texts)
         if refused is not None:
             self.callbacks.warn(refused)
         return replace(setup, pipeline=pipeline)
 
     @contextmanager
-    def _work_area(self, output: Path) -> Iterator[Path]:
-        if was_interrupted(output):
-            self.callbacks.warn(f"{output}: an earlier run did not complete; starting over")
+    def _work_area(self, output: Path) -> Iterator[WorkArea]:
+        """Provide the work area; what an earlier run completed there moves to the output first."""
+        was_left = has_work_area(output)
         with work_area(output) as area:
+            try:
+                if finish_publishing(output, area.path):
+                    self.callbacks.warn(f"{output}: completed what an earlier run had left to do")
+                elif was_left:
+                    self.callbacks.warn(f"{output}: an earlier run did not complete; starting over")
+                empty_area(area.path)
+                area.is_kept = False
+                area.write_run_record({"mtpack_version": __version__})
+            except OSError as error:
+                raise SetupError(f"{output}: can't be written to ({error.strerror})") from error
             yield area
 
-    def _write_output(self, output: Path, setup: _RunSetup, run: RunIdentity) -> PackReport:
+    def _spool(self, name: str, area: WorkArea | None) -> str | Path:
+        """Return a path to read an input from; standard input is copied to the work area.
+
+        It can be read only once.
+        """
+        if name != STANDARD_INPUT or area is None:
+            return name
+        path = area.path / "standard-input.jsonl"
+        with open(path, "wb") as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+        return path
+
+    def _write_output(self, output: Path, setup: RunSetup, run: RunIdentity) -> PackReport:
         state = self._pack_all(setup)
         if not state.counts.documents:
             raise InputError(
@@ -224,11 +222,13 @@ class _PackRun:
             )
         report = self._report(setup, state)
         if self.options.ipc_format == "stream":
-            write_datasets_files(setup.area, report.shards, setup.pipeline.shard_metadata)
-        publish(output, setup.area, Manifest(run, report))
+            write_datasets_files(setup.area.path, report.shards, setup.pipeline.shard_metadata)
+        setup.area.is_kept = True  # once complete, it may hold the only copy of some files
+        publish(output, setup.area.path, run, report)
+        setup.area.is_kept = False
         return report
 
-    def _pack_all(self, setup: _RunSetup) -> _RunState:
+    def _pack_all(self, setup: RunSetup) -> _RunState:
         """Turn the whole input into shards.
 
         If a fast path fails, the workers end, so that none of them writes another shard, and all
@@ -257,7 +257,7 @@ class _PackRun:
 
     def _pack_splits(
         self,
-        setup: _RunSetup,
+        setup: RunSetup,
         runner: LocalRunner,
         sync: Callable[[Path], None],
         formats: FormatNotices,
@@ -265,7 +265,7 @@ class _PackRun:
         """Tokenize all splits, and write the shards of each window as soon as it is full."""
         files_with_rows: set[str] = set()
         state = _RunState()
-        windows = Windows(self.options, setup.area, self.watch)
+        windows = Windows(self.options, setup.area.path, self.watch)
         ready: deque[ShardTask] = deque()
         disabled = frozenset(self.disabled)
         kind = "-".join(["split", *sorted(disabled)])
@@ -277,18 +277,18 @@ class _PackRun:
                 formats.add(split)
                 while ready:
                     yield ready.popleft()
-                file = setup.area / f"{kind}-{split.number:07d}"
+                file = setup.area.path / f"{kind}-{split.number:07d}"
                 process_rows = int(split.num_rows * num_splits)
                 yield SplitTask(split, file, disabled, setup.store, process_rows)
 
         def add_shard(written: WrittenShard) -> None:
-            sync(setup.area / written.record.path)
+            sync(setup.area.path / written.record.path)
             state.shards.append(written.record)
             windows.remove_unneeded_files(written.number)
             self.watch.add(written.seconds)
             self._report_progress("write", written.record.rows)
 
-        with open(setup.area / REJECTS, "w", encoding="utf-8") as rejects:
+        with open(setup.area.path / REJECTS, "w", encoding="utf-8") as rejects:
             for result in runner.run(run_task, tasks()):
                 if isinstance(result, WrittenShard):
                     add_shard(result)
@@ -305,7 +305,7 @@ class _PackRun:
                 self.callbacks.warn(f"{file.name}: holds no rows")
         return state
 
-    def _read_splits(self, setup: _RunSetup) -> Iterator[Split]:
+    def _read_splits(self, setup: RunSetup) -> Iterator[Split]:
         options = self.options
         return reading.read_splits(
             setup.files, row_format=options.row_format, more_columns=options.message_columns
@@ -327,7 +327,7 @@ class _PackRun:
         self.progress[stage] += amount
         self.callbacks.progress(stage, amount)
 
-    def _report(self, setup: _RunSetup, state: _RunState) -> PackReport:
+    def _report(self, setup: RunSetup, state: _RunState) -> PackReport:
         state.counts.check()
         failed = len(self.disabled)
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
@@ -353,30 +353,6 @@ class _PackRun:
             shards=state.shards,
             about=about,
         )
-
-
-def _estimate_text_bytes(file: InputFile) -> int:
-    """Estimate the number of bytes of text in a file."""
-    is_compressed = file.kind.compression or file.kind.content == "parquet"
-    return file.num_bytes * (4 if is_compressed else 1)
-
-
-def _read_first_rows(files: list[InputFile]) -> Iterator[str]:
-    """Yield the text of the first rows of the first file of JSON lines."""
-    line_files = (file for file in files if file.kind.content == "lines")
-    for split in islice(reading.read_splits(islice(line_files, 1)), 1):
-        for row in split.rows():
-            yield (row.text or b"").decode(errors="replace")
-
-
-def _spool(name: str, area: Path | None) -> str | Path:
-    """Return a path to read an input from; standard input is copied to a file in the work area."""
-    if name != STANDARD_INPUT or area is None:
-        return name
-    path = area / "standard-input.jsonl"
-    with open(path, "xb") as spool:
-        shutil.copyfileobj(sys.stdin.buffer, spool)
-    return path
 
 
 def _describe_run(options: PackOptions, files: list[InputFile], pipeline: Pipeline) -> RunIdentity:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from mtpack.counts import Counts, RunCounts
 from mtpack.errors import InputError
 from mtpack.options import resolve_alias
 from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
+from mtpack.shards.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
 
@@ -112,6 +113,8 @@ class Manifest:
 
     run: RunIdentity
     report: PackReport
+    files: dict[str, str] = field(default_factory=dict)
+    """The sha256 of each other file of the output, by name; older manifests list none."""
 
     def write(self, path: Path) -> None:
         """Write the manifest as canonical JSON, with the sha256 of its hashed part."""
@@ -120,15 +123,18 @@ class Manifest:
             "run": asdict(self.run),
             "tally": asdict(self.report.tally),
             "shards": [asdict(shard) for shard in self.report.shards],
+            "files": self.files,
         }
         sha256 = hashlib.sha256(_canonical_json(hashed).encode()).hexdigest()
         whole = {**hashed, "sha256": sha256, "about": asdict(self.report.about)}
-        path.write_text(json.dumps(whole, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(whole, sort_keys=True, indent=1) + "\n"
+        with atomic_file(path, durable=True) as file:
+            file.write(text.encode())
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     """Read the manifest of an output folder; raise InputError if it is missing or damaged."""
-    path = folder / MANIFEST
+    path = folder / name
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         sha256, about = whole.pop("sha256"), whole.pop("about")
@@ -145,6 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
                 shards=[_build_checked(ShardRecord, shard) for shard in whole["shards"]],
                 about=_build_checked(RunInfo, about),
             ),
+            dict(whole.get("files", {})),
         )
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
@@ -167,11 +174,17 @@ _TYPES = {"int": int, "str": str, "dict": dict, "list": list}
 def _build_checked(kind: type[_Record], values: dict[str, Any]) -> _Record:
     """Build a data class from JSON; raise TypeError for a value of the wrong type."""
     record = kind(**values)
-    for field in fields(record):
-        expected = _TYPES[str(field.type).split("[")[0]]
-        if type(getattr(record, field.name)) is not expected:
-            raise TypeError(field.name)
+    for each in fields(record):
+        expected = _TYPES[str(each.type).split("[")[0]]
+        if type(getattr(record, each.name)) is not expected:
+            raise TypeError(each.name)
     return record
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file; raise OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical_json(value: Mapping[str, Any]) -> str:

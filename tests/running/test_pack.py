@@ -117,6 +117,7 @@ def test_the_same_command_again_reports_the_same_and_writes_nothing(packed):
 def test_a_run_after_an_interrupted_one_starts_over_with_a_warning(packed, tmp_path):
     output = tmp_path / "interrupted"
     (output / ".mtpack").mkdir(parents=True)
+    (output / ".mtpack" / "run.json").write_text('{"mtpack_run": {}}')
     (output / ".mtpack" / "split-0000000.arrow").write_bytes(b"half")
     warnings: list[str] = []
     pack(output, shard_size="2MiB", callbacks=mtpack.Callbacks(warn=warnings.append))

@@ -1,9 +1,11 @@
 """The output folder: one run at a time, a complete output or none, no other files touched."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +16,12 @@ import pyarrow as pa
 import pytest
 
 import mtpack
-import mtpack.shards.output_folder
+import mtpack.running.pack
 from mtpack.errors import InputError, SetupError
 from mtpack.shards import manifest
+from mtpack.shards.work_area import work_area
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER
+from mtpack.verify.structure import check_structure
 from tests.conftest import SAMPLE_DATA
 
 SOURCE = SAMPLE_DATA / "conversations_en.jsonl"
@@ -33,11 +37,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp_path):
-    with mtpack.shards.output_folder.work_area(tmp_path / "packed") as area:
-        (area / "split").write_bytes(b"of the first run")
+    with work_area(tmp_path / "packed") as area:
+        area.write_run_record({})
         with pytest.raises(SetupError, match="another run is writing"):
             pack(tmp_path / "packed")
-        assert (area / "split").read_bytes() == b"of the first run"
+        assert area.read_run_record() == {}
     pack(tmp_path / "packed")
 
 
@@ -71,7 +75,8 @@ def test_all_files_of_an_output_are_synced_before_any_is_published(tmp_path, mon
 
     def spy_on_sync(descriptor):
         sync(descriptor)
-        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        synced.add(re.sub(r"\.[0-9a-f]{32}$", "", name))  # without that of an unfinished file
 
     def spy_on_replace(source, target):
         if Path(target).parent == tmp_path / "packed":
@@ -92,9 +97,19 @@ def test_a_shard_that_cannot_be_synced_leaves_no_output(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "the disk has failed")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="the disk has failed"):
+    with pytest.raises((OSError, SetupError), match="the disk has failed"):
         pack(tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+def test_the_manifest_has_the_sha256_of_every_other_file(tmp_path):
+    report = pack(tmp_path / "packed")
+    files = mtpack.open_shards(tmp_path / "packed").manifest.files
+    found = contents(tmp_path / "packed")
+    assert files.keys() == found.keys() - {"manifest.json", *(each.path for each in report.shards)}
+    assert files.keys() == {"rejects.jsonl", "state.json", "dataset_info.json"}
+    for name, sha256 in files.items():
+        assert hashlib.sha256(found[name]).hexdigest() == sha256
 
 
 def test_a_folder_that_only_looks_like_an_output_is_not_touched(tmp_path):
@@ -106,6 +121,114 @@ def test_a_folder_that_only_looks_like_an_output_is_not_touched(tmp_path):
     with pytest.raises(SetupError, match="did not write"):
         pack(output, overwrite=True)
     assert contents(output) == before
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_failure_after_the_manifest_is_published_leaves_nothing_for_long(
+    tmp_path, monkeypatch, step
+):
+    output, calls = tmp_path / "packed", []
+    names = ("fsync", "unlink", "rmdir")
+
+    def failing(function):
+        def fail(*arguments, **more):
+            if (output / "manifest.json").exists():
+                calls.append(function)
+                if len(calls) >= step:
+                    raise OSError(errno.EIO, "the disk has failed")
+            return function(*arguments, **more)
+
+        return fail
+
+    for name in names:
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    with contextlib.suppress(OSError):  # a name that may not be on the disk is an error
+        pack(output)
+    assert calls
+    monkeypatch.undo()
+    assert (output / ".mtpack").exists()
+    pack(output)
+    assert not (output / ".mtpack").exists()
+
+
+def make_foreign(kind: str, path: Path) -> None:
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    elif kind == "folder with a run record of another program":
+        path.mkdir()
+        (path / "run.json").write_text("{}")
+    elif kind == "link":
+        path.with_name("elsewhere").mkdir()
+        path.symlink_to(path.with_name("elsewhere"))
+    elif kind == "link to nothing":
+        path.symlink_to("nowhere")
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "file",
+        "folder",
+        "folder with a run record of another program",
+        "link",
+        "link to nothing",
+        "pipe",
+    ],
+)
+def test_what_only_has_the_name_of_the_work_area_is_refused_by_name(tmp_path, kind, is_complete):
+    output = tmp_path / "packed"
+    if is_complete:
+        pack(output)
+    output.mkdir(exist_ok=True)
+    make_foreign(kind, output / ".mtpack")
+    with pytest.raises(SetupError) as refused:
+        pack(output, seq_len=512, overwrite=True)
+    assert str(refused.value).startswith(f"{output}/.mtpack: not a work area of mtpack")
+    assert os.path.lexists(output / ".mtpack")
+    if kind == "folder":
+        assert (output / ".mtpack" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("names", [[], ["lock"], ["lock", "run.json.0123"]])
+def test_a_work_area_without_a_run_record_yet_is_one(tmp_path, names):
+    area = tmp_path / "packed" / ".mtpack"
+    area.mkdir(parents=True)
+    for name in names:
+        (area / name).touch()
+    pack(tmp_path / "packed")
+    assert not area.exists()
+
+
+def test_overwriting_removes_what_the_old_manifest_lists_and_nothing_else(tmp_path):
+    output = tmp_path / "packed"
+    pack(output, shard_size="128KiB")
+    (output / "shard-99999.arrow").write_text("mine")
+    pack(output, ipc_format="file", overwrite=True)
+    assert {path.name for path in output.iterdir()} == {
+        *("manifest.json", "rejects.jsonl", "shard-00000.arrow", "shard-99999.arrow")
+    }
+
+
+def test_the_old_output_is_readable_until_the_new_one_is_complete(tmp_path, monkeypatch):
+    output, readable = tmp_path / "packed", []
+    pack(output)
+    publish = mtpack.running.pack.publish
+
+    def look_first(folder, area, *more):
+        readable.append(mtpack.open_shards(output).metadata.seq_len)
+        assert check_structure(mtpack.open_shards(output)).violation is None
+        publish(folder, area, *more)
+
+    monkeypatch.setattr(mtpack.running.pack, "publish", look_first)
+    pack(output, seq_len=512, overwrite=True)
+    assert readable == [1024]
+    assert mtpack.open_shards(output).metadata.seq_len == 512
 
 
 def test_overwriting_keeps_files_that_do_not_belong_to_an_output(tmp_path):

@@ -1,0 +1,49 @@
+"""What a run works with: its inputs, and the objects and folders that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from mtpack.input import reading
+from mtpack.input.files import InputFile
+from mtpack.running.pipeline import Pipeline
+from mtpack.shards.work_area import WorkArea
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """The inputs of a run, and the objects and folders that it uses."""
+
+    files: list[InputFile]
+    area: WorkArea
+    pipeline: Pipeline
+    store: Path | None
+    """The folder where splits that are tokenized as in this run are stored, if any."""
+
+    @property
+    def input_bytes(self) -> int:
+        """The estimated number of bytes of text in the input."""
+        return sum(map(_estimate_text_bytes, self.files))
+
+    @property
+    def num_workers(self) -> int:
+        """The number of worker processes that the input needs."""
+        num_splits = 1 + self.input_bytes // reading.SPLIT_BYTES
+        return min(self.pipeline.options.num_workers, num_splits)
+
+
+def _estimate_text_bytes(file: InputFile) -> int:
+    """Estimate the number of bytes of text in a file."""
+    is_compressed = file.kind.compression or file.kind.content == "parquet"
+    return file.num_bytes * (4 if is_compressed else 1)
+
+
+def read_first_rows(files: list[InputFile]) -> Iterator[str]:
+    """Yield the text of the first rows of the first file of JSON lines."""
+    line_files = (file for file in files if file.kind.content == "lines")
+    for split in islice(reading.read_splits(islice(line_files, 1)), 1):
+        for row in split.rows():
+            yield (row.text or b"").decode(errors="replace")

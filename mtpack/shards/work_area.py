@@ -1,0 +1,149 @@
+"""The work area: the folder `.mtpack/` in an output folder, where a run writes at first.
+
+One run at a time uses it: it holds a lock, which ends with the process. A run that ends before its
+output is complete may leave it, and the next run continues with what it holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mtpack.errors import SetupError
+from mtpack.shards.atomic_file import atomic_file
+
+_WORK_AREA = ".mtpack"
+_LOCK = "lock"
+_RUN_RECORD = "run.json"
+_MARK = "mtpack_run"
+"""The key of a run record that no other file has."""
+_MAX_RECORD_BYTES = 2**20
+
+
+@dataclass(slots=True)
+class WorkArea:
+    """The work area of this run, which is locked."""
+
+    path: Path
+    is_kept: bool
+    """Whether it stays when the block of `work_area` ends."""
+
+    def read_run_record(self) -> dict[str, Any] | None:
+        """Return what the last run wrote by `write_run_record`; None if there is nothing."""
+        return _read_run_record(self.path)
+
+    def write_run_record(self, values: Mapping[str, Any]) -> None:
+        """Describe this run, for the next one, which may have to continue it."""
+        with atomic_file(self.path / _RUN_RECORD, durable=True) as file:
+            file.write(json.dumps({_MARK: values}, sort_keys=True, indent=1).encode())
+
+
+def has_work_area(folder: Path) -> bool:
+    """Return whether a run left its work area in an output folder.
+
+    Raises SetupError if something else has its name. An area of mtpack is a folder that is empty or
+    holds a run record; only a lock and an unfinished record can be there before that record.
+    """
+    area = folder / _WORK_AREA
+    try:
+        kind = os.lstat(area).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if stat.S_ISDIR(kind):
+        names = os.listdir(area)
+        if _read_run_record(area) is not None or all(map(_is_first_file, names)):
+            return True
+    raise SetupError(f"{area}: not a work area of mtpack; move it away, or choose another -o")
+
+
+def _is_first_file(name: str) -> bool:
+    return name == _LOCK or name.startswith(f"{_RUN_RECORD}.")
+
+
+def _read_run_record(area: Path) -> dict[str, Any] | None:
+    path = area / _RUN_RECORD
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_RECORD_BYTES:
+            return None
+        values = json.loads(path.read_bytes())[_MARK]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+@contextmanager
+def work_area(folder: Path) -> Iterator[WorkArea]:
+    """Provide the work area of an output folder, locked for this run; both are made if missing.
+
+    At the end of the block it is removed unless `is_kept`, and an empty new output folder too.
+    Raises SetupError if another run uses it, if something else has its name, or if it can't be
+    made.
+    """
+    is_new = not folder.exists()
+    was_left = has_work_area(folder)
+    path = folder / _WORK_AREA
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _open_locked(path / _LOCK)
+    except OSError as error:
+        raise SetupError(f"{folder}: can't be written to ({error.strerror})") from error
+    area = WorkArea(path, is_kept=was_left)
+    with lock:
+        try:
+            yield area
+        finally:
+            if not area.is_kept:
+                _remove(path)
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open and lock a file. The lock ends when the process ends, even if that is killed."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except BlockingIOError:
+            file.close()
+            raise SetupError(
+                f"{path.parent.parent}: another run is writing to it; wait for it or choose "
+                "another -o"
+            ) from None
+        except FileNotFoundError:  # another run has just removed its work area
+            path.parent.mkdir(exist_ok=True)
+        file.close()
+
+
+def empty_area(area: Path) -> None:
+    """Remove all that a work area holds except its lock and its run record; raise OSError."""
+    for path in area.iterdir():
+        if path.name in (_LOCK, _RUN_RECORD):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove(area: Path) -> None:
+    """Remove a work area; what can't be removed stays, and still is a work area."""
+    try:
+        empty_area(area)
+        (area / _RUN_RECORD).unlink(missing_ok=True)
+        (area / _LOCK).unlink()
+        area.rmdir()
+    except OSError:
+        return
