@@ -7,7 +7,9 @@ The child and its workers are a process group of their own.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import importlib
 import json
 import mmap
@@ -16,7 +18,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -233,6 +237,7 @@ def _serve() -> None:
     pipeline.load_chat_template = lambda *arguments: loaded.template
     # Workers that outlive a command become children of this process.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    gc.freeze()  # so that no collection in a child touches, and copies, what is loaded
     stderr = os.path.join(os.path.dirname(os.environ["MTPACK_FAULTS"]), "stderr")
     for line in sys.stdin:
         child = os.fork()
@@ -256,8 +261,19 @@ def _run_command(request: dict[str, Any], stderr: str) -> NoReturn:
     for name, value in request["patches"].items():
         module, attribute = name.split(":")
         setattr(importlib.import_module(module), attribute, _value_of(value))
-    main(request["arguments"], prog_name="mtpack")
-    raise AssertionError("a command ends with SystemExit")
+    status: Any = None
+    try:
+        main(request["arguments"], prog_name="mtpack")
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # What the end of the interpreter does; to free all objects would take as long as the command.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(status or 0)
 
 
 def _value_of(value: Any) -> Any:
