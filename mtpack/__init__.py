@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from mtpack.errors import MtpackError as MtpackError
     from mtpack.errors import SetupError as SetupError
     from mtpack.options import PackOptions as PackOptions
-    from mtpack.running.pack import Callbacks as Callbacks
+    from mtpack.running.callbacks import Callbacks as Callbacks
     from mtpack.running.pack import pack as pack
     from mtpack.shards.dataset import Shards as Shards
     from mtpack.shards.dataset import open_shards as open_shards
     from mtpack.shards.manifest import PackReport as PackReport
 
 _MODULES = {
-    "Callbacks": "running.pack",
+    "Callbacks": "running.callbacks",
     "InputError": "errors",
     "MtpackError": "errors",
     "PackOptions": "options",

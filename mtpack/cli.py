@@ -245,7 +245,7 @@ def _console() -> Any:
 @contextmanager
 def _show_progress(*, quiet: bool, bars: bool) -> Iterator[Any]:
     """Show progress and warnings on standard error; show bars only on a terminal."""
-    from mtpack.running.pack import Callbacks
+    from mtpack.running.callbacks import Callbacks
 
     if quiet:
         yield Callbacks()

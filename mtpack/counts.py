@@ -214,8 +214,14 @@ class RunCounts(_Summable):
     replayed: int = 0
     """Dialogues replayed from recordings instead (mtpack/template/tracing/README.md)."""
     reused: int = 0
-    """Dialogues whose tokens came from `--token-store`."""
+    """Dialogues whose tokens came from `--token-store`, or from a run that did not complete."""
     audited: int = 0
     """Replayed dialogues that were also rendered, plus texts that both engines encoded."""
     audit_mismatches: int = 0
     """Those of them that differed. Then all splits were made again without the fast path."""
+    splits: int = 0
+    """Splits of the input."""
+    splits_reused: int = 0
+    """Those of them whose tokens came from `--token-store`, or from a run that did not complete."""
+    shards_resumed: int = 0
+    """Shards that a run wrote which did not complete."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -121,15 +121,19 @@ class LinesInFile(NamedTuple):
     num_bytes: int
     modified_ns: int
 
-    def rows(self) -> Iterator[RawRow]:
-        """Read and yield the rows; raise InputError, also if the file has changed."""
+    def read(self) -> LinesInMemory:
+        """Read the lines; raise InputError, also if the file has changed."""
         with wrap_read_errors(self.file), open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             text = file.read(self.num_bytes)
         check_unchanged(self.file, self.path, self.modified_ns)
         if len(text) < self.num_bytes:
             raise InputError(f"{self.file}: can't be read (it ends early); run again")
-        return LinesInMemory(self.file, self.format, self.first_line, text).rows()
+        return LinesInMemory(self.file, self.format, self.first_line, text)
+
+    def rows(self) -> Iterator[RawRow]:
+        """Read and yield the rows; raise InputError, also if the file has changed."""
+        return self.read().rows()
 
 
 Piece = RowsInMemory | LinesInMemory | LinesInFile
@@ -201,6 +205,14 @@ class Split:
         tables = (piece for piece in self.pieces if isinstance(piece, RowsInMemory))
         return sum(table.count_dropped_nulls() for table in tables)
 
+    def read(self) -> Split:
+        """Return the split with all rows in memory; raise InputError as `rows` does.
+
+        So what is hashed is what is tokenized, and no file is read twice.
+        """
+        read = (p.read() if isinstance(p, LinesInFile) else p for p in self.pieces)
+        return replace(self, pieces=tuple(read))
+
     def content_sha256(self) -> str:
         """Return the digest of the rows: their texts in order, their formats, and dropped nulls.
 
@@ -216,3 +228,34 @@ class Split:
         if num_dropped := self.count_dropped_nulls():
             lines.append(b"%d" % num_dropped)
         return hashlib.sha256(b"\n".join([orjson.dumps(formats), *lines])).hexdigest()
+
+    def file_sha256s(self) -> list[tuple[str, str]]:
+        """Return the name of each file in the split, and the digest of its rows in the split."""
+        parts = [
+            (name, replace(self, pieces=tuple(pieces)))
+            for name, pieces in groupby(self.pieces, key=attrgetter("file"))
+        ]
+        return [(name, part.content_sha256()) for name, part in parts]
+
+
+class InputHashes:
+    """Hashes each file of an input: the digests of its rows, split by split, in order.
+
+    Blank lines and the compression of a file change nothing, as in `Split.content_sha256`.
+    """
+
+    def __init__(self) -> None:
+        """Begin before the first split."""
+        self._hashes: dict[str, Any] = {}
+
+    def add(self, file_sha256s: Iterable[tuple[str, str]]) -> None:
+        """Add the next split: what its `file_sha256s` returned."""
+        for name, sha256 in file_sha256s:
+            self._get(name).update(bytes.fromhex(sha256))
+
+    def sha256(self, name: str) -> str:
+        """Return the sha256 of a file whose splits have all been added."""
+        return str(self._get(name).hexdigest())
+
+    def _get(self, name: str) -> Any:
+        return self._hashes.setdefault(name, hashlib.sha256())

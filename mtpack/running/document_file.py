@@ -15,6 +15,7 @@ document from it (0.5 µs). A file holds, for n documents:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from mtpack.token_batch import Int32, Int64, TokenBatch, expand_ranges, offsets_
 _HEAD = 3  # number of words of a document before those of its turns
 
 
-def save_batch(path: Path, batch: TokenBatch, first_row: int) -> None:
-    """Write the documents of a split to a file.
+def save_batch(path: Path, batch: TokenBatch, first_row: int) -> str:
+    """Write the documents of a split to a file, and return its sha256.
 
     first_row: the index of the first row of the split. Rows are stored relative to it, so the file
     does not depend on the rows before the split.
@@ -49,10 +50,14 @@ def save_batch(path: Path, batch: TokenBatch, first_row: int) -> None:
     words[positions.spans_per_turn] = np.diff(batch.span_offsets)
     words[positions.span_starts] = batch.span_starts
     words[positions.span_ends] = batch.span_ends
+    digest = hashlib.sha256()
+    number = np.array([batch.num_documents], dtype=np.int64)
     with atomic_file(path) as file:
-        file.write(np.int64(batch.num_documents).tobytes())
-        for array in (word_offsets, batch.document_offsets, words, batch.ids):
-            file.write(np.ascontiguousarray(array).data)
+        for array in (number, word_offsets, batch.document_offsets, words, batch.ids):
+            content = np.ascontiguousarray(array).data
+            digest.update(content)
+            file.write(content)
+    return digest.hexdigest()
 
 
 class StoredDocuments(NamedTuple):

@@ -64,6 +64,15 @@ class Pipeline:
             options = replace(options, tokenizer_engine=TOKENIZERS)
         return replace(self, renderer=renderer, options=options)
 
+    @property
+    def fast_paths(self) -> frozenset[str]:
+        """The fast paths that this pipeline may use."""
+        is_used = {
+            REPLAY: self.renderer.replayer is not None,
+            FASTOKENS: self.options.tokenizer_engine == FASTOKENS,
+        }
+        return frozenset(name for name, used in is_used.items() if used)
+
     def count_fast_paths(self) -> Counter[str]:
         """Count the dialogues `replayed` and the results `audited` in this process so far."""
         counts = self.renderer.count_replays()

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from mtpack.input import reading
 from mtpack.input.files import InputFile
+from mtpack.running.earlier_work import SPLITS
 from mtpack.running.pipeline import Pipeline
+from mtpack.running.token_store import name_run_folder
 from mtpack.shards.work_area import WorkArea
 
 
@@ -20,8 +22,19 @@ class RunSetup:
     files: list[InputFile]
     area: WorkArea
     pipeline: Pipeline
-    store: Path | None
-    """The folder where splits that are tokenized as in this run are stored, if any."""
+    is_resumed: bool
+    """Whether the work area holds work of an earlier run."""
+
+    @property
+    def own_store(self) -> Path:
+        """The folder in the work area for splits that are tokenized as in this run."""
+        return self.area.path / SPLITS / name_run_folder(self.pipeline)
+
+    @property
+    def shared_store(self) -> Path | None:
+        """The folder of `--token-store` for splits that are tokenized as in this run, if any."""
+        store = self.pipeline.options.token_store
+        return None if store is None else Path(store) / name_run_folder(self.pipeline)
 
     @property
     def input_bytes(self) -> int:

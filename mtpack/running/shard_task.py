@@ -26,7 +26,7 @@ class ShardTask:
     number: int
     """The index of the shard in the output."""
     folder: Path
-    """Where the shard is written: the work area."""
+    """Where the shard is written, in the work area."""
     files: list[str]
     """The document files of the splits whose documents the shard may hold."""
     first_rows: Int64

@@ -6,27 +6,29 @@ What it needs in addition to the task is loaded once per process (`pipeline.py`)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mtpack.counts import Counts, RunCounts
+from mtpack.counts import Counts
 from mtpack.documents.overlong import (
     SuffixRenderer,
     apply_overlong_policy,
     find_needed_seq_len,
 )
-from mtpack.input.dialogue import Dialogue, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Reason
 from mtpack.input.splits import Split
 from mtpack.running.document_file import save_batch
-from mtpack.running.empty_run import EmptySplit, describe_empty_split
+from mtpack.running.empty_run import describe_empty_split
 from mtpack.running.pipeline import Pipeline, check_template
+from mtpack.running.split_record import SplitRecord, parse_split_record
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.running.token_store import find_split, store_split
+from mtpack.running.token_store import find_split, record_path, store_split
 from mtpack.running.tokenize_split import TokenizedSplit, read_rows, set_activity, tokenize
-from mtpack.token_batch import Int32, TokenBatch
+from mtpack.token_batch import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,52 +37,44 @@ class SplitTask:
 
     split: Split
     file: Path
-    """Where its documents are written."""
+    """Where its documents are written if the overlong policy changes them."""
+    store: Path
+    """The folder where tokenized splits are looked up and stored."""
+    is_own_store: bool = True
+    """Whether the store is that of this run alone, in the work area."""
     disabled: frozenset[str] = frozenset()
     """Fast paths (`REPLAY`, `FASTOKENS`) that may not be used."""
-    store: Path | None = None
-    """The folder where tokenized splits are looked up and stored, if any."""
     process_rows: int = 0
     """The estimated number of rows that each process gets in the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class SplitRecord:
-    """The result of a `SplitTask`: the documents of a split, each of at most `seq_len` tokens."""
-
-    file: Path
-    """Holds its documents. A file in `SplitTask.store` is shared with other runs."""
-    first_row: int
-    """The index of its first row in the input."""
-    counts: Counts
-    run_counts: RunCounts
-    rejects: list[Reject]
-    document_lengths: Int32
-    """(documents,): tokens, without padding."""
-    seconds: Mapping[str, float]
-    """The time it took, by stage."""
-    warnings: frozenset[str] = field(default_factory=frozenset)
-    empty: EmptySplit | None = None
-    """Why it has no documents, if it has none."""
+    written: Mapping[str, Any] | None = None
+    """The record of the split whose documents are in shards of an earlier run, if any."""
 
 
 def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask` and return its result; raise FastPathFailedError."""
     watch = Stopwatch()
-    split = task.split
+    split = task.split.read()
+    file_sha256s = split.file_sha256s()
+    content = file_sha256s[0][1] if len(file_sha256s) == 1 else split.content_sha256()
+    watch.lap("read")
+    if task.written is not None and task.written["sha256"] == content:
+        return parse_split_record(task.written, split, file_sha256s, watch.seconds)
     pipeline = pipeline.without(task.disabled)
     if pipeline.renderer.replayer is not None:
         pipeline.renderer.replayer.budget.num_dialogues = task.process_rows
-    tokenized, stored_file = _load_or_tokenize(pipeline, task, watch)
+    entry = task.store / (f"{split.number:07d}-{content}" if task.is_own_store else content)
+    own_files = [entry, record_path(entry)] if task.is_own_store else []
+    tokenized = _load_or_tokenize(pipeline, split, entry, task.disabled, watch)
+    file, fast_paths = entry, tokenized.fast_paths
     batch, needed_seq_len = _apply_overlong(pipeline, split, tokenized.batch)
-    if pipeline.options.overlong == "error" and batch is not tokenized.batch:
-        rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
-        tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
-        batch, stored_file = tokenized.batch, None
-    file = stored_file
-    if file is None or batch is not tokenized.batch:
-        file = task.file
+    if batch is not tokenized.batch:
+        if pipeline.options.overlong == "error":
+            rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
+            tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
+            batch = tokenized.batch
+        file, fast_paths = task.file, fast_paths | pipeline.fast_paths
         save_batch(file, batch, split.first_row)
+        own_files.append(file)
     empty = None
     if not batch.num_documents:
         rows = read_rows(split, pipeline)
@@ -97,24 +91,24 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         seconds=watch.seconds,
         warnings=tokenized.warnings,
         empty=empty,
+        fast_paths=fast_paths,
+        content_sha256=content,
+        file_sha256s=file_sha256s,
+        own_files=tuple(own_files),
     )
 
 
 def _load_or_tokenize(
-    pipeline: Pipeline, task: SplitTask, watch: Stopwatch
-) -> tuple[TokenizedSplit, Path | None]:
-    """Return the split before the overlong policy, and the stored file that holds it, if any."""
-    if task.store is None:
-        check_template(pipeline)
-        return tokenize(pipeline, task.split, watch), None
-    file = task.store / task.split.content_sha256()
-    tokenized = find_split(file, task.split, task.disabled)
+    pipeline: Pipeline, split: Split, entry: Path, disabled: Collection[str], watch: Stopwatch
+) -> TokenizedSplit:
+    """Return the split before the overlong policy; it is then stored at `entry`."""
+    tokenized = find_split(entry, split, disabled)
     watch.lap("read")
     if tokenized is None:
         check_template(pipeline)
-        tokenized = tokenize(pipeline, task.split, watch)
-        store_split(file, task.split, tokenized)
-    return tokenized, file
+        tokenized = tokenize(pipeline, split, watch)
+        store_split(entry, split, tokenized)
+    return tokenized
 
 
 def _apply_overlong(

@@ -1,10 +1,12 @@
-"""The token store: tokenized splits that other runs can reuse (`--token-store`).
+"""The token store: tokenized splits that other runs can reuse.
 
-A split is stored before the overlong policy is applied, so a run with another sequence length,
-packing or seed can reuse it. Its path depends on all that the split depends on: the contents of its
-rows, the tokenizer, the template, the options that matter, and the version of mtpack. A stored
-split is two files: a document file, and next to it a record, which is written last and holds the
-sha256 of the document file. A stored split that is incomplete or changed is ignored and replaced.
+A run keeps one in its work area, so that the next run can continue it; `--token-store` names one
+for any number of outputs. A split is stored before the overlong policy is applied, so a run with
+another sequence length, packing or seed can reuse it. Its path depends on all that the split
+depends on: the contents of its rows, the tokenizer, the template, the options that matter, and the
+version of mtpack. A stored split is two files: a document file, and next to it a record, which is
+written last and holds the sha256 of the document file. A stored split that is incomplete or changed
+is ignored and replaced.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from mtpack.counts import Counts, RunCounts
-from mtpack.input.dialogue import Origin, Reason, Reject
 from mtpack.input.splits import Split
 from mtpack.running.document_file import read_all, save_batch
 from mtpack.running.pipeline import Pipeline
+from mtpack.running.split_record import dump_rejects, parse_rejects
 from mtpack.running.tokenize_split import TokenizedSplit
 from mtpack.shards.atomic_file import atomic_file
+from mtpack.shards.manifest import hash_file
 from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
 
@@ -38,17 +41,14 @@ def holds_splits(store: Path) -> bool:
     return any(_RUN_FOLDER.fullmatch(path.name) and path.is_dir() for path in store.iterdir())
 
 
-def find_run_folder(pipeline: Pipeline) -> Path | None:
-    """Return the folder for splits that are tokenized as in this run; None without a store."""
-    store = pipeline.options.token_store
-    if store is None:
-        return None
+def name_run_folder(pipeline: Pipeline) -> str:
+    """Return the name of the folder for splits that are tokenized as in this run."""
     described = pipeline.options.split_options()
     described["mtpack"] = __version__
     described["tokenizer"] = pipeline.tokenizer.sha256
     described["template"] = pipeline.template.sha256
     text = json.dumps(described, sort_keys=True)
-    return Path(store) / hashlib.sha256(text.encode()).hexdigest()[:_NAME_LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_LENGTH]
 
 
 def find_split(file: Path, split: Split, disabled: Collection[str]) -> TokenizedSplit | None:
@@ -57,8 +57,8 @@ def find_split(file: Path, split: Split, disabled: Collection[str]) -> Tokenized
     file: in the folder of the run, named by the split's `content_sha256`, as for `store_split`.
     """
     try:
-        record = json.loads(_record_path(file).read_bytes())
-        if _sha256(file) != record["sha256"] or set(record["fast_paths"]) & set(disabled):
+        record = json.loads(record_path(file).read_bytes())
+        if hash_file(file) != record["sha256"] or set(record["fast_paths"]) & set(disabled):
             return None
         batch = read_all(file, split.first_row)
         return _parse_tokenized_split(record, batch, split)
@@ -69,20 +69,17 @@ def find_split(file: Path, split: Split, disabled: Collection[str]) -> Tokenized
 def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
     """Store a tokenized split; replace a stored one that could not be used."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    _record_path(file).unlink(missing_ok=True)
-    save_batch(file, tokenized.batch, split.first_row)
+    record_path(file).unlink(missing_ok=True)
+    sha256 = save_batch(file, tokenized.batch, split.first_row)
     record = {
-        "sha256": _sha256(file),
+        "sha256": sha256,
         "fast_paths": sorted(tokenized.fast_paths),
         "row_turns": tokenized.row_turns.tolist(),
         "counts": asdict(tokenized.counts),
         "warnings": sorted(tokenized.warnings),
-        "rejects": [
-            [reject.row - split.first_row, reject.reason, reject.detail]
-            for reject in tokenized.rejects
-        ],
+        "rejects": dump_rejects(tokenized.rejects, split.first_row),
     }
-    with atomic_file(_record_path(file)) as record_file:
+    with atomic_file(record_path(file)) as record_file:
         record_file.write(json.dumps(record, sort_keys=True).encode())
 
 
@@ -93,13 +90,9 @@ def measure_store(store: str | None) -> int:
     return sum(file.stat().st_size for file in Path(store).rglob("*") if file.is_file())
 
 
-def _record_path(file: Path) -> Path:
+def record_path(file: Path) -> Path:
+    """Return the path of the record of a stored split."""
     return file.with_suffix(".json")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _parse_tokenized_split(
@@ -111,19 +104,11 @@ def _parse_tokenized_split(
     return TokenizedSplit(
         batch=batch,
         row_turns=row_turns,
-        rejects=_parse_rejects(record["rejects"], split),
+        rejects=parse_rejects(record["rejects"], split),
         counts=Counts(**record["counts"]),
-        run_counts=RunCounts(reused=int(np.count_nonzero(row_turns >= 0))),
+        run_counts=RunCounts(
+            reused=int(np.count_nonzero(row_turns >= 0)), splits=1, splits_reused=1
+        ),
         warnings=frozenset(record["warnings"]),
         fast_paths=frozenset(record["fast_paths"]),
     )
-
-
-def _parse_rejects(stored: list[list[Any]], split: Split) -> list[Reject]:
-    if not stored:
-        return []
-    origins = [Origin(row.file, row.line) for row in split.rows()]
-    return [
-        Reject(split.first_row + row, origins[row], Reason(reason), detail)
-        for row, reason, detail in stored
-    ]

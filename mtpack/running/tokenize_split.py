@@ -95,7 +95,7 @@ def tokenize(
         row_turns=np.array(rows.row_turns, dtype=np.int32),
         rejects=rows.rejects,
         counts=counts,
-        run_counts=RunCounts(rendered=num_accepted - made["replayed"], **made),
+        run_counts=RunCounts(rendered=num_accepted - made["replayed"], splits=1, **made),
         warnings=frozenset(rows.warnings),
         fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )

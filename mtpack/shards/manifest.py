@@ -50,6 +50,8 @@ class RunInfo(RunCounts):
     engine, and to start workers. `total`: wall time without `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
+    inputs_modified_ns: list[int] = field(default_factory=list)
+    """The times of the last changes of the input files, in nanoseconds since 1970."""
     token_store_bytes: int = 0
     """The size of `--token-store` after this run, for all runs."""
 
@@ -88,7 +90,7 @@ class RunIdentity:
 
     options: dict[str, Any]
     inputs: list[dict[str, Any]]
-    """`bytes` and `sha256` of every file, in order."""
+    """`bytes` and `sha256` of every file, in order; before it was read, `bytes` alone."""
     tokenizer_sha256: str
     template_sha256: str
 
@@ -102,8 +104,10 @@ class RunIdentity:
             return "the tokenizer is different"
         if self.template_sha256 != other.template_sha256:
             return "the chat template is different"
-        if [file["sha256"] for file in self.inputs] != [file["sha256"] for file in other.inputs]:
-            return "the input is different"
+        for name in ("bytes", "sha256"):
+            ours, theirs = ([f.get(name) for f in run.inputs] for run in (self, other))
+            if ours != theirs and None not in theirs:
+                return "the input is different"
         return None
 
 

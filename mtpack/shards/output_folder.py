@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mtpack.errors import InputError, SetupError
+from mtpack.input.files import InputFile
+from mtpack.options import PackOptions
 from mtpack.shards.fsync import sync
 from mtpack.shards.manifest import (
     MANIFEST,
     Manifest,
     PackReport,
     RunIdentity,
+    RunInfo,
     hash_file,
     is_manifest,
     read_manifest,
@@ -56,32 +60,50 @@ def refuse_foreign_files(folder: Path, is_known: Callable[[Path], bool], option:
 
 
 def find_complete_output(
-    folder: Path, run: RunIdentity, *, overwrite: bool, on_error: str
+    folder: Path,
+    run: RunIdentity,
+    files: list[InputFile],
+    hash_inputs: Callable[[], list[str]],
+    options: PackOptions,
 ) -> PackReport | None:
     """Return the report of a complete output of the same run; None if there is work to do.
 
-    Raises SetupError if the folder holds the output of another run, unless `overwrite`; InputError
-    if that output skipped bad rows, and `on_error` is `fail` now.
+    run: without the contents of `files`. hash_inputs: reads them and returns their sha256; it is
+    called only if their names, sizes and times do not decide. Raises SetupError if the folder holds
+    the output of another run, unless `--overwrite`; InputError if that output skipped bad rows, and
+    `--on-error` is `fail` now.
     """
     if not (folder / MANIFEST).is_file():
         return None
     try:
         found = read_manifest(folder)
         difference = found.run.difference(run)
+        if difference is None and not _are_untouched(files, found.report.about):
+            inputs = [
+                {**file, "sha256": sha256}
+                for file, sha256 in zip(run.inputs, hash_inputs(), strict=True)
+            ]
+            difference = found.run.difference(replace(run, inputs=inputs))
     except InputError as error:
         difference = str(error)
     else:
-        if difference is None and on_error == "fail" and found.report.tally.rows_rejected:
+        if difference is None and options.on_error == "fail" and found.report.tally.rows_rejected:
             reject = json.loads((folder / REJECTS).read_text(encoding="utf-8").split("\n")[0])
             raise make_bad_row_error("{file} line {line}: {reason}: {detail}".format(**reject))
         if difference is None:
             return found.report
-    if overwrite:
+    if options.overwrite:
         return None
     raise SetupError(
         f"{folder}: holds the complete output of another run ({difference}); "
         "choose another -o, or --overwrite"
     )
+
+
+def _are_untouched(files: list[InputFile], about: RunInfo) -> bool:
+    """Return whether the files, whose sizes are the same, are those that were packed."""
+    names, times = [file.name for file in files], [file.modified_ns for file in files]
+    return names == about.inputs and times == about.inputs_modified_ns
 
 
 def make_bad_row_error(reject: str) -> InputError:

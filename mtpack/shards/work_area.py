@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +127,13 @@ def _open_locked(path: Path) -> IO[bytes]:
         file.close()
 
 
-def empty_area(area: Path) -> None:
-    """Remove all that a work area holds except its lock and its run record; raise OSError."""
+def empty_area(area: Path, kept: Collection[str] = ()) -> None:
+    """Remove all that a work area, or a folder in it, holds, but its lock and its run record.
+
+    kept: names of what else stays. Raises OSError.
+    """
     for path in area.iterdir():
-        if path.name in (_LOCK, _RUN_RECORD):
+        if path.name in (_LOCK, _RUN_RECORD, *kept):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -165,7 +165,7 @@ def test_a_window_is_written_and_its_files_removed_while_the_next_is_tokenized(
     def progress(stage: str, amount: int) -> None:
         nonlocal most_files
         stages.append(stage)
-        most_files = max(most_files, len(list((tmp_path / "packed/.mtpack").glob("split-*"))))
+        most_files = max(most_files, len(list(tmp_path.glob("packed/.mtpack/splits/*/*-*.json"))))
 
     callbacks = mtpack.Callbacks(progress=progress)
     pack(tmp_path / "packed", window="8Ki", workers=workers, callbacks=callbacks)

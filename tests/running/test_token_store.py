@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mtpack
-from mtpack.running.pack import Callbacks
+from mtpack.running.callbacks import Callbacks
 from tests.conftest import SAMPLE_DATA
 
 ROWS = SAMPLE_DATA / "conversations_en.jsonl"

@@ -17,7 +17,7 @@ from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
 from mtpack.running.document_file import open_documents, save_batch
 from mtpack.running.shard_task import ShardTask, run_shard_task
-from mtpack.running.split_task import SplitRecord
+from mtpack.running.split_record import SplitRecord
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.windows import Windows
 from mtpack.shards.arrow import sequences_per_batch, sequences_per_shard, write_shard
@@ -40,12 +40,13 @@ def pipeline_of(options: PackOptions) -> Any:
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
     save_batch(file, batch, first_row)
     lengths = batch.document_lengths.astype(np.int32)
-    return SplitRecord(file, first_row, Counts(), RunCounts(), [], lengths, {})
+    return SplitRecord(file, first_row, Counts(), RunCounts(), [], lengths, {}, own_files=(file,))
 
 
 def split_of_lengths(file: Path, lengths: list[int]) -> SplitRecord:
     file.touch()
-    return SplitRecord(file, 0, Counts(), RunCounts(), [], np.array(lengths, np.int32), {})
+    of_split = np.array(lengths, np.int32)
+    return SplitRecord(file, 0, Counts(), RunCounts(), [], of_split, {}, own_files=(file,))
 
 
 def windows_of(folder: Path, **options: Any) -> Windows:
@@ -121,14 +122,19 @@ def test_the_files_of_a_window_are_removed_when_its_last_shard_is_written(tmp_pa
     assert [task.number for task in tasks_of(windows, splits)] == [0, 1, 2, 3]
     left = []
     for shard in range(4):
-        windows.remove_unneeded_files(shard)
+        window = windows.finish_shard(shard)
+        if window is not None:
+            windows.remove_files(window)
         left.append(sorted(path.name for path in tmp_path.iterdir()))
     assert left == [["0", "1"], ["1"], ["1"], []]
 
 
-def test_a_split_without_documents_leaves_no_file(tmp_path):
+def test_a_split_without_documents_is_in_no_shard_and_its_file_goes_with_its_window(tmp_path):
     windows = windows_of(tmp_path, seq_len=8)
     assert tasks_of(windows, [split_of_lengths(tmp_path / "empty", [])]) == []
+    (task,) = tasks_of(windows, [split_of_lengths(tmp_path / "full", [8])])
+    assert task.files == [str(tmp_path / "full")]
+    windows.remove_files(windows.finish_shard(0))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,212 @@
+"""One attempt to turn the whole input of a run into shards in the work area."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+
+from mtpack.counts import Counts, RunCounts
+from mtpack.input import reading
+from mtpack.input.dialogue import Reject
+from mtpack.input.files import InputFile
+from mtpack.input.splits import InputHashes, Split
+from mtpack.options import PackOptions
+from mtpack.running.callbacks import Callbacks
+from mtpack.running.earlier_work import (
+    UNSYNCED,
+    commit_shard,
+    commit_window,
+    find_earlier_work,
+)
+from mtpack.running.empty_run import EmptySplit
+from mtpack.running.format_notices import FormatNotices
+from mtpack.running.pipeline import Pipeline
+from mtpack.running.run_record import hash_run
+from mtpack.running.run_setup import RunSetup
+from mtpack.running.runner import LocalRunner
+from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
+from mtpack.running.split_record import SplitRecord
+from mtpack.running.split_task import SplitTask, run_split_task
+from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.windows import Windows
+from mtpack.shards.manifest import ShardRecord
+from mtpack.shards.output_folder import make_bad_row_error
+from mtpack.shards.side_files import REJECTS, write_rejects
+
+
+@dataclass(slots=True)
+class RunState:
+    """What a run has produced so far. Its size depends on the number of shards and files only."""
+
+    counts: Counts = field(default_factory=Counts)
+    run_counts: RunCounts = field(default_factory=RunCounts)
+    shards: dict[int, ShardRecord] = field(default_factory=dict)
+    """By number."""
+    warnings: set[str] = field(default_factory=set)
+    first_reject: Reject | None = None
+    empty: EmptySplit = field(default_factory=EmptySplit)
+    """Why splits have no documents, for those that have none."""
+    hashes: InputHashes = field(default_factory=InputHashes)
+
+
+class Attempt:
+    """One attempt: it takes what is in the work area, and makes what is missing.
+
+    A first run is an attempt that finds nothing.
+    """
+
+    def __init__(
+        self,
+        setup: RunSetup,
+        disabled: Collection[str],
+        callbacks: Callbacks,
+        watch: Stopwatch,
+        formats: FormatNotices,
+    ) -> None:
+        """Look at what is there; disabled: the fast paths that may not be used."""
+        self.progress: Counter[str] = Counter()
+        """The progress reported so far, by stage."""
+        self._setup = setup
+        self._disabled = frozenset(disabled)
+        self._callbacks = callbacks
+        self._watch = watch
+        self._formats = formats
+        self._area = setup.area.path
+        self._options = setup.pipeline.options
+        self._earlier = find_earlier_work(self._area, setup.own_store, disabled)
+        unsynced = self._area / UNSYNCED
+        unsynced.mkdir(exist_ok=True)
+        run_sha256 = hash_run(setup.pipeline)
+        self._windows = Windows(self._options, unsynced, watch, self._earlier, run_sha256)
+        self._state = RunState()
+        self._files_with_rows: set[str] = set()
+        self._is_changed = False
+        self._ready: deque[ShardTask] = deque()
+        self._commits: deque[tuple[WrittenShard, Future[None]]] = deque()
+
+    def run(self, runner: LocalRunner, threads: Executor) -> RunState:
+        """Tokenize all splits, and write the shards of each window as soon as it is full.
+
+        threads: where shards are synced, because a disk takes as long for one as a core does.
+        Raises FastPathFailedError, StaleWindowError, InputError, and OSError.
+        """
+        with open(self._area / REJECTS, "w", encoding="utf-8") as rejects:
+            for result in runner.run(run_task, self._list_tasks()):
+                self._finish_commits()
+                if isinstance(result, WrittenShard):
+                    self._commit(result, threads)
+                    continue
+                self._add_split(result)
+                write_rejects(rejects, result.rejects)
+                self._add_tasks(self._windows.add(result))
+        self._add_tasks(self._windows.close())
+        for written in runner.run(run_shard_task, self._ready):
+            self._commit(written, threads)
+            self._finish_commits()
+        self._finish_commits(wait=True)
+        self._state.counts += self._windows.counts
+        for file in self._setup.files:
+            if file.name not in self._files_with_rows:
+                self._callbacks.warn(f"{file.name}: holds no rows")
+        return self._state
+
+    def _list_tasks(self) -> Iterator[SplitTask | ShardTask]:
+        setup = self._setup
+        num_splits = max(1.0, setup.input_bytes / reading.SPLIT_BYTES / setup.num_workers)
+        kind = "-".join(["split", *sorted(self._disabled)])
+        for split in read_splits(setup.files, self._options):
+            self._files_with_rows.update(piece.file for piece in split.pieces)
+            self._formats.add(split)
+            while self._ready:
+                yield self._ready.popleft()
+            yield SplitTask(
+                split,
+                self._area / f"{kind}-{split.number:07d}",
+                setup.shared_store or setup.own_store,
+                is_own_store=setup.shared_store is None,
+                disabled=self._disabled,
+                process_rows=int(split.num_rows * num_splits),
+                written=self._earlier.find_written(split.number),
+            )
+
+    def _add_split(self, result: SplitRecord) -> None:
+        """Add the result of a split; raise InputError for a bad row, unless `skip`."""
+        if result.rejects and self._options.on_error == "fail":
+            raise make_bad_row_error(str(result.rejects[0]))
+        self._setup.area.is_kept = True
+        state, number = self._state, self._state.run_counts.splits
+        self._compare_with_earlier(number, result)
+        state.counts += result.counts
+        state.run_counts += result.run_counts
+        state.warnings |= result.warnings
+        state.empty += result.empty or EmptySplit()
+        state.first_reject = state.first_reject or next(iter(result.rejects), None)
+        state.hashes.add(result.file_sha256s)
+        self._watch.add(result.seconds)
+        self._report_progress("tokenize", result.counts.rows_read)
+
+    def _compare_with_earlier(self, number: int, result: SplitRecord) -> None:
+        """Report an input that has changed, and remove what is left of this split otherwise."""
+        contents = self._earlier.list_contents(number)
+        if contents and result.content_sha256 not in contents and not self._is_changed:
+            self._is_changed = True
+            self._callbacks.warn(
+                f"{result.file_sha256s[0][0]}: the input has changed here since the earlier run"
+            )
+        for path in self._earlier.split_files.get(number, ()):
+            if path not in result.own_files:
+                path.unlink(missing_ok=True)
+
+    def _add_tasks(self, tasks: Iterable[ShardTask]) -> None:
+        self._ready += tasks
+        self._state.run_counts += RunCounts(shards_resumed=len(self._windows.taken))
+        for written in self._windows.taken:
+            self._finish(written)
+        self._windows.taken.clear()
+
+    def _commit(self, written: WrittenShard, threads: Executor) -> None:
+        window = self._windows.describe_window(written.number)
+        future = threads.submit(commit_shard, self._area, written, *window)
+        self._commits.append((written, future))
+        self._watch.add(written.seconds)
+
+    def _finish_commits(self, *, wait: bool = False) -> None:
+        while self._commits and (wait or self._commits[0][1].done()):
+            written, future = self._commits.popleft()
+            future.result()
+            self._finish(written)
+
+    def _finish(self, written: WrittenShard) -> None:
+        """Note that a shard is on the disk, and perhaps all of its window."""
+        self._state.shards[written.number] = written.record
+        self._report_progress("write", written.record.rows)
+        window = self._windows.finish_shard(written.number)
+        if window is not None:
+            if window.number not in self._earlier.windows:
+                commit_window(self._area, window, self._windows.describe_splits(window))
+            self._windows.remove_files(window)
+
+    def _report_progress(self, stage: str, amount: int) -> None:
+        self.progress[stage] += amount
+        self._callbacks.progress(stage, amount)
+
+    def undo_progress(self) -> None:
+        """Report that nothing of this attempt counts."""
+        for stage, amount in self.progress.items():
+            self._callbacks.progress(stage, -amount)
+
+
+def read_splits(files: list[InputFile], options: PackOptions) -> Iterator[Split]:
+    """Cut the input of a run into splits; raise InputError."""
+    return reading.read_splits(
+        files, row_format=options.row_format, more_columns=options.message_columns
+    )
+
+
+def run_task(pipeline: Pipeline, task: SplitTask | ShardTask) -> SplitRecord | WrittenShard:
+    """Run one task of either kind and return its result."""
+    if isinstance(task, ShardTask):
+        return run_shard_task(pipeline, task)
+    return run_split_task(pipeline, task)

@@ -1,0 +1,102 @@
+"""The result of tokenizing a split, and its form in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtpack.counts import Counts, RunCounts
+from mtpack.input.dialogue import Origin, Reason, Reject
+from mtpack.input.splits import Split
+from mtpack.running.empty_run import EmptySplit
+from mtpack.token_batch import Int32
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRecord:
+    """The result of a `SplitTask`: the documents of a split, each of at most `seq_len` tokens."""
+
+    file: Path | None
+    """Holds its documents; None if they are in shards that an earlier run wrote. A file in a token
+    store is shared with other runs."""
+    first_row: int
+    """The index of its first row in the input."""
+    counts: Counts
+    run_counts: RunCounts
+    rejects: list[Reject]
+    document_lengths: Int32
+    """(documents,): tokens, without padding."""
+    seconds: Mapping[str, float]
+    """The time it took, by stage."""
+    warnings: frozenset[str] = field(default_factory=frozenset)
+    empty: EmptySplit | None = None
+    """Why it has no documents, if it has none."""
+    fast_paths: frozenset[str] = field(default_factory=frozenset)
+    """The fast paths that produced some of it."""
+    content_sha256: str = ""
+    """That of the split."""
+    file_sha256s: list[tuple[str, str]] = field(default_factory=list)
+    """Those of the split."""
+    own_files: tuple[Path, ...] = ()
+    """Files of this split alone in the work area: not needed once its shards are written."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `parse_split_record` needs, as JSON values. It names no file and no line."""
+        return {
+            "sha256": self.content_sha256,
+            "counts": asdict(self.counts),
+            "rejects": dump_rejects(self.rejects, self.first_row),
+            "lengths": self.document_lengths.tolist(),
+            "warnings": sorted(self.warnings),
+            "empty": asdict(self.empty) if self.empty else None,
+            "fast_paths": sorted(self.fast_paths),
+        }
+
+
+def parse_split_record(
+    stored: Mapping[str, Any],
+    split: Split,
+    file_sha256s: list[tuple[str, str]],
+    seconds: Mapping[str, float],
+) -> SplitRecord:
+    """Return the record of a split whose documents are in shards already.
+
+    stored: what `as_dict` returned for a split of the same content. file_sha256s: those of the
+    split. seconds: as in the record.
+    """
+    counts = Counts(**stored["counts"])
+    accepted = counts.rows_read - sum(counts.rows_rejected.values())
+    return SplitRecord(
+        file=None,
+        first_row=split.first_row,
+        counts=counts,
+        run_counts=RunCounts(reused=accepted, splits=1, splits_reused=1),
+        rejects=parse_rejects(stored["rejects"], split),
+        document_lengths=np.array(stored["lengths"], dtype=np.int32),
+        seconds=seconds,
+        warnings=frozenset(stored["warnings"]),
+        empty=EmptySplit(**stored["empty"]) if stored["empty"] else None,
+        fast_paths=frozenset(stored["fast_paths"]),
+        content_sha256=stored["sha256"],
+        file_sha256s=file_sha256s,
+    )
+
+
+def dump_rejects(rejects: list[Reject], first_row: int) -> list[list[Any]]:
+    """Return rejected rows as JSON values, relative to the first row of their split."""
+    return [[reject.row - first_row, reject.reason, reject.detail] for reject in rejects]
+
+
+def parse_rejects(stored: list[list[Any]], split: Split) -> list[Reject]:
+    """Return the rejected rows of a split from what `dump_rejects` returned."""
+    if not stored:
+        return []
+    origins = [Origin(row.file, row.line) for row in split.rows()]
+    return [
+        Reject(split.first_row + row, origins[row], Reason(reason), detail)
+        for row, reason, detail in stored
+    ]
