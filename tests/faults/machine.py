@@ -61,7 +61,7 @@ class Action(IntEnum):
 
 
 EVERY = Kind(63)
-TAKES_SPACE = Kind.OPEN | Kind.WRITE | Kind.FSYNC | Kind.RENAME | Kind.MKDIR
+TAKES_SPACE = Kind.OPEN | Kind.WRITE | Kind.RENAME | Kind.MKDIR
 
 
 class Mode(NamedTuple):

@@ -238,6 +238,9 @@ CHANGE(renameat2, RENAME, folder, to,
        (int start, const char *from, int folder, const char *to, unsigned flags),
        (start, from, folder, to, flags))
 CHANGE(link, RENAME, AT_FDCWD, to, (const char *from, const char *to), (from, to))
+CHANGE(linkat, RENAME, folder, to,
+       (int start, const char *from, int folder, const char *to, int flags),
+       (start, from, folder, to, flags))
 CHANGE(unlink, UNLINK, AT_FDCWD, path, (const char *path), (path))
 CHANGE(unlinkat, UNLINK, folder, path, (int folder, const char *path, int flags),
        (folder, path, flags))
