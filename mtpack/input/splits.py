@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -86,6 +86,11 @@ class RowsInMemory:
                 text = added if text == b"{}" else text[:-1] + b"," + added[1:]
             yield RawRow(self.file, line, text, self.format)
 
+    def list_texts(self) -> list[bytes]:
+        """Return the texts of the rows, each as one line."""
+        # A newline inside JSON is white space, so a space in place of it means the same.
+        return [(row.text or b"").replace(b"\n", b" ") for row in self.rows()]
+
     def count_dropped_nulls(self) -> int:
         """Count the rows in which a null that may mean something was read as a missing key."""
         return sum(note.has_dropped_null for note in self.notes)
@@ -108,6 +113,11 @@ class LinesInMemory(NamedTuple):
             if text and not text.isspace():
                 yield RawRow(self.file, line, text, self.format)
             line, start = line + 1, start + len(text) + 1
+
+    def list_texts(self) -> list[bytes]:
+        """Return the texts of the rows."""
+        lines = self.text.split(b"\n")
+        return [line for line in lines if line and not line.isspace()]
 
 
 class LinesInFile(NamedTuple):
@@ -134,6 +144,10 @@ class LinesInFile(NamedTuple):
     def rows(self) -> Iterator[RawRow]:
         """Read and yield the rows; raise InputError, also if the file has changed."""
         return self.read().rows()
+
+    def list_texts(self) -> list[bytes]:
+        """Read and return the texts of the rows; raise InputError, also if the file has changed."""
+        return self.read().list_texts()
 
 
 Piece = RowsInMemory | LinesInMemory | LinesInFile
@@ -218,13 +232,12 @@ class Split:
 
         It does not depend on the position of the rows or the compression of their files.
         """
-        rows = list(self.rows())
+        texts = [(piece.format, piece.list_texts()) for piece in self.pieces]
         formats = [
-            (row_format, len(list(same)))
-            for row_format, same in groupby(rows, key=attrgetter("format"))
+            (row_format, sum(len(part) for _, part in same))
+            for row_format, same in groupby(texts, key=itemgetter(0))
         ]
-        # A newline inside JSON is white space, so a space in place of it means the same.
-        lines = [(row.text or b"").replace(b"\n", b" ") for row in rows]
+        lines = [line for _, part in texts for line in part]
         if num_dropped := self.count_dropped_nulls():
             lines.append(b"%d" % num_dropped)
         return hashlib.sha256(b"\n".join([orjson.dumps(formats), *lines])).hexdigest()

@@ -12,10 +12,12 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     | plans consecutive splits,    |
     | cuts the plan into shards    |  ShardTask   +------------------------------------+
     |                              | -----------> | shard_task: assemble, write        |
-    | pack                         | WrittenShard | reads document files               |
+    | attempt                      | WrittenShard | reads document files               |
     | records, syncs, publishes    | <----------- +------------------------------------+
     +------------------------------+
 
 A task is run by a function of (pipeline, task), in any process, and again after a crash.
-`pack.py` is one run from start to end; `runner.py` runs tasks in the processes of a `pool.py`.
+`pack.py` is one run from start to end, which may need more than one attempt; `earlier_work.py` is
+what a run takes from one that was interrupted; `runner.py` runs tasks in the processes of a
+`pool.py`.
 """

@@ -78,6 +78,8 @@ class Attempt:
         self._earlier = find_earlier_work(self._area, setup.own_store, disabled)
         unsynced = self._area / UNSYNCED
         unsynced.mkdir(exist_ok=True)
+        self._store = setup.shared_store or setup.own_store
+        self._store.mkdir(parents=True, exist_ok=True)
         run_sha256 = hash_run(setup.pipeline)
         self._windows = Windows(self._options, unsynced, watch, self._earlier, run_sha256)
         self._state = RunState()
@@ -124,7 +126,7 @@ class Attempt:
             yield SplitTask(
                 split,
                 self._area / f"{kind}-{split.number:07d}",
-                setup.shared_store or setup.own_store,
+                self._store,
                 is_own_store=setup.shared_store is None,
                 disabled=self._disabled,
                 process_rows=int(split.num_rows * num_splits),

@@ -89,8 +89,10 @@ def open_documents(path: str) -> StoredDocuments:
 def read_all(path: Path, first_row: int) -> TokenBatch:
     """Read all documents of a split whose first row has the index `first_row`."""
     stored = open_documents(str(path))
-    numbers = range(len(stored.word_offsets) - 1)
-    batch = read_documents((stored, number) for number in numbers)
+    word_offsets: Int64 = np.frombuffer(stored.word_offsets, dtype=np.int64)
+    id_offsets: Int64 = np.frombuffer(stored.id_offsets, dtype=np.int64)
+    num_words, num_ids = (offsets[1:] - offsets[:-1] for offsets in (word_offsets, id_offsets))
+    batch = _build_batch(bytes(stored.words), num_words, bytes(stored.ids), num_ids)
     return replace(batch, document_rows=batch.document_rows + first_row)
 
 
@@ -104,14 +106,22 @@ def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBat
         word_offsets, id_offsets, all_words, all_ids = stored
         word_views.append(all_words[word_offsets[number] : word_offsets[number + 1]])
         id_views.append(all_ids[id_offsets[number] : id_offsets[number + 1]])
-    words: Int32 = np.frombuffer(b"".join(word_views), dtype=np.int32)
     num_words = np.fromiter(map(len, word_views), np.int64, len(word_views))
     num_ids = np.fromiter(map(len, id_views), np.int64, len(id_views))
+    return _build_batch(b"".join(word_views), num_words, b"".join(id_views), num_ids)
+
+
+def _build_batch(all_words: bytes, num_words: Int64, all_ids: bytes, num_ids: Int64) -> TokenBatch:
+    """Build a batch from the words and ids of its documents, one after the other.
+
+    num_words, num_ids: (documents,).
+    """
+    words: Int32 = np.frombuffer(all_words, dtype=np.int32)
     head = offsets_from_lengths(num_words)[:-1]
     num_turns, num_spans = words[head + 1], words[head + 2]
     positions = _WordPositions.of(head, num_turns, num_spans)
     return TokenBatch(
-        ids=np.frombuffer(b"".join(id_views), dtype=np.int32),
+        ids=np.frombuffer(all_ids, dtype=np.int32),
         document_offsets=offsets_from_lengths(num_ids),
         document_rows=words[head].astype(np.int64),
         turn_offsets=offsets_from_lengths(num_turns),

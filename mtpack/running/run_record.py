@@ -13,7 +13,7 @@ from mtpack.input.files import InputFile
 from mtpack.running.earlier_work import clean_area
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.token_store import name_run_folder
-from mtpack.shards.manifest import RunIdentity
+from mtpack.shards.manifest import MANIFEST, RunIdentity
 from mtpack.shards.work_area import WorkArea
 from mtpack.version import __version__
 
@@ -53,8 +53,9 @@ def continue_run(area: WorkArea, pipeline: Pipeline, warn: Callable[[str], None]
     area.is_kept = clean_area(area.path, run_folder, keeps_shards=keeps_shards)
     disabled = [] if record is None else _find_disabled(record, pipeline)
     write_run_record(area, pipeline, disabled)
-    if record is not None:
-        line = f"{area.path.parent}: an earlier run did not complete"
+    output = area.path.parent
+    if record is not None and (area.is_kept or not (output / MANIFEST).exists()):
+        line = f"{output}: an earlier run did not complete"
         if difference is None:
             rest = "continuing it" if area.is_kept else "starting over"
         else:

@@ -67,9 +67,7 @@ def find_split(file: Path, split: Split, disabled: Collection[str]) -> Tokenized
 
 
 def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
-    """Store a tokenized split; replace a stored one that could not be used."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    record_path(file).unlink(missing_ok=True)
+    """Store a tokenized split in an existing folder; replace one that could not be used."""
     sha256 = save_batch(file, tokenized.batch, split.first_row)
     record = {
         "sha256": sha256,

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mtpack.errors import InputError, SetupError
 from mtpack.input.files import InputFile
@@ -75,29 +76,32 @@ def find_complete_output(
     """
     if not (folder / MANIFEST).is_file():
         return None
+    found: Manifest | None = None
+    difference: str | None
     try:
         found = read_manifest(folder)
-        difference = found.run.difference(run)
-        if difference is None and not _are_untouched(files, found.report.about):
-            inputs = [
-                {**file, "sha256": sha256}
-                for file, sha256 in zip(run.inputs, hash_inputs(), strict=True)
-            ]
-            difference = found.run.difference(replace(run, inputs=inputs))
     except InputError as error:
         difference = str(error)
     else:
-        if difference is None and options.on_error == "fail" and found.report.tally.rows_rejected:
+        difference = found.run.difference(run)
+        if difference is None and not _are_untouched(files, found.report.about):
+            difference = found.run.difference(replace(run, inputs=_hash(run, hash_inputs)))
+    if found is not None and difference is None:
+        if options.on_error == "fail" and found.report.tally.rows_rejected:
             reject = json.loads((folder / REJECTS).read_text(encoding="utf-8").split("\n")[0])
             raise make_bad_row_error("{file} line {line}: {reason}: {detail}".format(**reject))
-        if difference is None:
-            return found.report
+        return found.report
     if options.overwrite:
         return None
     raise SetupError(
         f"{folder}: holds the complete output of another run ({difference}); "
         "choose another -o, or --overwrite"
     )
+
+
+def _hash(run: RunIdentity, hash_inputs: Callable[[], list[str]]) -> list[dict[str, Any]]:
+    inputs = zip(run.inputs, hash_inputs(), strict=True)
+    return [{**file, "sha256": sha256} for file, sha256 in inputs]
 
 
 def _are_untouched(files: list[InputFile], about: RunInfo) -> bool:

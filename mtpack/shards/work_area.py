@@ -58,7 +58,10 @@ def has_work_area(folder: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.S_ISDIR(kind):
-        names = os.listdir(area)
+        try:
+            names = os.listdir(area)
+        except OSError as error:
+            raise SetupError(f"{area}: can't be read ({error.strerror})") from error
         if _read_run_record(area) is not None or all(map(_is_first_file, names)):
             return True
     raise SetupError(f"{area}: not a work area of mtpack; move it away, or choose another -o")

@@ -62,9 +62,7 @@ def stop(template: Path, limits: ProcessLimits) -> str:
         for number, row in enumerate(ROWS):
             piece = RowsInMemory("rows.jsonl", None, [number + 1], [row.encode()])
             split = Split(number, number, 1, (piece,))
-            yield SplitTask(
-                split, template.with_name(f"split-{number}"), template.with_name("store")
-            )
+            yield SplitTask(split, template.with_name(f"split-{number}"), template.parent)
 
     pipeline = load_pipeline(options_from({"workers": 2, "chat_template": str(template)}))
     with pytest.raises(MtpackError) as stopped, local_runner(pipeline, 1, limits) as runner:
