@@ -79,7 +79,7 @@ MODES = {
     "kill one": Mode(Action.KILL_ONE, EVERY),  # the process that makes the call
     "torn write": Mode(Action.TEAR, Kind.WRITE),  # half of it is written, then all are killed
     "power": Mode(Action.KILL_ALL, EVERY, loses_unsynced=True),
-    "no space": Mode(Action.FAIL, TAKES_SPACE, ENOSPC),  # once
+    "no space": Mode(Action.FAIL, Kind.WRITE, ENOSPC),  # once
     "disk full": Mode(Action.FAIL_ON, TAKES_SPACE, ENOSPC),  # from then on
     "I/O error": Mode(Action.FAIL, EVERY, EIO),
     "short write": Mode(Action.SHORT, Kind.WRITE),  # which is no error: the rest must follow

@@ -103,7 +103,7 @@ class Bench:
             arguments[1] = "-"
         if self.scenario.has_store:
             arguments += ["--token-store", self.store]
-        arguments += ["--seq-len", "512", "--shard-size", "1", "--window", "1300"]
+        arguments += ["--seq-len", "1024", "--shard-size", "1", "--window", "1300"]
         arguments += ["--workers", str(self.workers), "--on-error", "skip"]
         faults = (MODES[mode], number) if mode else ()
         return self.machine.run(
@@ -281,7 +281,7 @@ def _interrupt(bench: Bench) -> None:
 
 def _complete_another(bench: Bench) -> None:
     """Leave the complete output of other options."""
-    ran = bench.run("", 0, "--seed", "7", "--seq-len", "1024")
+    ran = bench.run("", 0, "--seed", "7", "--seq-len", "512")
     assert ran.status == 0, ran.stderr
 
 

@@ -25,9 +25,16 @@ BROKEN_VARIANTS = {
     "ignored error": ("os:replace", "ignore_errors_of_renames", "I/O error", Kind.RENAME),
 }
 
-every_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda s: s.name)
+every_scenario = pytest.mark.parametrize(
+    ("scenario", "workers"),
+    [
+        (scenario, workers)
+        for scenario in SCENARIOS.values()
+        for workers in ((1,) if scenario.from_stdin else (1, 2))
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 every_mode = pytest.mark.parametrize("mode", MODES)
-every_number_of_workers = pytest.mark.parametrize("workers", [1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,6 @@ def spread(total: int, number: int) -> list[int]:
 
 
 @pytest.mark.oracle
-@every_number_of_workers
 @every_scenario
 @every_mode
 def test_a_run_that_fails_at_some_calls_is_completed_by_the_same_command(
@@ -63,7 +69,6 @@ def test_a_run_that_fails_at_some_calls_is_completed_by_the_same_command(
 
 
 @pytest.mark.slow
-@every_number_of_workers
 @every_scenario
 @every_mode
 def test_a_run_that_fails_at_any_call_is_completed_by_the_same_command(
