@@ -28,8 +28,8 @@ SPLIT_BYTES = 2500
 NOTICES = re.compile("small tokenizer that comes|already complete$|resumed: |starting over")
 KILLED = -9
 
-# What is still to be mended: files that a killed process leaves for ever.
-KNOWN = re.compile(r"left over: \['(packed/\.mtpack/'|store/\w+/\w+\.(json\.)?\w{32}'\])")
+# What is still to be mended: unfinished files in the token store, of processes that were killed.
+KNOWN = re.compile(r"left over: \[('store/\w+/\w+\.(json\.)?\w{32}'(, )?)+\]$")
 
 Tree = dict[str, bytes]
 
