@@ -25,7 +25,8 @@ from mtpack.errors import SetupError
 
 # The date that a template gets if it asks for today's. A constant, so that runs can be repeated.
 DEFAULT_DATE = "2026-01-01"
-
+# Of a compressed shard, in tokens: a reader decodes no batch that needs more than such a sequence.
+LONGEST_COMPRESSED = 7 * 2**20
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -204,8 +205,7 @@ class PackOptions:
     )
     render_seconds: int = _option(
         10,
-        "Seconds of CPU time that a single render with the chat template may take. More stops the "
-        "run.",
+        "Seconds of CPU time that a single render may take. More stops the run.",
         changes_output=False,
         minimum=1,
         metavar="SECONDS",
@@ -234,8 +234,12 @@ class PackOptions:
             )
         if self.messages_key is not None and self.format not in ("auto", "messages"):
             raise SetupError(
-                f"--messages-key names a list of messages, so --format {self.format} has no "
-                "meaning; leave one of them out"
+                f"--messages-key has no meaning with --format {self.format}; leave one of them out"
+            )
+        if self.compression != "none" and self.seq_len > LONGEST_COMPRESSED:
+            raise SetupError(
+                f"--compression {self.compression} allows at most --seq-len {LONGEST_COMPRESSED}; "
+                "choose a shorter one, or --compression none"
             )
 
     @property

@@ -103,7 +103,7 @@ def test_the_first_bad_row_is_named_for_any_number_of_workers(tmp_path, monkeypa
     rows[30] = rows[55] = bad
     path.write_text("\n".join(rows))
     for workers in ("1", "3"):
-        said = refuse(1, "pack", path, "-o", tmp_path / "packed", "--workers", workers)
+        said = refuse(1, "pack", path, "-o", tmp_path / workers, "--workers", workers)
         assert f"{path} line 31: invalid_row" in said
 
 

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 import mtpack
 from mtpack.cli import main
+from mtpack.errors import SetupError
 from mtpack.options import PackOptions, choices, flag
 from mtpack.shards.manifest import MANIFEST, Manifest, RunIdentity, read_manifest
 from tests.conftest import SAMPLE_DATA
@@ -90,3 +91,16 @@ def test_stored_splits_depend_on_the_options_that_change_tokens():
     names |= {"messages_key"}
     assert PackOptions().split_options().keys() == names
     assert PackOptions().output_options().keys() > names
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_compressed_shard_has_no_sequences_that_readers_refuse(compression):
+    longest = 7_340_032
+    assert PackOptions(seq_len=longest, compression=compression).seq_len == longest
+    assert PackOptions(seq_len=2**24).seq_len == 2**24  # without compression
+    with pytest.raises(SetupError) as refused:
+        PackOptions(seq_len=longest + 1, compression=compression)
+    assert str(refused.value) == (
+        f"--compression {compression} allows at most --seq-len 7340032; "
+        "choose a shorter one, or --compression none"
+    )

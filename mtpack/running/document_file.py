@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mtpack.shards.atomic_file import atomic_file
+from mtpack.shards.atomic_file import nameless_file
 from mtpack.token_batch import Int32, Int64, TokenBatch, expand_ranges, offsets_from_lengths
 
 _HEAD = 3  # number of words of a document before those of its turns
@@ -52,7 +52,7 @@ def save_batch(path: Path, batch: TokenBatch, first_row: int) -> str:
     words[positions.span_ends] = batch.span_ends
     digest = hashlib.sha256()
     number = np.array([batch.num_documents], dtype=np.int64)
-    with atomic_file(path) as file:
+    with nameless_file(path) as file:
         for array in (number, word_offsets, batch.document_offsets, words, batch.ids):
             content = np.ascontiguousarray(array).data
             digest.update(content)

@@ -27,7 +27,7 @@ from mtpack.running.document_file import read_all, save_batch
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.split_record import dump_rejects, parse_rejects
 from mtpack.running.tokenize_split import TokenizedSplit
-from mtpack.shards.atomic_file import atomic_file
+from mtpack.shards.atomic_file import nameless_file
 from mtpack.shards.manifest import hash_file
 from mtpack.token_batch import TokenBatch
 from mtpack.version import __version__
@@ -77,7 +77,7 @@ def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
         "warnings": sorted(tokenized.warnings),
         "rejects": dump_rejects(tokenized.rejects, split.first_row),
     }
-    with atomic_file(record_path(file)) as record_file:
+    with nameless_file(record_path(file)) as record_file:
         record_file.write(json.dumps(record, sort_keys=True).encode())
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtpack.errors import InputError
+from mtpack.options import LONGEST_COMPRESSED
 from mtpack.packing.columns import Columns
 from mtpack.packing.label_alignment import ALIGNMENTS
 from mtpack.shards.arrow import (
@@ -34,8 +35,6 @@ from mtpack.shards.ipc_messages import count_decoded_bytes, read_messages
 from mtpack.token_batch import Int32, Int64
 
 _LIST_BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in LIST_TYPES.values())
-# Of a compressed batch. Sequences of 5 million tokens stay below it, however their lists are.
-_MOST_DECODED_BYTES = 256 * 2**20
 
 
 def open_shard(path: Path) -> tuple[ShardMetadata, Sequence[Columns], list[int]]:
@@ -113,8 +112,8 @@ def _most_decoded_bytes(seq_len: int) -> int:
     A batch has `BATCH_BYTES` of token columns, or one sequence if that has more. At most, each of
     its tokens is a document and a turn.
     """
-    tokens = max(BATCH_BYTES // BYTES_PER_TOKEN, seq_len)
-    return min(tokens * (BYTES_PER_TOKEN + _LIST_BYTES_PER_TOKEN), _MOST_DECODED_BYTES) + 2**16
+    tokens = max(BATCH_BYTES // BYTES_PER_TOKEN, min(seq_len, LONGEST_COMPRESSED))
+    return tokens * (BYTES_PER_TOKEN + _LIST_BYTES_PER_TOKEN) + 2**16
 
 
 def _num_nulls(array: pa.Array) -> int:

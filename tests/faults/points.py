@@ -28,9 +28,6 @@ SPLIT_BYTES = 2500
 NOTICES = re.compile("small tokenizer that comes|already complete$|resumed: |starting over")
 KILLED = -9
 
-# What is still to be mended: unfinished files in the token store, of processes that were killed.
-KNOWN = re.compile(r"left over: \[('store/\w+/\w+\.(json\.)?\w{32}'(, )?)+\]$")
-
 Tree = dict[str, bytes]
 
 
@@ -137,7 +134,6 @@ class Bench:
         if torn_store:  # its files are not synced: their hashes find those that are torn
             shutil.rmtree(self.output, ignore_errors=True)
             problems += self._check_second_run()
-        problems = [problem for problem in problems if not KNOWN.match(problem)]
         call = "none"
         if ran.hits and number <= len(ran.calls):
             failed = ran.calls[number - 1]

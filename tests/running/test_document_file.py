@@ -1,5 +1,9 @@
 """Document files: any documents, in any order, are read as they were written."""
 
+import errno
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpack.running.document_file import open_documents, read_documents, save_batch
-from mtpack.shards.atomic_file import atomic_file
+from mtpack.shards.atomic_file import atomic_file, nameless_file
 from tests.support.strategies import as_batch, as_documents, assert_same_batch, token_batches
 
 
@@ -40,10 +44,14 @@ def test_a_split_without_documents_is_stored_in_a_file_too(tmp_path):
     assert len(open_documents(str(tmp_path / "split")).ids) == 0
 
 
-def test_a_file_replaces_an_older_one_only_when_it_is_complete(tmp_path):
+either_way = pytest.mark.parametrize("writing", [atomic_file, nameless_file])
+
+
+@either_way
+def test_a_file_replaces_an_older_one_only_when_it_is_complete(tmp_path, writing):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with atomic_file(path) as file:
+    with writing(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
@@ -51,16 +59,68 @@ def test_a_file_replaces_an_older_one_only_when_it_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
+@either_way
+def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, writing):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
     def write_and_fail() -> None:
-        with atomic_file(path) as file:
+        with writing(path) as file:
             file.write(b"ne")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_and_fail()
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files without a name")
+def test_a_nameless_file_has_no_name_until_it_is_complete(tmp_path):
+    path = tmp_path / "file"
+    with nameless_file(path) as file:
+        file.write(b"new")
+        file.flush()
+        if (named := list(tmp_path.iterdir())) and named[0].name.startswith("file."):
+            pytest.skip("this file system does not support files without a name")
+        assert not named
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files without a name")
+def test_a_second_name_that_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    path, second = tmp_path / "file", tmp_path / "file.new"
+    path.write_bytes(b"old")
+    second.write_bytes(b"of another process")
+    with nameless_file(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_written_where_files_without_a_name_are_not_supported(tmp_path, monkeypatch):
+    def refuse(folder, flags, *_):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        with nameless_file(tmp_path / "file") as file:
+            file.write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files without a name")
+def test_processes_that_write_the_same_file_at_once_leave_one_file(tmp_path):
+    path = tmp_path / "file"
+
+    def write() -> None:
+        for _ in range(200):
+            with nameless_file(path) as file:
+                file.write(b"the same")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write) for _ in range(4)]:
+            done.result()
+    assert path.read_bytes() == b"the same"
     assert list(tmp_path.iterdir()) == [path]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import mtpack
 from mtpack.cli import main
 from mtpack.errors import MtpackError
 from mtpack.input.splits import RowsInMemory, Split
@@ -17,6 +18,7 @@ from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.split_task import SplitTask, run_split_task
 from mtpack.running.watchdog import ProcessLimits, compute_process_limits
+from tests.conftest import shared
 
 ONE_RENDER = ProcessLimits(seconds=1e6, render_seconds=0.5, render_memory=2**27)
 BRIEF = ProcessLimits(seconds=0.5)
@@ -159,6 +161,35 @@ def test_renders_that_are_long_only_together_pass(template, tmp_path):
         (record,) = runner.run(run_split_task, [task])
     assert record.counts.rows_packed == 1
     assert read_children_seconds() - started > 0.5
+
+
+def test_a_long_dialogue_with_tools_passes_the_limits_of_renders(tmp_path, request):
+    """Qwen3's template goes through all earlier messages for each message."""
+    if not request.config.getoption("--full"):
+        pytest.skip("takes more than a minute; runs with --full")
+    call = {"type": "function", "function": {"name": "find", "arguments": {"word": "otter"}}}
+    messages = [
+        message
+        for number in range(300)
+        for message in (
+            {"role": "user", "content": f"Question {number}: what is an otter?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "a mammal " * 20},
+            {"role": "assistant", "content": "An otter is a mammal. " * 5},
+        )
+    ]
+    tool = {"name": "find", "description": "Find a word.", "parameters": {"type": "object"}}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"messages": messages, "tools": [tool]}))
+    report = mtpack.pack(
+        rows,
+        output=tmp_path / "packed",
+        tokenizer=shared("tokenizers/qwen3"),
+        chat_template=shared("templates/llama.cpp/Qwen-Qwen3-0.6B.jinja"),
+        seq_len=2**17,
+        workers=1,
+    )
+    assert (report.tally.rows_packed, report.tally.turns_packed) == (1, 600)
 
 
 def test_limits_of_renders_make_no_difference_to_the_output():
