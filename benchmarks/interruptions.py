@@ -142,7 +142,7 @@ def run_round(
         was_complete=was_complete,
         status=done.returncode,
         seconds=seconds,
-        resumed=next((line for line in said if line.startswith("resumed:")), ""),
+        resumed=next((line for line in said if "resumed:" in line), ""),
         is_identical=all(files.get(name) == value for name, value in undisturbed.files.items()),
         leftovers=leftovers,
     )
@@ -263,7 +263,7 @@ def measure_overhead(inputs: Sequence[str], options: dict[str, Any], console: Co
 @click.option("--workers", default=2, show_default=True)
 @click.option("--kills", default=100, show_default=True, help="The number of rounds.")
 @click.option("--seed", default=0, show_default=True, help="Of the times of the kills.")
-@click.option("--shard-size", default="2MiB", show_default=True, help="Not for --overhead.")
+@click.option("--shard-size", default="8MiB", show_default=True, help="Not for --overhead.")
 @click.option("--window", default="1Mi", show_default=True, help="Not for --overhead.")
 @click.option("--overhead", is_flag=True, help="Measure the overhead; kill nothing.")
 @click.option("--folder", default=tempfile.gettempdir(), help="Where outputs are written.")
