@@ -43,8 +43,13 @@ def run_watched(command: list[str]) -> Watched:
 
 def measure_private_bytes(leader: int) -> int:
     """Return the private memory of a session: of its leader and all processes that it started."""
+    return sum(_read_private_bytes(Path(f"/proc/{number}")) for number in find_processes(leader))
+
+
+def find_processes(leader: int) -> list[int]:
+    """Return the ids of the processes of a session that have not ended."""
     folders = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-    return sum(_read_private_bytes(folder) for folder in folders if _read_session(folder) == leader)
+    return [int(folder.name) for folder in folders if _read_session(folder) == leader]
 
 
 def _read_session(process: Path) -> int | None:
@@ -53,7 +58,7 @@ def _read_session(process: Path) -> int | None:
         fields = (process / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(fields[3])
+    return None if fields[0] == "Z" else int(fields[3])
 
 
 def _read_private_bytes(process: Path) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 Rounds = Mapping[str, Sequence[float]]
 """The values of a figure in all rounds, by name."""
 
-STAGES = ("read", "render", "tokenize", "plan", "assemble", "write")
+STAGES = ("read", "render", "tokenize", "store", "plan", "assemble", "write")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The benchmarks run. Their figures are for docs; no test asserts them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 
 import mtpack
 from benchmarks.compare import WAYS, main
-from benchmarks.memory import measure_private_bytes, run_watched
+from benchmarks.memory import find_processes, measure_private_bytes, run_watched
 from benchmarks.planning import count_best_fit_decreasing
 from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
@@ -195,6 +196,40 @@ def test_a_ratio_divides_two_figures_of_the_same_round():
     assert compute_ratios(Line("", "fast", "", "slow"), rounds) == [2, 3]
     assert compute_ratios(Line("", "slow", "", "fast", inverted=True), rounds) == [2, 3]
     assert compute_ratios(Line("", "fast", "", "unknown"), rounds) == []
+
+
+def measure_interruptions(*options: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.interruptions", *options]
+    command += [str(SAMPLE_DATA / "conversations_en.jsonl"), "--seq-len", "1024"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_interruptions_benchmark_kills_and_continues_a_run(tmp_path):
+    printed = measure_interruptions("--kills", "1", "--workers", "1", "--folder", str(tmp_path))
+    assert "rounds: 1, identical: 1," in printed
+    assert "with leftovers: 0, with an exit status other than 0: 0" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_interruptions_benchmark_sums_up_what_they_cost(tmp_path):
+    printed = measure_interruptions("--overhead", "--folder", str(tmp_path))
+    parts = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")][2:]
+    *others, total = [float(part[1]) for part in parts]
+    assert len(others) == 5
+    assert total > 0
+    assert total == pytest.approx(sum(others), abs=0.01)
+
+
+def test_an_ended_or_foreign_process_is_not_one_of_a_session():
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert find_processes(process.pid) == [process.pid]
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but not collected
+        assert find_processes(process.pid) == []
 
 
 HOLD = "held = bytearray(40 * 2**20); print('held', flush=True); sys.stdin.read()"

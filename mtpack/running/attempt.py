@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -86,7 +86,7 @@ class Attempt:
         self._files_with_rows: set[str] = set()
         self._is_changed = False
         self._ready: deque[ShardTask] = deque()
-        self._commits: deque[tuple[WrittenShard, Future[None]]] = deque()
+        self._commits: deque[tuple[WrittenShard, Future[Mapping[str, float]]]] = deque()
 
     def run(
         self, runner: LocalRunner, threads: Executor, read_table: reading.TableReader
@@ -180,7 +180,7 @@ class Attempt:
     def _finish_commits(self, *, wait: bool = False) -> None:
         while self._commits and (wait or self._commits[0][1].done()):
             written, future = self._commits.popleft()
-            future.result()
+            self._watch.add(future.result())
             self._finish(written)
 
     def _finish(self, written: WrittenShard) -> None:
@@ -190,7 +190,9 @@ class Attempt:
         window = self._windows.finish_shard(written.number)
         if window is not None:
             if window.number not in self._earlier.windows:
+                self._watch.restart()
                 commit_window(self._area, window, self._windows.describe_splits(window))
+                self._watch.lap("record")
             self._windows.remove_files(window)
 
     def _report_progress(self, stage: str, amount: int) -> None:

@@ -19,13 +19,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mtpack.running.shard_task import WrittenShard
+from mtpack.running.stopwatch import Stopwatch
 from mtpack.shards.atomic_file import atomic_file
 from mtpack.shards.fsync import sync
 from mtpack.shards.manifest import ShardRecord, hash_file
@@ -161,8 +162,12 @@ def _is_intact(area: Path, shard: FinishedShard) -> bool:
 
 def commit_shard(
     area: Path, written: WrittenShard, window_sha256: str, fast_paths: Collection[str]
-) -> None:
-    """Put a shard that a worker has written on the disk under its name, and then its record."""
+) -> Mapping[str, float]:
+    """Put a shard that a worker has written on the disk under its name, and then its record.
+
+    Returns the seconds that it took, by stage.
+    """
+    watch = Stopwatch()
     name = written.record.path
     sync(area / UNSYNCED / name)
     os.replace(area / UNSYNCED / name, area / name)
@@ -173,6 +178,8 @@ def commit_shard(
         "fast_paths": sorted(fast_paths),
     }
     _write_record(area / name.replace(".arrow", ".json"), values)
+    watch.lap("commit")
+    return watch.seconds
 
 
 def commit_window(area: Path, window: FinishedWindow, splits: list[dict[str, Any]]) -> None:

@@ -112,7 +112,9 @@ def _load_or_tokenize(
     if tokenized is None:
         check_template(pipeline)
         tokenized = tokenize(pipeline, split, watch)
+        watch.lap("tokenize")
         store_split(entry, split, tokenized)
+        watch.lap("store")
     return tokenized
 
 

@@ -48,7 +48,9 @@ class RunInfo(RunCounts):
     """The names of the input files, as the user gave them."""
     seconds: dict[str, float]
     """By stage, summed over workers. `start`: to load tokenizer, template and engine, to probe the
-    engine, and to start workers. `total`: wall time without `start`."""
+    engine, and to start workers. `store`, `commit` and `record`: to keep splits, shards and windows
+    for a run that continues this one; shards are committed by threads. `total`: wall time without
+    `start`."""
     warnings: list[str]
     tokenizer_engine: str = "tokenizers"
     inputs_modified_ns: list[int] = field(default_factory=list)

@@ -1,0 +1,291 @@
+"""Kill `mtpack pack` at random times and continue it; or measure what that ability costs.
+
+    python -m benchmarks.interruptions DATA --tokenizer T --kills 100
+    python -m benchmarks.interruptions DATA --tokenizer T --overhead
+
+A round starts the command in a process group of its own, kills the whole group (SIGKILL) at a share
+x of the time that an undisturbed run takes, and runs the same command to its end. Every file of the
+output is compared with that of the undisturbed run, except for `about` in the manifest. The bound
+for the second run is (1 - x) of the undisturbed time, plus the start, plus one unit (a split or a
+shard, whichever takes longer): each worker can lose one, and they make them again at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import mtpack
+from benchmarks.machine import describe_machine
+from benchmarks.memory import find_processes
+from mtpack.shards.manifest import MANIFEST, hash_file
+
+_UNDISTURBED_RUNS = 3
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The undisturbed run that rounds are compared with."""
+
+    files: dict[str, Any]
+    """The output, as from `read_output`."""
+    wall: float
+    """Seconds of the whole command: the median of several runs."""
+    total: float
+    """Seconds of the same run without its start."""
+    unit: float
+    """Seconds that a worker takes for a split or for a shard, on average; the larger of both."""
+
+    def bound(self, share: float) -> float:
+        """Return the most seconds that a run should take to continue one killed at `share`."""
+        return (1 - share) * self.wall + (self.wall - self.total) + self.unit
+
+
+@dataclass(frozen=True)
+class Round:
+    """A run that was killed, and the one that continued it."""
+
+    folder: Path
+    share: float
+    """The share of the undisturbed time after which the first run was killed."""
+    was_complete: bool
+    """Whether the output was complete when the first run was killed."""
+    status: int
+    """The exit status of the second run."""
+    seconds: float
+    """The time of the second run."""
+    resumed: str
+    """What the second run said that it had taken over."""
+    is_identical: bool
+    leftovers: list[str]
+    """Names of files and folders that should not be there, and processes that still run."""
+
+
+def read_output(folder: Path) -> dict[str, Any]:
+    """Return the contents of the files of an output by name, without `about` in the manifest."""
+    files: dict[str, Any] = {path.name: _read(path) for path in folder.iterdir()}
+    if MANIFEST in files:
+        files[MANIFEST] = {**json.loads(files[MANIFEST]), "about": None}
+    return files
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def run_undisturbed(arguments: Sequence[str], folder: Path) -> Undisturbed:
+    """Run the command several times, and return the run of the median time."""
+    runs = []
+    for number in range(_UNDISTURBED_RUNS):
+        output = folder / f"undisturbed-{number}"
+        started = time.perf_counter()
+        done = subprocess.run(
+            _build_command(arguments, output), capture_output=True, env=_environment(folder)
+        )
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            raise click.ClickException(done.stderr.decode(errors="replace"))
+        runs.append((seconds, json.loads(done.stdout), read_output(output)))
+        shutil.rmtree(output)
+    wall, report, files = sorted(runs, key=lambda run: run[0])[_UNDISTURBED_RUNS // 2]
+    seconds = report["seconds"]
+    split = sum(seconds.get(stage, 0) for stage in ("read", "render", "tokenize", "store"))
+    shard = sum(seconds.get(stage, 0) for stage in ("assemble", "write"))
+    unit = max(split / report["splits"], shard / len(report["shards"]))
+    return Undisturbed(files, wall, seconds["total"], unit)
+
+
+def run_round(
+    arguments: Sequence[str], folder: Path, share: float, undisturbed: Undisturbed
+) -> Round:
+    """Run the command, kill its process group, and run it again."""
+    command = _build_command(arguments, folder / "packed")
+    environment = _environment(folder)
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdout=silent, stderr=silent, start_new_session=True, env=environment
+    ) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(share * undisturbed.wall)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    was_complete = (folder / "packed" / MANIFEST).exists()
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, env=environment)
+    seconds = time.perf_counter() - started
+    said = done.stderr.decode(errors="replace").splitlines()
+    files = read_output(folder / "packed")
+    leftovers = [*(files.keys() - undisturbed.files.keys()), *os.listdir(folder / "temporary")]
+    leftovers += [f"process {number}" for number in find_processes(process.pid)]
+    return Round(
+        folder=folder,
+        share=share,
+        was_complete=was_complete,
+        status=done.returncode,
+        seconds=seconds,
+        resumed=next((line for line in said if "resumed:" in line), ""),
+        is_identical=all(files.get(name) == value for name, value in undisturbed.files.items()),
+        leftovers=leftovers,
+    )
+
+
+def _build_command(arguments: Sequence[str], output: Path) -> list[str]:
+    return [sys.executable, "-m", "mtpack", "pack", *arguments, "--json", "-o", str(output)]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a run: its temporary files are in `folder`, to be counted."""
+    temporary = folder / "temporary"
+    temporary.mkdir(exist_ok=True)
+    return {**os.environ, "TMPDIR": str(temporary)}
+
+
+def show_rounds(rounds: Sequence[Round], undisturbed: Undisturbed, console: Console) -> None:
+    """Print what became of all rounds, and how long the second runs took, by share."""
+    console.print(
+        f"undisturbed: {undisturbed.wall:.2f} s, {undisturbed.total:.2f} s without start; "
+        f"a unit: {undisturbed.unit:.3f} s\n"
+        f"rounds: {len(rounds)}, identical: {sum(each.is_identical for each in rounds)}, "
+        f"complete before the kill: {sum(each.was_complete for each in rounds)}, "
+        f"with leftovers: {sum(bool(each.leftovers) for each in rounds)}, "
+        f"with an exit status other than 0: {sum(each.status != 0 for each in rounds)}"
+    )
+    table = Table(box=box.MARKDOWN)
+    for title in (
+        *("killed at", "rounds", "something taken over", "median time", "bound", "ratio"),
+        *("above the bound", "highest ratio"),
+    ):
+        table.add_column(title, no_wrap=True)
+    continued = [each for each in rounds if not each.was_complete]
+    for number in range(_BINS):
+        chosen = [each for each in continued if int(each.share * _BINS) == number]
+        if not chosen:
+            continue
+        bounds = [undisturbed.bound(each.share) for each in chosen]
+        ratios = [each.seconds / bound for each, bound in zip(chosen, bounds, strict=True)]
+        table.add_row(
+            f"{number / _BINS:.1f} to {(number + 1) / _BINS:.1f}",
+            str(len(chosen)),
+            str(sum(bool(each.resumed) for each in chosen)),
+            f"{median(each.seconds for each in chosen):.2f} s",
+            f"{median(bounds):.2f} s",
+            f"{median(ratios):.2f}",
+            str(sum(ratio > 1 for ratio in ratios)),
+            f"{max(ratios):.2f}",
+        )
+    console.print(table)
+
+
+def interrupt(
+    arguments: Sequence[str], kills: int, seed: int, folder: Path, console: Console
+) -> None:
+    """Run all rounds and print their tables. The folder of a round with a fault is kept."""
+    undisturbed = run_undisturbed(arguments, folder)
+    generator = random.Random(seed)
+    rounds = []
+    for number in range(kills):
+        place = folder / f"round-{number:04d}"
+        place.mkdir()
+        done = run_round(arguments, place, generator.random(), undisturbed)
+        rounds.append(done)
+        if done.is_identical and not done.leftovers and not done.status:
+            shutil.rmtree(place)
+        else:
+            console.print(
+                f"{place}: killed at {done.share:.3f}, exit status {done.status}, "
+                f"{'' if done.is_identical else 'not '}identical, leftovers: {done.leftovers}"
+            )
+    show_rounds(rounds, undisturbed, console)
+
+
+def measure_overhead(inputs: Sequence[str], options: dict[str, Any], console: Console) -> None:
+    """Pack once and print the seconds of all that serves interruptions.
+
+    Splits are stored, and shards hashed, by all workers at the same time, and shards are committed
+    by as many threads: their seconds are divided by the number of workers. The share is what they
+    would take if nothing else was done meanwhile. It is an upper bound: `store` includes writing
+    the documents themselves, and threads commit while workers go on.
+    """
+    pack = mtpack.pack  # imports what it needs
+    started = time.perf_counter()
+    report = pack(inputs, **options)
+    seconds = report.about.seconds
+    publish = time.perf_counter() - started - seconds["start"] - seconds["total"]
+    started = time.perf_counter()
+    for shard in report.shards:
+        hash_file(Path(report.output, shard.path))
+    hashing = time.perf_counter() - started
+    workers = options["workers"]
+    parts = {
+        "store splits: write, hash, record, rename": seconds.get("store", 0.0) / workers,
+        "hash shards": hashing / workers,
+        "commit shards: sync, rename, record": seconds.get("commit", 0.0) / workers,
+        "record windows": seconds.get("record", 0.0),
+        "publish: sync, manifest, rename": publish,
+    }
+    parts["all of these"] = sum(parts.values())
+    console.print(
+        f"{seconds['total']:.2f} s without start, {report.about.splits} splits, "
+        f"{len(report.shards)} shards, {workers} workers"
+    )
+    table = Table(box=box.MARKDOWN)
+    for title in ("part", "seconds", "share of the time without start"):
+        table.add_column(title, no_wrap=True)
+    for name, amount in parts.items():
+        table.add_row(name, f"{amount:.3f}", f"{amount / seconds['total']:.1%}")
+    console.print(table)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="DATA...")
+@click.option("--tokenizer", help="Default: the one of mtpack.")
+@click.option("--chat-template")
+@click.option("--seq-len", default=4096, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+@click.option("--kills", default=100, show_default=True, help="The number of rounds.")
+@click.option("--seed", default=0, show_default=True, help="Of the times of the kills.")
+@click.option("--shard-size", default="8MiB", show_default=True, help="Not for --overhead.")
+@click.option("--window", default="1Mi", show_default=True, help="Not for --overhead.")
+@click.option("--overhead", is_flag=True, help="Measure the overhead; kill nothing.")
+@click.option("--folder", default=tempfile.gettempdir(), help="Where outputs are written.")
+def main(inputs: tuple[str, ...], kills: int, seed: int, **chosen: Any) -> None:
+    """Kill and continue packing DATA; or print the overhead of that."""
+    console = Console(width=200, highlight=False, soft_wrap=True)
+    folder = Path(tempfile.mkdtemp(prefix="interruptions-", dir=chosen.pop("folder")))
+    console.print(describe_machine())
+    is_overhead = chosen.pop("overhead")
+    small = {name: chosen.pop(name) for name in ("shard_size", "window")}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    if is_overhead:
+        measure_overhead(inputs, {**options, "output": str(folder / "packed")}, console)
+        shutil.rmtree(folder)
+        return
+    named = {**options, **small}.items()
+    flags = [text for name, value in named for text in ("--" + name.replace("_", "-"), str(value))]
+    interrupt([*inputs, *flags], kills, seed, folder, console)
+    shutil.rmtree(folder / "temporary")
+    if not os.listdir(folder):
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()
