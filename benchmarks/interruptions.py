@@ -196,13 +196,16 @@ def show_rounds(rounds: Sequence[Round], undisturbed: Undisturbed, console: Cons
 
 
 def interrupt(
-    arguments: Sequence[str], kills: int, seed: int, folder: Path, console: Console
+    arguments: Sequence[str], kills: int, seed: int, minutes: float, folder: Path, console: Console
 ) -> None:
-    """Run all rounds and print their tables. The folder of a round with a fault is kept."""
+    """Run the rounds and print their tables. The folder of a round with a fault is kept."""
+    end = time.monotonic() + 60 * minutes
     undisturbed = run_undisturbed(arguments, folder)
     generator = random.Random(seed)
     rounds = []
     for number in range(kills):
+        if time.monotonic() > end:
+            break
         place = folder / f"round-{number:04d}"
         place.mkdir()
         done = run_round(arguments, place, generator.random(), undisturbed)
@@ -262,12 +265,13 @@ def measure_overhead(inputs: Sequence[str], options: dict[str, Any], console: Co
 @click.option("--seq-len", default=4096, show_default=True)
 @click.option("--workers", default=2, show_default=True)
 @click.option("--kills", default=100, show_default=True, help="The number of rounds.")
+@click.option("--minutes", default=60.0, show_default=True, help="Start no round after these.")
 @click.option("--seed", default=0, show_default=True, help="Of the times of the kills.")
 @click.option("--shard-size", default="8MiB", show_default=True, help="Not for --overhead.")
 @click.option("--window", default="1Mi", show_default=True, help="Not for --overhead.")
 @click.option("--overhead", is_flag=True, help="Measure the overhead; kill nothing.")
 @click.option("--folder", default=tempfile.gettempdir(), help="Where outputs are written.")
-def main(inputs: tuple[str, ...], kills: int, seed: int, **chosen: Any) -> None:
+def main(inputs: tuple[str, ...], kills: int, seed: int, minutes: float, **chosen: Any) -> None:
     """Kill and continue packing DATA; or print the overhead of that."""
     console = Console(width=200, highlight=False, soft_wrap=True)
     folder = Path(tempfile.mkdtemp(prefix="interruptions-", dir=chosen.pop("folder")))
@@ -281,7 +285,7 @@ def main(inputs: tuple[str, ...], kills: int, seed: int, **chosen: Any) -> None:
         return
     named = {**options, **small}.items()
     flags = [text for name, value in named for text in ("--" + name.replace("_", "-"), str(value))]
-    interrupt([*inputs, *flags], kills, seed, folder, console)
+    interrupt([*inputs, *flags], kills, seed, minutes, folder, console)
     shutil.rmtree(folder / "temporary")
     if not os.listdir(folder):
         folder.rmdir()
