@@ -152,7 +152,7 @@ def test_renders_that_are_long_only_together_pass(template, tmp_path):
     write_bomb(template, "{% for i in range(9999) %}{{ i is odd }}{% endfor %}")
     turns = [{"role": "user", "content": "boom"}, ANSWER] * 12
     piece = RowsInMemory("rows.jsonl", None, [1], [json.dumps({"messages": turns}).encode()])
-    task = SplitTask(Split(0, 0, 1, (piece,)), tmp_path / "split")
+    task = SplitTask(Split(0, 0, 1, (piece,)), tmp_path / "split", tmp_path)
     options = options_from({"workers": 1, "merge": "never", "chat_template": str(template)})
     pipeline = load_pipeline(options)
     limits = replace(ONE_RENDER, render_seconds=0.25)

@@ -59,7 +59,9 @@ class SignalSender:
         return self.count == self._plan["at"]
 
     def _is_manifest(self, path: object) -> bool:
-        return os.path.basename(os.fspath(path)) == "manifest.json"
+        """Return whether a path is that of the output's manifest, not the one in the work area."""
+        folder, name = os.path.split(os.fspath(path))
+        return name == "manifest.json" and os.path.basename(folder) != ".mtpack"
 
     def _send(self) -> None:
         numbers = self._plan["signals"]
