@@ -12,7 +12,7 @@ In: the names of files, folders and patterns. Out: a `Dialogue` or a `Reject` fo
         messages.py, sharegpt.py, alpaca.py
       message.py            reads the messages, in the same way in every format
         loss_switches.py, tools.py, reasoning.py, content.py
-      row_keys.py           reads what stands beside them
+      row_keys.py           reads the keys next to them
       json_value.py, strict_json.py, row_errors.py
     dialogue.py     the result: `Dialogue`, `Reject`
 """

@@ -61,8 +61,8 @@ class Dialogue(NamedTuple):
 
     def with_messages(self, messages: Messages, untrained: Collection[int]) -> Dialogue:
         """Return the dialogue with other messages; untrained: indices of those without loss."""
-        made = make_dialogue(self.row, self.origin, messages, self.tools, untrained)
-        return made._replace(template_args=self.template_args, unread=self.unread)
+        row = self.row, self.origin, messages, self.tools, untrained
+        return make_dialogue(*row, self.template_args, self.unread)
 
     def train_last_turn(self) -> Dialogue:
         """Return the dialogue with loss on its last turn alone (`--train-turns last`).

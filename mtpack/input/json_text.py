@@ -179,7 +179,9 @@ class _Document:
 
     def _skip_space(self) -> None:
         while True:
-            self._position = _SPACES.match(self._text, self._position).end()  # type: ignore[union-attr]
+            spaces = _SPACES.match(self._text, self._position)
+            assert spaces is not None  # it matches an empty text too
+            self._position = spaces.end()
             if self._position < len(self._text) or self._is_whole:
                 return
             self._read_more()

@@ -31,6 +31,9 @@ def parse_nested(value: Any, reason: Reason, subject: str) -> Any:
     A string that begins neither is no JSON text but a wrong value, and gets the error for one.
     Raises RowError.
     """
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        return parse_json_text(value, reason, subject)
-    return value
+    return parse_json_text(value, reason, subject) if begins_nested(value) else value
+
+
+def begins_nested(value: Any) -> bool:
+    """Return whether a value is a string that begins an object or a list in JSON."""
+    return isinstance(value, str) and value.lstrip()[:1] in ("{", "[")

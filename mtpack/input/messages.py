@@ -38,7 +38,7 @@ def pop_messages(fields: dict[str, Any]) -> FoundMessages:
 def pop_messages_at(fields: dict[str, Any], path: str) -> FoundMessages | None:
     """Remove the messages at a key, or at keys joined by dots, and return them.
 
-    None if there is nothing. What stands beside them in an inner object becomes part of `fields`:
+    None if there is nothing. What is next to them in an inner object becomes part of `fields`:
     keys that have a meaning in a row as they are, others with the path before them. Raises
     RowError.
     """

@@ -1,4 +1,4 @@
-"""The keys of a row beside its messages: what they mean, in every format.
+"""The keys of a row next to its messages: what they mean, in every format.
 
 Each function removes the keys that it reads from the fields of a row, so that what is left has no
 meaning.

@@ -15,6 +15,7 @@ from mtpack.input.dialogue import (
     make_dialogue,
     make_text_dialogue,
 )
+from mtpack.input.json_value import begins_nested
 from mtpack.input.message import MessageReader
 from mtpack.input.messages import (
     FoundMessages,
@@ -99,7 +100,7 @@ def _list_unread(row: dict[str, Any]) -> tuple[str, ...]:
 def _read_row(
     row: int, origin: Origin, value: Any, row_format: str | None, options: RowOptions
 ) -> Dialogue:
-    """Read the value of a row: its messages, and what stands beside them. Raises RowError."""
+    """Read the value of a row: its messages, and the keys next to them. Raises RowError."""
     fields = {key: item for key, item in _name_messages(value).items() if item is not None}
     refuse_preferences(fields, chose_messages=options.messages_key is not None)
     if options.messages_key is None:
@@ -189,8 +190,7 @@ def _may_hold_messages(value: Any) -> bool:
 
     A column of a table that is not read is `true`, whatever it holds.
     """
-    is_json = isinstance(value, str) and value[:1] in ("[", "{")
-    return value is True or isinstance(value, list | dict) or is_json
+    return value is True or isinstance(value, list | dict) or begins_nested(value)
 
 
 def _describe_row(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How a run tells its caller what it does."""
+"""How a run reports to its caller what it does."""
 
 from __future__ import annotations
 

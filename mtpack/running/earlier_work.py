@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -243,5 +243,5 @@ def _parse_window(values: dict[str, Any]) -> FinishedWindow:
     return FinishedWindow(**values)
 
 
-def _list(folder: Path) -> Iterator[Path]:
-    return iter(list(folder.iterdir()) if folder.is_dir() else [])
+def _list(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

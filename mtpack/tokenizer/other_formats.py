@@ -92,9 +92,9 @@ def explain_conversion(path: Path) -> list[str]:
 
 
 def _explain(path: Path, file: Path, conversion: _Conversion) -> list[str]:
-    beside = file.parent / "tokenizer.json"
-    if beside.is_file():
-        return [f"{path}: not a tokenizer.json ({conversion.format}); name {beside} instead"]
+    converted = file.parent / "tokenizer.json"
+    if converted.is_file():
+        return [f"{path}: not a tokenizer.json ({conversion.format}); name {converted} instead"]
     return [
         f"{path}: there is no tokenizer.json; make it from {file.name} ({conversion.format}): "
         f"pip install {conversion.packages}, and then",

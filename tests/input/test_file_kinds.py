@@ -16,6 +16,7 @@ from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.rows import read_dialogue
 from tests.conftest import SAMPLE_DATA, shared
+from tests.support.compression import compress_zst
 
 CASES = "data/cases"
 
@@ -33,14 +34,7 @@ def read_sample_rows() -> list[dict]:
     return rows
 
 
-def zst(text: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(text)
-    return sink.getvalue().to_pybytes()
-
-
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": zst}
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": compress_zst}
 
 
 def write_as_text(rows: list[dict], folder: Path) -> list[Path]:

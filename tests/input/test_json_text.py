@@ -4,7 +4,6 @@ import gzip
 import json
 import tracemalloc
 
-import pyarrow as pa
 import pytest
 
 from mtpack.errors import InputError
@@ -12,6 +11,7 @@ from mtpack.input import json_text
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.splits import LinesInFile
+from tests.support.compression import compress_zst
 
 ROWS = [
     {"messages": [{"role": "user", "content": "Hi.\nDue?"}, {"role": "assistant", "content": "é"}]},
@@ -21,14 +21,7 @@ BARE_LISTS = [row["messages"] for row in ROWS]
 MARK = b"\xef\xbb\xbf"
 
 
-def zst(content: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": zst}
+PACK = {"": bytes, ".gz": gzip.compress, ".zst": compress_zst}
 every_compression = pytest.mark.parametrize("compression", PACK)
 every_name = pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson"])
 

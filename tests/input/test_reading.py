@@ -15,6 +15,7 @@ from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.files import InputFile, describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.rows import read_dialogue
+from tests.support.compression import compress_zst
 
 ROWS = [
     {
@@ -43,16 +44,6 @@ ROWS = [
 ]
 
 
-def zst(*frames: bytes) -> bytes:
-    packed = b""
-    for frame in frames:
-        sink = pa.BufferOutputStream()
-        with pa.CompressedOutputStream(sink, "zstd") as stream:
-            stream.write(frame)
-        packed += sink.getvalue().to_pybytes()
-    return packed
-
-
 def gz(*members: bytes) -> bytes:
     return b"".join(map(gzip.compress, members))
 
@@ -60,7 +51,7 @@ def gz(*members: bytes) -> bytes:
 PACK = {
     ".jsonl": b"".join,
     ".jsonl.gz": lambda parts: gz(*parts),
-    ".jsonl.zst": lambda parts: zst(*parts),
+    ".jsonl.zst": lambda parts: compress_zst(*parts),
 }
 """How to store the bytes of a text file, given in one part or in several."""
 text_files = pytest.mark.parametrize("suffix", PACK)
@@ -345,7 +336,7 @@ def test_rows_are_counted_over_all_files_and_lines_per_file(write, tmp_path):
         write("a.json", b"[3,\n4]"),
         write("c.jsonl.gz", gz(b"\n5\n")),
         write_table(tmp_path / "d.parquet", messages=["6", "7"]),
-        write("e.jsonl.zst", zst(b"8")),
+        write("e.jsonl.zst", compress_zst(b"8")),
     ]
     splits = list(read_splits(describe_input(path.name, path) for path in paths))
     rows = [row for split in splits for row in split.rows()]
@@ -480,7 +471,7 @@ def test_a_gzip_file_with_an_unknown_block_type_fails(write):
 
 
 def test_a_damaged_zstd_frame_fails(write):
-    whole = zst(many_lines())
+    whole = compress_zst(many_lines())
     failure(write("a.jsonl.zst", whole[:1000] + whole[1100:]))
 
 

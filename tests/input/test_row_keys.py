@@ -1,4 +1,4 @@
-"""What stands beside the messages of a row is read in every format, refused, or unread."""
+"""The keys next to the messages of a row are read in every format, refused, or unread."""
 
 import json
 
@@ -208,7 +208,7 @@ def test_messages_are_found_under_the_key_that_the_user_names():
     assert dialogue_of({"data": text}, "data.messages") == expected
 
 
-def test_what_stands_beside_nested_messages_belongs_to_the_row():
+def test_keys_next_to_nested_messages_belong_to_the_row():
     inner = {"turns": [USER, ANSWER], "tools": [TOOL], "source": "web"}
     dialogue = dialogue_of({"data": inner, "system": "Be brief.", "id": 1}, "data.turns")
     assert dialogue.messages == [SYSTEM, USER, ANSWER]

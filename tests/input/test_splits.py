@@ -18,19 +18,13 @@ from mtpack.input import reading, text_files
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import LINE_LIMIT, read_splits
 from mtpack.input.splits import LinesInFile, RawRow, RowsInMemory, Split
+from tests.support.compression import compress_zst
 
 ROW = b'{"messages": [{"role": "user", "content": "Hello"}]}'
 OTHER = b'{"conversations": [{"from": "human", "value": "Hello"}]}'
 
 
-def zst(content: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-PACK = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zst}
+PACK = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": compress_zst}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

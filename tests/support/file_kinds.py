@@ -10,6 +10,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+from tests.support.compression import compress_zst
+
 Rows = list[dict[str, Any]]
 
 
@@ -32,13 +34,6 @@ def _to_lines(rows: Rows) -> bytes:
 
 def _to_list(rows: Rows) -> bytes:
     return json.dumps(rows, indent=1).encode()
-
-
-def _compress(content: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
 
 
 def _text(
@@ -74,13 +69,13 @@ def _save_to_disk(path: Path, rows: Rows) -> None:
 TEXT_FILES: dict[str, Callable[[Path, Rows], None]] = {
     "lines.jsonl": _text(_to_lines),
     "lines.jsonl.gz": _text(_to_lines, gzip.compress),
-    "lines.jsonl.zst": _text(_to_lines, _compress),
+    "lines.jsonl.zst": _text(_to_lines, compress_zst),
     "lines.ndjson": _text(_to_lines),
     "lines.json": _text(_to_lines),
     "lines.json.gz": _text(_to_lines, gzip.compress),
     "list.json": _text(_to_list),
     "list.json.gz": _text(_to_list, gzip.compress),
-    "list.json.zst": _text(_to_list, _compress),
+    "list.json.zst": _text(_to_list, compress_zst),
 }
 """By file name, what writes rows as JSON."""
 TABLES: dict[str, Callable[[Path, Rows], None]] = {
