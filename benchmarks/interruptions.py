@@ -6,8 +6,9 @@
 A round starts the command in a process group of its own, kills the whole group (SIGKILL) at a share
 x of the time that an undisturbed run takes, and runs the same command to its end. Every file of the
 output is compared with that of the undisturbed run, except for `about` in the manifest. The bound
-for the second run is (1 - x) of the undisturbed time, plus the start, plus one unit (a split or a
-shard, whichever takes longer): each worker can lose one, and they make them again at the same time.
+for the second run is (1 - x) of the undisturbed time, plus the start, plus one split for each
+worker: a worker can lose the one that it was making. The last two are measured together, as a run
+over the first splits of the input, as many as there are workers. DATA are JSON Lines.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from rich.table import Table
 import mtpack
 from benchmarks.machine import describe_machine
 from benchmarks.memory import find_processes
+from mtpack.input.reading import SPLIT_BYTES
 from mtpack.shards.manifest import MANIFEST, hash_file
 
 _UNDISTURBED_RUNS = 3
@@ -50,14 +52,12 @@ class Undisturbed:
     """The output, as from `read_output`."""
     wall: float
     """Seconds of the whole command: the median of several runs."""
-    total: float
-    """Seconds of the same run without its start."""
-    unit: float
-    """Seconds that a worker takes for a split or for a shard, on average; the larger of both."""
+    start: float
+    """Seconds of a run over one split for each worker: the median of several runs."""
 
     def bound(self, share: float) -> float:
         """Return the most seconds that a run should take to continue one killed at `share`."""
-        return (1 - share) * self.wall + (self.wall - self.total) + self.unit
+        return (1 - share) * self.wall + self.start
 
 
 @dataclass(frozen=True)
@@ -92,26 +92,40 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def run_undisturbed(arguments: Sequence[str], folder: Path) -> Undisturbed:
-    """Run the command several times, and return the run of the median time."""
-    runs = []
+def run_undisturbed(
+    inputs: Sequence[str], flags: Sequence[str], workers: int, folder: Path
+) -> Undisturbed:
+    """Run the command several times, over the whole input and over its first splits."""
+    first = folder / "first.jsonl"
+    write_first_lines(inputs, workers * SPLIT_BYTES, first)
+    start, _ = _time_runs([str(first), *flags], folder)
+    wall, files = _time_runs([*inputs, *flags], folder)
+    return Undisturbed(files, wall, start)
+
+
+def write_first_lines(inputs: Sequence[str], num_bytes: int, path: Path) -> None:
+    """Write the first lines of the inputs, at least `num_bytes` of them if there are as many."""
+    lines = (line for name in inputs for line in Path(name).read_bytes().splitlines(keepends=True))
+    with open(path, "wb") as file:
+        while file.tell() < num_bytes and (line := next(lines, b"")):
+            file.write(line)
+
+
+def _time_runs(arguments: Sequence[str], folder: Path) -> tuple[float, dict[str, Any]]:
+    """Return the median time of several runs of the command, and the output."""
+    seconds = []
     for number in range(_UNDISTURBED_RUNS):
         output = folder / f"undisturbed-{number}"
         started = time.perf_counter()
         done = subprocess.run(
             _build_command(arguments, output), capture_output=True, env=_environment(folder)
         )
-        seconds = time.perf_counter() - started
+        seconds.append(time.perf_counter() - started)
         if done.returncode:
             raise click.ClickException(done.stderr.decode(errors="replace"))
-        runs.append((seconds, json.loads(done.stdout), read_output(output)))
+        files = read_output(output)
         shutil.rmtree(output)
-    wall, report, files = sorted(runs, key=lambda run: run[0])[_UNDISTURBED_RUNS // 2]
-    seconds = report["seconds"]
-    split = sum(seconds.get(stage, 0) for stage in ("read", "render", "tokenize", "store"))
-    shard = sum(seconds.get(stage, 0) for stage in ("assemble", "write"))
-    unit = max(split / report["splits"], shard / len(report["shards"]))
-    return Undisturbed(files, wall, seconds["total"], unit)
+    return median(seconds), files
 
 
 def run_round(
@@ -162,8 +176,8 @@ def _environment(folder: Path) -> dict[str, str]:
 def show_rounds(rounds: Sequence[Round], undisturbed: Undisturbed, console: Console) -> None:
     """Print what became of all rounds, and how long the second runs took, by share."""
     console.print(
-        f"undisturbed: {undisturbed.wall:.2f} s, {undisturbed.total:.2f} s without start; "
-        f"a unit: {undisturbed.unit:.3f} s\n"
+        f"undisturbed: {undisturbed.wall:.2f} s; "
+        f"over one split for each worker: {undisturbed.start:.2f} s\n"
         f"rounds: {len(rounds)}, identical: {sum(each.is_identical for each in rounds)}, "
         f"complete before the kill: {sum(each.was_complete for each in rounds)}, "
         f"with leftovers: {sum(bool(each.leftovers) for each in rounds)}, "
@@ -196,11 +210,16 @@ def show_rounds(rounds: Sequence[Round], undisturbed: Undisturbed, console: Cons
 
 
 def interrupt(
-    arguments: Sequence[str], kills: int, seed: int, minutes: float, folder: Path, console: Console
+    arguments: Sequence[str],
+    undisturbed: Undisturbed,
+    kills: int,
+    seed: int,
+    minutes: float,
+    folder: Path,
+    console: Console,
 ) -> None:
     """Run the rounds and print their tables. The folder of a round with a fault is kept."""
     end = time.monotonic() + 60 * minutes
-    undisturbed = run_undisturbed(arguments, folder)
     generator = random.Random(seed)
     rounds = []
     for number in range(kills):
@@ -285,8 +304,10 @@ def main(inputs: tuple[str, ...], kills: int, seed: int, minutes: float, **chose
         return
     named = {**options, **small}.items()
     flags = [text for name, value in named for text in ("--" + name.replace("_", "-"), str(value))]
-    interrupt([*inputs, *flags], kills, seed, minutes, folder, console)
+    undisturbed = run_undisturbed(inputs, flags, options["workers"], folder)
+    interrupt([*inputs, *flags], undisturbed, kills, seed, minutes, folder, console)
     shutil.rmtree(folder / "temporary")
+    (folder / "first.jsonl").unlink()
     if not os.listdir(folder):
         folder.rmdir()
 
