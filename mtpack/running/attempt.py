@@ -21,12 +21,12 @@ from mtpack.running.earlier_work import (
     find_earlier_work,
 )
 from mtpack.running.empty_run import EmptySplit
+from mtpack.running.executors import Runner
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.plan_task import PlannedWindow, PlanTask, run_plan_task
 from mtpack.running.run_record import hash_run
 from mtpack.running.run_setup import RunSetup
-from mtpack.running.runner import LocalRunner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_record import SplitRecord
 from mtpack.running.split_task import SplitTask, run_split_task
@@ -88,9 +88,7 @@ class Attempt:
         self._is_changed = False
         self._commits: deque[tuple[WrittenShard, Future[Mapping[str, float]]]] = deque()
 
-    def run(
-        self, runner: LocalRunner, threads: Executor, read_table: reading.TableReader
-    ) -> RunState:
+    def run(self, runner: Runner, threads: Executor, read_table: reading.TableReader) -> RunState:
         """Tokenize all splits, plan each window as soon as it is full, and write its shards.
 
         threads: where shards are synced, because a disk takes as long for one as a core does.
