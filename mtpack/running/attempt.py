@@ -16,7 +16,6 @@ from mtpack.options import PackOptions
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.earlier_work import (
     UNSYNCED,
-    commit_shard,
     commit_window,
     find_earlier_work,
 )
@@ -76,8 +75,9 @@ class Attempt:
         self._formats = formats
         self._area = setup.area.path
         self._options = setup.pipeline.options
-        self._earlier = find_earlier_work(self._area, setup.own_store, disabled)
-        unsynced = self._area / UNSYNCED
+        shards = setup.output.find_shards(setup.area, disabled)
+        self._earlier = find_earlier_work(self._area, setup.own_store, shards)
+        unsynced = setup.area.scratch / UNSYNCED
         unsynced.mkdir(exist_ok=True)
         self._store = setup.shared_store or setup.own_store
         self._store.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Attempt:
             yield from self._windows.take_tasks()
             yield SplitTask(
                 split,
-                self._area / f"{kind}-{split.number:07d}",
+                setup.area.scratch / f"{kind}-{split.number:07d}",
                 self._store,
                 is_own_store=setup.shared_store is None,
                 disabled=self._disabled,
@@ -173,7 +173,8 @@ class Attempt:
 
     def _commit(self, written: WrittenShard, threads: Executor) -> None:
         window = self._windows.describe_window(written.number)
-        future = threads.submit(commit_shard, self._area, written, *window)
+        setup = self._setup
+        future = threads.submit(setup.output.commit_shard, setup.area, written, *window)
         self._commits.append((written, future))
         self._watch.add(written.seconds)
 
