@@ -206,6 +206,13 @@ class PackOptions:
         changes_output=False,
         metavar="DIR",
     )
+    work_dir: str | None = _option(
+        None,
+        "Folder for tokenized data and what else an unfinished run needs. Default: .mtpack in the "
+        "output; a temporary folder for an output in a store.",
+        changes_output=False,
+        metavar="DIR",
+    )
     unit_timeout: int = _option(
         0,
         "Seconds without progress after which a worker process is ended, and its split or shard is "
