@@ -151,6 +151,19 @@ class PackOptions:
         minimum=0,
         show_default=False,
     )
+    executor: Literal["local", "ray"] = _option(
+        "local",
+        "What runs the worker processes. local: this machine. ray: a Ray cluster, whose nodes see "
+        "the same files. The output does not depend on this option.",
+        changes_output=False,
+    )
+    ray_address: str | None = _option(
+        None,
+        "Address of the Ray cluster, such as auto or HOST:PORT. Default: RAY_ADDRESS in the "
+        "environment, else a Ray on this machine that starts and ends with the run.",
+        changes_output=False,
+        metavar="ADDRESS",
+    )
     tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
         "auto",
         "Library that computes the token ids. auto: fastokens where a probe finds that it gives "
@@ -241,6 +254,10 @@ class PackOptions:
         if self.messages_key is not None and self.format not in ("auto", "messages"):
             raise SetupError(
                 f"--messages-key has no meaning with --format {self.format}; leave one of them out"
+            )
+        if self.ray_address is not None and self.executor != "ray":
+            raise SetupError(
+                f"--ray-address has no meaning with --executor {self.executor}; add --executor ray"
             )
         if self.compression != "none" and self.seq_len > LONGEST_COMPRESSED:
             raise SetupError(

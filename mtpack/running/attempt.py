@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -20,11 +20,12 @@ from mtpack.running.earlier_work import (
     find_earlier_work,
 )
 from mtpack.running.empty_run import EmptySplit
+from mtpack.running.executors import Runner
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline
+from mtpack.running.plan_task import PlannedWindow, PlanTask, run_plan_task
 from mtpack.running.run_record import hash_run
 from mtpack.running.run_setup import RunSetup
-from mtpack.running.runner import LocalRunner
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_record import SplitRecord
 from mtpack.running.split_task import SplitTask, run_split_task
@@ -81,51 +82,57 @@ class Attempt:
         self._store = setup.shared_store or setup.own_store
         self._store.mkdir(parents=True, exist_ok=True)
         run_sha256 = hash_run(setup.pipeline)
-        self._windows = Windows(self._options, unsynced, watch, self._earlier, run_sha256)
+        self._windows = Windows(self._options, unsynced, self._earlier, run_sha256)
         self._state = RunState()
         self._files_with_rows: set[str] = set()
         self._is_changed = False
-        self._ready: deque[ShardTask] = deque()
         self._commits: deque[tuple[WrittenShard, Future[Mapping[str, float]]]] = deque()
 
-    def run(
-        self, runner: LocalRunner, threads: Executor, read_table: reading.TableReader
-    ) -> RunState:
-        """Tokenize all splits, and write the shards of each window as soon as it is full.
+    def run(self, runner: Runner, threads: Executor, read_table: reading.TableReader) -> RunState:
+        """Tokenize all splits, plan each window as soon as it is full, and write its shards.
 
         threads: where shards are synced, because a disk takes as long for one as a core does.
         read_table: reads tables, in this process or in another.
         Raises FastPathFailedError, StaleWindowError, InputError, and OSError.
         """
         with open(self._area / REJECTS, "w", encoding="utf-8") as rejects:
-            for result in runner.run(run_task, self._list_tasks(read_table)):
-                self._finish_commits()
-                if isinstance(result, WrittenShard):
+            for result in self._run_tasks(runner, read_table):
+                if isinstance(result, SplitRecord):
+                    self._add_split(result)
+                    write_rejects(rejects, result.rejects)
+                    self._windows.add(result)
+                elif isinstance(result, PlannedWindow):
+                    self._watch.add(result.seconds)
+                    self._windows.add_plan(result)
+                else:
                     self._commit(result, threads)
-                    continue
-                self._add_split(result)
-                write_rejects(rejects, result.rejects)
-                self._add_tasks(self._windows.add(result))
-        self._add_tasks(self._windows.close())
-        for written in runner.run(run_shard_task, self._ready):
-            self._commit(written, threads)
-            self._finish_commits()
-        self._finish_commits(wait=True)
+                self._finish_shards()
+        self._finish_shards(wait=True)
         self._state.counts += self._windows.counts
         for file in self._setup.files:
             if file.name not in self._files_with_rows:
                 self._callbacks.warn(f"{file.name}: holds no rows")
         return self._state
 
-    def _list_tasks(self, read_table: reading.TableReader) -> Iterator[SplitTask | ShardTask]:
+    def _run_tasks(
+        self, runner: LocalRunner, read_table: reading.TableReader
+    ) -> Iterator[SplitRecord | PlannedWindow | WrittenShard]:
+        """Yield the results of all tasks. Each has to be added before the next one is asked for."""
+        yield from runner.run(run_task, self._list_tasks(read_table))
+        self._windows.close()
+        while self._windows.has_tasks:  # shards are there only after their plan
+            yield from runner.run(run_task, self._windows.take_tasks())
+
+    def _list_tasks(
+        self, read_table: reading.TableReader
+    ) -> Iterator[SplitTask | PlanTask | ShardTask]:
         setup = self._setup
         num_splits = max(1.0, setup.input_bytes / reading.SPLIT_BYTES / setup.num_workers)
         kind = "-".join(["split", *sorted(self._disabled)])
         for split in read_splits(setup.files, self._options, read_table):
             self._files_with_rows.update(piece.file for piece in split.pieces)
             self._formats.add(split)
-            while self._ready:
-                yield self._ready.popleft()
+            yield from self._windows.take_tasks()
             yield SplitTask(
                 split,
                 setup.area.scratch / f"{kind}-{split.number:07d}",
@@ -164,13 +171,6 @@ class Attempt:
             if path not in result.own_files:
                 path.unlink(missing_ok=True)
 
-    def _add_tasks(self, tasks: Iterable[ShardTask]) -> None:
-        self._ready += tasks
-        self._state.run_counts += RunCounts(shards_resumed=len(self._windows.taken))
-        for written in self._windows.taken:
-            self._finish(written)
-        self._windows.taken.clear()
-
     def _commit(self, written: WrittenShard, threads: Executor) -> None:
         window = self._windows.describe_window(written.number)
         setup = self._setup
@@ -178,7 +178,11 @@ class Attempt:
         self._commits.append((written, future))
         self._watch.add(written.seconds)
 
-    def _finish_commits(self, *, wait: bool = False) -> None:
+    def _finish_shards(self, *, wait: bool = False) -> None:
+        """Finish shards that are on the disk; wait: also those that are on their way there."""
+        while self._windows.taken:
+            self._state.run_counts += RunCounts(shards_resumed=1)
+            self._finish(self._windows.taken.popleft())
         while self._commits and (wait or self._commits[0][1].done()):
             written, future = self._commits.popleft()
             self._watch.add(future.result())
@@ -190,7 +194,7 @@ class Attempt:
         self._report_progress("write", written.record.rows)
         window = self._windows.finish_shard(written.number)
         if window is not None:
-            if window.number not in self._earlier.windows:
+            if self._earlier.windows.get(window.number) != window:
                 self._watch.restart()
                 commit_window(self._area, window, self._windows.describe_splits(window))
                 self._watch.lap("record")
@@ -218,8 +222,12 @@ def read_splits(
     )
 
 
-def run_task(pipeline: Pipeline, task: SplitTask | ShardTask) -> SplitRecord | WrittenShard:
-    """Run one task of either kind and return its result."""
-    if isinstance(task, ShardTask):
-        return run_shard_task(pipeline, task)
-    return run_split_task(pipeline, task)
+def run_task(
+    pipeline: Pipeline, task: SplitTask | PlanTask | ShardTask
+) -> SplitRecord | PlannedWindow | WrittenShard:
+    """Run one task of any kind and return its result."""
+    if isinstance(task, SplitTask):
+        return run_split_task(pipeline, task)
+    if isinstance(task, PlanTask):
+        return run_plan_task(pipeline, task)
+    return run_shard_task(pipeline, task)
