@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -145,17 +145,36 @@ def _select_inputs(paths: Iterable[str], output: Path | None, split: str | None)
     return found
 
 
+def open_input(path: str) -> BinaryIO:
+    """Open an input for reading, without a buffer; it can be sought. Raises OSError."""
+    return cast(BinaryIO, open(path, "rb", buffering=0))
+
+
+def stat_input(path: str) -> tuple[int, int]:
+    """Return the size of an input in bytes, and the time of its last change in nanoseconds.
+
+    Raises OSError.
+    """
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def open_table(path: str) -> pa.NativeFile:
+    """Open a table for reading: a file is mapped, so that it takes no memory. Raises OSError."""
+    return pa.memory_map(path)
+
+
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
     """Return the size of the file at `path`, without reading it; raise InputError."""
-    with wrap_read_errors(name), open(path, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        return InputFile(name, os.fspath(path), status.st_size, status.st_mtime_ns)
+    location = os.fspath(path)
+    with wrap_read_errors(name), open_input(location):
+        return InputFile(name, location, *stat_input(location))
 
 
 def check_unchanged(name: str, path: str, modified_ns: int) -> None:
     """Raise InputError if the file changed after `describe_input` described it."""
     with wrap_read_errors(name):
-        modified = os.stat(path).st_mtime_ns
+        _, modified = stat_input(path)
     if modified != modified_ns:
         raise InputError(f"{name}: changed during the run; run again when the file is complete")
 

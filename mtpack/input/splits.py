@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from mtpack.errors import InputError
-from mtpack.input.files import check_unchanged, wrap_read_errors
+from mtpack.input.files import check_unchanged, open_input, wrap_read_errors
 from mtpack.token_batch import Int64
 
 _BATCH_BYTES = 2**20
@@ -133,7 +133,7 @@ class LinesInFile(NamedTuple):
 
     def read(self) -> LinesInMemory:
         """Read the lines; raise InputError, also if the file has changed."""
-        with wrap_read_errors(self.file), open(self.path, "rb", buffering=0) as file:
+        with wrap_read_errors(self.file), open_input(self.path) as file:
             file.seek(self.offset)
             text = file.read(self.num_bytes)
         check_unchanged(self.file, self.path, self.modified_ns)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mtpack.errors import InputError
-from mtpack.input.files import InputFile, wrap_read_errors
+from mtpack.input.files import InputFile, open_table, wrap_read_errors
 from mtpack.input.row_errors import quote_name
 from mtpack.input.splits import RowsInMemory, TableNote, batch_rows
 from mtpack.input.table_values import DroppedNulls, make_converter
@@ -58,7 +58,11 @@ def read_table(
 
 
 def _read_parquet_rows(file: InputFile, line_limit: int, columns: Collection[str]) -> _Rows:
-    with wrap_read_errors(file.name), pa.parquet.ParquetFile(file.path, memory_map=True) as table:
+    with (
+        wrap_read_errors(file.name),
+        open_table(file.path) as source,
+        pa.parquet.ParquetFile(source) as table,
+    ):
         chosen = _choose_columns(file.name, table.schema_arrow, columns)
         always, leaves = _look_at_statistics(table, chosen.never_read)
         wanted = [*chosen.read, *leaves.values()]
@@ -135,7 +139,7 @@ def _open_arrow(
 ) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
     """Open a file in either of Arrow's IPC formats; included: the indices of columns to read."""
     options = pa.ipc.IpcReadOptions(included_fields=included)
-    with pa.memory_map(file.path) as source:
+    with open_table(file.path) as source:
         magic = source.read(len(_END_OF_STREAM))
         if magic.startswith(b"FEA1"):
             raise InputError(

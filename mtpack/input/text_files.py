@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, RawIOBase
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtpack.errors import InputError
-from mtpack.input.files import InputFile, wrap_read_errors
+from mtpack.input.files import InputFile, open_input, wrap_read_errors
 from mtpack.input.splits import LinesInFile, LinesInMemory, Piece, RowsInMemory
 from mtpack.token_batch import Int64
 
@@ -117,17 +118,16 @@ def read_first_line(file: InputFile, limit: int) -> FirstLine:
 @contextmanager
 def open_text(file: InputFile) -> Iterator[BinaryIO]:
     """Open a text file, decompressed; errors in the block become an InputError."""
-    with wrap_read_errors(file.name):
+    with wrap_read_errors(file.name), open_input(file.path) as stored:
         compression = file.kind.compression
         if compression == ".gz":
-            with gzip.open(file.path) as unzipped:
+            with BufferedReader(cast(RawIOBase, stored)) as packed, gzip.open(packed) as unzipped:
                 yield cast(BinaryIO, unzipped)
         elif compression == ".zst":
-            with pa.OSFile(file.path) as packed, pa.CompressedInputStream(packed, "zstd") as s:
-                yield cast(BinaryIO, s)
+            with pa.CompressedInputStream(stored, "zstd") as stream:
+                yield cast(BinaryIO, stream)
         else:
-            with open(file.path, "rb", buffering=0) as plain:
-                yield plain
+            yield stored
 
 
 def _read_blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
