@@ -165,8 +165,11 @@ def open_table(path: str) -> pa.NativeFile:
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
-    """Return the size of the file at `path`, without reading it; raise InputError."""
-    location = os.fspath(path)
+    """Return the size of the file at `path`, without reading it; raise InputError.
+
+    Its path is absolute, so that it can be read by a process with another working folder.
+    """
+    location = os.path.abspath(path)
     with wrap_read_errors(name), open_input(location):
         return InputFile(name, location, *stat_input(location))
 

@@ -57,6 +57,9 @@ class _Submitted:
 class LocalRunner:
     """Runs tasks in worker processes and yields their results in order."""
 
+    sends_rows = True
+    """Whether this process reads what is not one split, so that workers share its rows."""
+
     def __init__(
         self, pipeline: Pipeline, num_workers: int, limits: ProcessLimits | None = None
     ) -> None:

@@ -74,7 +74,6 @@ class Windows:
         self._number = 0
         self._num_shards = 0
         self._splits: list[SplitRecord] = []
-        self._first_split = 0  # of the open window
         self._tokens = 0  # of the splits in the open window
         self._unfinished: dict[int, _OpenWindow] = {}  # by each of their shards
 
@@ -114,7 +113,6 @@ class Windows:
         self._take_shards(shards - {task.number for task in tasks})
         self._number, self._num_shards = number + 1, first_shard + len(shards)
         self._splits, self._tokens = [], 0
-        self._first_split += len(splits)
         self._watch.lap("plan")
         return tasks
 
@@ -140,8 +138,8 @@ class Windows:
             sequences_lower_bound=plan.lower_bound,
             first_shard=self._num_shards,
             num_shards=0,
-            first_split=self._first_split,
-            num_splits=len(self._splits),
+            first_split=self._splits[0].key,
+            last_split=self._splits[-1].key,
         )
         self._count(finished)
         tasks = self._cut_into_shards(plan, splits)

@@ -39,15 +39,18 @@ def pipeline_of(options: PackOptions) -> Any:
 
 
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
-    save_batch(file, batch, first_row)
+    save_batch(file, replace(batch, document_rows=batch.document_rows - first_row))
     lengths = batch.document_lengths.astype(np.int32)
-    return SplitRecord(file, first_row, Counts(), RunCounts(), [], lengths, {}, own_files=(file,))
+    found = Counts(), RunCounts(), [], lengths, {}
+    return SplitRecord(file.name, "rows", file, *found, own_files=(file,), first_row=first_row)
 
 
 def split_of_lengths(file: Path, lengths: list[int]) -> SplitRecord:
     file.touch()
     of_split = np.array(lengths, np.int32)
-    return SplitRecord(file, 0, Counts(), RunCounts(), [], of_split, {}, own_files=(file,))
+    return SplitRecord(
+        file.name, "rows", file, Counts(), RunCounts(), [], of_split, {}, own_files=(file,)
+    )
 
 
 def windows_of(folder: Path, **options: Any) -> Windows:
@@ -237,7 +240,7 @@ def test_each_document_file_is_opened_once_and_few_are_open_at_a_time(tmp_path, 
 
     monkeypatch.setattr(mtpack.running.shard_task, "open_documents", counted)
     options = PackOptions(seq_len=8, packing="none")
-    splits = [split_of(tmp_path / str(number), BATCH, number) for number in range(5)]
+    splits = [split_of(tmp_path / str(number), BATCH) for number in range(5)]
     (task,) = tasks_of(Windows(options, tmp_path, Stopwatch()), splits)
     once = run_shard_task(pipeline_of(options), task)
     assert sorted(opened) == sorted(task.files)
