@@ -8,26 +8,24 @@ fields of `PackOptions`. The metadata of a field:
     changes_splits  whether it decides what a tokenized split holds, so that `--token-store` can't
                     reuse splits of another value; by default as `changes_output`
     aliases         other spellings of a value: {spelling: value}
-    minimum, maximum, size, short, metavar, show_default
+    minimum, maximum, size (its unit), date (an example), short, metavar, show_default
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from mtpack.errors import SetupError
+from mtpack.option_values import check_value, parse_size
 
 # The date that a template gets if it asks for today's. A constant, so that runs can be repeated.
 DEFAULT_DATE = "2026-01-01"
 # Of a compressed shard, in tokens: a reader decodes no batch that needs more than such a sequence.
 LONGEST_COMPRESSED = 7 * 2**20
-_UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def _option(
@@ -153,6 +151,19 @@ class PackOptions:
         minimum=0,
         show_default=False,
     )
+    executor: Literal["local", "ray"] = _option(
+        "local",
+        "What runs the worker processes. local: this machine. ray: a Ray cluster, whose nodes see "
+        "the same files. The output does not depend on this option.",
+        changes_output=False,
+    )
+    ray_address: str | None = _option(
+        None,
+        "Address of the Ray cluster, such as auto or HOST:PORT. Default: RAY_ADDRESS in the "
+        "environment, else a Ray on this machine that starts and ends with the run.",
+        changes_output=False,
+        metavar="ADDRESS",
+    )
     tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
         "auto",
         "Library that computes the token ids. auto: fastokens where a probe finds that it gives "
@@ -186,6 +197,7 @@ class PackOptions:
         DEFAULT_DATE,
         "The date that a chat template gets if it asks for today's.",
         metavar="YYYY-MM-DD",
+        date=DEFAULT_DATE,
     )
     token_store: str | None = _option(
         None,
@@ -225,7 +237,7 @@ class PackOptions:
         """Replace aliases and check every value, and values together; raise SetupError."""
         for option in fields(self):
             value = resolve_alias(option.name, getattr(self, option.name))
-            _check(option, value)
+            check_value(flag(option.name), value, choices(option), option.metadata)
             object.__setattr__(self, option.name, value)
         if self.seq_len % self.pad_documents_to:
             raise SetupError(
@@ -235,6 +247,10 @@ class PackOptions:
         if self.messages_key is not None and self.format not in ("auto", "messages"):
             raise SetupError(
                 f"--messages-key has no meaning with --format {self.format}; leave one of them out"
+            )
+        if self.ray_address is not None and self.executor != "ray":
+            raise SetupError(
+                f"--ray-address has no meaning with --executor {self.executor}; add --executor ray"
             )
         if self.compression != "none" and self.seq_len > LONGEST_COMPRESSED:
             raise SetupError(
@@ -355,45 +371,5 @@ def flag(name: str) -> str:
 
 def choices(option: Field[Any]) -> tuple[str, ...]:
     """Return the values of an option, without aliases, or () if they are not a fixed set."""
-    return get_args(get_type_hints(PackOptions)[option.name]) if _is_choice(option) else ()
-
-
-def parse_size(text: str, unit: str) -> int:
-    """Parse a size such as 256MiB (unit `B`) or 256Mi (no unit); raise ValueError.
-
-    >>> parse_size("256MiB", "B"), parse_size("4Mi", ""), parse_size("1000", "B")
-    (268435456, 4194304, 1000)
-    """
-    match = re.fullmatch(r"(\d+)\s*((?:[KMGT]i)?)" + (f"{unit}?" if unit else ""), text.strip())
-    if not match or not int(match[1]):
-        raise ValueError(text)
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def _is_choice(option: Field[Any]) -> bool:
-    return str(option.type).startswith("Literal")
-
-
-def _check(option: Field[Any], value: Any) -> None:
-    name = flag(option.name)
-    if _is_choice(option) and value not in choices(option):
-        raise SetupError(f"{name} {value}: must be one of {', '.join(choices(option))}")
-    if "minimum" in option.metadata:
-        minimum, maximum = option.metadata["minimum"], option.metadata.get("maximum", 2**63)
-        if type(value) is not int or value < minimum:
-            raise SetupError(f"{name} {value}: must be an integer of at least {minimum}")
-        if value > maximum:
-            raise SetupError(f"{name} {value}: must be at most {maximum:,}")
-    if "size" in option.metadata:
-        unit = option.metadata["size"]
-        try:
-            parse_size(value, unit)
-        except ValueError:
-            raise SetupError(
-                f"{name} {value}: not a size; write it as 256Mi{unit} or 1Gi{unit}"
-            ) from None
-    if option.name == "date":
-        try:
-            datetime.date.fromisoformat(value)
-        except ValueError:
-            raise SetupError(f"{name} {value}: not a date; write it as {DEFAULT_DATE}") from None
+    is_choice = str(option.type).startswith("Literal")
+    return get_args(get_type_hints(PackOptions)[option.name]) if is_choice else ()

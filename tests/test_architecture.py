@@ -16,7 +16,7 @@ PACKAGE = ROOT / "mtpack"
 # Folders, and the modules next to them, in the order in which data flows: each imports only from
 # those before it.
 ROOMS = [
-    *("version", "errors", "options", "token_batch", "counts", "fast_path"),
+    *("version", "errors", "option_values", "options", "token_batch", "counts", "fast_path"),
     *("input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
@@ -29,6 +29,7 @@ MODULES = sorted(
 )
 PURE = [
     "errors",
+    "option_values",
     "options",
     "token_batch",
     "counts",

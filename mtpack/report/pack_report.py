@@ -58,12 +58,6 @@ def show_report(report: PackReport, console: Console) -> None:
         f"{about.seconds['total']:.1f} s, after {about.seconds['start']:.1f} s of loading"
     )
     console.print(Text(escape_line(line)), soft_wrap=True)
-    if about.shards_resumed or (about.splits_reused and not about.token_store_bytes):
-        console.print(
-            f"resumed: {about.splits_reused:,} of {about.splits:,} splits and "
-            f"{about.shards_resumed:,} of {len(report.shards):,} shards are from an earlier run",
-            soft_wrap=True,
-        )
     if about.token_store_bytes:
         console.print(
             f"token store: {about.token_store_bytes / 2**20:,.1f} MiB; "

@@ -9,10 +9,13 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     |                              |              | writes a document file             |
     |                              | SplitRecord  |                                    |
     | windows                      | <----------- +------------------------------------+
-    | plans consecutive splits,    |
-    | cuts the plan into shards    |  ShardTask   +------------------------------------+
+    | collects consecutive splits  |  PlanTask    +------------------------------------+
+    |                              | -----------> | plan_task: read lengths, plan      |
+    |                              | PlannedWindow| writes a plan file                 |
+    | cuts the plan into shards    | <----------- +------------------------------------+
+    |                              |  ShardTask   +------------------------------------+
     |                              | -----------> | shard_task: assemble, write        |
-    | attempt                      | WrittenShard | reads document files               |
+    | attempt                      | WrittenShard | reads the plan and document files  |
     | records, syncs, publishes    | <----------- +------------------------------------+
     +------------------------------+
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from mtpack.counts import Counts, RunCounts
 from mtpack.input import reading
@@ -19,11 +20,12 @@ from mtpack.running.earlier_work import (
     find_earlier_work,
 )
 from mtpack.running.empty_run import EmptySplit
+from mtpack.running.executors import Runner
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import Pipeline, choose_read_options
+from mtpack.running.plan_task import PlannedWindow, PlanTask, run_plan_task
 from mtpack.running.run_record import hash_run
 from mtpack.running.run_setup import RunSetup
-from mtpack.running.runner import LocalRunner
 from mtpack.running.section_task import SectionRecord, SectionTask, run_section_task
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_record import SplitRecord
@@ -34,8 +36,8 @@ from mtpack.shards.manifest import ShardRecord
 from mtpack.shards.output_folder import make_bad_row_error
 from mtpack.shards.side_files import REJECTS, write_rejects
 
-_Task = SplitTask | SectionTask | ShardTask
-_Result = SplitRecord | SectionRecord | WrittenShard
+_Task = SplitTask | SectionTask | PlanTask | ShardTask
+_Result = SplitRecord | SectionRecord | PlannedWindow | WrittenShard
 
 
 @dataclass(slots=True)
@@ -89,78 +91,71 @@ class Attempt:
             process_bytes=setup.input_bytes / setup.num_workers,
         )
         run_sha256 = hash_run(setup.pipeline)
-        self._windows = Windows(self._options, unsynced, watch, self._earlier, run_sha256)
+        self._windows = Windows(self._options, unsynced, self._earlier, run_sha256)
         self._state = RunState()
         self._num_lines = 0  # in the part of the current file that was read so far
         self._files_with_rows: set[str] = set()
         self._is_changed = False
-        self._ready: deque[ShardTask] = deque()
         self._commits: deque[tuple[WrittenShard, Future[Mapping[str, float]]]] = deque()
 
-    def run(
-        self, runner: LocalRunner, threads: Executor, call_table: reading.TableCall
-    ) -> RunState:
-        """Tokenize all splits, and write the shards of each window as soon as it is full.
+    def run(self, runner: Runner, threads: Executor, call_table: reading.TableCall) -> RunState:
+        """Tokenize all splits, plan each window as soon as it is full, and write its shards.
 
         threads: where shards are synced, because a disk takes as long for one as a core does.
         call_table: reads tables, in this process or in another.
         Raises FastPathFailedError, StaleWindowError, InputError, and OSError.
         """
         with open(self._area / REJECTS, "w", encoding="utf-8") as rejects:
-            tasks = self._list_tasks(call_table, sends_rows=runner.sends_rows)
-            for result in runner.run(run_task, tasks):
-                self._finish_commits()
-                if isinstance(result, WrittenShard):
+            for result in self._run_tasks(runner, call_table):
+                if isinstance(result, SplitRecord):
+                    self._add_split(result, rejects)
+                elif isinstance(result, SectionRecord):
+                    for split in result.splits:
+                        self._add_split(split, rejects)
+                    if result.error is not None:
+                        raise result.error
+                elif isinstance(result, PlannedWindow):
+                    self._watch.add(result.seconds)
+                    self._windows.add_plan(result)
+                else:
                     self._commit(result, threads)
-                    continue
-                splits = result.splits if isinstance(result, SectionRecord) else [result]
-                for split in map(self._place, splits):
-                    self._add_split(split)
-                    write_rejects(rejects, split.rejects)
-                    self._add_tasks(self._windows.add(split))
-                if isinstance(result, SectionRecord) and result.error is not None:
-                    raise result.error
-        self._add_tasks(self._windows.close())
-        for written in runner.run(run_shard_task, self._ready):
-            self._commit(written, threads)
-            self._finish_commits()
-        self._finish_commits(wait=True)
+                self._finish_shards()
+        self._finish_shards(wait=True)
         self._state.counts += self._windows.counts
         for file in self._setup.files:
             if file.name not in self._files_with_rows:
                 self._callbacks.warn(f"{file.name}: holds no rows")
         return self._state
 
+    def _run_tasks(self, runner: Runner, call_table: reading.TableCall) -> Iterator[_Result]:
+        """Yield the results of all tasks. Each has to be added before the next one is asked for."""
+        yield from runner.run(run_task, self._list_tasks(call_table, sends_rows=runner.sends_rows))
+        self._windows.close()
+        while self._windows.has_tasks:  # shards are there only after their plan
+            yield from runner.run(run_task, self._windows.take_tasks())
+
     def _list_tasks(self, call_table: reading.TableCall, *, sends_rows: bool) -> Iterator[_Task]:
-        """Yield the tasks of all sections, and before each those of shards that are ready.
+        """Yield the tasks of all sections, and between them those of windows.
 
         sends_rows: whether this process reads the sections that are not one split.
         """
         options = choose_read_options(self._options)
         for section in reading.cut_sections(self._setup.files, options, call_table):
             if not (section.is_split or sends_rows):
-                yield from self._take_ready()
+                yield from self._windows.take_tasks()
                 written = self._earlier.find_written_in(section.number)
                 yield SectionTask(section, self._context, written)
                 continue
             for split in reading.read_section(section, options, call_table):
-                yield from self._take_ready()
+                yield from self._windows.take_tasks()
                 yield SplitTask(split, self._context, self._earlier.find_written(split.key))
 
-    def _take_ready(self) -> Iterator[ShardTask]:
-        while self._ready:
-            yield self._ready.popleft()
-
-    def _place(self, result: SplitRecord) -> SplitRecord:
-        """Return the result of the next split with the positions of its rows in the input."""
+    def _add_split(self, result: SplitRecord, rejects: TextIO) -> None:
+        """Add the result of the next split; raise InputError for a bad row, unless `skip`."""
         if not result.after_byte:
             self._num_lines = 0
-        placed = result.place(self._state.counts.rows_read, self._num_lines)
-        self._num_lines += result.num_lines
-        return placed
-
-    def _add_split(self, result: SplitRecord) -> None:
-        """Add the result of a split; raise InputError for a bad row, unless `skip`."""
+        num_lines, self._num_lines = self._num_lines, self._num_lines + result.num_lines
+        result = result.place(self._state.counts.rows_read, num_lines)
         self._formats.add(result.formats)
         self._files_with_rows.update(name for name, _ in result.file_sha256s)
         if result.rejects and self._options.on_error == "fail":
@@ -176,6 +171,8 @@ class Attempt:
         state.hashes.add(result.file_sha256s)
         self._watch.add(result.seconds)
         self._report_progress("tokenize", result.counts.rows_read)
+        write_rejects(rejects, result.rejects)
+        self._windows.add(result)
 
     def _compare_with_earlier(self, result: SplitRecord) -> None:
         """Report an input that has changed, and remove what is left of this split otherwise."""
@@ -189,20 +186,17 @@ class Attempt:
             if path not in result.own_files:
                 path.unlink(missing_ok=True)
 
-    def _add_tasks(self, tasks: Iterable[ShardTask]) -> None:
-        self._ready += tasks
-        self._state.run_counts += RunCounts(shards_resumed=len(self._windows.taken))
-        for written in self._windows.taken:
-            self._finish(written)
-        self._windows.taken.clear()
-
     def _commit(self, written: WrittenShard, threads: Executor) -> None:
         window = self._windows.describe_window(written.number)
         future = threads.submit(commit_shard, self._area, written, *window)
         self._commits.append((written, future))
         self._watch.add(written.seconds)
 
-    def _finish_commits(self, *, wait: bool = False) -> None:
+    def _finish_shards(self, *, wait: bool = False) -> None:
+        """Finish shards that are on the disk; wait: also those that are on their way there."""
+        while self._windows.taken:
+            self._state.run_counts += RunCounts(shards_resumed=1)
+            self._finish(self._windows.taken.popleft())
         while self._commits and (wait or self._commits[0][1].done()):
             written, future = self._commits.popleft()
             self._watch.add(future.result())
@@ -214,7 +208,7 @@ class Attempt:
         self._report_progress("write", written.record.rows)
         window = self._windows.finish_shard(written.number)
         if window is not None:
-            if window.number not in self._earlier.windows:
+            if self._earlier.windows.get(window.number) != window:
                 self._watch.restart()
                 commit_window(self._area, window, self._windows.describe_splits(window))
                 self._watch.lap("record")
@@ -232,8 +226,12 @@ class Attempt:
 
 def run_task(pipeline: Pipeline, task: _Task) -> _Result:
     """Run one task of any kind and return its result."""
-    if isinstance(task, ShardTask):
-        return run_shard_task(pipeline, task)
-    if isinstance(task, SectionTask):
-        return run_section_task(pipeline, task)
-    return run_split_task(pipeline, task)
+    match task:
+        case SplitTask():
+            return run_split_task(pipeline, task)
+        case SectionTask():
+            return run_section_task(pipeline, task)
+        case PlanTask():
+            return run_plan_task(pipeline, task)
+        case ShardTask():
+            return run_shard_task(pipeline, task)

@@ -16,6 +16,7 @@ document from it (0.5 µs). A file holds, for n documents:
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,15 @@ def open_documents(path: str) -> StoredDocuments:
         numbers[:num_words],
         numbers[num_words:],
     )
+
+
+def read_lengths(path: str) -> Int32:
+    """Return the number of tokens of each document in a file, (documents,). Reads offsets only."""
+    with open(path, "rb") as file:
+        (num_documents,) = np.fromfile(file, np.int64, 1).tolist()
+        file.seek(8 * (num_documents + 1), os.SEEK_CUR)
+        offsets: Int64 = np.fromfile(file, np.int64, num_documents + 1)
+    return np.diff(offsets).astype(np.int32)
 
 
 def read_all(path: Path) -> TokenBatch:

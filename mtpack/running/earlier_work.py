@@ -4,13 +4,13 @@ The work area holds, next to the files of the output to come:
 
     run.json                    what the run was: options, tokenizer, template, version
     splits/NAME/KEY-SHA256      tokenized splits, as a token store (`token_store.py`)
-    unsynced/                   shards that are complete, but may not be on the disk yet
+    unsynced/                   plans, and shards that are complete, but may not be on the disk yet
     shard-NUMBER.arrow, .json   finished shards and their records
     window-NUMBER.json          windows whose shards are all finished: the splits of such a window
                                 have left `splits`, and their records are here
 
-A shard is known by the digest of its window, which covers all that its bytes depend on. It is taken
-if its sha256 is that of its record.
+A shard is known by the digest of its window, which covers all that its bytes depend on: all splits
+up to the last one of the window. It is taken if its sha256 is that of its record.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FinishedShard:
     window_sha256: str
     record: ShardRecord
     fast_paths: frozenset[str]
-    """Those that were used for some of it."""
+    """Those that were used for something that it depends on."""
 
 
 @dataclass(frozen=True, slots=True)

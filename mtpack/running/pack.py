@@ -32,6 +32,7 @@ from mtpack.running.callbacks import Callbacks
 from mtpack.running.earlier_work import forget_windows
 from mtpack.running.empty_run import explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
+from mtpack.running.executors import open_runner
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pipeline import (
     Pipeline,
@@ -41,7 +42,6 @@ from mtpack.running.pipeline import (
 )
 from mtpack.running.run_record import continue_run, identify_run, write_run_record
 from mtpack.running.run_setup import RunSetup, read_first_rows
-from mtpack.running.runner import local_runner
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.table_process import table_process
 from mtpack.running.token_store import holds_splits, measure_store
@@ -227,7 +227,7 @@ class _PackRun:
                 with (
                     table_process(setup.files) as call_table,
                     ThreadPoolExecutor(self.options.num_workers, "sync") as threads,
-                    local_runner(setup.pipeline, setup.num_workers) as runner,
+                    open_runner(setup.pipeline, setup.num_workers, setup.area.path) as runner,
                 ):
                     self.watch.lap("start")
                     state = attempt.run(runner, threads, call_table)

@@ -15,12 +15,17 @@ from mtpack.options import PackOptions
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate
-from mtpack.template.loading import load_chat_template
+from mtpack.template.loading import build_chat_template, load_chat_template
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import finds_turns
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.engines import TOKENIZERS
-from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+from mtpack.tokenizer.loading import (
+    LoadedTokenizer,
+    TokenizerFiles,
+    build_tokenizer,
+    load_tokenizer,
+)
 
 # Time of `tokenizers` to encode a byte of text, and of fastokens to load a token of the vocabulary.
 _SECONDS_PER_BYTE = 4e-7
@@ -38,6 +43,11 @@ class Pipeline:
     encoders: Encoders
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """Where the process reports the row that it is working on."""
+
+    @property
+    def contents(self) -> PipelineContents:
+        """What another process makes the same pipeline of."""
+        return PipelineContents(self.options, self.tokenizer.files, self.template.sources)
 
     @property
     def template_source(self) -> str:
@@ -92,6 +102,32 @@ class Pipeline:
         return counts
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineContents:
+    """All that a pipeline is made of, by value: any process on any machine can make the same.
+
+    So the process needs none of the files of tokenizer and template.
+    """
+
+    options: PackOptions
+    tokenizer: TokenizerFiles
+    templates: dict[str, str]
+    """The source of each chat template by name, as in `ChatTemplate`."""
+
+    def load(self) -> Pipeline:
+        """Make the pipeline; raise SetupError if it can't be used."""
+        tokenizer = build_tokenizer(self.tokenizer)
+        template = build_chat_template(
+            self.options.chat_template or tokenizer.source,
+            self.templates,
+            tokenizer,
+            self.options.template_arg,
+            self.options.date,
+            self.options.tool_arguments,
+        )
+        return _connect(self.options, tokenizer, template)
+
+
 def load_pipeline(options: PackOptions) -> Pipeline:
     """Load tokenizer and template; raise SetupError if they can't be used.
 
@@ -105,6 +141,10 @@ def load_pipeline(options: PackOptions) -> Pipeline:
         options.date,
         options.tool_arguments,
     )
+    return _connect(options, tokenizer, template)
+
+
+def _connect(options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
 

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
 from multiprocessing import current_process
 from typing import Any
 
 from mtpack.errors import MtpackError, SetupError
-from mtpack.running.pipeline import Pipeline, load_pipeline
+from mtpack.running.pipeline import Pipeline, PipelineContents
 from mtpack.running.processes import (
     WorkerContext,
     WorkerProcess,
@@ -35,7 +34,7 @@ class Pool:
     def __init__(
         self,
         num_workers: int,
-        pipeline: Pipeline,
+        pipeline: Pipeline | PipelineContents,
         limits: ProcessLimits,
         timeout: UnitTimeout,
         *,
@@ -44,7 +43,7 @@ class Pool:
         """Start no process yet; raise SetupError if this process can't start any.
 
         forked: whether workers are forks of this process, which share its pipeline; otherwise they
-        are spawned and load their own from its options.
+        are spawned and make their own from its contents.
         """
         if current_process().daemon:
             raise SetupError(
@@ -54,7 +53,7 @@ class Pool:
         if forked:
             release_freed_memory()
             limits = _add_shared_memory(limits)
-        load = (lambda: pipeline) if forked else partial(load_pipeline, pipeline.options)
+        load = _choose_loader(pipeline, forked=forked)
         self._watchdog = Watchdog(limits, timeout)
         self._context = WorkerContext(forked=forked)
         self._executor = ProcessPoolExecutor(
@@ -116,6 +115,15 @@ class Pool:
 
     def _started_workers(self) -> list[WorkerProcess]:
         return [worker for worker in self._context.workers if worker.pid is not None]
+
+
+def _choose_loader(
+    pipeline: Pipeline | PipelineContents, *, forked: bool
+) -> Callable[[], Pipeline]:
+    """Return the function that gives a worker its pipeline."""
+    if isinstance(pipeline, PipelineContents):
+        return pipeline.load
+    return (lambda: pipeline) if forked else pipeline.contents.load
 
 
 def _add_shared_memory(limits: ProcessLimits) -> ProcessLimits:

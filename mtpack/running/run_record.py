@@ -71,7 +71,7 @@ def _find_difference(record: Mapping[str, Any], pipeline: Pipeline) -> str | Non
     """Return how the earlier run differs from this one, except in its input, as text."""
     version = record.get("mtpack_version")
     if version != __version__:
-        return f"it was one of mtpack {version or 'of another version'}, not {__version__}"
+        return f"it was one of mtpack {version or '(version unknown)'}, not {__version__}"
     try:
         return RunIdentity(**record["run"]).difference(identify_run(pipeline))
     except (TypeError, KeyError, AttributeError):

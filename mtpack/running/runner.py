@@ -13,7 +13,7 @@ from typing import Any
 
 from mtpack.errors import MtpackError
 from mtpack.running.heartbeat import NO_TASK
-from mtpack.running.pipeline import Pipeline
+from mtpack.running.pipeline import Pipeline, PipelineContents
 from mtpack.running.pool import Pool
 from mtpack.running.processes import may_fork
 from mtpack.running.watchdog import (
@@ -58,15 +58,18 @@ class LocalRunner:
     """Runs tasks in worker processes and yields their results in order."""
 
     sends_rows = True
-    """Whether this process reads what is not one split, so that workers share its rows."""
 
     def __init__(
-        self, pipeline: Pipeline, num_workers: int, limits: ProcessLimits | None = None
+        self,
+        pipeline: Pipeline | PipelineContents,
+        num_workers: int,
+        limits: ProcessLimits | None = None,
     ) -> None:
         """Start no process yet.
 
         pipeline: that of this process. Forked workers share it; where a fork is not safe, workers
-        load their own from its options. limits: by default, a process's share of this machine.
+        make their own from its contents, as they do if this process has no pipeline itself.
+        limits: by default, a process's share of this machine.
         """
         self._pipeline = pipeline
         self._num_workers = num_workers
@@ -87,6 +90,16 @@ class LocalRunner:
         exceeds its limits, or if two workers have died or made no progress in the same task, which
         `str(task)` names then.
         """
+        for results in self.poll(function, tasks):
+            yield from results
+
+    def poll(
+        self, function: TaskFunction[Task, Result], tasks: Iterable[Task]
+    ) -> Iterator[list[Result]]:
+        """As `run`, but yield at every check, ten times a second, also where no result is there.
+
+        Each list holds one result or none.
+        """
         tasks = iter(tasks)
         window: deque[_Submitted] = deque()
         failed: MtpackError | None = None
@@ -102,23 +115,26 @@ class LocalRunner:
                 else:
                     window.append(_Submitted(call, self.pool.submit(run_in_worker, *call)))
             if window:
-                yield self._wait_for_first(window)
+                yield self._check_first(window)
         if failed is not None:
             raise failed
 
-    def _wait_for_first(self, window: deque[_Submitted]) -> Any:
-        """Return the result of the first task, or raise its error; the window gets shorter."""
+    def _check_first(self, window: deque[_Submitted]) -> list[Any]:
+        """Return the result of the first task if it comes now, or raise its error.
+
+        The window gets shorter then.
+        """
         first = window[0]
-        while True:
-            wait([first.future], SECONDS_BETWEEN_CHECKS)
-            if self.pool.is_broken:
-                self._replace_pool(window, stall=None)
-            stall = self.pool.check(first.number)
-            if first.is_done:
-                del self._failures[NO_TASK]
-                return window.popleft().future.result()
-            if stall is not None:
-                self._replace_pool(window, stall)
+        wait([first.future], SECONDS_BETWEEN_CHECKS)
+        if self.pool.is_broken:
+            self._replace_pool(window, stall=None)
+        stall = self.pool.check(first.number)
+        if first.is_done:
+            del self._failures[NO_TASK]
+            return [window.popleft().future.result()]
+        if stall is not None:
+            self._replace_pool(window, stall)
+        return []
 
     def _describe_deaths(self) -> dict[int, str]:
         """Return how workers died, by the number of the task that they were at."""
@@ -155,7 +171,7 @@ def _describe_stall(stall: Stall, window: Iterable[_Submitted]) -> dict[int, str
 
 @contextmanager
 def local_runner(
-    pipeline: Pipeline, num_workers: int, limits: ProcessLimits | None = None
+    pipeline: Pipeline | PipelineContents, num_workers: int, limits: ProcessLimits | None = None
 ) -> Iterator[LocalRunner]:
     """Provide a runner whose workers end with the `with` block."""
     runner = LocalRunner(pipeline, num_workers, limits)

@@ -10,10 +10,11 @@ from pathlib import Path
 from mtpack.packing.columns import Columns, assemble
 from mtpack.running.document_file import open_documents, read_documents
 from mtpack.running.pipeline import Pipeline
+from mtpack.running.plan_file import open_plan
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.shards.arrow import sequences_per_batch, write_shard
 from mtpack.shards.manifest import ShardRecord
-from mtpack.token_batch import Int32, Int64, TokenBatch
+from mtpack.token_batch import TokenBatch
 
 # More splits than a window of the default size has. Each is a memory map; Linux allows 65,530.
 _MAX_OPEN_FILES = 4096
@@ -27,16 +28,11 @@ class ShardTask:
     """The index of the shard in the output."""
     folder: Path
     """Where the shard is written, in the work area."""
-    files: list[str]
-    """The document files of the splits whose documents the shard may hold."""
-    first_rows: Int64
-    """(files,): the index of the first row of each split."""
-    document_files: Int32
-    """(documents,): the index of the file of each document, in the order of the shard."""
-    documents: Int32
-    """(documents,): the index of each document in its file."""
-    sequence_offsets: Int64
-    """(sequences + 1,): where the documents of each sequence start, and the end."""
+    plan: Path
+    """The plan file of its window."""
+    first_sequence: int
+    """The index of its first sequence in the plan."""
+    num_sequences: int
 
     def __str__(self) -> str:
         return f"writing shard {self.number}"
@@ -66,7 +62,7 @@ def run_shard_task(pipeline: Pipeline, task: ShardTask) -> WrittenShard:
         compression=options.compression,
     )
     watch.lap("write")
-    record = ShardRecord(name, len(task.sequence_offsets) - 1, size, sha256)
+    record = ShardRecord(name, task.num_sequences, size, sha256)
     return WrittenShard(task.number, record, watch.seconds)
 
 
@@ -80,16 +76,18 @@ def _assemble_batches(
     """
     layout, heartbeat = pipeline.shard_metadata, pipeline.heartbeat
     open_file = lru_cache(_MAX_OPEN_FILES)(open_documents)
+    plan = open_plan(task.plan)
+    end = task.first_sequence + task.num_sequences
 
     def read(chosen: slice) -> TokenBatch:
-        of_file, numbers = task.document_files[chosen], task.documents[chosen]
-        files = [task.files[file] for file in of_file.tolist()]
+        of_file, numbers = plan.document_files[chosen], plan.documents[chosen]
+        files = [plan.files[file] for file in of_file.tolist()]
         batch = read_documents(zip(map(open_file, files), numbers.tolist(), strict=True))
-        return replace(batch, document_rows=batch.document_rows + task.first_rows[of_file])
+        return replace(batch, document_rows=batch.document_rows + plan.first_rows[of_file])
 
-    for first in range(0, len(task.sequence_offsets) - 1, batch_sequences):
+    for first in range(task.first_sequence, end, batch_sequences):
         watch.lap("write")
-        offsets = task.sequence_offsets[first : first + batch_sequences + 1]
+        offsets = plan.sequence_offsets[first : min(first + batch_sequences, end) + 1]
         columns = assemble(read(slice(offsets[0], offsets[-1])), offsets - offsets[0], layout)
         watch.lap("assemble")
         yield columns

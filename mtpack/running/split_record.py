@@ -7,13 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtpack.counts import Counts, RunCounts
 from mtpack.input.dialogue import Origin, Reason, Reject
 from mtpack.input.splits import Split
 from mtpack.running.empty_run import EmptySplit
-from mtpack.token_batch import Int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +28,9 @@ class SplitRecord:
     """Holds its documents; None if they are in shards that an earlier run wrote. A file in a token
     store is shared with other runs."""
     counts: Counts
+    """Those of its rows and of its documents."""
     run_counts: RunCounts
     rejects: list[Reject]
-    document_lengths: Int32
-    """(documents,): tokens, without padding."""
     seconds: Mapping[str, float]
     """The time it took, by stage."""
     warnings: frozenset[str] = field(default_factory=frozenset)
@@ -73,7 +69,6 @@ class SplitRecord:
             "sha256": self.content_sha256,
             "counts": asdict(self.counts),
             "rejects": dump_rejects(self.rejects, self.first_row),
-            "lengths": self.document_lengths.tolist(),
             "warnings": sorted(self.warnings),
             "empty": asdict(self.empty) if self.empty else None,
             "fast_paths": sorted(self.fast_paths),
@@ -100,7 +95,6 @@ def parse_split_record(
         counts=counts,
         run_counts=RunCounts(reused=accepted, splits=1, splits_reused=1),
         rejects=parse_rejects(stored["rejects"], split),
-        document_lengths=np.array(stored["lengths"], dtype=np.int32),
         seconds=seconds,
         warnings=frozenset(stored["warnings"]),
         empty=EmptySplit(**stored["empty"]) if stored["empty"] else None,

@@ -110,7 +110,6 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         counts=_count(tokenized, batch),
         run_counts=tokenized.run_counts,
         rejects=tokenized.rejects,
-        document_lengths=batch.document_lengths.astype(np.int32),
         seconds=watch.seconds,
         warnings=tokenized.warnings,
         empty=empty,

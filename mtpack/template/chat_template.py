@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,6 +33,8 @@ _LIMITS = Limits()
 # Variants to keep with what probes have found, and the characters of all their arguments.
 _MAX_VARIANTS = 64
 _MAX_CHARACTERS = 2**20
+# In the text of a Python object: it differs from run to run, and rejected rows must not.
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
 
@@ -229,7 +232,7 @@ class ChatTemplate:
             except UnstableTextError as found:
                 raise TemplateObjectError(str(found)) from error
             detail = (str(error) or type(error).__name__).split("\n")[0]
-            raise TemplateRaisedError(detail[:200]) from error
+            raise TemplateRaisedError(_ADDRESS.sub("", detail)[:200]) from error
 
     def _write_within_limits(self, render: Callable[..., str], variables: dict[str, Any]) -> str:
         self.meter.begin()

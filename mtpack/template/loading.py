@@ -33,6 +33,21 @@ def load_chat_template(
     JSON, otherwise as text. date: ISO format, the date that `strftime_now` formats.
     """
     name, sources = _find_sources(tokenizer, named)
+    return build_chat_template(name, sources, tokenizer, arguments, date, tool_arguments)
+
+
+def build_chat_template(
+    name: str,
+    sources: dict[str, str],
+    tokenizer: LoadedTokenizer,
+    arguments: Sequence[str],
+    date: str,
+    tool_arguments: str = "auto",
+) -> ChatTemplate:
+    """Compile templates as `load_chat_template` does, and read no file; raise SetupError.
+
+    name: where they come from, for messages. sources: as in `ChatTemplate`.
+    """
     for source in sources.values():
         _check_text(name, source)
     variables = {**tokenizer.special_tokens, **_parse_arguments(arguments)}

@@ -22,9 +22,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises SetupError if the file has no valid JSON object, or half of a surrogate pair in it.
     """
-    if not path.is_file():
-        return {}
-    value = parse_object(path, read_text(path))
+    return parse_file(path, read_text(path)) if path.is_file() else {}
+
+
+def parse_file(path: Path, text: str) -> dict[str, Any]:
+    """Return the JSON object that `text`, the content of `path`, is; raise as `read_object`."""
+    value = parse_object(path, text)
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

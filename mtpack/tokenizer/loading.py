@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from mtpack.errors import MtpackError, SetupError
 from mtpack.tokenizer.added_tokens import AddedTokens, collect_added_tokens
 from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_tokens
-from mtpack.tokenizer.files import parse_object, read_object, read_text
+from mtpack.tokenizer.files import parse_file, parse_object, read_text
 from mtpack.tokenizer.other_formats import explain_conversion
 
 EMBEDDED = "embedded"
@@ -36,17 +37,38 @@ HUB_FILES = (
     "processor_config.json",
     "*.jinja",
 )
+_CONFIG = "tokenizer_config.json"
+_NAMED_TOKENS = "special_tokens_map.json"
+_ADDED_TOKENS = "added_tokens.json"
+_GENERATION = "generation_config.json"
 _DOWNLOAD = "hf download --local-dir tokenizer --exclude '*.safetensors' --exclude '*.bin'"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """The files that a tokenizer is made of, by value, so that any process can make the same."""
+
+    source: str
+    """The name that the user gave, or `embedded`."""
+    path: Path
+    """Where its tokenizer.json was read."""
+    content: str
+    """That of tokenizer.json."""
+    others: dict[str, str]
+    """The contents of those next to it, by name; only those that exist."""
+
+    def parse(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file next to it, or an empty one; raise SetupError."""
+        content = self.others.get(name)
+        return {} if content is None else parse_file(self.path.parent / name, content)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedTokenizer:
     """A tokenizer, ready to encode, and its properties that templates and shards need."""
 
-    source: str
-    """The name that the user gave, or `embedded`."""
-    folder: Path
-    """The folder of its files, which may have chat templates."""
+    files: TokenizerFiles
+    """What it was made of."""
     backend: tokenizers.Tokenizer
     added_tokens: AddedTokens
     special_tokens: dict[str, str]
@@ -56,24 +78,40 @@ class LoadedTokenizer:
     """The digest of tokenizer.json, the tokens that only the config declares, the names, and the
     stop tokens that only generation_config.json names."""
 
+    @property
+    def source(self) -> str:
+        """The name that the user gave, or `embedded`."""
+        return self.files.source
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its files, which may have chat templates."""
+        return self.files.path.parent
+
 
 def load_tokenizer(source: str | None) -> LoadedTokenizer:
     """Load the tokenizer that `source` names; raise SetupError if it can't be used."""
     path = _locate(source)
-    folder = path.parent
-    content = read_text(path)
+    others = {
+        name: read_text(path.parent / name)
+        for name in (_CONFIG, _NAMED_TOKENS, _ADDED_TOKENS, _GENERATION)
+        if (path.parent / name).is_file()
+    }
+    name = EMBEDDED if source is None else source
+    return build_tokenizer(TokenizerFiles(name, path, read_text(path), others))
+
+
+def build_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
+    """Make the tokenizer of these files, and read no other; raise SetupError."""
+    path, content = files.path, files.content
     _refuse_unsafe_settings(path, content)
-    config = read_object(folder / "tokenizer_config.json")
+    config = files.parse(_CONFIG)
     try:
         declared = read_declared_tokens(
-            config,
-            read_object(folder / "special_tokens_map.json"),
-            read_object(folder / "added_tokens.json"),
+            config, files.parse(_NAMED_TOKENS), files.parse(_ADDED_TOKENS)
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SetupError(
-            f"{folder / 'tokenizer_config.json'}: its tokens are malformed ({error})"
-        ) from error
+        raise SetupError(f"{path.parent / _CONFIG}: its tokens are malformed ({error})") from error
     try:
         backend = tokenizers.Tokenizer.from_str(content)
         # It would only add special tokens, which the template writes, and trim offsets.
@@ -85,13 +123,12 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         raise
     names = json.dumps(declared.named, sort_keys=True)
     end_of_sequence = declared.named.get("eos_token")
-    stops = _read_stop_tokens(folder / "generation_config.json", backend)
+    stops = _read_stop_tokens(files, backend)
     stops_here = sorted(set(stops) - {end_of_sequence})
     stop_tokens = tuple(dict.fromkeys([*([end_of_sequence] if end_of_sequence else []), *stops]))
     identity = "\n".join([content, *added_here, names, *stops_here])
     return LoadedTokenizer(
-        source=EMBEDDED if source is None else source,
-        folder=folder,
+        files=files,
         backend=backend,
         added_tokens=collect_added_tokens(backend, stop_tokens),
         special_tokens=declared.named,
@@ -203,11 +240,12 @@ def _add_declared_tokens(
     return added_here
 
 
-def _read_stop_tokens(path: Path, backend: tokenizers.Tokenizer) -> list[str]:
+def _read_stop_tokens(files: TokenizerFiles, backend: tokenizers.Tokenizer) -> list[str]:
     """Return the tokens at which generation stops (`eos_token_id`), one or several."""
-    named = read_object(path).get("eos_token_id")
+    named = files.parse(_GENERATION).get("eos_token_id")
     ids = named if isinstance(named, list) else [named]
     if named is not None and not all(type(number) is int and number >= 0 for number in ids):
+        path = files.path.parent / _GENERATION
         raise SetupError(f"{path}: eos_token_id must be a token id or a list of token ids")
     possible = [number for number in ids if number is not None and number < _NUM_IDS]
     contents = map(backend.id_to_token, possible)

@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpack.running.document_file import open_documents, read_documents, save_batch
+from mtpack.running.document_file import (
+    open_documents,
+    read_documents,
+    read_lengths,
+    save_batch,
+)
 from mtpack.shards.atomic_file import atomic_file, nameless_file
 from tests.support.strategies import as_batch, as_documents, assert_same_batch, token_batches
 
@@ -36,6 +41,14 @@ def test_any_documents_of_any_files_are_read_as_they_were_written(data, batches)
         chosen = data.draw(st.lists(st.sampled_from(positions), max_size=8)) if positions else []
         found = read_documents((stored[file], number) for file, number in chosen)
         assert_same_batch(found, [expected[file][number] for file, number in chosen])
+
+
+@given(token_batches(min_documents=0))
+def test_lengths_are_read_without_the_documents(batch):
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "split")
+        save_batch(file, batch)
+        assert read_lengths(str(file)).tolist() == batch.document_lengths.tolist()
 
 
 def test_a_split_without_documents_is_stored_in_a_file_too(tmp_path):

@@ -159,7 +159,7 @@ def test_windows_are_planned_separately_and_counted_together(tmp_path, monkeypat
 def test_a_window_is_written_and_its_files_removed_while_the_next_is_tokenized(
     tmp_path, monkeypatch, workers
 ):
-    monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 20_000)
+    monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 10_000)
     stages, most_files = [], 0
 
     def progress(stage: str, amount: int) -> None:

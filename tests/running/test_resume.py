@@ -110,6 +110,7 @@ SHARD = (mtpack.running.attempt, "commit_shard")
 RECORD = (mtpack.running.earlier_work, "_write_record")
 WINDOW = (mtpack.running.attempt, "commit_window")
 REMOVAL = (mtpack.running.windows.Windows, "remove_files")
+PLAN = (mtpack.running.windows.Windows, "add_plan")
 PUBLISHING = (mtpack.running.pack, "publish")
 MOVE = (mtpack.shards.output_folder.os, "replace")
 
@@ -131,6 +132,8 @@ def resumed(lines: list[str]) -> list[int]:
         (RECORD, 1, 1),
         (RECORD, 2, 2),
         (RECORD, 5, 2),
+        (PLAN, 1, 1),
+        (PLAN, 3, 2),
         (WINDOW, 3, 1),
         (REMOVAL, 1, 2),
         (REMOVAL, 5, 2),

@@ -1,7 +1,8 @@
-"""From document files to shards: windows, the division into shards, and the shards' contents."""
+"""From document files to shards: windows, their plans, the division into shards, and their
+contents."""
 
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -16,13 +17,16 @@ import mtpack.running.shard_task
 from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
 from mtpack.running.document_file import open_documents, save_batch
+from mtpack.running.earlier_work import EarlierWork, FinishedShard
 from mtpack.running.heartbeat import Heartbeat
+from mtpack.running.plan_file import StoredPlan, open_plan, save_plan
+from mtpack.running.plan_task import PlanTask, run_plan_task
 from mtpack.running.shard_task import ShardTask, run_shard_task
 from mtpack.running.split_record import SplitRecord
-from mtpack.running.stopwatch import Stopwatch
-from mtpack.running.windows import Windows
+from mtpack.running.windows import StaleWindowError, Windows
 from mtpack.shards.arrow import sequences_per_batch, sequences_per_shard, write_shard
 from mtpack.shards.dataset import OpenShard, open_shards
+from mtpack.shards.manifest import ShardRecord
 from mtpack.token_batch import TokenBatch, concatenate
 from tests.conftest import examples
 from tests.packing.test_columns import lay_out
@@ -40,31 +44,50 @@ def pipeline_of(options: PackOptions) -> Any:
 
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
     save_batch(file, replace(batch, document_rows=batch.document_rows - first_row))
-    lengths = batch.document_lengths.astype(np.int32)
-    found = Counts(), RunCounts(), [], lengths, {}
-    return SplitRecord(file.name, "rows", file, *found, own_files=(file,), first_row=first_row)
+    counts = Counts(documents=batch.num_documents, tokens=len(batch.ids))
+    record = SplitRecord(file.name, "rows", file, counts, RunCounts(), [], {}, own_files=(file,))
+    return record.place(first_row, 0)
 
 
 def split_of_lengths(file: Path, lengths: list[int]) -> SplitRecord:
-    file.touch()
-    of_split = np.array(lengths, np.int32)
-    return SplitRecord(
-        file.name, "rows", file, Counts(), RunCounts(), [], of_split, {}, own_files=(file,)
-    )
+    return split_of(file, as_batch([Document(0, [5] * length, []) for length in lengths]))
 
 
-def windows_of(folder: Path, **options: Any) -> Windows:
-    return Windows(PackOptions(**options), folder, Stopwatch())
+def add_all(windows: Windows, splits: list[SplitRecord]) -> None:
+    for split in splits:
+        windows.add(split)
+    windows.close()
 
 
-def tasks_of(windows: Windows, splits: list[SplitRecord]) -> list[ShardTask]:
-    return [task for split in splits for task in windows.add(split)] + windows.close()
+def plan_all(options: PackOptions, windows: Windows) -> list[ShardTask]:
+    """Run the tasks that plan windows, and return those that write shards."""
+    shards = []
+    while windows.has_tasks:
+        for task in windows.take_tasks():
+            if isinstance(task, PlanTask):
+                windows.add_plan(run_plan_task(pipeline_of(options), task))
+            else:
+                shards.append(task)
+    return shards
 
 
-def documents_in(task: ShardTask) -> list[tuple[str, int]]:
-    """Return the documents of a shard: (file, index in the file)."""
-    files = [task.files[file] for file in task.document_files]
-    return list(zip(files, task.documents.tolist(), strict=True))
+def tasks_of(
+    folder: Path, splits: list[SplitRecord], options: PackOptions
+) -> tuple[Windows, list[ShardTask]]:
+    """Return the windows of splits, and the tasks that write their shards."""
+    windows = Windows(options, folder)
+    add_all(windows, splits)
+    return windows, plan_all(options, windows)
+
+
+def sequences_in(task: ShardTask) -> list[list[tuple[str, int]]]:
+    """Return the documents of each sequence of a shard: (file, index in the file)."""
+    plan = open_plan(task.plan)
+    numbers = zip(plan.document_files.tolist(), plan.documents.tolist(), strict=True)
+    documents = [(plan.files[file], number) for file, number in numbers]
+    end = task.first_sequence + task.num_sequences
+    offsets = plan.sequence_offsets.tolist()[task.first_sequence : end + 1]
+    return [documents[first:last] for first, last in pairwise(offsets)]
 
 
 lists_of_lengths = st.lists(st.lists(st.integers(1, 8), max_size=12), max_size=8)
@@ -77,16 +100,15 @@ def test_every_document_of_every_split_is_in_exactly_one_shard(lengths, window):
             split_of_lengths(Path(folder, str(number)), of_split)
             for number, of_split in enumerate(lengths)
         ]
-        windows = windows_of(Path(folder), seq_len=8, window=window, shard_size="500B")
-        tasks = tasks_of(windows, splits)
+        options = PackOptions(seq_len=8, window=window, shard_size="500B")
+        windows, tasks = tasks_of(Path(folder), splits, options)
+        sequences = [sequence for task in tasks for sequence in sequences_in(task)]
     expected = [
-        (str(split.file), number)
-        for split in splits
-        for number in range(len(split.document_lengths))
+        (str(split.file), number) for split in splits for number in range(split.counts.documents)
     ]
-    assert sorted(document for task in tasks for document in documents_in(task)) == sorted(expected)
+    assert sorted(chain(*sequences)) == sorted(expected)
     assert [task.number for task in tasks] == list(range(len(tasks)))
-    assert windows.counts.sequences == sum(len(task.sequence_offsets) - 1 for task in tasks)
+    assert windows.counts.sequences == len(sequences)
 
 
 @given(lists_of_lengths.filter(any), st.integers(1, 60))
@@ -96,7 +118,8 @@ def test_a_window_has_the_splits_that_fit_and_a_split_that_never_fits_has_its_ow
             split_of_lengths(Path(folder, str(number)), of_split)
             for number, of_split in enumerate(lengths)
         ]
-        tasks = tasks_of(windows_of(Path(folder), seq_len=8, window=str(window)), splits)
+        _, tasks = tasks_of(Path(folder), splits, PackOptions(seq_len=8, window=str(window)))
+        found = [open_plan(task.plan).files for task in tasks]
     expected: list[list[str]] = [[]]
     tokens = 0
     for split, of_split in zip(splits, lengths, strict=True):
@@ -107,37 +130,155 @@ def test_a_window_has_the_splits_that_fit_and_a_split_that_never_fits_has_its_ow
             tokens = 0
         tokens += sum(of_split)
         expected[-1].append(str(split.file))
-    found = [task.files for task in tasks]
     assert list(dict.fromkeys(map(tuple, found))) == list(map(tuple, expected))
 
 
 def test_a_window_is_planned_when_the_next_split_does_not_fit(tmp_path):
-    windows = windows_of(tmp_path, seq_len=8, window="16")
-    splits = [split_of_lengths(tmp_path / str(number), [8]) for number in range(3)]
-    assert [bool(windows.add(split)) for split in splits] == [False, False, True]
-    assert len(windows.close()) == 1
-    assert windows.close() == []
+    windows = Windows(PackOptions(seq_len=8, window="16"), tmp_path)
+    has_tasks = []
+    for number in range(3):
+        windows.add(split_of_lengths(tmp_path / str(number), [8]))
+        has_tasks.append(windows.has_tasks)
+    assert has_tasks == [False, False, True]
+    assert [task.window for task in windows.take_tasks()] == [0]
+    windows.close()
+    assert [task.window for task in windows.take_tasks()] == [1]
+    windows.close()
+    assert not windows.has_tasks
+
+
+def test_a_window_need_not_wait_for_the_plan_of_the_one_before_but_its_shards_do(tmp_path):
+    options = PackOptions(seq_len=8, window="8")
+    windows = Windows(options, tmp_path)
+    add_all(windows, [split_of_lengths(tmp_path / str(number), [8]) for number in range(2)])
+    plans = list(windows.take_tasks())
+    assert [task.window for task in plans] == [0, 1]
+    second, first = (run_plan_task(pipeline_of(options), task) for task in reversed(plans))
+    windows.add_plan(second)
+    assert not windows.has_tasks
+    windows.add_plan(first)
+    assert [(task.number, task.plan) for task in windows.take_tasks()] == [
+        (number, plan.file) for number, plan in enumerate(plans)
+    ]
+
+
+def finish_all(windows: Windows, shards: list[ShardTask]) -> EarlierWork:
+    """Finish shards, and return what another run finds of their windows."""
+    found = EarlierWork()
+    for task in shards:
+        sha256, fast_paths = windows.describe_window(task.number)
+        record = ShardRecord(f"shard-{task.number:05d}.arrow", task.num_sequences, 0, "")
+        found.shards[task.number] = FinishedShard(sha256, record, fast_paths)
+        window = windows.finish_shard(task.number)
+        if window is not None:
+            found.windows[window.number] = window
+            windows.remove_files(window)
+    return found
+
+
+def two_windows(folder: Path, *contents: str, earlier: EarlierWork | None = None) -> Windows:
+    """Return two windows of one split each, whose contents have these digests."""
+    windows = Windows(PackOptions(seq_len=8, window="8"), folder, earlier)
+    splits = [split_of_lengths(folder / content, [8]) for content in contents]
+    add_all(
+        windows,
+        [
+            replace(split, content_sha256=content, fast_paths=frozenset({f"fast {content}"}))
+            for split, content in zip(splits, contents, strict=True)
+        ],
+    )
+    return windows
+
+
+def test_a_window_that_an_earlier_run_has_finished_is_not_planned_again(tmp_path):
+    first = two_windows(tmp_path, "a", "b")
+    earlier = finish_all(first, plan_all(PackOptions(seq_len=8), first))
+    second = two_windows(tmp_path, "a", "b", earlier=earlier)
+    assert not second.has_tasks
+    assert [shard.number for shard in second.taken] == [0, 1]
+    assert second.counts == first.counts
+    changed = two_windows(tmp_path, "a", "c", earlier=earlier)
+    assert [task.window for task in changed.take_tasks()] == [1]
+
+
+def test_shards_depend_on_all_splits_and_fast_paths_of_their_window_and_of_those_before(tmp_path):
+    windows = two_windows(tmp_path, "a", "b")
+    earlier = finish_all(windows, plan_all(PackOptions(seq_len=8), windows))
+    assert earlier.shards[0].fast_paths == {"fast a"}
+    assert earlier.shards[1].fast_paths == {"fast a", "fast b"}
+    changed = two_windows(tmp_path, "c", "b", earlier=earlier)
+    assert [task.window for task in changed.take_tasks()] == [0, 1]
+
+
+def test_a_window_whose_documents_are_only_in_shards_of_other_splits_is_stale(tmp_path):
+    windows = Windows(PackOptions(seq_len=8), tmp_path)
+    windows.add(split_of_lengths(tmp_path / "0", [8]))
+    windows.add(replace(split_of_lengths(tmp_path / "1", [8]), file=None))
+    with pytest.raises(StaleWindowError):
+        windows.close()
+
+
+def test_planning_is_a_step_without_a_limit_on_its_cpu_time(tmp_path):
+    steps = []
+
+    class Recorded(Heartbeat):
+        def begin(self, what: str, effort: float = 1.0) -> None:
+            steps.append((what, effort))
+
+    options = PackOptions(seq_len=8)
+    windows = Windows(options, tmp_path)
+    add_all(windows, [split_of_lengths(tmp_path / "0", [8])])
+    (task,) = windows.take_tasks()
+    pipeline = pipeline_of(options)
+    pipeline.heartbeat = Recorded()
+    planned = run_plan_task(pipeline, task)
+    assert steps == [("planning window 0", float("inf"))]
+    assert planned.seconds.keys() == {"plan"}
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    plan = StoredPlan(
+        files=["split", "/\udcff \n é"],
+        first_rows=np.array([0, 2**40]),
+        sequence_offsets=np.array([0, 1, 3]),
+        document_files=np.array([1, 0, 1], np.int32),
+        documents=np.array([5, 2**31 - 1, 0], np.int32),
+    )
+    save_plan(tmp_path / "plan", plan)
+    found = open_plan(tmp_path / "plan")
+    assert found.files == plan.files
+    for values, expected in zip(found[1:], plan[1:], strict=True):
+        assert (values.dtype, values.tolist()) == (expected.dtype, expected.tolist())
 
 
 def test_the_files_of_a_window_are_removed_when_its_last_shard_is_written(tmp_path):
     one_sequence = "104B"
-    windows = windows_of(tmp_path, seq_len=8, window="16", shard_size=one_sequence)
     splits = [split_of_lengths(tmp_path / str(number), [8, 8]) for number in range(2)]
-    assert [task.number for task in tasks_of(windows, splits)] == [0, 1, 2, 3]
+    options = PackOptions(seq_len=8, window="16", shard_size=one_sequence)
+    windows, tasks = tasks_of(tmp_path, splits, options)
+    assert [task.number for task in tasks] == [0, 1, 2, 3]
     left = []
     for shard in range(4):
         window = windows.finish_shard(shard)
         if window is not None:
             windows.remove_files(window)
-        left.append(sorted(path.name for path in tmp_path.iterdir()))
-    assert left == [["0", "1"], ["1"], ["1"], []]
+        left.append(sorted(path.name[:10] for path in tmp_path.iterdir()))
+    assert left == [
+        ["0", "1", "plan-00000", "plan-00001"],
+        ["1", "plan-00001"],
+        ["1", "plan-00001"],
+        [],
+    ]
 
 
 def test_a_split_without_documents_is_in_no_shard_and_its_file_goes_with_its_window(tmp_path):
-    windows = windows_of(tmp_path, seq_len=8)
-    assert tasks_of(windows, [split_of_lengths(tmp_path / "empty", [])]) == []
-    (task,) = tasks_of(windows, [split_of_lengths(tmp_path / "full", [8])])
-    assert task.files == [str(tmp_path / "full")]
+    options = PackOptions(seq_len=8)
+    windows = Windows(options, tmp_path)
+    add_all(windows, [split_of_lengths(tmp_path / "empty", [])])
+    assert not windows.has_tasks
+    add_all(windows, [split_of_lengths(tmp_path / "full", [8])])
+    (task,) = plan_all(options, windows)
+    assert open_plan(task.plan).files == [str(tmp_path / "full")]
     windows.remove_files(windows.finish_shard(0))
     assert not list(tmp_path.iterdir())
 
@@ -191,17 +332,17 @@ def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions)
             split_of(Path(folder, str(number)), batch, int(batch.document_rows[0]))
             for number, batch in enumerate(batches)
         ]
-        tasks = tasks_of(Windows(options, Path(folder), Stopwatch()), splits)
+        _, tasks = tasks_of(Path(folder), splits, options)
         written = [run_shard_task(pipeline_of(options), task) for task in tasks]
         paths = [Path(folder, shard.record.path) for shard in written]
         assert [shard.record.bytes for shard in written] == [path.stat().st_size for path in paths]
         shards = open_shards(paths)
         rows = list(shards)
+        sequences = [sequence for task in tasks for sequence in sequences_in(task)]
     first = list(accumulate((batch.num_documents for batch in batches), initial=0))
     plan = [
-        [first[int(Path(file).name)] + number for file, number in documents_in(task)[start:end]]
-        for task in tasks
-        for start, end in pairwise(task.sequence_offsets)
+        [first[int(Path(file).name)] + number for file, number in sequence]
+        for sequence in sequences
     ]
     expected = lay_out(as_documents(concatenate(batches)), plan, layout)
     for name, values in expected.items():
@@ -211,12 +352,12 @@ def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions)
 
 def test_a_shard_that_is_written_again_replaces_the_first(tmp_path):
     options = PackOptions(seq_len=8)
-    windows = Windows(options, tmp_path, Stopwatch())
-    (task,) = tasks_of(windows, [split_of(tmp_path / "split", BATCH)])
+    _, (task,) = tasks_of(tmp_path, [split_of(tmp_path / "split", BATCH)], options)
     first = run_shard_task(pipeline_of(options), task)
     (tmp_path / "shard-00000.arrow").write_bytes(b"half of one")
     assert run_shard_task(pipeline_of(options), task).record == first.record
-    assert {path.name for path in tmp_path.iterdir()} == {"split", "shard-00000.arrow"}
+    names = {"split", "shard-00000.arrow", task.plan.name}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_a_shard_that_fails_leaves_no_file(tmp_path):
@@ -241,8 +382,8 @@ def test_each_document_file_is_opened_once_and_few_are_open_at_a_time(tmp_path, 
     monkeypatch.setattr(mtpack.running.shard_task, "open_documents", counted)
     options = PackOptions(seq_len=8, packing="none")
     splits = [split_of(tmp_path / str(number), BATCH) for number in range(5)]
-    (task,) = tasks_of(Windows(options, tmp_path, Stopwatch()), splits)
+    _, (task,) = tasks_of(tmp_path, splits, options)
     once = run_shard_task(pipeline_of(options), task)
-    assert sorted(opened) == sorted(task.files)
+    assert sorted(opened) == sorted(str(split.file) for split in splits)
     monkeypatch.setattr(mtpack.running.shard_task, "_MAX_OPEN_FILES", 1)
     assert run_shard_task(pipeline_of(options), task).record == once.record

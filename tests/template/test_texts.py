@@ -4,7 +4,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from mtpack.input.dialogue import Origin, Reason, Reject, make_dialogue
-from mtpack.template.chat_template import ChatTemplate, TemplateObjectError
+from mtpack.template.chat_template import ChatTemplate, TemplateObjectError, TemplateRaisedError
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.texts import UnstableTextError, check_text
 from mtpack.template.tracing.replayer import Replayer
@@ -28,6 +28,14 @@ OBJECTS = {
     "object in a dict": "{'a': [range]}",
     "object as a key": "{range: 1}",
 }
+ERRORS = {
+    "{{ [1].index(range) }}": "<function safe_range> is not in list",
+    "{{ {}[cycler(1)].x }}": "dict object has no element <jinja2.utils.Cycler object>",
+    "{{ {}[messages[0].content.strip].x }}": (
+        "dict object has no element <built-in method strip of str object>"
+    ),
+}
+"""What Python and Jinja raise with the text of an object in it, by template."""
 WAYS = {
     "output": "{{ OBJECT }}",
     "concatenation": "{{ 'a' ~ OBJECT }}",
@@ -111,6 +119,13 @@ def test_a_set_is_refused(source):
 def test_an_object_that_a_format_reaches_is_refused():
     with pytest.raises(TemplateObjectError, match="builtin_function_or_method"):
         compiled(REACHED_BY_FORMAT).render(MESSAGES, None)
+
+
+@pytest.mark.parametrize("source", ERRORS, ids=ERRORS)
+def test_an_error_names_no_address(source):
+    with pytest.raises(TemplateRaisedError) as raised:
+        compiled(source).render(MESSAGES, None)
+    assert str(raised.value) == ERRORS[source]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,0 +1,89 @@
+"""What Ray calls in its worker processes.
+
+Ray sends these functions by value, so that they work where mtpack is missing or another version.
+They import nothing but the standard library until the process has passed the check.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+REFUSED = "refused"
+BEGUN = "begun"
+REPORT = "report"
+
+
+def list_versions() -> dict[str, str | None]:
+    """Return the versions in this process that must be alike in all; None if one is missing."""
+    found: dict[str, str | None] = {"Python": platform.python_version()}
+    try:
+        found["mtpack"] = import_module("mtpack.version").__version__
+    except ImportError:
+        found["mtpack"] = None
+    for package in ("pyarrow", "tokenizers", "fastokens"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def run_group(
+    versions: Mapping[str, str | None], token: tuple[str, str], contents: bytes, call: bytes
+) -> Iterator[tuple[str, Any]]:
+    """Run a group of tasks: yield `REFUSED` and why, or `BEGUN` and who runs it, then `REPORT`s.
+
+    versions: those of the main process. token: a file in the work area, and its content. contents,
+    call: what `ray_worker.run_group` takes.
+    """
+    refusal = _find_difference(versions, token)
+    if refusal is not None:
+        yield REFUSED, f"Ray node {platform.node()}: {refusal}"
+        return
+    reports = import_module("mtpack.running.ray_worker").run_group(contents, call)
+    node = import_module("ray").get_runtime_context().get_node_id()
+    yield BEGUN, (node, os.getpid(), read_start(os.getpid()))
+    for report in reports:
+        yield REPORT, report
+
+
+def _find_difference(versions: Mapping[str, str | None], token: tuple[str, str]) -> str | None:
+    """Return why this process can't take part in the run, if so, as text."""
+    found = list_versions()
+    for package, wanted in versions.items():
+        if found[package] is None and wanted is not None:
+            return f"{package} is not installed there; install {package} {wanted}"
+        if found[package] != wanted:
+            return (
+                f"{package} is {found[package]} there and {wanted} here; "
+                "install the same version on all nodes"
+            )
+    path, content = token
+    folder = os.path.dirname(path)
+    try:
+        with open(path, encoding="ascii") as file:
+            is_same = file.read() == content
+    except (OSError, UnicodeDecodeError):
+        is_same = False
+    return None if is_same else f"does not see {folder}; give it a folder that all nodes share"
+
+
+def read_start(process: int) -> str | None:
+    """Return when a process started, in a form that only tells two of them apart, if known."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def kill_process(process: int, start: str | None) -> None:
+    """Kill a process of this node, unless it has ended and another one has its number."""
+    if start is not None and read_start(process) == start:
+        os.kill(process, signal.SIGKILL)
