@@ -227,13 +227,16 @@ class _PackRun:
         that have changed since, their window is made again.
         """
         formats = FormatNotices(self.options.row_format, self.callbacks.warn)
+        inputs = [file.path for file in setup.files]
         while True:
             attempt = Attempt(setup, self.disabled, self.callbacks, self.watch, formats)
             try:
                 with (
                     table_process(setup.files) as call_table,
                     ThreadPoolExecutor(self.options.num_workers, "sync") as threads,
-                    open_runner(setup.pipeline, setup.num_workers, setup.area.path) as runner,
+                    open_runner(
+                        setup.pipeline, setup.num_workers, setup.area.path, inputs
+                    ) as runner,
                 ):
                     self.watch.lap("start")
                     state = attempt.run(runner, threads, call_table)
