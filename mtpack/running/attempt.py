@@ -115,7 +115,7 @@ class Attempt:
         return self._state
 
     def _run_tasks(
-        self, runner: LocalRunner, read_table: reading.TableReader
+        self, runner: Runner, read_table: reading.TableReader
     ) -> Iterator[SplitRecord | PlannedWindow | WrittenShard]:
         """Yield the results of all tasks. Each has to be added before the next one is asked for."""
         yield from runner.run(run_task, self._list_tasks(read_table))
