@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from typing import Any
 REFUSED = "refused"
 BEGUN = "begun"
 REPORT = "report"
+_SECONDS_TO_END = 5.0
 
 
 def list_versions() -> dict[str, str | None]:
@@ -75,15 +77,23 @@ def _find_difference(versions: Mapping[str, str | None], token: tuple[str, str])
 
 
 def read_start(process: int) -> str | None:
-    """Return when a process started, in a form that only tells two of them apart, if known."""
+    """Return when a process started, in a form that only tells two of them apart.
+
+    Returns None if it has ended, and where the system does not say.
+    """
     try:
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
         return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def kill_process(process: int, start: str | None) -> None:
-    """Kill a process of this node, unless it has ended and another one has its number."""
-    if start is not None and read_start(process) == start:
-        os.kill(process, signal.SIGKILL)
+    """Kill a process of this node, unless another one has its number; wait for its end."""
+    if start is None or read_start(process) != start:
+        return
+    os.kill(process, signal.SIGKILL)
+    end = time.monotonic() + _SECONDS_TO_END
+    while read_start(process) == start and time.monotonic() < end:
+        time.sleep(0.01)

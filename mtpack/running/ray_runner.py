@@ -40,6 +40,7 @@ _REPORTS_PER_TIMEOUT = 4
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_COUNTS = 5.0
 _SECONDS_TO_END = 5.0
+_SECONDS_TO_KILL = 20.0  # another process starts for it
 
 
 class RemoteTracebackError(Exception):
@@ -237,27 +238,33 @@ class RayRunner:
                 "--unit-timeout"
             )
         del self._running[call]
-        self._end({call: group})
+        with suppress(RayError):
+            ray.cancel(call, force=True)
+            if group.process is not None:  # one that is stopped does not hear that
+                self._kill(*group.process)
         self._call(group)
 
     def cancel(self) -> None:
-        """End all that runs; afterwards, no worker of this runner writes anything."""
-        running, self._running = self._running, {}
-        self._end(running)
+        """End all that runs; afterwards, no worker of this runner writes anything.
 
-    def _end(self, running: dict[Any, _Group]) -> None:
-        """Cancel calls, and kill their processes if that has no effect in a few seconds."""
+        A worker that is interrupted ends its child process first. One that does not do so in a few
+        seconds is killed.
+        """
+        running, self._running = self._running, {}
         if not running or not ray.is_initialized():
             return
         with suppress(RayError):
             for call in running:
-                ray.cancel(call, force=True)
+                ray.cancel(call)
             ends = {call.completed(): group for call, group in running.items()}
             _, left = ray.wait(list(ends), num_returns=len(ends), timeout=_SECONDS_TO_END)
-            processes = [ends[end].process for end in left]
-            kills = [self._kill(*process) for process in processes if process is not None]
+            kills = []
+            for end in left:
+                ray.cancel(end, force=True)
+                if ends[end].process is not None:
+                    kills.append(self._kill(*ends[end].process))
             if kills:
-                ray.wait(kills, num_returns=len(kills), timeout=_SECONDS_TO_END)
+                ray.wait(kills, num_returns=len(kills), timeout=_SECONDS_TO_KILL)
 
     def _kill(self, node: str, process: int, start: str | None) -> Any:
         on_node = NodeAffinitySchedulingStrategy(node, soft=False)
