@@ -37,6 +37,8 @@ from mtpack.shards.side_files import REJECTS, write_rejects
 
 _Task = SplitTask | SectionTask | PlanTask | ShardTask
 _Result = SplitRecord | SectionRecord | PlannedWindow | WrittenShard
+# For each thread that commits shards: a disk or a store that is slower than the workers stops them.
+_COMMITS_AHEAD = 3
 
 
 @dataclass(slots=True)
@@ -199,7 +201,8 @@ class Attempt:
         while self._windows.taken:
             self._state.run_counts += RunCounts(shards_resumed=1)
             self._finish(self._windows.taken.popleft())
-        while self._commits and (wait or self._commits[0][1].done()):
+        most = _COMMITS_AHEAD * self._options.num_workers
+        while self._commits and (wait or len(self._commits) > most or self._commits[0][1].done()):
             written, future = self._commits.popleft()
             self._watch.add(future.result())
             self._finish(written)

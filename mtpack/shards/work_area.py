@@ -101,7 +101,7 @@ def work_area(folder: Path, work_dir: Path | None = None) -> Iterator[WorkArea]:
     """
     is_new = not folder.exists()
     was_left = has_work_area(folder)
-    path = scratch = folder / _WORK_AREA
+    path = scratch = (folder / _WORK_AREA).absolute()
     if work_dir is not None:
         scratch = _make_folder(work_dir, _name_area(str(folder.resolve())))
     try:
@@ -129,7 +129,7 @@ def stored_work_area(url: str, work_dir: Path | None) -> Iterator[WorkArea]:
     The lock holds among the runs that share it, not for the store. At the end of the block it is
     removed unless `is_kept`. Raises SetupError as `work_area` does.
     """
-    path = find_stored_area(url, work_dir)
+    path = find_stored_area(url, work_dir).absolute()
     was_left = path.exists()
     if work_dir is None:
         _make_own_folder(path.parent)

@@ -47,6 +47,16 @@ def find_objects(url: str) -> list[str]:
     return sorted(_find_statuses(url))
 
 
+def list_folder(url: str) -> dict[str, int]:
+    """Return the sizes of the objects in a folder by name, without those in its folders.
+
+    Raises OSError; returns nothing if there is no such folder.
+    """
+    found = _find_statuses(f"{url}/")
+    names = {name.removeprefix(f"{url}/"): status for name, status in found.items()}
+    return {name: status.num_bytes for name, status in names.items() if "/" not in name}
+
+
 def list_inputs(url: str) -> list[str]:
     """As `find_objects`, and remember what the listing says of the objects.
 
@@ -207,7 +217,7 @@ class _WholeReads(_ObjectStream):
         if size < 0:
             return self.readall()
         parts: list[bytes] = []
-        while size > 0 and (part := super().read(size)):
+        while size > 0 and (part := super().read(min(size, _LARGEST_READ))):
             parts.append(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
