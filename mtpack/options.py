@@ -52,7 +52,11 @@ class PackOptions:
         4096, "Number of tokens in every sequence.", minimum=2, maximum=2**24, changes_splits=False
     )
     output: str = _option(
-        "packed", "Folder for the shards.", changes_output=False, short="-o", metavar="DIR"
+        "packed",
+        "Folder for the shards, or its URL in a store (s3://, gs://).",
+        changes_output=False,
+        short="-o",
+        metavar="DIR",
     )
     tokenizer: str | None = _option(
         None,

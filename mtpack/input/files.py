@@ -22,7 +22,7 @@ from mtpack.input.dataset_folders import (
     list_data_files,
     may_describe_dataset,
 )
-from mtpack.storage.objects import find_objects, open_object, stat_object
+from mtpack.storage.objects import forget_inputs, list_inputs, open_object, stat_object
 from mtpack.storage.places import is_file, to_place
 from mtpack.storage.urls import is_url, resolve_name
 
@@ -89,6 +89,7 @@ def find_inputs(
     `-` (standard input) stays as it is. Files below `output` that a folder or a glob matches are
     left out. split: the one to read of data sets that are saved in several splits.
     """
+    forget_inputs()
     below = None if output is None else os.fspath(output)
     names = [file for name in inputs for file in _expand(resolve_name(name), below, split)]
     for name in names:
@@ -128,7 +129,7 @@ def _expand(name: str, output: str | None, split: str | None) -> list[str]:
 def _expand_url(url: str, output: str | None, split: str | None) -> list[str]:
     """Return an object, or the inputs below a folder or that match a pattern in a store."""
     try:
-        found = find_objects(url)
+        found = list_inputs(url)
     except OSError as error:
         raise SetupError(f"{url}: {error.strerror}") from error
     if found == [url]:
@@ -205,8 +206,13 @@ def open_table(path: str) -> pa.NativeFile:
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
-    """Return the size of the file at `path`, without reading it; raise InputError."""
+    """Return the size of the file at `path`, without reading it; raise InputError.
+
+    Its path is absolute, so that it can be read by a process with another working folder.
+    """
     location = os.fspath(path)
+    if not is_url(location):
+        location = os.path.abspath(location)
     with wrap_read_errors(name), open_input(location):
         return InputFile(name, location, *stat_input(location))
 

@@ -210,6 +210,11 @@ def open_output(options: PackOptions) -> Output:
             raise SetupError(
                 f"{options.output}: outputs can't be written there; choose a folder, s3:// or gs://"
             )
+        if options.executor == "ray" and work_dir is None:
+            raise SetupError(
+                "--executor ray with an output in a store needs --work-dir: a folder that all "
+                "nodes share"
+            )
         return OutputStore(options.output.rstrip("/"), work_dir)
     return OutputFolder(Path(options.output), work_dir)
 

@@ -121,9 +121,9 @@ def make_bad_row_error(reject: str) -> InputError:
     return InputError(reject, remedy)
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Return the files of a folder that have the name of a shard, sorted."""
-    return sorted(path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
+def is_shard_name(name: str) -> bool:
+    """Return whether a file has the name of a shard."""
+    return _SHARD_NAME.fullmatch(name) is not None
 
 
 def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> None:

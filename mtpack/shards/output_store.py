@@ -8,7 +8,6 @@ that is still there before it puts the manifest: if another run has begun meanwh
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +27,14 @@ from mtpack.shards.manifest import (
     is_manifest,
     read_manifest,
 )
+from mtpack.shards.output_folder import is_shard_name
 from mtpack.shards.side_files import SIDE_FILES
 from mtpack.storage.objects import (
     abort_uploads,
     delete_object,
     find_objects,
     is_object,
+    list_folder,
     read_metadata,
     read_object,
     upload_file,
@@ -45,7 +46,6 @@ _RUN = ".mtpack/run.json"
 _MARK = "mtpack_run"
 _RECORD = "mtpack"  # the key of the metadata of a shard
 _RECORD_LIMIT = 2**16
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
 _REQUESTS_AT_ONCE = 16
 
 
@@ -98,8 +98,7 @@ def find_stored_shards(url: str) -> list[StoredShard]:
 
 
 def _list_shards(url: str) -> list[str]:
-    names = (name.removeprefix(f"{url}/") for name in find_objects(f"{url}/"))
-    return [join_url(url, name) for name in names if _SHARD_NAME.fullmatch(name)]
+    return [join_url(url, name) for name in list_folder(url) if is_shard_name(name)]
 
 
 def _read_shard(url: str) -> StoredShard | None:

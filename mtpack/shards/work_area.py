@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _RUN_RECORD = "run.json"
 _MARK = "mtpack_run"
 """The key of a run record that no other file has."""
 _MAX_RECORD_BYTES = 2**20
+_SECONDS_TO_LOCK = 2.0
+_SECONDS_BETWEEN_TRIES = 0.02
 
 
 @dataclass(slots=True)
@@ -101,7 +104,7 @@ def work_area(folder: Path, work_dir: Path | None = None) -> Iterator[WorkArea]:
     """
     is_new = not folder.exists()
     was_left = has_work_area(folder)
-    path = scratch = folder / _WORK_AREA
+    path = scratch = (folder / _WORK_AREA).absolute()
     if work_dir is not None:
         scratch = _make_folder(work_dir, _name_area(str(folder.resolve())))
     try:
@@ -129,7 +132,7 @@ def stored_work_area(url: str, work_dir: Path | None) -> Iterator[WorkArea]:
     The lock holds among the runs that share it, not for the store. At the end of the block it is
     removed unless `is_kept`. Raises SetupError as `work_area` does.
     """
-    path = find_stored_area(url, work_dir)
+    path = find_stored_area(url, work_dir).absolute()
     was_left = path.exists()
     if work_dir is None:
         _make_own_folder(path.parent)
@@ -178,7 +181,11 @@ def _make_own_folder(folder: Path) -> None:
 
 
 def _open_locked(path: Path, output: str) -> IO[bytes]:
-    """Open and lock a file. The lock ends when the process ends, even if that is killed."""
+    """Open and lock a file. The lock ends when the process ends, even if that is killed.
+
+    Its workers have the lock too, and end a moment after it.
+    """
+    end = time.monotonic() + _SECONDS_TO_LOCK
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
@@ -187,10 +194,12 @@ def _open_locked(path: Path, output: str) -> IO[bytes]:
             if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         except BlockingIOError:
-            file.close()
-            raise SetupError(
-                f"{output}: another run is writing to it; wait for it or choose another -o"
-            ) from None
+            if time.monotonic() > end:
+                file.close()
+                raise SetupError(
+                    f"{output}: another run is writing to it; wait for it or choose another -o"
+                ) from None
+            time.sleep(_SECONDS_BETWEEN_TRIES)
         except FileNotFoundError:  # another run has just removed its work area
             path.parent.mkdir(exist_ok=True)
         file.close()

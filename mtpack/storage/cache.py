@@ -34,16 +34,15 @@ def find_cache_folder() -> Path:
     return Path.home() / where / "mtpack"
 
 
-def fetch_shard(url: str, num_bytes: int, sha256: str) -> Path:
+def fetch_shard(url: str, num_bytes: int, sha256: str, *, anew: bool = False) -> Path:
     """Return the file of a shard in the cache; fetch it first if it is not there.
 
-    num_bytes, sha256: of its content. Raises ChangedObjectError if the object has another content,
-    and OSError.
+    num_bytes, sha256: of its content. anew: fetch it also if it is there. Raises
+    ChangedObjectError if the object has another content, and OSError.
     """
     path = find_cache_folder() / f"{sha256}.arrow"
-    if path.is_file() and path.stat().st_size == num_bytes:
-        return path
-    _fetch(url, path, sha256)
+    if anew or not path.is_file() or path.stat().st_size != num_bytes:
+        _fetch(url, path, sha256)
     return path
 
 

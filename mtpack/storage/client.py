@@ -130,5 +130,5 @@ def _list_codes(error: BaseException | None) -> list[str]:
         code = str(getattr(error, "code", ""))
         codes += [code] if code.isdigit() else []
         codes += [kind.__name__ for kind in type(error).__mro__[:-1]]
-        error = error.__cause__ or error.__context__
+        error = error.__cause__  # a context may be an error before this one
     return codes

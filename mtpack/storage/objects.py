@@ -35,7 +35,7 @@ class ObjectStatus(NamedTuple):
 
 
 _listed: dict[str, ObjectStatus] = {}
-"""What a listing said of objects, until it is asked for: one request says it for 1,000."""
+"""What `list_inputs` has found, until it is asked for."""
 
 
 def find_objects(url: str) -> list[str]:
@@ -44,6 +44,36 @@ def find_objects(url: str) -> list[str]:
     Patterns are those of `glob`; `**` stands for any number of folders. Raises OSError; returns an
     empty list if there is nothing.
     """
+    return sorted(_find_statuses(url))
+
+
+def list_folder(url: str) -> dict[str, int]:
+    """Return the sizes of the objects in a folder by name, without those in its folders.
+
+    Raises OSError; returns nothing if there is no such folder.
+    """
+    found = _find_statuses(f"{url}/")
+    names = {name.removeprefix(f"{url}/"): status for name, status in found.items()}
+    return {name: status.num_bytes for name, status in names.items() if "/" not in name}
+
+
+def list_inputs(url: str) -> list[str]:
+    """As `find_objects`, and remember what the listing says of the objects.
+
+    One request lists 1,000 objects, so very many inputs need no request for each. The next
+    `stat_object` of one returns that, and the ones after it ask the store.
+    """
+    found = _find_statuses(url)
+    _listed.update(found)
+    return sorted(found)
+
+
+def forget_inputs() -> None:
+    """Forget what `list_inputs` has found: it may be out of date for another run."""
+    _listed.clear()
+
+
+def _find_statuses(url: str) -> dict[str, ObjectStatus]:
     client, path = open_client(url)
     scheme = url.partition("://")[0]
     with wrap_store_errors(url):
@@ -53,13 +83,11 @@ def find_objects(url: str) -> list[str]:
             found = _find(client, path)
     if not found and scheme in _WITH_BUCKETS:
         _require_bucket(client, url, path.partition("/")[0])
-    statuses = {
+    return {
         f"{scheme}://{name.lstrip('/')}": _parse_status(information)
         for name, information in found.items()
         if information["type"] == "file" and not name.endswith("/")
     }
-    _listed.update(statuses)
-    return sorted(statuses)
 
 
 def _require_bucket(client: Any, url: str, bucket: str) -> None:
@@ -81,10 +109,7 @@ def _find(client: Any, path: str) -> dict[str, Any]:
 
 
 def stat_object(url: str) -> ObjectStatus:
-    """Return the status of an object: at first, that of the listing it was found in.
-
-    Raises OSError.
-    """
+    """Return the status of an object; raise OSError."""
     listed = _listed.pop(url, None)
     if listed is not None:
         return listed
@@ -101,7 +126,7 @@ def is_object(url: str) -> bool:
     if url in _listed:
         return True
     try:
-        _listed[url] = stat_object(url)
+        stat_object(url)
     except FileNotFoundError:
         return False
     return True
@@ -192,7 +217,7 @@ class _WholeReads(_ObjectStream):
         if size < 0:
             return self.readall()
         parts: list[bytes] = []
-        while size > 0 and (part := super().read(size)):
+        while size > 0 and (part := super().read(min(size, _LARGEST_READ))):
             parts.append(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

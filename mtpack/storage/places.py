@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mtpack.storage.objects import is_object, open_object, read_metadata
+from mtpack.storage.objects import is_object, list_folder, open_object
 from mtpack.storage.urls import is_url, join_url
 
 Place = str | Path
@@ -32,11 +32,8 @@ def read_start(place: Place, limit: int) -> bytes:
         return file.read(limit)
 
 
-def measure(place: Place) -> int | None:
-    """Return the size of a file or an object; None if it is not there. Raises OSError."""
-    try:
-        if isinstance(place, str):
-            return read_metadata(place)[0]
-        return place.stat().st_size if place.is_file() else None
-    except FileNotFoundError:
-        return None
+def list_sizes(folder: Place) -> dict[str, int]:
+    """Return the sizes of the files or objects in a folder, by name; raise OSError."""
+    if isinstance(folder, str):
+        return list_folder(folder)
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}

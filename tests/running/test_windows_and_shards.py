@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import mtpack.running.shard_task
 from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
+from mtpack.packing.plan import plan_sequences
 from mtpack.running.document_file import open_documents, save_batch
 from mtpack.running.earlier_work import EarlierWork, FinishedShard
 from mtpack.running.heartbeat import Heartbeat
@@ -43,9 +44,10 @@ def pipeline_of(options: PackOptions) -> Any:
 
 
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
-    save_batch(file, batch, first_row)
+    save_batch(file, replace(batch, document_rows=batch.document_rows - first_row))
     counts = Counts(documents=batch.num_documents, tokens=len(batch.ids))
-    return SplitRecord(file, first_row, counts, RunCounts(), [], {}, own_files=(file,))
+    record = SplitRecord(file.name, "rows", file, counts, RunCounts(), [], {}, own_files=(file,))
+    return record.place(first_row, 0)
 
 
 def split_of_lengths(file: Path, lengths: list[int]) -> SplitRecord:
@@ -235,6 +237,15 @@ def test_planning_is_a_step_without_a_limit_on_its_cpu_time(tmp_path):
     assert planned.seconds.keys() == {"plan"}
 
 
+def test_a_plan_depends_on_padded_lengths_the_seed_and_the_number_of_the_window(tmp_path):
+    options = PackOptions(seq_len=8, seed=7, pad_documents_to=4)
+    split = split_of_lengths(tmp_path / "split", [1, 5, 4, 3, 2, 8] * 5)
+    task = PlanTask(3, tmp_path / "plan", [str(split.file)], [0])
+    run_plan_task(pipeline_of(options), task)
+    expected = plan_sequences(np.array([4, 8, 4, 4, 4, 8] * 5), 8, "dense", (7, 3))
+    assert open_plan(task.file).documents.tolist() == expected.documents.tolist()
+
+
 def test_a_plan_is_read_as_it_was_written(tmp_path):
     plan = StoredPlan(
         files=["split", "/\udcff \n é"],
@@ -380,7 +391,7 @@ def test_each_document_file_is_opened_once_and_few_are_open_at_a_time(tmp_path, 
 
     monkeypatch.setattr(mtpack.running.shard_task, "open_documents", counted)
     options = PackOptions(seq_len=8, packing="none")
-    splits = [split_of(tmp_path / str(number), BATCH, number) for number in range(5)]
+    splits = [split_of(tmp_path / str(number), BATCH) for number in range(5)]
     _, (task,) = tasks_of(tmp_path, splits, options)
     once = run_shard_task(pipeline_of(options), task)
     assert sorted(opened) == sorted(str(split.file) for split in splits)
