@@ -135,6 +135,16 @@ def test_the_group_of_a_killed_worker_is_continued_in_another(runner, visits):
     assert [len(visit.workers()) for visit in visits] == [1] * 4 + [2] + [1] * 7
 
 
+def test_a_group_is_continued_after_the_results_that_have_come(runner, visits, monkeypatch):
+    monkeypatch.setattr("mtpack.running.ray_runner._LEAST_SECONDS_BETWEEN_REPORTS", 0.0)
+    runner._sizes.taken = 1_000
+    runner._sizes.add(visits[0], 0.01)  # so all tasks are one group
+    for number in runner.run(ray_tasks.kill_the_ray_worker_at_four_when_told, visits):
+        if number == 3:
+            (visits[0].folder / "told").touch()
+    assert [len(visit.workers()) for visit in visits] == [1] * 4 + [2] + [1] * 7
+
+
 def test_a_task_that_kills_its_child_process_twice_stops_the_run_and_is_named(runner, visits):
     with pytest.raises(MtpackError) as stopped:
         list(runner.run(ray_tasks.always_be_killed_at_four, visits))
@@ -173,13 +183,15 @@ def test_a_group_whose_worker_stops_before_it_begins_is_done_in_another(
 ):
     monkeypatch.setattr("mtpack.running.ray_runner._LEAST_SECONDS_TO_BEGIN", 3.0)
     list(impatient.run(ray_tasks.visit, visits))
-    stopped = visits[0].workers()[0]
-    os.kill(stopped, signal.SIGSTOP)
+    _, *stopped = {visit.workers()[0] for visit in visits}
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
     try:
         assert list(impatient.run(ray_tasks.visit, visits)) == list(range(12))
-        assert stopped not in {visit.workers()[-1] for visit in visits}
+        assert not {visit.workers()[-1] for visit in visits} & {*stopped}
     finally:
-        os.kill(stopped, signal.SIGKILL)
+        for process in stopped:
+            os.kill(process, signal.SIGKILL)
 
 
 def test_nothing_is_written_after_the_run_has_ended(cluster, pipeline, visits, tmp_path):

@@ -64,6 +64,15 @@ def kill_the_ray_worker_at_four(pipeline: Pipeline, task: Visit) -> int:
     return task.number
 
 
+def kill_the_ray_worker_at_four_when_told(pipeline: Pipeline, task: Visit) -> int:
+    if task.leave_trace() and task.number == 4:
+        while not (task.folder / "told").exists():
+            os.sched_yield()
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()  # until this process ends with its parent
+    return task.number
+
+
 def always_kill_the_ray_worker_at_four(pipeline: Pipeline, task: Visit) -> int:
     task.leave_trace()
     if task.number == 4:
