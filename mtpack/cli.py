@@ -113,7 +113,8 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     """Pack dialogues into Arrow shards.
 
     INPUT is a file (.jsonl, .ndjson or .json, also with .gz or .zst; .parquet, .arrow, .feather), a
-    folder, also one that datasets saved, a glob pattern, or - for JSON lines on standard input.
+    folder, also one that datasets saved, a glob pattern, or - for JSON lines on standard input. Any
+    of these but - may be a URL: s3://, gs://, hf:// or file://.
     """
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
@@ -135,7 +136,7 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
 @click.option("--tokenizer", metavar="PATH", help="Tokenizer that decodes the sequence.")
 @_json_option
 def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) -> None:
-    """Show the contents of a shard or an output folder."""
+    """Show the contents of a shard or an output, by its path or URL."""
     from mtpack.report.decoding import find_decoder
     from mtpack.report.figures import count_figures
     from mtpack.report.inspect_view import show_figures, show_row

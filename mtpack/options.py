@@ -52,7 +52,11 @@ class PackOptions:
         4096, "Number of tokens in every sequence.", minimum=2, maximum=2**24, changes_splits=False
     )
     output: str = _option(
-        "packed", "Folder for the shards.", changes_output=False, short="-o", metavar="DIR"
+        "packed",
+        "Folder for the shards, or its URL in a store (s3://, gs://).",
+        changes_output=False,
+        short="-o",
+        metavar="DIR",
     )
     tokenizer: str | None = _option(
         None,
@@ -203,6 +207,13 @@ class PackOptions:
         None,
         "Folder that keeps tokenized data. Later runs on the same input reuse it, also with "
         "another --seq-len, --seed or --overlong.",
+        changes_output=False,
+        metavar="DIR",
+    )
+    work_dir: str | None = _option(
+        None,
+        "Folder for tokenized data and what else an unfinished run needs. Default: .mtpack in the "
+        "output; a temporary folder for an output in a store.",
         changes_output=False,
         metavar="DIR",
     )

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import index as as_index
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.label_alignment import ALIGNMENTS, convert
 from mtpack.shards.dataset import Row, open_shards
+from mtpack.storage.urls import is_url, resolve_name
 from mtpack.token_batch import Int64, offsets_from_lengths
 
 _DTYPES: dict[str, Any] = {
@@ -63,7 +63,8 @@ class PackedDataset(Dataset[Row]):
             )
         self._shards = open_shards(path)
         paths = [path] if isinstance(path, str | os.PathLike) else path
-        self._paths = [Path(shard).absolute() for shard in paths]
+        names = [resolve_name(os.fspath(shard)) for shard in paths]
+        self._paths = [name if is_url(name) else os.path.abspath(name) for name in names]
         packed = self._shards.metadata
         self.metadata = replace(packed, label_alignment=label_alignment or packed.label_alignment)
         """The metadata of the shards, with the alignment of the returned sequences."""
@@ -92,7 +93,7 @@ class PackedDataset(Dataset[Row]):
         return type(self)._reopen, (self._paths, self.label_alignment, self._contents)
 
     @classmethod
-    def _reopen(cls, paths: list[Path], label_alignment: str, contents: Any) -> PackedDataset:
+    def _reopen(cls, paths: list[str], label_alignment: str, contents: Any) -> PackedDataset:
         """Open the same sequences again.
 
         Raises InputError if they have changed: a worker would mix two outputs without notice.

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mtpack"
 # those before it.
 ROOMS = [
     *("version", "errors", "option_values", "options", "token_batch", "counts", "fast_path"),
-    *("input", "tokenizer", "template", "template.tracing", "documents"),
+    *("storage", "input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
     *("verify", "report"),
@@ -42,6 +42,7 @@ HEAVY = (
     "transformers",
     "megatron",
     "ray",
+    "fsspec",
     "datasets",
     "pyarrow",
     "tokenizers",
@@ -103,8 +104,8 @@ def test_no_modules_import_each_other_in_a_circle():
     assert len(list(import_order.static_order())) == len(MODULES)
 
 
-def test_the_package_has_at_most_ten_floors():
-    assert max(map(floor_of, ROOMS)) <= 10
+def test_the_package_has_at_most_eleven_floors():
+    assert max(map(floor_of, ROOMS)) <= 11
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -15,12 +15,20 @@ from typing import Any
 from mtpack.errors import SetupError
 from mtpack.input.row_errors import quote_name
 from mtpack.input.strict_json import StrictJsonError, parse
+from mtpack.storage.objects import find_objects
+from mtpack.storage.places import is_file, read_start, to_place
+from mtpack.storage.urls import is_url
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 _SIDE_FILES = (_STATE, _INFO, _DICT)
 _SIDE_FILE_LIMIT = 64 * 2**20
 _INDICES = "indices.arrow"
 _NAMES_SHOWN = 20
+
+
+def may_describe_dataset(path: str) -> bool:
+    """Return whether a file has the name of one that describes the data set in its folder."""
+    return os.path.basename(path) in _SIDE_FILES
 
 
 def is_dataset_folder(path: str) -> bool:
@@ -36,7 +44,7 @@ def is_side_file(path: str) -> bool:
     folder, name = os.path.split(path)
     if name not in _SIDE_FILES:
         return False
-    in_cache = name == _INFO and any(each.endswith(".arrow") for each in os.listdir(folder or "."))
+    in_cache = name == _INFO and any(each.endswith(".arrow") for each in _list_names(folder))
     return in_cache or is_dataset_folder(folder)
 
 
@@ -56,7 +64,14 @@ def lies_in_split(path: str) -> bool:
 
 
 def _has(folder: str, name: str) -> bool:
-    return os.path.isfile(os.path.join(folder, name))
+    return is_file(to_place(os.path.join(folder, name)))
+
+
+def _list_names(folder: str) -> list[str]:
+    if is_url(folder):
+        below = find_objects(f"{folder}/")
+        return [os.path.basename(name) for name in below if os.path.dirname(name) == folder]
+    return os.listdir(folder or ".")
 
 
 def _choose_split(folder: str, split: str | None) -> str:
@@ -118,9 +133,7 @@ def _is_inside(name: Any) -> bool:
 def _read_side_file(folder: str, name: str) -> dict[str, Any]:
     path = os.path.join(folder, name)
     try:
-        with open(path, "rb") as file:
-            text = file.read(_SIDE_FILE_LIMIT)
-        value = parse(text)
+        value = parse(read_start(to_place(path), _SIDE_FILE_LIMIT))
     except OSError as error:
         raise SetupError(f"{path}: can't be read ({error.strerror})") from error
     except StrictJsonError as error:

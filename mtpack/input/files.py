@@ -20,7 +20,11 @@ from mtpack.input.dataset_folders import (
     is_side_file,
     lies_in_split,
     list_data_files,
+    may_describe_dataset,
 )
+from mtpack.storage.objects import forget_inputs, list_inputs, open_object, stat_object
+from mtpack.storage.places import is_file, to_place
+from mtpack.storage.urls import is_url, resolve_name
 
 STANDARD_INPUT = "-"
 
@@ -75,15 +79,19 @@ def find_kind(name: str) -> FileKind | None:
 
 
 def find_inputs(
-    inputs: Iterable[str], output: Path | None = None, split: str | None = None
+    inputs: Iterable[str],
+    output: str | os.PathLike[str] | None = None,
+    split: str | None = None,
 ) -> list[str]:
-    """Expand folders and globs into file names, sorted within each; raise SetupError.
+    """Expand folders, globs and URLs into file names, sorted within each; raise SetupError.
 
     A folder that `datasets.save_to_disk` made becomes the files of its data set, in their order.
     `-` (standard input) stays as it is. Files below `output` that a folder or a glob matches are
     left out. split: the one to read of data sets that are saved in several splits.
     """
-    names = [file for name in inputs for file in _expand(name, output, split)]
+    forget_inputs()
+    below = None if output is None else os.fspath(output)
+    names = [file for name in inputs for file in _expand(resolve_name(name), below, split)]
     for name in names:
         if find_kind(name) is None:
             raise SetupError(
@@ -100,12 +108,13 @@ def find_inputs(
     return names
 
 
-def _expand(name: str, output: Path | None, split: str | None) -> list[str]:
+def _expand(name: str, output: str | None, split: str | None) -> list[str]:
+    if is_url(name):
+        return _expand_url(name, output, split)
     if name == STANDARD_INPUT or os.path.isfile(name):
         return [name]
     if os.path.isdir(name):
-        is_below = output is not None and Path(name).resolve().is_relative_to(output.resolve())
-        if is_dataset_folder(name) and not is_below:
+        if is_dataset_folder(name) and not _is_below(name, output):
             return list_data_files(name, split)
         inside = _select_inputs(map(str, Path(name).rglob("*")), output, split)
         if not inside:
@@ -117,13 +126,39 @@ def _expand(name: str, output: Path | None, split: str | None) -> list[str]:
     return matching
 
 
-def _select_inputs(paths: Iterable[str], output: Path | None, split: str | None) -> list[str]:
+def _expand_url(url: str, output: str | None, split: str | None) -> list[str]:
+    """Return an object, or the inputs below a folder or that match a pattern in a store."""
+    try:
+        found = list_inputs(url)
+    except OSError as error:
+        raise SetupError(f"{url}: {error.strerror}") from error
+    if found == [url]:
+        return found
+    folders = {os.path.dirname(name) for name in found if may_describe_dataset(name)}
+    inside = _select_inputs([*found, *folders], output, split)
+    if not inside:
+        raise SetupError(
+            f"{url}: no input is there; check the name or the pattern; mtpack reads {KNOWN_FILES}"
+        )
+    return inside
+
+
+def _is_below(path: str, folder: str | None) -> bool:
+    """Return whether a path or a URL is that of a folder, or of something in it."""
+    if folder is None or is_url(path) != is_url(folder):
+        return False
+    if is_url(path):
+        return f"{path}/".startswith(f"{folder.rstrip('/')}/")
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _select_inputs(paths: Iterable[str], output: str | None, split: str | None) -> list[str]:
     """Return the input files among some paths, and those of the data sets among them, sorted."""
     datasets: set[str] = set()
 
     @cache  # there may be very many files in a folder
     def is_below_output(folder: str) -> bool:
-        return output is not None and Path(folder).resolve().is_relative_to(output.resolve())
+        return _is_below(folder, output)
 
     @cache  # a folder is sorted before what lies in it, so it is known by then
     def is_in_dataset(folder: str) -> bool:
@@ -134,7 +169,7 @@ def _select_inputs(paths: Iterable[str], output: Path | None, split: str | None)
     for path in sorted(paths):
         if is_in_dataset(os.path.dirname(path)):
             continue
-        if find_kind(path) is not None and os.path.isfile(path):
+        if find_kind(path) is not None and is_file(to_place(path)):
             target = os.path.realpath(path) if os.path.islink(path) else path
             if is_side_file(path) or is_below_output(os.path.dirname(target)):
                 continue
@@ -147,20 +182,26 @@ def _select_inputs(paths: Iterable[str], output: Path | None, split: str | None)
 
 def open_input(path: str) -> BinaryIO:
     """Open an input for reading, without a buffer; it can be sought. Raises OSError."""
+    if is_url(path):
+        return open_object(path)
     return cast(BinaryIO, open(path, "rb", buffering=0))
 
 
 def stat_input(path: str) -> tuple[int, int]:
     """Return the size of an input in bytes, and the time of its last change in nanoseconds.
 
-    Raises OSError.
+    Of an object in a store, that time is made from its tag too. Raises OSError.
     """
+    if is_url(path):
+        return stat_object(path)
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
 def open_table(path: str) -> pa.NativeFile:
     """Open a table for reading: a file is mapped, so that it takes no memory. Raises OSError."""
+    if is_url(path):
+        return pa.PythonFile(open_object(path), mode="r")
     return pa.memory_map(path)
 
 
@@ -169,7 +210,9 @@ def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
 
     Its path is absolute, so that it can be read by a process with another working folder.
     """
-    location = os.path.abspath(path)
+    location = os.fspath(path)
+    if not is_url(location):
+        location = os.path.abspath(location)
     with wrap_read_errors(name), open_input(location):
         return InputFile(name, location, *stat_input(location))
 

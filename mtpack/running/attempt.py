@@ -15,7 +15,6 @@ from mtpack.input.splits import InputHashes
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.earlier_work import (
     UNSYNCED,
-    commit_shard,
     commit_window,
     find_earlier_work,
 )
@@ -38,6 +37,8 @@ from mtpack.shards.side_files import REJECTS, write_rejects
 
 _Task = SplitTask | SectionTask | PlanTask | ShardTask
 _Result = SplitRecord | SectionRecord | PlannedWindow | WrittenShard
+# For each thread that commits shards: a disk or a store that is slower than the workers stops them.
+_COMMITS_AHEAD = 3
 
 
 @dataclass(slots=True)
@@ -78,13 +79,15 @@ class Attempt:
         self._formats = formats
         self._area = setup.area.path.absolute()  # tasks may run in another working folder
         self._options = setup.pipeline.options
-        self._earlier = find_earlier_work(self._area, setup.own_store, disabled)
-        unsynced = self._area / UNSYNCED
+        shards = setup.output.find_shards(setup.area, disabled)
+        self._earlier = find_earlier_work(self._area, setup.own_store, shards)
+        scratch = setup.area.scratch.absolute()
+        unsynced = scratch / UNSYNCED
         unsynced.mkdir(exist_ok=True)
         store = setup.shared_store or setup.own_store
         store.mkdir(parents=True, exist_ok=True)
         self._context = SplitContext(
-            folder=self._area,
+            folder=scratch,
             store=store.absolute(),
             is_own_store=setup.shared_store is None,
             disabled=frozenset(disabled),
@@ -188,7 +191,8 @@ class Attempt:
 
     def _commit(self, written: WrittenShard, threads: Executor) -> None:
         window = self._windows.describe_window(written.number)
-        future = threads.submit(commit_shard, self._area, written, *window)
+        setup = self._setup
+        future = threads.submit(setup.output.commit_shard, setup.area, written, *window)
         self._commits.append((written, future))
         self._watch.add(written.seconds)
 
@@ -197,7 +201,8 @@ class Attempt:
         while self._windows.taken:
             self._state.run_counts += RunCounts(shards_resumed=1)
             self._finish(self._windows.taken.popleft())
-        while self._commits and (wait or self._commits[0][1].done()):
+        most = _COMMITS_AHEAD * self._options.num_workers
+        while self._commits and (wait or len(self._commits) > most or self._commits[0][1].done()):
             written, future = self._commits.popleft()
             self._watch.add(future.result())
             self._finish(written)

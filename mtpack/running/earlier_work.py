@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,8 +28,7 @@ from typing import Any, TypeVar
 
 from mtpack.running.shard_task import WrittenShard
 from mtpack.running.stopwatch import Stopwatch
-from mtpack.shards.atomic_file import atomic_file
-from mtpack.shards.fsync import sync
+from mtpack.shards.atomic_file import atomic_file, move_to_disk
 from mtpack.shards.manifest import ShardRecord, hash_file
 from mtpack.shards.work_area import empty_area
 
@@ -159,21 +157,27 @@ def clean_area(area: Path, run_folder: str, *, keeps_shards: bool) -> bool:
     return bool(kept)
 
 
-def find_earlier_work(area: Path, store: Path, disabled: Collection[str]) -> EarlierWork:
-    """Find the work of earlier runs, and remove what is damaged or made by a `disabled` fast path.
-
-    store: the folder of tokenized splits.
-    """
-    found = EarlierWork(area)
-    shards = _read_records(area, _SHARD, _parse_shard)
+def find_shards(area: Path, disabled: Collection[str]) -> dict[int, FinishedShard]:
+    """Find shards in a work area, and remove those that a `disabled` fast path made, or damaged."""
+    found = {}
+    shards = _read_records(area, _SHARD, lambda values: parse_shard(values)[1])
     with ThreadPoolExecutor(thread_name_prefix="hash") as threads:
         intact = threads.map(lambda shard: _is_intact(area, shard), shards.values())
         for (number, shard), is_intact in zip(shards.items(), intact, strict=True):
             if is_intact and not shard.fast_paths & set(disabled):
-                found.shards[number] = shard
+                found[number] = shard
     for path in _list(area):
-        if (match := _SHARD_FILE.fullmatch(path.name)) and int(match[1]) not in found.shards:
+        if (match := _SHARD_FILE.fullmatch(path.name)) and int(match[1]) not in found:
             path.unlink()
+    return found
+
+
+def find_earlier_work(area: Path, store: Path, shards: dict[int, FinishedShard]) -> EarlierWork:
+    """Find the work of earlier runs, and remove what is damaged.
+
+    store: the folder of tokenized splits. shards: those that can be taken, by number.
+    """
+    found = EarlierWork(area, shards)
     for number, window in _read_records(area, _WINDOW, _parse_window).items():
         numbers = range(window.first_shard, window.first_shard + window.num_shards)
         shards_of = [found.shards.get(shard) for shard in numbers]
@@ -197,17 +201,20 @@ def _is_intact(area: Path, shard: FinishedShard) -> bool:
 
 
 def commit_shard(
-    area: Path, written: WrittenShard, window_sha256: str, fast_paths: Collection[str]
+    area: Path,
+    unsynced: Path,
+    written: WrittenShard,
+    window_sha256: str,
+    fast_paths: Collection[str],
 ) -> Mapping[str, float]:
     """Put a shard that a worker has written on the disk under its name, and then its record.
 
-    Returns the seconds that it took, by stage.
+    unsynced: the folder that it was written to, which may be on another file system. Returns the
+    seconds that it took, by stage.
     """
     watch = Stopwatch()
     name = written.record.path
-    sync(area / UNSYNCED / name)
-    os.replace(area / UNSYNCED / name, area / name)
-    sync(area)
+    move_to_disk(unsynced / name, area / name)
     values = {
         "window_sha256": window_sha256,
         "record": asdict(written.record),
@@ -273,11 +280,15 @@ def _read_records(
     return found
 
 
-def _parse_shard(values: dict[str, Any]) -> FinishedShard:
+def parse_shard(values: dict[str, Any]) -> tuple[int, FinishedShard]:
+    """Return the number of a shard, and the shard, from its record; raise ValueError and others."""
     record = ShardRecord(**values["record"])
-    if not _SHARD_FILE.fullmatch(record.path):
+    match = _SHARD_FILE.fullmatch(record.path)
+    if not match:
         raise ValueError(record.path)
-    return FinishedShard(values["window_sha256"], record, frozenset(values["fast_paths"]))
+    return int(match[1]), FinishedShard(
+        values["window_sha256"], record, frozenset(values["fast_paths"])
+    )
 
 
 def _parse_window(values: dict[str, Any]) -> FinishedWindow:

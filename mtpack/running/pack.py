@@ -34,6 +34,7 @@ from mtpack.running.empty_run import explain_empty_run
 from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.executors import open_runner
 from mtpack.running.format_notices import FormatNotices
+from mtpack.running.outputs import Output, open_output
 from mtpack.running.pipeline import (
     Pipeline,
     choose_engine,
@@ -53,15 +54,11 @@ from mtpack.shards.manifest import (
     RunInfo,
     is_manifest,
 )
-from mtpack.shards.output_folder import (
-    find_complete_output,
-    finish_publishing,
-    holds_output,
-    publish,
-    refuse_foreign_files,
-)
+from mtpack.shards.output_folder import find_complete_output, refuse_foreign_files
 from mtpack.shards.side_files import write_datasets_files
-from mtpack.shards.work_area import WorkArea, empty_area, has_work_area, work_area
+from mtpack.shards.work_area import WorkArea, empty_area
+from mtpack.storage.places import join_place, to_place
+from mtpack.storage.urls import resolve_name
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.version import __version__
 
@@ -84,7 +81,8 @@ def pack(
     """
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
-    found = find_inputs([os.fspath(name) for name in names], Path(chosen.output), chosen.split)
+    chosen = replace(chosen, output=resolve_name(chosen.output))
+    found = find_inputs([os.fspath(name) for name in names], chosen.output, chosen.split)
     _refuse_packed_folders(found)
     return _PackRun(chosen, callbacks or Callbacks()).pack(found)
 
@@ -93,7 +91,7 @@ def _refuse_packed_folders(names: list[str]) -> None:
     """Raise SetupError if an input is a shard in an output of mtpack."""
     tables = {os.path.dirname(name) for name in names if find_kind(name) == FileKind("arrow")}
     for folder in sorted(tables):
-        if is_manifest(Path(folder) / MANIFEST):
+        if is_manifest(join_place(to_place(folder), MANIFEST)):
             raise SetupError(
                 f"{folder}: holds sequences that mtpack has packed; give the dialogues that they "
                 "were packed from"
@@ -124,30 +122,32 @@ class _PackRun:
         )
         for warning in self.argument_warnings:
             self.callbacks.warn(f"warning: {warning}")
-        output = Path(self.options.output)
-        refuse_foreign_files(output, holds_output, "-o")
+        output = open_output(self.options)
+        output.refuse_foreign_files()
         if self.options.token_store is not None:
             refuse_foreign_files(Path(self.options.token_store), holds_splits, "--token-store")
         with ExitStack() as stack:
             area = None
-            if STANDARD_INPUT in names or has_work_area(output):
+            if STANDARD_INPUT in names or output.has_work_area():
                 area = stack.enter_context(self._work_area(output, pipeline))
             files = [describe_input(name, self._spool(name, area)) for name in names]
             run = identify_run(pipeline, files)
             complete = find_complete_output(
-                output, run, files, lambda: _hash_inputs(files, self.options), self.options
+                output.place, run, files, lambda: _hash_inputs(files, self.options), self.options
             )
             if complete is not None:
-                self.callbacks.warn(f"{output}: already complete")
+                output.finish_complete(complete)
+                self.callbacks.warn(f"{output.place}: already complete")
                 if area is not None:
                     area.is_kept = False
                 return complete
             if area is None:
                 area = stack.enter_context(self._work_area(output, pipeline))
             self.watch.lap("read")
-            setup = self._choose_engine(RunSetup(files, area, pipeline, is_resumed=area.is_kept))
+            setup = RunSetup(files, area, output, pipeline, is_resumed=area.is_kept)
+            setup = self._choose_engine(setup)
             self.watch.lap("start")
-            return self._write_output(output, setup, run)
+            return self._write_output(setup, run)
 
     def _choose_engine(self, setup: RunSetup) -> RunSetup:
         # Splits in the token store are most likely those of this run: then no engine is needed.
@@ -159,19 +159,24 @@ class _PackRun:
         return replace(setup, pipeline=pipeline)
 
     @contextmanager
-    def _work_area(self, output: Path, pipeline: Pipeline) -> Iterator[WorkArea]:
+    def _work_area(self, output: Output, pipeline: Pipeline) -> Iterator[WorkArea]:
         """Provide the work area; what an earlier run completed there moves to the output first."""
-        with work_area(output) as area:
+        with output.open_work_area() as area:
             try:
-                if finish_publishing(output, area.path):
-                    self.callbacks.warn(f"{output}: completed what an earlier run had left to do")
+                if output.finish_earlier(area):
+                    self.callbacks.warn(
+                        f"{output.place}: completed what an earlier run had left to do"
+                    )
                     empty_area(area.path)
                     write_run_record(area, pipeline, ())
                     area.is_kept = False
                 else:
-                    self.disabled |= {*continue_run(area, pipeline, self.callbacks.warn)}
+                    earlier = continue_run(area, output, pipeline, self.callbacks.warn)
+                    self.disabled |= {*earlier}
             except OSError as error:
-                raise SetupError(f"{output}: can't be written to ({error.strerror})") from error
+                raise SetupError(
+                    f"{output.place}: can't be written to ({error.strerror})"
+                ) from error
             yield area
 
     def _spool(self, name: str, area: WorkArea | None) -> str | Path:
@@ -181,12 +186,13 @@ class _PackRun:
         """
         if name != STANDARD_INPUT or area is None:
             return name
-        path = area.path / "standard-input.jsonl"
+        path = area.scratch / "standard-input.jsonl"
         with open(path, "wb") as spool:
             shutil.copyfileobj(sys.stdin.buffer, spool)
         return path
 
-    def _write_output(self, output: Path, setup: RunSetup, run: RunIdentity) -> PackReport:
+    def _write_output(self, setup: RunSetup, run: RunIdentity) -> PackReport:
+        setup.output.begin()
         state = self._pack_all(setup)
         if not state.counts.documents:
             setup.area.is_kept = False
@@ -195,8 +201,8 @@ class _PackRun:
                     setup.files, self.options, state.counts, state.empty, state.first_reject
                 )
             )
-        if setup.is_resumed:
-            counts = state.run_counts
+        counts = state.run_counts
+        if setup.is_resumed or counts.shards_resumed:
             self.callbacks.warn(
                 f"resumed: {counts.splits_reused:,} of {counts.splits:,} splits, "
                 f"{counts.shards_resumed:,} of {len(state.shards):,} shards"
@@ -209,7 +215,7 @@ class _PackRun:
             {"bytes": file.num_bytes, "sha256": state.hashes.sha256(file.name)}
             for file in setup.files
         ]
-        publish(output, setup.area.path, replace(run, inputs=inputs), report)
+        setup.output.publish(setup.area, replace(run, inputs=inputs), report)
         setup.area.is_kept = False
         return report
 
@@ -221,13 +227,16 @@ class _PackRun:
         that have changed since, their window is made again.
         """
         formats = FormatNotices(self.options.row_format, self.callbacks.warn)
+        inputs = [file.path for file in setup.files]
         while True:
             attempt = Attempt(setup, self.disabled, self.callbacks, self.watch, formats)
             try:
                 with (
                     table_process(setup.files) as call_table,
                     ThreadPoolExecutor(self.options.num_workers, "sync") as threads,
-                    open_runner(setup.pipeline, setup.num_workers, setup.area.path) as runner,
+                    open_runner(
+                        setup.pipeline, setup.num_workers, setup.area.path, inputs
+                    ) as runner,
                 ):
                     self.watch.lap("start")
                     state = attempt.run(runner, threads, call_table)

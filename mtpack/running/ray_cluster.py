@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray._private.services as ray_services
 import ray._private.worker as ray_internals
 
 from mtpack.errors import SetupError, first_line
 
 _ADDRESS = "RAY_ADDRESS"
 _LOCAL = "local"
+_SECONDS_TO_CONNECT = 10.0
 _OBJECT_STORE_BYTES = 2**28  # for the tokenizer, and for results that are longer than usual
 
 
@@ -33,28 +36,42 @@ def connect(address: str | None, num_workers: int) -> Iterator[bool]:
     on this machine for `num_workers` processes, and ends with the block. Yields whether it was
     started. Raises SetupError.
     """
+    where = f"--ray-address {address}"
     if ray.is_initialized():
+        if address not in (None, "auto", ray.get_runtime_context().gcs_address):
+            raise SetupError(f"{where}: this program is connected to another Ray; leave it out")
         yield False
         return
-    address = address or os.environ.get(_ADDRESS) or _LOCAL
+    if address is None:
+        address = os.environ.get(_ADDRESS) or _LOCAL
+        where = "Ray on this machine" if address == _LOCAL else f"{_ADDRESS} {address}"
     if "://" in address:
         raise SetupError(
-            f"--ray-address {address}: a Ray client can't run this; start mtpack on a node of the "
-            "cluster, with --ray-address auto"
+            f"{where}: a Ray client can't run this; start mtpack on a node of the cluster, with "
+            "--ray-address auto"
         )
     is_local = address == _LOCAL
     try:
         with _keep_signal_handlers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if not is_local:
+                _reach(address)
             _start(address, num_workers if is_local else None)
     except Exception as error:  # Ray's own, those of the system, and RuntimeError for a version
-        where = "Ray on this machine" if is_local else f"--ray-address {address}"
         raise SetupError(f"{where}: can't connect ({first_line(error)})") from error
     try:
         with _quiet_listener():
             yield is_local
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise OSError or ConnectionError if nothing answers there; Ray would wait for minutes."""
+    found = ray_services.canonicalize_bootstrap_address(address)
+    host, _, port = (found or "").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
 
 
 def _start(address: str, num_cpus: int | None) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 REFUSED = "refused"
 BEGUN = "begun"
 REPORT = "report"
+_SECONDS_TO_END = 5.0
 
 
 def list_versions() -> dict[str, str | None]:
@@ -35,14 +37,18 @@ def list_versions() -> dict[str, str | None]:
 
 
 def run_group(
-    versions: Mapping[str, str | None], token: tuple[str, str], contents: bytes, call: bytes
+    versions: Mapping[str, str | None],
+    token: tuple[str, str],
+    inputs: Sequence[str],
+    contents: bytes,
+    call: bytes,
 ) -> Iterator[tuple[str, Any]]:
     """Run a group of tasks: yield `REFUSED` and why, or `BEGUN` and who runs it, then `REPORT`s.
 
-    versions: those of the main process. token: a file in the work area, and its content. contents,
-    call: what `ray_worker.run_group` takes.
+    versions: those of the main process. token: a file in the work area, and its content. inputs:
+    files that must be there. contents, call: what `ray_worker.run_group` takes.
     """
-    refusal = _find_difference(versions, token)
+    refusal = _find_other_version(versions) or _find_invisible(token, inputs)
     if refusal is not None:
         yield REFUSED, f"Ray node {platform.node()}: {refusal}"
         return
@@ -53,7 +59,7 @@ def run_group(
         yield REPORT, report
 
 
-def _find_difference(versions: Mapping[str, str | None], token: tuple[str, str]) -> str | None:
+def _find_other_version(versions: Mapping[str, str | None]) -> str | None:
     """Return why this process can't take part in the run, if so, as text."""
     found = list_versions()
     for package, wanted in versions.items():
@@ -64,26 +70,40 @@ def _find_difference(versions: Mapping[str, str | None], token: tuple[str, str])
                 f"{package} is {found[package]} there and {wanted} here; "
                 "install the same version on all nodes"
             )
+    return None
+
+
+def _find_invisible(token: tuple[str, str], inputs: Sequence[str]) -> str | None:
+    """Return what this node does not see, if anything, as text."""
     path, content = token
-    folder = os.path.dirname(path)
     try:
         with open(path, encoding="ascii") as file:
             is_same = file.read() == content
     except (OSError, UnicodeDecodeError):
         is_same = False
-    return None if is_same else f"does not see {folder}; give it a folder that all nodes share"
+    invisible = None if is_same else os.path.dirname(path)
+    invisible = invisible or next((name for name in inputs if not os.path.exists(name)), None)
+    return invisible and f"does not see {invisible}; put it into a folder that all nodes share"
 
 
 def read_start(process: int) -> str | None:
-    """Return when a process started, in a form that only tells two of them apart, if known."""
+    """Return when a process started, in a form that only tells two of them apart.
+
+    Returns None if it has ended, and where the system does not say.
+    """
     try:
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
         return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def kill_process(process: int, start: str | None) -> None:
-    """Kill a process of this node, unless it has ended and another one has its number."""
-    if start is not None and read_start(process) == start:
-        os.kill(process, signal.SIGKILL)
+    """Kill a process of this node, unless another one has its number; wait for its end."""
+    if start is None or read_start(process) != start:
+        return
+    os.kill(process, signal.SIGKILL)
+    end = time.monotonic() + _SECONDS_TO_END
+    while read_start(process) == start and time.monotonic() < end:
+        time.sleep(0.01)

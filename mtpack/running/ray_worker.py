@@ -89,6 +89,9 @@ def run_group(contents: bytes, call: bytes) -> Iterator[bytes]:
             if not isinstance(error, MtpackError):
                 report.traceback = traceback.format_exc()
             _end_kept()  # what exceeds a limit is still running
+        except BaseException:  # the run was cancelled: its end waits until nothing is written
+            _end_kept()
+            raise
         yield pickle.dumps(report)
 
 

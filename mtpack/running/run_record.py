@@ -11,9 +11,10 @@ from typing import Any
 from mtpack.fast_path import REMEDIES
 from mtpack.input.files import InputFile
 from mtpack.running.earlier_work import clean_area
+from mtpack.running.outputs import Output, has_manifest
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.token_store import name_run_folder
-from mtpack.shards.manifest import MANIFEST, RunIdentity
+from mtpack.shards.manifest import RunIdentity
 from mtpack.shards.work_area import WorkArea
 from mtpack.version import __version__
 
@@ -40,7 +41,9 @@ def write_run_record(area: WorkArea, pipeline: Pipeline, disabled: Collection[st
     area.write_run_record(values | {"disabled": sorted(disabled)})
 
 
-def continue_run(area: WorkArea, pipeline: Pipeline, warn: Callable[[str], None]) -> list[str]:
+def continue_run(
+    area: WorkArea, output: Output, pipeline: Pipeline, warn: Callable[[str], None]
+) -> list[str]:
     """Keep in the work area what this run can use of an earlier one, and begin this run.
 
     warn: is called with the line for the user, if there was an earlier run. Returns the fast paths
@@ -50,12 +53,15 @@ def continue_run(area: WorkArea, pipeline: Pipeline, warn: Callable[[str], None]
     difference = None if record is None else _find_difference(record, pipeline)
     keeps_shards = record is not None and difference is None
     run_folder = name_run_folder(pipeline)
-    area.is_kept = clean_area(area.path, run_folder, keeps_shards=keeps_shards)
+    kept = {
+        clean_area(folder, run_folder, keeps_shards=keeps_shards)
+        for folder in {area.path, area.scratch}
+    }
+    area.is_kept = True in kept
     disabled = [] if record is None else _find_disabled(record, pipeline)
     write_run_record(area, pipeline, disabled)
-    output = area.path.parent
-    if record is not None and (area.is_kept or not (output / MANIFEST).exists()):
-        line = f"{output}: an earlier run did not complete"
+    if record is not None and (area.is_kept or not has_manifest(output)):
+        line = f"{output.place}: an earlier run did not complete"
         if difference is None:
             rest = "continuing it" if area.is_kept else "starting over"
         else:

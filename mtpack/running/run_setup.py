@@ -10,6 +10,7 @@ from pathlib import Path
 from mtpack.input import reading
 from mtpack.input.files import InputFile
 from mtpack.running.earlier_work import SPLITS
+from mtpack.running.outputs import Output
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.token_store import name_run_folder
 from mtpack.shards.work_area import WorkArea
@@ -21,6 +22,7 @@ class RunSetup:
 
     files: list[InputFile]
     area: WorkArea
+    output: Output
     pipeline: Pipeline
     is_resumed: bool
     """Whether the work area holds work of an earlier run."""
@@ -28,7 +30,7 @@ class RunSetup:
     @property
     def own_store(self) -> Path:
         """The folder in the work area for splits that are tokenized as in this run."""
-        return self.area.path / SPLITS / name_run_folder(self.pipeline)
+        return self.area.scratch / SPLITS / name_run_folder(self.pipeline)
 
     @property
     def shared_store(self) -> Path | None:

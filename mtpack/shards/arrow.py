@@ -162,7 +162,7 @@ def _as_array(values: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def require_format_version(path: Path, version: object) -> None:
+def require_format_version(path: str | Path, version: object) -> None:
     """Raise InputError if a shard or a manifest has another format version than this mtpack."""
     if type(version) is not int or version != FORMAT_VERSION:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 from mtpack.shards.fsync import sync
 
+_COPY_BYTES = 2**20
 # What `open` says where files without a name are not supported; the last one is of old kernels.
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR)
 
@@ -39,6 +41,24 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         raise
     if durable:
         sync(path.parent)
+
+
+def move_to_disk(file: Path, path: Path) -> None:
+    """Sync a complete file and give it the name `path`, which may be on another file system.
+
+    Content and name are on the disk then. Raises OSError.
+    """
+    try:
+        sync(file)
+        os.replace(file, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with open(file, "rb") as source, atomic_file(path, durable=True) as copy:
+            shutil.copyfileobj(source, copy, _COPY_BYTES)
+        file.unlink()
+        return
+    sync(path.parent)
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -14,8 +16,11 @@ from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns
 from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, ShardMetadata
 from mtpack.shards.contradictions import find_contradiction
-from mtpack.shards.manifest import MANIFEST, Manifest, read_manifest
+from mtpack.shards.manifest import MANIFEST, Manifest, ShardRecord, read_manifest
 from mtpack.shards.reading import open_shard
+from mtpack.storage.cache import ChangedObjectError, fetch_shard, fetch_single_shard
+from mtpack.storage.places import Place, join_place, list_sizes, to_place
+from mtpack.storage.urls import resolve_name
 
 Row = dict[str, Any]
 """One sequence: its columns by name, as read-only numpy arrays; `turn_num` as an int."""
@@ -25,16 +30,72 @@ Row = dict[str, Any]
 class OpenShard:
     """One shard, mapped into memory."""
 
-    path: Path
+    path: Place
     batches: Sequence[Columns]
     """Its record batches. Those of a compressed shard are decoded one at a time."""
-    batch_rows: list[int]
-    """The number of sequences in each of them."""
+    batch_ends: list[int]
+    """The number of sequences up to the end of each of them."""
 
     @property
     def num_rows(self) -> int:
         """The number of its sequences."""
-        return sum(self.batch_rows)
+        return self.batch_ends[-1] if self.batch_ends else 0
+
+
+@dataclass
+class StoredShard:
+    """One shard of an output in a store: fetched into the cache when it is first used."""
+
+    path: Place
+    record: ShardRecord
+    manifest: Manifest
+
+    @property
+    def num_rows(self) -> int:
+        """The number of its sequences."""
+        return self.record.rows
+
+    @cached_property
+    def opened(self) -> tuple[ShardMetadata, OpenShard]:
+        """Its metadata, and the shard; raises InputError if it is not as its manifest says."""
+        url = str(self.path)
+        with wrap_fetch_errors(url):
+            file = fetch_shard(url, self.record.bytes, self.record.sha256)
+        metadata, shard = _open(file, url)
+        _require_number(shard, self.record)
+        _require_same_run(url, metadata, self.manifest)
+        _require_agreement(shard, metadata)
+        return metadata, shard
+
+    @property
+    def batches(self) -> Sequence[Columns]:
+        """Its record batches."""
+        return self.opened[1].batches
+
+    @property
+    def batch_ends(self) -> list[int]:
+        """The number of sequences up to the end of each of them."""
+        return self.opened[1].batch_ends
+
+
+AnyShard = OpenShard | StoredShard
+
+
+@contextmanager
+def wrap_fetch_errors(url: Place) -> Iterator[None]:
+    """Convert what fails when something is read from a store into an InputError."""
+    if isinstance(url, Path):
+        yield
+        return
+    try:
+        yield
+    except ChangedObjectError as error:
+        raise InputError(
+            f"{url}: its sha256 is {error.found}, which is not that in the manifest; restore the "
+            "object from a copy, or pack the data again with --overwrite"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{url}: can't be read ({error.strerror})") from error
 
 
 class Shards(Sequence[Row]):
@@ -44,20 +105,17 @@ class Shards(Sequence[Row]):
     """
 
     def __init__(
-        self, opened: list[OpenShard], metadata: ShardMetadata, manifest: Manifest | None
+        self, opened: Sequence[AnyShard], metadata: ShardMetadata, manifest: Manifest | None
     ) -> None:
         """Use opened shards; `open_shards` opens them."""
         self.opened = opened
         self.metadata = metadata
         self.manifest = manifest
         """The manifest of the output folder; None for single shards."""
-        self._batches = [
-            (shard.batches, number) for shard in opened for number in range(len(shard.batches))
-        ]
-        self._batch_ends = list(accumulate(rows for shard in opened for rows in shard.batch_rows))
+        self._ends = list(accumulate(shard.num_rows for shard in opened))
 
     def __len__(self) -> int:
-        return self._batch_ends[-1] if self._batch_ends else 0
+        return self._ends[-1] if self._ends else 0
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -69,10 +127,11 @@ class Shards(Sequence[Row]):
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
-        number = bisect_right(self._batch_ends, row)
-        batches, position = self._batches[number]
-        batch = batches[position]
-        return row_of(batch, row - self._batch_ends[number] + len(batch.turn_num))
+        shard = self.opened[number := bisect_right(self._ends, row)]
+        row += shard.num_rows - self._ends[number]
+        position = bisect_right(shard.batch_ends, row)
+        batch = shard.batches[position]
+        return row_of(batch, row - shard.batch_ends[position] + len(batch.turn_num))
 
     def batches(self) -> Iterator[Columns]:
         """Yield the record batches of all shards."""
@@ -97,49 +156,64 @@ def row_of(batch: Columns, row: int) -> Row:
 
 
 def open_shards(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
-    """Open an output folder, or one or more shards.
+    """Open an output, or one or more shards; URLs of a store too.
 
-    In a folder, each shard must have the size and the number of sequences that the manifest
-    records, since a truncated stream may read as fewer sequences without an error. The metadata of
-    a shard must agree with the manifest, and with the first record batch of the shard. Raises
-    SetupError for a path that does not exist, InputError for shards that can't be used.
+    A shard of an output in a store is fetched into the user's cache folder when it is first used,
+    and its hash compared with the manifest. In a folder, each shard must have the size and the
+    number of sequences that the manifest records, since a truncated stream may read as fewer
+    sequences without an error. The metadata of a shard must agree with the manifest, and with the
+    first record batch of the shard. Raises SetupError for a path that does not exist, InputError
+    for shards that can't be used.
     """
     shards = map_shards(path)
     for shard in shards.opened:
-        for columns in shard.batches[:1]:
-            if contradiction := find_contradiction(columns, shards.metadata):
-                raise InputError(
-                    f"{shard.path}: its metadata contradicts its columns: {contradiction}; "
-                    "pack the data again"
-                )
+        if isinstance(shard, OpenShard):
+            _require_agreement(shard, shards.metadata)
     return shards
+
+
+def _require_agreement(shard: OpenShard, metadata: ShardMetadata) -> None:
+    for columns in shard.batches[:1]:
+        if contradiction := find_contradiction(columns, metadata):
+            raise InputError(
+                f"{shard.path}: its metadata contradicts its columns: {contradiction}; "
+                "pack the data again"
+            )
 
 
 def map_shards(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
     """Open what `open_shards` opens, without a look at the columns: `verify` checks them all."""
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    if len(paths) == 1 and Path(paths[0]).is_dir():
-        return _map_folder(Path(paths[0]))
-    opened, metadata = _map_all([Path(shard) for shard in paths])
+    places = [to_place(resolve_name(os.fspath(shard))) for shard in paths]
+    if len(places) == 1 and is_output(places[0]):
+        return _map_folder(places[0])
+    opened, metadata = _map_all(places)
     return Shards(opened, metadata, None)
 
 
-def read_complete_manifest(folder: Path) -> Manifest:
-    """Return the manifest of an output folder, whose shards are there and have its sizes.
+def is_output(place: Place) -> bool:
+    """Return whether a path or a URL is that of an output, not of a shard."""
+    return not place.endswith(".arrow") if isinstance(place, str) else place.is_dir()
+
+
+def read_complete_manifest(folder: Place) -> Manifest:
+    """Return the manifest of an output, whose shards are there and have its sizes.
 
     Raises SetupError for a folder without a manifest, InputError for a damaged one, and for a shard
     that is missing or has another size.
     """
-    if not (folder / MANIFEST).is_file():
+    with wrap_fetch_errors(folder):
+        sizes = list_sizes(folder)
+    if MANIFEST not in sizes:
         raise SetupError(
             f"{folder}: no {MANIFEST}, so not a complete output; run mtpack pack -o {folder}"
         )
     manifest = read_manifest(folder)
     for record in manifest.report.shards:
-        file = folder / record.path
-        size = file.stat().st_size if file.is_file() else None
+        size = sizes.get(record.path)
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes"
+            file = join_place(folder, record.path)
             raise InputError(
                 f"{file}: {found}; the manifest records {record.bytes:,} bytes; "
                 "restore the file from a copy, or pack the data again with --overwrite"
@@ -147,21 +221,29 @@ def read_complete_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _map_folder(folder: Path) -> Shards:
+def _map_folder(folder: Place) -> Shards:
+    folder = folder.rstrip("/") if isinstance(folder, str) else folder
     manifest = read_complete_manifest(folder)
     records = manifest.report.shards
+    if isinstance(folder, str):
+        stored = [StoredShard(join_place(folder, each.path), each, manifest) for each in records]
+        return Shards(stored, stored[0].opened[0], manifest)
     opened, metadata = _map_all([folder / record.path for record in records])
     for shard, record in zip(opened, records, strict=True):
-        if shard.num_rows != record.rows:
-            raise InputError(
-                f"{shard.path}: holds {shard.num_rows:,} sequences; "
-                f"the manifest records {record.rows:,}"
-            )
+        _require_number(shard, record)
     _require_same_run(opened[0].path, metadata, manifest)
     return Shards(opened, metadata, manifest)
 
 
-def _require_same_run(path: Path, metadata: ShardMetadata, manifest: Manifest) -> None:
+def _require_number(shard: OpenShard, record: ShardRecord) -> None:
+    if shard.num_rows != record.rows:
+        raise InputError(
+            f"{shard.path}: holds {shard.num_rows:,} sequences; "
+            f"the manifest records {record.rows:,}"
+        )
+
+
+def _require_same_run(path: Place, metadata: ShardMetadata, manifest: Manifest) -> None:
     """Raise InputError if the metadata of a shard is not that of the run in the manifest."""
     recorded = {
         **manifest.run.options,
@@ -176,19 +258,38 @@ def _require_same_run(path: Path, metadata: ShardMetadata, manifest: Manifest) -
             )
 
 
-def _map_all(paths: list[Path]) -> tuple[list[OpenShard], ShardMetadata]:
+def _map_all(places: Sequence[Place]) -> tuple[list[OpenShard], ShardMetadata]:
     opened: list[OpenShard] = []
     known: ShardMetadata | None = None
-    for path in paths:
-        if path.is_dir():
-            raise SetupError(f"{path}: a folder; name one output folder, or one or more shards")
-        if not path.is_file():
-            raise SetupError(f"{path}: no such shard or output folder")
-        metadata, batches, rows = open_shard(path)
+    for place in places:
+        metadata, shard = _open_single(place)
         if known is not None and metadata != known:
-            raise InputError(f"{path}: not packed with the same options as {paths[0]}")
+            raise InputError(f"{place}: not packed with the same options as {places[0]}")
         known = metadata
-        opened.append(OpenShard(path, batches, rows))
+        opened.append(shard)
     if known is None:
         raise SetupError("no shard to open")
     return opened, known
+
+
+def _open_single(place: Place) -> tuple[ShardMetadata, OpenShard]:
+    if isinstance(place, Path):
+        if place.is_dir():
+            raise SetupError(f"{place}: a folder; name one output folder, or one or more shards")
+        if not place.is_file():
+            raise SetupError(f"{place}: no such shard or output folder")
+        return _open(place, place)
+    if is_output(place):
+        raise SetupError(f"{place}: not a shard; name one output, or one or more shards")
+    with wrap_fetch_errors(place):
+        file = fetch_single_shard(place)
+    return _open(file, place)
+
+
+def _open(file: Path, place: Place) -> tuple[ShardMetadata, OpenShard]:
+    """Open a shard in a file; messages name its place."""
+    try:
+        metadata, batches, rows = open_shard(file)
+    except InputError as error:
+        raise InputError(str(error).replace(str(file), str(place))) from error
+    return metadata, OpenShard(place, batches, list(accumulate(rows)))

@@ -18,6 +18,7 @@ from mtpack.errors import InputError
 from mtpack.options import resolve_alias
 from mtpack.shards.arrow import FORMAT_VERSION, require_format_version
 from mtpack.shards.atomic_file import atomic_file
+from mtpack.storage.places import Place, join_place, read_start
 
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 64 * 2**20
@@ -137,16 +138,15 @@ class Manifest:
             file.write(_format(whole))
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
-    """Read the manifest of an output folder; raise InputError if it is missing or damaged.
+def read_manifest(folder: Place, name: str = MANIFEST) -> Manifest:
+    """Read the manifest of an output; raise InputError if it is missing or damaged.
 
     Its text has to be the one that mtpack writes, so that any change outside of `about` is found.
     Names have to be those of files in the folder.
     """
-    path = folder / name
+    path = join_place(folder, name)
     try:
-        with open(path, "rb") as file:
-            text = file.read(_MANIFEST_LIMIT)
+        text = read_start(path, _MANIFEST_LIMIT)
         whole = json.loads(text)
         is_original = _format(whole) == text
         sha256, about = whole.pop("sha256"), whole.pop("about")
@@ -174,10 +174,10 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
         raise InputError(f"{path}: damaged; pack the data again") from error
 
 
-def is_manifest(path: Path) -> bool:
-    """Return whether a file looks like a manifest of mtpack, intact or damaged."""
+def is_manifest(place: Place) -> bool:
+    """Return whether a file or an object looks like a manifest of mtpack, intact or damaged."""
     try:
-        content = path.read_bytes()
+        content = read_start(place, _MANIFEST_LIMIT)
     except OSError:
         return False
     return b'"format_version"' in content and b'"tally"' in content

@@ -31,8 +31,10 @@ from mtpack.shards.manifest import (
 )
 from mtpack.shards.side_files import REJECTS, SIDE_FILES
 from mtpack.shards.work_area import has_work_area
+from mtpack.storage.places import Place, is_file, join_place, read_start
 
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.arrow")
+_REJECT_LIMIT = 2**20
 _REPLACED = "replaced.json"  # the manifest of the output that a complete one in the area replaces
 
 
@@ -63,7 +65,7 @@ def refuse_foreign_files(folder: Path, is_known: Callable[[Path], bool], option:
 
 
 def find_complete_output(
-    folder: Path,
+    folder: Place,
     run: RunIdentity,
     files: list[InputFile],
     hash_inputs: Callable[[], list[str]],
@@ -71,12 +73,12 @@ def find_complete_output(
 ) -> PackReport | None:
     """Return the report of a complete output of the same run; None if there is work to do.
 
-    run: without the contents of `files`. hash_inputs: reads them and returns their sha256; it is
-    called only if their names, sizes and times do not decide. Raises SetupError if the folder holds
-    the output of another run, unless `--overwrite`; InputError if that output skipped bad rows, and
-    `--on-error` is `fail` now.
+    folder: may be in a store. run: without the contents of `files`. hash_inputs: reads them and
+    returns their sha256; it is called only if their names, sizes and times do not decide. Raises
+    SetupError if the folder holds the output of another run, unless `--overwrite`; InputError if
+    that output skipped bad rows, and `--on-error` is `fail` now.
     """
-    if not (folder / MANIFEST).is_file():
+    if not is_file(join_place(folder, MANIFEST)):
         return None
     found: Manifest | None = None
     difference: str | None
@@ -90,7 +92,8 @@ def find_complete_output(
             difference = found.run.difference(replace(run, inputs=_hash(run, hash_inputs)))
     if found is not None and difference is None:
         if options.on_error == "fail" and found.report.tally.rows_rejected:
-            reject = json.loads((folder / REJECTS).read_text(encoding="utf-8").split("\n")[0])
+            rejects = read_start(join_place(folder, REJECTS), _REJECT_LIMIT)
+            reject = json.loads(rejects.split(b"\n")[0])
             raise make_bad_row_error("{file} line {line}: {reason}: {detail}".format(**reject))
         return found.report
     if options.overwrite:
@@ -118,9 +121,9 @@ def make_bad_row_error(reject: str) -> InputError:
     return InputError(reject, remedy)
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Return the files of a folder that have the name of a shard, sorted."""
-    return sorted(path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
+def is_shard_name(name: str) -> bool:
+    """Return whether a file has the name of a shard."""
+    return _SHARD_NAME.fullmatch(name) is not None
 
 
 def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> None:

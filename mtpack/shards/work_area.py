@@ -1,5 +1,8 @@
 """The work area: the folder `.mtpack/` in an output folder, where a run writes at first.
 
+With `--work-dir`, what is not part of the output lies there instead. The work area of an output in
+a store is a folder of `--work-dir`, or else of a temporary folder.
+
 One run at a time uses it: it holds a lock, which ends with the process. A run that ends before its
 output is complete may leave it, and the next run continues with what it holds.
 """
@@ -7,10 +10,13 @@ output is complete may leave it, and the next run continues with what it holds.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import stat
+import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +32,8 @@ _RUN_RECORD = "run.json"
 _MARK = "mtpack_run"
 """The key of a run record that no other file has."""
 _MAX_RECORD_BYTES = 2**20
+_SECONDS_TO_LOCK = 2.0
+_SECONDS_BETWEEN_TRIES = 0.02
 
 
 @dataclass(slots=True)
@@ -33,6 +41,9 @@ class WorkArea:
     """The work area of this run, which is locked."""
 
     path: Path
+    """Holds finished shards and all records; on the file system of an output folder."""
+    scratch: Path
+    """Holds what is not finished: tokenized splits, plans, shards that are being written."""
     is_kept: bool
     """Whether it stays when the block of `work_area` ends."""
 
@@ -84,34 +95,97 @@ def _read_run_record(area: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def work_area(folder: Path) -> Iterator[WorkArea]:
+def work_area(folder: Path, work_dir: Path | None = None) -> Iterator[WorkArea]:
     """Provide the work area of an output folder, locked for this run; both are made if missing.
 
-    At the end of the block it is removed unless `is_kept`, and an empty new output folder too.
-    Raises SetupError if another run uses it, if something else has its name, or if it can't be
-    made.
+    work_dir: where `scratch` is made; by default, it is the work area itself. At the end of the
+    block it is removed unless `is_kept`, and an empty new output folder too. Raises SetupError if
+    another run uses it, if something else has its name, or if it can't be made.
     """
     is_new = not folder.exists()
     was_left = has_work_area(folder)
-    path = folder / _WORK_AREA
+    path = scratch = (folder / _WORK_AREA).absolute()
+    if work_dir is not None:
+        scratch = _make_folder(work_dir, _name_area(str(folder.resolve())))
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = _open_locked(path / _LOCK)
+        lock = _open_locked(path / _LOCK, str(folder))
     except OSError as error:
         raise SetupError(f"{folder}: can't be written to ({error.strerror})") from error
-    area = WorkArea(path, is_kept=was_left)
+    area = WorkArea(path, scratch, is_kept=was_left)
     with lock:
         try:
             yield area
         finally:
             if not area.is_kept:
                 _remove(path)
+                if scratch != path:
+                    shutil.rmtree(scratch, ignore_errors=True)
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
-def _open_locked(path: Path) -> IO[bytes]:
-    """Open and lock a file. The lock ends when the process ends, even if that is killed."""
+@contextmanager
+def stored_work_area(url: str, work_dir: Path | None) -> Iterator[WorkArea]:
+    """Provide the work area of an output in a store, locked for this run; made if missing.
+
+    The lock holds among the runs that share it, not for the store. At the end of the block it is
+    removed unless `is_kept`. Raises SetupError as `work_area` does.
+    """
+    path = find_stored_area(url, work_dir).absolute()
+    was_left = path.exists()
+    if work_dir is None:
+        _make_own_folder(path.parent)
+    _make_folder(path.parent, path.name)
+    try:
+        lock = _open_locked(path / _LOCK, url)
+    except OSError as error:
+        raise SetupError(f"{path}: can't be written to ({error.strerror})") from error
+    area = WorkArea(path, path, is_kept=was_left)
+    with lock:
+        try:
+            yield area
+        finally:
+            if not area.is_kept:
+                _remove(path)
+
+
+def find_stored_area(url: str, work_dir: Path | None) -> Path:
+    """Return the folder of the work area of an output in a store."""
+    temporary = Path(tempfile.gettempdir()) / f"mtpack-{os.getuid()}"
+    return (work_dir or temporary) / _name_area(url)
+
+
+def _name_area(output: str) -> str:
+    """Return the name of the area of an output, so that several outputs can share a folder."""
+    return f"mtpack-{hashlib.sha256(output.encode()).hexdigest()[:16]}"
+
+
+def _make_folder(folder: Path, name: str) -> Path:
+    try:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{folder}: can't be written to ({error.strerror})") from error
+    return (folder / name).absolute()
+
+
+def _make_own_folder(folder: Path) -> None:
+    """Make a folder that only this user can write to; others may have made it before."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise SetupError(f"{folder}: can't be written to ({error.strerror})") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise SetupError(f"{folder}: others can write to it; choose another --work-dir")
+
+
+def _open_locked(path: Path, output: str) -> IO[bytes]:
+    """Open and lock a file. The lock ends when the process ends, even if that is killed.
+
+    Its workers have the lock too, and end a moment after it.
+    """
+    end = time.monotonic() + _SECONDS_TO_LOCK
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
@@ -120,11 +194,12 @@ def _open_locked(path: Path) -> IO[bytes]:
             if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         except BlockingIOError:
-            file.close()
-            raise SetupError(
-                f"{path.parent.parent}: another run is writing to it; wait for it or choose "
-                "another -o"
-            ) from None
+            if time.monotonic() > end:
+                file.close()
+                raise SetupError(
+                    f"{output}: another run is writing to it; wait for it or choose another -o"
+                ) from None
+            time.sleep(_SECONDS_BETWEEN_TRIES)
         except FileNotFoundError:  # another run has just removed its work area
             path.parent.mkdir(exist_ok=True)
         file.close()

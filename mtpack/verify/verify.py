@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtpack.counts import Counts
 from mtpack.errors import SetupError
-from mtpack.shards.dataset import map_shards, read_complete_manifest
+from mtpack.shards.dataset import is_output, map_shards, read_complete_manifest
+from mtpack.storage.places import to_place
+from mtpack.storage.urls import resolve_name
 from mtpack.verify.check import Check, ReportProgress
 from mtpack.verify.files import Violation, find_changed_file
 from mtpack.verify.structure import check_structure
@@ -88,7 +89,7 @@ def verify(
     has_torch = find_spec("torch") is not None
     device = _choose_device(device) if has_torch else "cpu"
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
-    named = [os.fspath(path) for path in several]
+    named = [resolve_name(os.fspath(path)) for path in several]
     report_progress("structure", 0)
     if changed := _check_files(named, device):
         return changed
@@ -117,9 +118,9 @@ def verify(
 
 def _check_files(named: list[str], device: str) -> VerifyReport | None:
     """Return the report on an output of which a file is not the one in its manifest, or None."""
-    if len(named) != 1 or not os.path.isdir(named[0]):
+    folder = to_place(named[0].rstrip("/") or named[0]) if len(named) == 1 else None
+    if folder is None or not is_output(folder):
         return None
-    folder = Path(named[0])
     manifest = read_complete_manifest(folder)
     violation = find_changed_file(folder, manifest)
     if violation is None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,14 @@ import pytest
 import mtpack
 from tests.conftest import ROOT, SAMPLE_DATA
 
-ray = pytest.importorskip("ray", reason="needs mtpack[ray]")
-from ray.cluster_utils import Cluster  # noqa: E402
-
+pytest.importorskip("ray", reason="needs mtpack[ray]")
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 OPTIONS: dict[str, Any] = {
     "seq_len": 512,
     "window": "200Ki",
     "on_error": "skip",
     "shard_size": "512KiB",
 }
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of three nodes with a core each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
-        yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +75,14 @@ def test_the_input_has_several_windows_and_rejects(whole):
 
 
 def test_a_run_on_ray_writes_the_same_bytes(cluster, inputs, whole, tmp_path):
-    pack(tmp_path / "packed", inputs, executor="ray", ray_address=cluster.address)
+    pack(tmp_path / "packed", inputs, executor="ray")
     assert contents(tmp_path / "packed") == whole
 
 
-def test_a_run_that_loses_a_node_writes_the_same_bytes(cluster, inputs, whole, tmp_path, capfd):
+def test_a_run_that_loses_a_node_writes_the_same_bytes(
+    disconnected, inputs, whole, tmp_path, capfd
+):
+    cluster = disconnected
     node = cluster.add_node(num_cpus=1)
 
     def remove_node(stage: str, amount: int) -> None:
@@ -101,8 +90,7 @@ def test_a_run_that_loses_a_node_writes_the_same_bytes(cluster, inputs, whole, t
             cluster.remove_node(node, allow_graceful=False)
 
     callbacks = mtpack.Callbacks(progress=remove_node)
-    options = {"executor": "ray", "ray_address": cluster.address}
-    pack(tmp_path / "packed", inputs, callbacks=callbacks, **options)
+    pack(tmp_path / "packed", inputs, callbacks=callbacks, executor="ray")
     assert contents(tmp_path / "packed") == whole
     assert capfd.readouterr() == ("", "")
 
@@ -140,8 +128,7 @@ def test_a_killed_run_is_continued_by_any_executor(
 ):
     output = tmp_path / "packed"
     shutil.copytree(killed, output)
-    address = cluster.address if executor == "ray" else None
-    report = pack(output, inputs, executor=executor, ray_address=address)
+    report = pack(output, inputs, executor=executor)
     assert contents(output) == whole
     assert report.about.splits_reused >= 2
     assert report.about.shards_resumed >= 1

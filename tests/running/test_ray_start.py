@@ -9,8 +9,6 @@ import pytest
 
 from mtpack.errors import SetupError
 from mtpack.options import PackOptions
-from mtpack.running.executors import open_runner
-from mtpack.running.pipeline import load_pipeline
 from tests.conftest import ROOT, SAMPLE_DATA
 
 SOURCE = str(SAMPLE_DATA / "conversations_en.jsonl")
@@ -60,16 +58,14 @@ def test_executor_and_address_are_no_part_of_what_counts_as_the_same_run():
     assert default.split_options() == chosen.split_options()
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "no address"])
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "no address", "127.0.0.1:9"])
 def test_an_address_that_can_not_be_used_is_refused_in_one_line(address, tmp_path):
     pytest.importorskip("ray", reason="needs mtpack[ray]")
-    pipeline = load_pipeline(PackOptions(executor="ray", ray_address=address))
-    with (
-        pytest.raises(SetupError, match=f"^--ray-address {address}: ") as refused,
-        open_runner(pipeline, 1, tmp_path),
-    ):
-        pass
-    assert "\n" not in str(refused.value)
+    command = ["pack", SOURCE, "--executor", "ray", "--ray-address", address]
+    done = run(PACK, *command, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"mtpack: --ray-address {address}: ")
+    assert len(done.stderr.splitlines()) == 2  # the first one names the tokenizer
     assert list(tmp_path.iterdir()) == []
 
 

@@ -106,12 +106,12 @@ def killing(function: Callable[..., Any], call: int) -> Callable[..., Any]:
 
 
 SPLIT = (mtpack.running.attempt.Attempt, "_add_split")
-SHARD = (mtpack.running.attempt, "commit_shard")
+SHARD = (mtpack.running.outputs, "commit_shard")
 RECORD = (mtpack.running.earlier_work, "_write_record")
 WINDOW = (mtpack.running.attempt, "commit_window")
 REMOVAL = (mtpack.running.windows.Windows, "remove_files")
 PLAN = (mtpack.running.windows.Windows, "add_plan")
-PUBLISHING = (mtpack.running.pack, "publish")
+PUBLISHING = (mtpack.running.outputs, "publish")
 MOVE = (mtpack.shards.output_folder.os, "replace")
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import mtpack.running.shard_task
 from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
+from mtpack.packing.plan import plan_sequences
 from mtpack.running.document_file import open_documents, save_batch
 from mtpack.running.earlier_work import EarlierWork, FinishedShard
 from mtpack.running.heartbeat import Heartbeat
@@ -234,6 +235,15 @@ def test_planning_is_a_step_without_a_limit_on_its_cpu_time(tmp_path):
     planned = run_plan_task(pipeline, task)
     assert steps == [("planning window 0", float("inf"))]
     assert planned.seconds.keys() == {"plan"}
+
+
+def test_a_plan_depends_on_padded_lengths_the_seed_and_the_number_of_the_window(tmp_path):
+    options = PackOptions(seq_len=8, seed=7, pad_documents_to=4)
+    split = split_of_lengths(tmp_path / "split", [1, 5, 4, 3, 2, 8] * 5)
+    task = PlanTask(3, tmp_path / "plan", [str(split.file)], [0])
+    run_plan_task(pipeline_of(options), task)
+    expected = plan_sequences(np.array([4, 8, 4, 4, 4, 8] * 5), 8, "dense", (7, 3))
+    assert open_plan(task.file).documents.tolist() == expected.documents.tolist()
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):

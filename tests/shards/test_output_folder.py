@@ -218,14 +218,14 @@ def test_overwriting_removes_what_the_old_manifest_lists_and_nothing_else(tmp_pa
 def test_the_old_output_is_readable_until_the_new_one_is_complete(tmp_path, monkeypatch):
     output, readable = tmp_path / "packed", []
     pack(output)
-    publish = mtpack.running.pack.publish
+    publish = mtpack.running.outputs.publish
 
     def look_first(folder, area, *more):
         readable.append(mtpack.open_shards(output).metadata.seq_len)
         assert check_structure(mtpack.open_shards(output)).violation is None
         publish(folder, area, *more)
 
-    monkeypatch.setattr(mtpack.running.pack, "publish", look_first)
+    monkeypatch.setattr(mtpack.running.outputs, "publish", look_first)
     pack(output, seq_len=512, overwrite=True)
     assert readable == [1024]
     assert mtpack.open_shards(output).metadata.seq_len == 512

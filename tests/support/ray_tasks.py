@@ -97,7 +97,7 @@ def write_until_killed(pipeline: Pipeline, task: Visit) -> int:
     task.leave_trace()
     pause = threading.Event()
     while True:
-        with open(task.folder / f"{task.number}-written", "ab") as file:
-            file.write(b".")
+        with open(task.folder / f"{task.number}-written", "a") as file:
+            file.write(f"{os.getpid()}\n")
         pipeline.heartbeat.end()
         pause.wait(0.01)
