@@ -55,6 +55,8 @@ class Audit:
     """Seconds that the audit took so far."""
     done: int = 0
     """The number of comparisons so far."""
+    salt: int = 0
+    """Changes which rows are drawn, since rows are numbered within a split."""
     _started: float | None = None
     """The time of the first call of `is_due`."""
 
@@ -62,7 +64,7 @@ class Audit:
         """Return whether a row must be audited."""
         if self._started is None:
             self._started = time.perf_counter()
-        drawn = zlib.crc32(row.to_bytes(8, "little"), self.seed & 0xFFFFFFFF)
+        drawn = zlib.crc32(row.to_bytes(8, "little"), (self.seed ^ self.salt) & 0xFFFFFFFF)
         if drawn % self.one_in:
             return False
         return self.spent <= self.share * (time.perf_counter() - self._started)

@@ -71,9 +71,9 @@ def read_output(path: Path) -> None:
 
 def read_input(path: Path) -> None:
     files = [describe_input(path.name, path)]
-    with table_process(files) as read_table:
-        for split in read_splits(files, read_table=read_table):
-            assert sum(1 for _ in split.rows()) == split.num_rows
+    with table_process(files) as call_table:
+        for split in read_splits(files, call_table=call_table):
+            assert sum(1 for _ in split.rows()) == split.digest().num_rows
 
 
 def read_dataset(path: Path) -> None:

@@ -4,9 +4,9 @@ In: the names of files, folders and patterns. Out: a `Dialogue` or a `Reject` fo
 
     files.py        which files are read, and the kind of each
       dataset_folders.py
-    reading.py      cuts files into splits; a task reads one split
+    reading.py      cuts files into sections without reading them, and sections into splits
       json_text.py, text_files.py, tables.py, table_values.py
-    splits.py       a split: consecutive rows, or their position in a file
+    splits.py       a split, which a task reads: consecutive rows, or their position in a file
     rows.py         reads one row in the format of its file
       row_formats.py        which format that is; it says where the messages are
         messages.py, sharegpt.py, alpaca.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -23,9 +23,17 @@ class Origin(NamedTuple):
 
     file: str
     line: int
+    after_byte: int = 0
+    """Lines are counted from the first that begins after so many bytes: a process that reads a part
+    of a file does not know how many are before it."""
 
     def __str__(self) -> str:
-        return f"{self.file} line {self.line}"
+        after = f" after byte {self.after_byte:,}" if self.after_byte else ""
+        return f"{self.file} line {self.line}{after}"
+
+    def place(self, lines_before: int) -> Origin:
+        """Return the position in the file; lines_before: those in the first `after_byte` bytes."""
+        return Origin(self.file, self.line + lines_before) if self.after_byte else self
 
 
 class Dialogue(NamedTuple):
@@ -168,6 +176,13 @@ class Reject:
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.reason}: {self.detail}"
+
+    def place(self, first_row: int, lines_before: int) -> Reject:
+        """Return the rejection with its position in the input, and that in its file.
+
+        first_row: the number of rows before its split. lines_before: as in `Origin.place`.
+        """
+        return replace(self, row=self.row + first_row, origin=self.origin.place(lines_before))
 
     def as_record(self) -> dict[str, str | int]:
         """Return the object to write to `rejects.jsonl`."""

@@ -206,8 +206,13 @@ def open_table(path: str) -> pa.NativeFile:
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
-    """Return the size of the file at `path`, without reading it; raise InputError."""
+    """Return the size of the file at `path`, without reading it; raise InputError.
+
+    Its path is absolute, so that it can be read by a process with another working folder.
+    """
     location = os.fspath(path)
+    if not is_url(location):
+        location = os.path.abspath(location)
     with wrap_read_errors(name), open_input(location):
         return InputFile(name, location, *stat_input(location))
 

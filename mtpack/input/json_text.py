@@ -29,22 +29,27 @@ _BLOCK_BYTES = 2**20
 _MOST_VALUES = 8 * 2**20
 
 
-def read_text(file: InputFile, line_limit: int) -> Iterator[RowBatch]:
-    """Yield the rows of a text file in batches; raise InputError."""
-    layout = _find_layout(file, line_limit)
+def read_text(file: InputFile, line_limit: int, layout: str | None = None) -> Iterator[RowBatch]:
+    """Yield the rows of a text file in batches; raise InputError.
+
+    layout: what it holds; None: find that out.
+    """
+    if layout is None:
+        with open_text(file) as stream:
+            layout = find_layout(file, stream, line_limit)
     if layout == LINES:
         return read_lines(file, line_limit)
     read = _read_list if layout == LIST else _read_object
     return batch_rows(file.name, read(file, line_limit), line_limit)
 
 
-def _find_layout(file: InputFile, line_limit: int) -> str:
+def find_layout(file: InputFile, stream: BinaryIO, line_limit: int) -> str:
     """Return what a file holds; raise InputError for a `.json` file that holds no JSON.
 
-    A file named as lines is one, unless its first line opens a list or an object and can't be a
-    value, so that no line of it would be a row.
+    stream: the text of the file, at its start. A file named as lines is one, unless its first line
+    opens a list or an object and can't be a value, so that no line of it would be a row.
     """
-    text, number, following = read_first_line(file, line_limit)
+    text, number, following = read_first_line(stream, line_limit)
     document = LIST if text.startswith(b"[") else OBJECT
     if file.kind.content == "lines":
         opens = not text.strip(b"[{ \t") or (document == LIST and text.endswith(b","))

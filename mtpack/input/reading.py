@@ -1,4 +1,9 @@
-"""Cuts files into splits: every non-blank line, list element or table row, with file and line.
+"""Cuts an input into sections, without reading it, and sections into splits.
+
+A *section* is what can be read on its own: a range of bytes of a plain file with a row in each
+line, some row groups of a Parquet file, any other file as a whole, or several small files. No split
+has rows of two sections. So the cuts are the same whoever reads a section, and lines of plain files
+are first read by the worker that tokenizes them.
 
 Rows are parsed in `rows.py`; here, only the first rows of a file are parsed, to detect the format
 of the file.
@@ -6,14 +11,16 @@ of the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from mtpack.input.files import InputFile, check_unchanged
-from mtpack.input.json_text import read_text
+from mtpack.input.json_text import LINES, find_layout, read_text
 from mtpack.input.row_formats import ROW_KEYS, detect_format
-from mtpack.input.splits import Piece, RowBatch, RowsInMemory, Split
-from mtpack.input.tables import is_table, read_table
+from mtpack.input.splits import LinesInFile, Piece, RowBatch, Split
+from mtpack.input.tables import TablePart, cut_table, is_table, read_table
+from mtpack.input.text_files import find_format, open_start
 
 AUTO = "auto"
 LINE_LIMIT = 64 * 2**20
@@ -21,57 +28,214 @@ LINE_LIMIT = 64 * 2**20
 # it costs nothing compared with tokenizing it.
 SPLIT_BYTES = 2**19
 
-TableReader = Callable[[InputFile, int, Collection[str]], Iterator[RowsInMemory]]
-"""Yields the rows of a table: from the file, the longest row in bytes, and the columns to read."""
+_Arguments = ParamSpec("_Arguments")
+_Found = TypeVar("_Found")
 
 
-def read_splits(
-    files: Iterable[InputFile],
-    line_limit: int = LINE_LIMIT,
-    row_format: str = AUTO,
-    more_columns: Collection[str] = (),
-    read_table: TableReader = read_table,
+class TableCall(Protocol):
+    """Calls a function that reads a table and yields what it finds."""
+
+    def __call__(
+        self,
+        function: Callable[_Arguments, Iterator[_Found]],
+        /,
+        *arguments: _Arguments.args,
+        **named: _Arguments.kwargs,
+    ) -> Iterator[_Found]:
+        """Yield what the function yields, in this process or in another.
+
+        The first argument is the file. Raises InputError.
+        """
+        ...
+
+
+def call_here(
+    function: Callable[_Arguments, Iterator[_Found]],
+    /,
+    *arguments: _Arguments.args,
+    **named: _Arguments.kwargs,
+) -> Iterator[_Found]:
+    """Call a function that reads a table in this process."""
+    return function(*arguments, **named)
+
+
+class ReadOptions(NamedTuple):
+    """How the rows of an input are read."""
+
+    row_format: str = AUTO
+    """The format of all rows; `auto`: detect it per file, from its first rows."""
+    more_columns: tuple[str, ...] = ()
+    """Columns of tables to read in addition to those with the names of a format."""
+    line_limit: int = LINE_LIMIT
+    """The longest row, in bytes."""
+
+    @property
+    def format(self) -> str | None:
+        """The format of all rows; None if it is detected per file."""
+        return None if self.row_format == AUTO else self.row_format
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of tables to read."""
+        return frozenset((*ROW_KEYS, *self.more_columns))
+
+
+DEFAULTS = ReadOptions()
+
+
+class WholeFile(NamedTuple):
+    """A file, or a part of a table, that has to be read as a whole to find its rows."""
+
+    file: InputFile
+    format: str | None
+    """The format of all its rows; None: detect it."""
+    layout: str | None = None
+    """What a text file holds, if that is known."""
+    part: TablePart | None = None
+    """The part of a table; None: all of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the input that is read on its own."""
+
+    number: int
+    parts: tuple[LinesInFile | WholeFile, ...]
+
+    def __str__(self) -> str:
+        first = self.parts[0]
+        name = first.file.name if isinstance(first, WholeFile) else first.file
+        return f"{name}: section {self.number:,} of the input"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it is one split, which a worker can read. Otherwise it is cut as it is read."""
+        return all(isinstance(part, LinesInFile) for part in self.parts)
+
+
+def cut_sections(
+    files: Iterable[InputFile], options: ReadOptions = DEFAULTS, call_table: TableCall = call_here
+) -> Iterator[Section]:
+    """Cut all files, in order, into sections of about `SPLIT_BYTES`; raise InputError.
+
+    The cuts depend on the sizes of the files and, for Parquet files, on the sizes of the row
+    groups. Only the start of plain text files and the end of Parquet files is read, and what is
+    before the first row that fits a format.
+    """
+    for number, parts in enumerate(_group_small(files, options, call_table)):
+        yield Section(number, parts)
+
+
+def _group_small(
+    files: Iterable[InputFile], options: ReadOptions, call_table: TableCall
+) -> Iterator[tuple[LinesInFile | WholeFile, ...]]:
+    """Yield the parts of each section."""
+    small: list[LinesInFile | WholeFile] = []
+    num_bytes = 0
+    for file in files:
+        parts = _cut_file(file, options, call_table)
+        if small and num_bytes + file.num_bytes > SPLIT_BYTES:
+            yield tuple(small)
+            small, num_bytes = [], 0
+        if file.num_bytes > SPLIT_BYTES:
+            for part in parts:
+                yield (part,)
+        else:
+            small += parts
+            num_bytes += file.num_bytes
+    if small:
+        yield tuple(small)
+
+
+def _cut_file(
+    file: InputFile, options: ReadOptions, call_table: TableCall
+) -> Iterator[LinesInFile | WholeFile]:
+    """Yield the parts of a file: one, if it is not larger than `SPLIT_BYTES`."""
+    if file.kind.content == "parquet" and file.num_bytes > SPLIT_BYTES:
+        arguments = file, SPLIT_BYTES, options.line_limit, options.columns, options.format
+        *_, table_parts = call_table(cut_table, *arguments)
+        for part in table_parts:
+            yield WholeFile(file, part.format, part=part)
+        return
+    if is_table(file) or file.kind.compression:
+        yield WholeFile(file, options.format)
+        return
+    detected, format_start = options.format, 0
+    with open_start(file) as start:
+        layout = find_layout(file, start, options.line_limit)
+        if layout == LINES and detected is None:
+            start.seek(0)
+            detected, format_start = find_format(file, start, options.line_limit)
+    if layout != LINES:
+        yield WholeFile(file, options.format, layout)
+        return
+    for offset in range(0, file.num_bytes, SPLIT_BYTES):
+        end = min(offset + SPLIT_BYTES, file.num_bytes)
+        yield LinesInFile(
+            file=file.name,
+            format=detected if format_start < end else None,
+            path=file.path,
+            offset=offset,
+            num_bytes=end - offset,
+            modified_ns=file.modified_ns,
+            line_limit=options.line_limit,
+            format_start=format_start if offset < format_start < end else 0,
+        )
+
+
+def read_section(
+    section: Section, options: ReadOptions = DEFAULTS, call_table: TableCall = call_here
 ) -> Iterator[Split]:
-    """Cut the rows of all files, in order, into splits of about `SPLIT_BYTES`.
+    """Cut a section into splits of about `SPLIT_BYTES`.
 
     A split ends with the row that brings it to that size, so the cuts depend on the lengths of the
-    rows alone. row_format: the format of all rows; `auto`: detect it per file, from its first rows.
-    more_columns: columns of tables to read in addition to those with the names of a format.
-    read_table: a function that reads tables, in this process or in another. Raises InputError.
+    rows alone. Of lines in a plain file, the size of the file counts. Raises InputError.
     """
-    columns = {*ROW_KEYS, *more_columns}
+    part = num_bytes = 0
     pieces: list[Piece] = []
-    number = first_row = num_rows = num_bytes = 0
-    read = partial(_read_rows, line_limit=line_limit, columns=columns, read_table=read_table)
-    for rows, detected in _detect_formats(files, row_format, read):
+
+    def close_split() -> Split:
+        nonlocal part, num_bytes
+        split = Split(f"{section.number:07d}.{part:04d}", tuple(pieces))
+        part, num_bytes = part + 1, 0
+        pieces.clear()
+        return split
+
+    for rows, row_format in _read_parts(section, options, call_table):
+        if isinstance(rows, LinesInFile):
+            pieces.append(rows)
+            num_bytes += rows.num_bytes
+            if num_bytes >= SPLIT_BYTES:
+                yield close_split()
+            continue
         ends = rows.sizes().cumsum()  # of each row, in bytes from the first of `rows`
         start = counted = 0
         while start < len(ends):
             wanted = counted + SPLIT_BYTES - num_bytes
             end = min(int(ends.searchsorted(wanted)) + 1, len(ends))
-            pieces.append(rows.cut(start, end).to_piece(detected))
-            num_rows += end - start
+            pieces.append(rows.cut(start, end).to_piece(row_format))
             num_bytes += int(ends[end - 1]) - counted
             start, counted = end, int(ends[end - 1])
             if num_bytes >= SPLIT_BYTES:
-                yield Split(number, first_row, num_rows, tuple(pieces))
-                number, first_row = number + 1, first_row + num_rows
-                pieces, num_rows, num_bytes = [], 0, 0
+                yield close_split()
     if pieces:
-        yield Split(number, first_row, num_rows, tuple(pieces))
+        yield close_split()
 
 
-def _detect_formats(
-    files: Iterable[InputFile], row_format: str, read: Callable[[InputFile], Iterator[RowBatch]]
-) -> Iterator[tuple[RowBatch, str | None]]:
-    """Yield rows with the format of their file: under `auto`, that of its first row that fits one.
+def _read_parts(
+    section: Section, options: ReadOptions, call_table: TableCall
+) -> Iterator[tuple[RowBatch | LinesInFile, str | None]]:
+    """Yield the rows of a section with the format of their file.
 
-    It is detected before rows are cut into splits, so it does not depend on the cuts. Rows before
-    that first row have no format.
+    That is detected before rows are cut into splits, so it does not depend on the cuts. Rows before
+    the first that fits a format have none.
     """
-    for file in files:
-        detected = None if row_format == AUTO else row_format
-        for rows in read(file):
+    for part in section.parts:
+        if isinstance(part, LinesInFile):
+            yield part, part.format
+            continue
+        detected = part.format
+        for rows in _read_file(part, options, call_table):
             first = 0
             while detected is None and first < len(rows):
                 detected = detect_format(rows.text(first))
@@ -80,12 +244,19 @@ def _detect_formats(
                 yield rows.cut(0, first), None
             if first < len(rows):
                 yield rows.cut(first, len(rows)), detected
-        check_unchanged(file.name, file.path, file.modified_ns)
+        check_unchanged(part.file.name, part.file.path, part.file.modified_ns)
 
 
-def _read_rows(
-    file: InputFile, line_limit: int, columns: Collection[str], read_table: TableReader
-) -> Iterator[RowBatch]:
-    if is_table(file):
-        return read_table(file, line_limit, columns)
-    return read_text(file, line_limit)
+def _read_file(part: WholeFile, options: ReadOptions, call_table: TableCall) -> Iterator[RowBatch]:
+    if is_table(part.file):
+        arguments = part.file, options.line_limit, options.columns, part.part
+        return call_table(read_table, *arguments)
+    return read_text(part.file, options.line_limit, part.layout)
+
+
+def read_splits(
+    files: Iterable[InputFile], options: ReadOptions = DEFAULTS, call_table: TableCall = call_here
+) -> Iterator[Split]:
+    """Cut all files, in order, into splits; raise InputError."""
+    for section in cut_sections(files, options, call_table):
+        yield from read_section(section, options, call_table)

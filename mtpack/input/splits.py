@@ -1,7 +1,7 @@
 """A split of the input, as it is sent to a worker: the position of its rows, or the rows.
 
-For text files, the process that cuts the input does nothing per row; a worker finds the rows in the
-lines.
+Of plain lines, the process that cuts the input reads nothing; a worker finds the rows in a range of
+bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -20,7 +19,9 @@ from mtpack.errors import InputError
 from mtpack.input.files import check_unchanged, open_input, wrap_read_errors
 from mtpack.token_batch import Int64
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BATCH_BYTES = 2**20
+_BLOCK_BYTES = 2**20
 
 
 class RawRow(NamedTuple):
@@ -33,6 +34,8 @@ class RawRow(NamedTuple):
     """JSON text; None for a line that is longer than the limit."""
     format: str | None = None
     """The format of the file; None if neither this row nor an earlier one fits a format."""
+    after_byte: int = 0
+    """The number of bytes of the file before the first line that is counted."""
 
 
 class TableNote(NamedTuple):
@@ -97,12 +100,18 @@ class RowsInMemory:
 
 
 class LinesInMemory(NamedTuple):
-    """Consecutive lines of a file, none longer than the limit; blank lines are not rows."""
+    """Consecutive lines of a file; blank lines are not rows."""
 
     file: str
     format: str | None
     first_line: int
     text: bytes
+    line_limit: int
+    """A longer line is a row without text."""
+    after_byte: int = 0
+    """The number of bytes of the file before the first line that is counted."""
+    num_lines: int = 0
+    """The number of lines in the part of the file that `LinesInFile.read` has read."""
 
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows."""
@@ -110,44 +119,97 @@ class LinesInMemory(NamedTuple):
         while start < len(self.text):  # line by line: splitting all at once doubles the memory
             end = self.text.find(b"\n", start)
             text = self.text[start : end if end >= 0 else None]
-            if text and not text.isspace():
-                yield RawRow(self.file, line, text, self.format)
+            if len(text) > self.line_limit:
+                yield RawRow(self.file, line, None, self.format, self.after_byte)
+            elif text and not text.isspace():
+                yield RawRow(self.file, line, text, self.format, self.after_byte)
             line, start = line + 1, start + len(text) + 1
 
     def list_texts(self) -> list[bytes]:
-        """Return the texts of the rows."""
+        """Return the texts of the rows; that of a line above the limit is empty."""
+        if len(self.text) > self.line_limit:
+            return [row.text or b"" for row in self.rows()]
         lines = self.text.split(b"\n")
         return [line for line in lines if line and not line.isspace()]
 
 
 class LinesInFile(NamedTuple):
-    """Consecutive lines of a plain text file, by their position in it."""
+    """The lines that begin in a range of bytes of a plain text file."""
 
     file: str
     format: str | None
-    first_line: int
     path: str
     offset: int
     num_bytes: int
     modified_ns: int
+    line_limit: int
+    format_start: int = 0
+    """Rows that begin before this byte of the file have no format."""
 
-    def read(self) -> LinesInMemory:
-        """Read the lines; raise InputError, also if the file has changed."""
+    def read(self) -> list[LinesInMemory]:
+        """Read the lines, those without the format apart.
+
+        Raises InputError, also if the file has changed.
+        """
         with wrap_read_errors(self.file), open_input(self.path) as file:
-            file.seek(self.offset)
-            text = file.read(self.num_bytes)
+            text, start, num_lines = self._read_lines(file)
         check_unchanged(self.file, self.path, self.modified_ns)
-        if len(text) < self.num_bytes:
+        without_format = text[: max(0, self.format_start - start)]
+        lines = LinesInMemory(
+            self.file, self.format, 1, text, self.line_limit, self.offset, num_lines
+        )
+        if not without_format:
+            return [lines]
+        num_before = without_format.count(b"\n")
+        return [
+            lines._replace(format=None, text=without_format, num_lines=num_before),
+            lines._replace(
+                first_line=1 + num_before,
+                text=text[len(without_format) :],
+                num_lines=num_lines - num_before,
+            ),
+        ]
+
+    def _read_lines(self, file: BinaryIO) -> tuple[bytes, int, int]:
+        """Return the text of the lines, its position in the file, and the number of lines.
+
+        A line above the limit may be cut.
+        """
+        num_before = min(1, self.offset)  # this byte says whether a line begins with the range
+        file.seek(self.offset - num_before)
+        text = _read_bytes(file, num_before + self.num_bytes)
+        if len(text) < num_before + self.num_bytes:
             raise InputError(f"{self.file}: can't be read (it ends early); run again")
-        return LinesInMemory(self.file, self.format, self.first_line, text)
+        start = text.find(b"\n", 0, -1) + 1 if self.offset else 0
+        if start < num_before or not text:
+            return b"", self.offset, 0
+        num_lines = 1 + text.count(b"\n", start, -1)
+        text = self._read_on(file, text[start:])
+        if not self.offset and text.startswith(BYTE_ORDER_MARK):
+            start = len(BYTE_ORDER_MARK)
+            text = text[start:]
+        return text, self.offset - num_before + start, num_lines
 
-    def rows(self) -> Iterator[RawRow]:
-        """Read and yield the rows; raise InputError, also if the file has changed."""
-        return self.read().rows()
+    def _read_on(self, file: BinaryIO, text: bytes) -> bytes:
+        """Return a text that ends in an unfinished line with the rest of that line."""
+        parts, length = [text], len(text) - (text.rfind(b"\n") + 1)
+        while 0 < length <= self.line_limit + len(BYTE_ORDER_MARK):
+            block = file.read(_BLOCK_BYTES)
+            end = block.find(b"\n") + 1
+            parts.append(block[:end] if end else block)
+            if end or not block:
+                break
+            length += len(block)
+        return b"".join(parts)
 
-    def list_texts(self) -> list[bytes]:
-        """Read and return the texts of the rows; raise InputError, also if the file has changed."""
-        return self.read().list_texts()
+
+def _read_bytes(file: BinaryIO, num_bytes: int) -> bytes:
+    """Read so many bytes; fewer only at the end of the file."""
+    parts = []
+    while num_bytes and (part := file.read(num_bytes)):
+        parts.append(part)
+        num_bytes -= len(part)
+    return b"".join(parts)
 
 
 Piece = RowsInMemory | LinesInMemory | LinesInFile
@@ -199,62 +261,119 @@ def batch_rows(
     yield batch
 
 
+class SplitDigest(NamedTuple):
+    """What the rows of a split are known by. Positions and compressions of files change nothing."""
+
+    sha256: str
+    """Covers the texts of the rows in order, their formats, and dropped nulls."""
+    num_rows: int
+    num_bytes: int
+    """The number of bytes of these texts."""
+    files: list[tuple[str, str]]
+    """The name of each file with rows in the split, and the same digest of these rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Consecutive rows: the part of the input that one worker reads."""
 
-    number: int
-    first_row: int
-    num_rows: int
+    key: str
+    """Names it, by section and part (`reading.py`)."""
     pieces: tuple[Piece, ...]
     """The parts of the split in order, each of one file."""
 
+    def __str__(self) -> str:
+        first = self.pieces[0]
+        if isinstance(first, LinesInFile):
+            where = f"byte {first.offset:,}"
+        else:
+            line = first.first_line if isinstance(first, LinesInMemory) else first.lines[0]
+            where = f"line {line:,}"
+        return f"{first.file}: the split that starts at {where}"
+
+    @property
+    def first_file(self) -> str:
+        """The name of the file where it starts."""
+        return self.pieces[0].file
+
+    @property
+    def after_byte(self) -> int:
+        """The number of bytes of its file before it, if it is a later range of one; else 0."""
+        first = self.pieces[0]
+        return first.after_byte if isinstance(first, LinesInMemory) else 0
+
+    @property
+    def num_lines(self) -> int:
+        """The number of lines of plain text files that were read."""
+        return sum(piece.num_lines for piece in self.pieces if isinstance(piece, LinesInMemory))
+
+    @property
+    def formats(self) -> list[tuple[str, str]]:
+        """The name of each file with a format, and the format."""
+        found = dict.fromkeys((piece.file, piece.format) for piece in self.pieces)
+        return [(name, row_format) for name, row_format in found if row_format is not None]
+
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows; raise InputError if a file can't be read or has changed."""
-        for piece in self.pieces:
+        for piece in self.read().pieces:
+            assert not isinstance(piece, LinesInFile)
             yield from piece.rows()
 
     def count_dropped_nulls(self) -> int:
         """Count the rows of tables in which a null that may mean something was left out."""
-        tables = (piece for piece in self.pieces if isinstance(piece, RowsInMemory))
-        return sum(table.count_dropped_nulls() for table in tables)
+        return _count_dropped_nulls(self.pieces)
 
     def read(self) -> Split:
         """Return the split with all rows in memory; raise InputError as `rows` does.
 
         So what is hashed is what is tokenized, and no file is read twice.
         """
-        read = (p.read() if isinstance(p, LinesInFile) else p for p in self.pieces)
+        read: list[Piece] = []
+        for piece in self.pieces:
+            read += piece.read() if isinstance(piece, LinesInFile) else [piece]
         return replace(self, pieces=tuple(read))
 
-    def content_sha256(self) -> str:
-        """Return the digest of the rows: their texts in order, their formats, and dropped nulls.
-
-        It does not depend on the position of the rows or the compression of their files.
-        """
-        texts = [(piece.format, piece.list_texts()) for piece in self.pieces]
-        formats = [
-            (row_format, sum(len(part) for _, part in same))
-            for row_format, same in groupby(texts, key=itemgetter(0))
+    def digest(self) -> SplitDigest:
+        """Return the digest of the rows, which are read."""
+        parts: list[_Part] = []
+        for piece in self.read().pieces:
+            assert not isinstance(piece, LinesInFile)
+            if texts := piece.list_texts():
+                parts.append((piece, texts))
+        files = [
+            (name, _hash_rows(list(of_file)))
+            for name, of_file in groupby(parts, key=lambda part: part[0].file)
         ]
-        lines = [line for _, part in texts for line in part]
-        if num_dropped := self.count_dropped_nulls():
-            lines.append(b"%d" % num_dropped)
-        return hashlib.sha256(b"\n".join([orjson.dumps(formats), *lines])).hexdigest()
+        sha256 = files[0][1] if len(files) == 1 else _hash_rows(parts)
+        num_rows = sum(len(texts) for _, texts in parts)
+        num_bytes = sum(sum(map(len, texts)) for _, texts in parts)
+        return SplitDigest(sha256, num_rows, num_bytes, files)
 
-    def file_sha256s(self) -> list[tuple[str, str]]:
-        """Return the name of each file in the split, and the digest of its rows in the split."""
-        parts = [
-            (name, replace(self, pieces=tuple(pieces)))
-            for name, pieces in groupby(self.pieces, key=attrgetter("file"))
-        ]
-        return [(name, part.content_sha256()) for name, part in parts]
+
+_Part = tuple[RowsInMemory | LinesInMemory, list[bytes]]
+"""A piece and the texts of its rows."""
+
+
+def _hash_rows(parts: list[_Part]) -> str:
+    formats = [
+        (row_format, sum(len(texts) for _, texts in same))
+        for row_format, same in groupby(parts, key=lambda part: part[0].format)
+    ]
+    lines = [line for _, texts in parts for line in texts]
+    if num_dropped := _count_dropped_nulls(piece for piece, _ in parts):
+        lines.append(b"%d" % num_dropped)
+    return hashlib.sha256(b"\n".join([orjson.dumps(formats), *lines])).hexdigest()
+
+
+def _count_dropped_nulls(pieces: Iterable[Piece]) -> int:
+    tables = (piece for piece in pieces if isinstance(piece, RowsInMemory))
+    return sum(table.count_dropped_nulls() for table in tables)
 
 
 class InputHashes:
     """Hashes each file of an input: the digests of its rows, split by split, in order.
 
-    Blank lines and the compression of a file change nothing, as in `Split.content_sha256`.
+    The digests are those of `Split.digest`, so their number depends on the cuts.
     """
 
     def __init__(self) -> None:
@@ -262,7 +381,7 @@ class InputHashes:
         self._hashes: dict[str, Any] = {}
 
     def add(self, file_sha256s: Iterable[tuple[str, str]]) -> None:
-        """Add the next split: what its `file_sha256s` returned."""
+        """Add the next split; file_sha256s: `SplitDigest.files`."""
         for name, sha256 in file_sha256s:
             self._get(name).update(bytes.fromhex(sha256))
 

@@ -22,6 +22,7 @@ import pyarrow.parquet
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, open_table, wrap_read_errors
 from mtpack.input.row_errors import quote_name
+from mtpack.input.row_formats import detect_format
 from mtpack.input.splits import RowsInMemory, TableNote, batch_rows
 from mtpack.input.table_values import DroppedNulls, make_converter
 
@@ -38,6 +39,16 @@ class _Columns(NamedTuple):
     never_read: list[str]
 
 
+class TablePart(NamedTuple):
+    """Consecutive row groups of a Parquet file."""
+
+    row_groups: range
+    first_row: int
+    """The number of rows before it."""
+    format: str | None
+    """The format of its rows; None if it is to be detected, or no row up to its last fits one."""
+
+
 _Rows = Iterator[tuple[int, bytes, TableNote]]
 
 
@@ -47,28 +58,84 @@ def is_table(file: InputFile) -> bool:
 
 
 def read_table(
-    file: InputFile, line_limit: int, columns: Collection[str]
+    file: InputFile, line_limit: int, columns: Collection[str], part: TablePart | None = None
 ) -> Iterator[RowsInMemory]:
     """Yield the rows of a Parquet file, or of an Arrow IPC file or stream, in batches.
 
-    columns: those to read. Raises InputError.
+    columns: those to read. part: of a Parquet file, the part to read. Raises InputError.
     """
-    rows = _READERS[file.kind.content](file, line_limit, columns)
+    rows = _READERS[file.kind.content](file, line_limit, columns, part)
     return batch_rows(file.name, rows, line_limit)
 
 
-def _read_parquet_rows(file: InputFile, line_limit: int, columns: Collection[str]) -> _Rows:
+def cut_table(
+    file: InputFile,
+    part_bytes: int,
+    line_limit: int,
+    columns: Collection[str],
+    row_format: str | None,
+) -> Iterator[list[TablePart]]:
+    """Yield the parts of a Parquet file: row groups of `part_bytes` together, as they decode.
+
+    A larger row group is a part of its own. row_format: that of all rows; None: that of the first
+    row that fits one, which is then known of the parts after that row. Yields empty lists before,
+    while it looks for that row. Raises InputError.
+    """
+    with _open_parquet(file) as table:
+        parts = _cut_row_groups(table.metadata, part_bytes, row_format)
+    if row_format is None and len(parts) > 1:
+        for rows in read_table(file, line_limit, columns):
+            for row in range(len(rows)):
+                if (detected := detect_format(rows.text(row))) is not None:
+                    line = rows.lines[row]
+                    yield [
+                        part._replace(format=detected) if part.first_row >= line else part
+                        for part in parts
+                    ]
+                    return
+            yield []
+    yield parts
+
+
+def _cut_row_groups(
+    metadata: pa.parquet.FileMetaData, part_bytes: int, row_format: str | None
+) -> list[TablePart]:
+    parts: list[TablePart] = []
+    first = first_row = num_rows = num_bytes = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = int(max(0, group.total_byte_size))
+        if number > first and num_bytes + size > part_bytes:
+            parts.append(TablePart(range(first, number), first_row, row_format))
+            first, first_row, num_bytes = number, num_rows, 0
+        num_bytes += size
+        num_rows += int(max(0, group.num_rows))
+    return [*parts, TablePart(range(first, metadata.num_row_groups), first_row, row_format)]
+
+
+@contextmanager
+def _open_parquet(file: InputFile) -> Iterator[pa.parquet.ParquetFile]:
+    """Open a Parquet file; errors in the block become an InputError."""
     with (
         wrap_read_errors(file.name),
         open_table(file.path) as source,
         pa.parquet.ParquetFile(source) as table,
     ):
+        yield table
+
+
+def _read_parquet_rows(
+    file: InputFile, line_limit: int, columns: Collection[str], part: TablePart | None
+) -> _Rows:
+    with _open_parquet(file) as table:
         chosen = _choose_columns(file.name, table.schema_arrow, columns)
         always, leaves = _look_at_statistics(table, chosen.never_read)
         wanted = [*chosen.read, *leaves.values()]
-        writer = _RowWriter(file.name, table.schema_arrow, chosen.read)
+        groups = None if part is None else list(part.row_groups)
+        first_row = 0 if part is None else part.first_row
+        writer = _RowWriter(file.name, table.schema_arrow, chosen.read, first_row)
         rows_at_once = _choose_rows_at_once(table.metadata, line_limit)
-        for batch in table.iter_batches(batch_size=rows_at_once, columns=wanted):
+        for batch in table.iter_batches(rows_at_once, row_groups=groups, columns=wanted):
             yield from writer.write(batch, always, list(leaves))
 
 
@@ -113,7 +180,10 @@ def _has_no_null(chunk: Any) -> bool:
     return statistics is not None and statistics.has_null_count and not statistics.null_count
 
 
-def _read_arrow_rows(file: InputFile, line_limit: int, columns: Collection[str]) -> _Rows:
+def _read_arrow_rows(
+    file: InputFile, line_limit: int, columns: Collection[str], part: TablePart | None
+) -> _Rows:
+    assert part is None
     with wrap_read_errors(file.name):
         with _open_arrow(file, None) as (schema, _):
             chosen = _choose_columns(file.name, schema, columns)
@@ -182,10 +252,12 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
 class _RowWriter:
     """Writes the rows of a table as JSON text."""
 
-    def __init__(self, name: str, schema: pa.Schema, columns: list[str]) -> None:
-        """Begin before the first row; name: of the file, columns: those to write."""
+    def __init__(
+        self, name: str, schema: pa.Schema, columns: list[str], first_row: int = 0
+    ) -> None:
+        """Begin with the row of that index; name: of the file, columns: those to write."""
         self._name = name
-        self._row = 0
+        self._row = first_row
         self._nulls = DroppedNulls()
         fields = {column: schema.field(schema.names.index(column)) for column in columns}
         self._converters = {

@@ -1,4 +1,8 @@
-"""Reads text files block by block, as lines or up to a limit, so memory does not grow with them."""
+"""Reads text files block by block, as lines or up to a limit, so memory does not grow with them.
+
+Compressed files are read from start to end. Of plain files with a row in each line, only the start
+is read here; workers read the rest (`splits.LinesInFile`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader, RawIOBase
+from io import BufferedReader, BytesIO, RawIOBase
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -15,10 +19,10 @@ from numpy.typing import NDArray
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, open_input, wrap_read_errors
-from mtpack.input.splits import LinesInFile, LinesInMemory, Piece, RowsInMemory
+from mtpack.input.row_formats import detect_format
+from mtpack.input.splits import BYTE_ORDER_MARK, LinesInMemory, RowsInMemory
 from mtpack.token_batch import Int64
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 2**20
 _FIRST_BLOCK_BYTES = 2**16
 _NEWLINE, _SPACE = b"\n "
@@ -32,6 +36,7 @@ class LineRows:
     block: bytes
     offset: int
     """The offset of the block in the text of the file."""
+    line_limit: int
     numbers: Int64
     """(rows,): the line number of each row, from 1."""
     starts: Int64
@@ -57,16 +62,13 @@ class LineRows:
     def select(self, rows: slice | NDArray[np.bool_]) -> LineRows:
         """Return some of the rows."""
         positions = self.numbers[rows], self.starts[rows], self.ends[rows]
-        return LineRows(self.file, self.block, self.offset, *positions)
+        return LineRows(self.file, self.block, self.offset, self.line_limit, *positions)
 
-    def to_piece(self, row_format: str | None) -> Piece:
+    def to_piece(self, row_format: str | None) -> LinesInMemory:
         """Return all rows, and the blank lines between them, as a piece of a split."""
-        file, first_line = self.file, int(self.numbers[0])
-        start, end = int(self.starts[0]), int(self.ends[-1])
-        if file.kind.compression:
-            return LinesInMemory(file.name, row_format, first_line, self.block[start:end])
-        span = self.offset + start, end - start
-        return LinesInFile(file.name, row_format, first_line, file.path, *span, file.modified_ns)
+        text = self.block[self.starts[0] : self.ends[-1]]
+        first_line = int(self.numbers[0])
+        return LinesInMemory(self.file.name, row_format, first_line, text, self.line_limit)
 
 
 class FirstLine(NamedTuple):
@@ -85,34 +87,63 @@ def read_lines(file: InputFile, line_limit: int) -> Iterator[LineRows | RowsInMe
     num_lines = 0
     try:
         with open_text(file) as stream:
-            for block, offset in _read_blocks(stream, line_limit):
-                lines = _find_lines(file, block, offset, num_lines + 1)
+            for block, offset in _read_blocks(stream, line_limit, _BLOCK_BYTES):
+                lines = _find_lines(file, block, offset, num_lines + 1, line_limit)
                 num_lines += len(lines)
-                yield from _select_rows(lines, line_limit)
+                yield from _select_rows(lines)
     except InputError as error:
         raise InputError(f"{error} (after line {num_lines})") from error
 
 
-def read_first_line(file: InputFile, limit: int) -> FirstLine:
+def find_format(file: InputFile, start: BinaryIO, line_limit: int) -> tuple[str | None, int]:
+    """Return the format of a file of lines, and the byte where the first row that fits it begins.
+
+    That byte is 0 if no row is before that one. Returns (None, 0) if no row fits a format. start:
+    the text of the file, at its start.
+    """
+    is_first = True
+    for block, offset in _read_blocks(start, line_limit, _FIRST_BLOCK_BYTES):
+        for rows in _select_rows(_find_lines(file, block, offset, 1, line_limit)):
+            for row in range(len(rows)):
+                detected = detect_format(rows.text(row))
+                if detected is not None and isinstance(rows, LineRows):
+                    return detected, 0 if is_first else rows.offset + int(rows.starts[row])
+                is_first = False
+    return None, 0
+
+
+def read_first_line(stream: BinaryIO, limit: int) -> FirstLine:
     """Return the first line that is not blank; its text is empty if all lines are blank.
 
-    limit: reading stops when this many bytes are no blank lines. Raises InputError.
+    limit: reading stops when this many bytes are no blank lines.
     """
     text, number, end, is_start = bytearray(), 1, -1, True
-    with open_text(file) as stream:
-        while len(text) <= limit and (block := stream.read(_FIRST_BLOCK_BYTES)):
-            before = len(text)
-            text += block.removeprefix(BYTE_ORDER_MARK) if is_start else block
-            is_start = False
-            if not before:
-                num_blank = len(text) - len(text.lstrip())
-                number += text.count(b"\n", 0, num_blank)
-                del text[:num_blank]
-            if end < 0:
-                end = text.find(b"\n", before)
-            if end >= 0 and (following := text[max(end, before) :].strip()):
-                return FirstLine(bytes(text[:end].strip()), number, bytes(following[:1]))
+    while len(text) <= limit and (block := stream.read(_FIRST_BLOCK_BYTES)):
+        before = len(text)
+        text += block.removeprefix(BYTE_ORDER_MARK) if is_start else block
+        is_start = False
+        if not before:
+            num_blank = len(text) - len(text.lstrip())
+            number += text.count(b"\n", 0, num_blank)
+            del text[:num_blank]
+        if end < 0:
+            end = text.find(b"\n", before)
+        if end >= 0 and (following := text[max(end, before) :].strip()):
+            return FirstLine(bytes(text[:end].strip()), number, bytes(following[:1]))
     return FirstLine(bytes(text.strip()), number, b"")
+
+
+@contextmanager
+def open_start(file: InputFile) -> Iterator[BinaryIO]:
+    """Open a plain text file to read its start, perhaps several times; a small one is read once.
+
+    Errors in the block become an InputError.
+    """
+    with open_text(file) as stream:
+        if file.num_bytes > _FIRST_BLOCK_BYTES:
+            yield stream
+        else:
+            yield BytesIO(stream.read(_FIRST_BLOCK_BYTES))
 
 
 @contextmanager
@@ -130,7 +161,7 @@ def open_text(file: InputFile) -> Iterator[BinaryIO]:
             yield stored
 
 
-def _read_blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
+def _read_blocks(stream: BinaryIO, limit: int, block_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Yield blocks of whole lines and their offsets; all blocks but the last end in a newline.
 
     To bound memory by about `limit`, a part of a longer line may be left out. Such a line is the
@@ -138,7 +169,7 @@ def _read_blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
     """
     unfinished: list[bytes] = []  # of the line that continues in the next block
     length = left_out = offset = 0
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(block_bytes):
         if not (offset or length) and block.startswith(BYTE_ORDER_MARK):
             block, offset = block.removeprefix(BYTE_ORDER_MARK), len(BYTE_ORDER_MARK)
         end = block.rfind(b"\n") + 1
@@ -156,7 +187,9 @@ def _read_blocks(stream: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
         yield b"".join(unfinished), offset + left_out
 
 
-def _find_lines(file: InputFile, block: bytes, offset: int, first_line: int) -> LineRows:
+def _find_lines(
+    file: InputFile, block: bytes, offset: int, first_line: int, line_limit: int
+) -> LineRows:
     """Find the lines of a block, without a loop over lines: 1 GB in 0.2 seconds."""
     (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
     if not block.endswith(b"\n"):
@@ -164,12 +197,12 @@ def _find_lines(file: InputFile, block: bytes, offset: int, first_line: int) -> 
     starts = np.empty(len(ends), dtype=np.int64)
     starts[0], starts[1:] = 0, ends[:-1] + 1
     numbers = np.arange(first_line, first_line + len(ends))
-    return LineRows(file, block, offset, numbers, starts, ends)
+    return LineRows(file, block, offset, line_limit, numbers, starts, ends)
 
 
-def _select_rows(lines: LineRows, limit: int) -> Iterator[LineRows | RowsInMemory]:
+def _select_rows(lines: LineRows) -> Iterator[LineRows | RowsInMemory]:
     """Yield the lines without blank ones, and without the texts of those above the limit."""
-    too_long = lines.sizes() > limit
+    too_long = lines.sizes() > lines.line_limit
     first_characters = np.frombuffer(lines.block, np.uint8)[lines.starts]
     may_be_blank = (first_characters <= _SPACE) & ~too_long
     if may_be_blank.any():

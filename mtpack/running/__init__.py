@@ -5,7 +5,7 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     parent process                                worker processes
     +------------------------------+
     | input.reading                |  SplitTask   +------------------------------------+
-    | cuts files into splits       | -----------> | split_task: read, render, tokenize |
+    | cuts files into sections     | -----------> | split_task: read, render, tokenize |
     |                              |              | writes a document file             |
     |                              | SplitRecord  |                                    |
     | windows                      | <----------- +------------------------------------+

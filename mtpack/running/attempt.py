@@ -6,13 +6,12 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from mtpack.counts import Counts, RunCounts
 from mtpack.input import reading
 from mtpack.input.dialogue import Reject
-from mtpack.input.files import InputFile
-from mtpack.input.splits import InputHashes, Split
-from mtpack.options import PackOptions
+from mtpack.input.splits import InputHashes
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.earlier_work import (
     UNSYNCED,
@@ -22,19 +21,22 @@ from mtpack.running.earlier_work import (
 from mtpack.running.empty_run import EmptySplit
 from mtpack.running.executors import Runner
 from mtpack.running.format_notices import FormatNotices
-from mtpack.running.pipeline import Pipeline
+from mtpack.running.pipeline import Pipeline, choose_read_options
 from mtpack.running.plan_task import PlannedWindow, PlanTask, run_plan_task
 from mtpack.running.run_record import hash_run
 from mtpack.running.run_setup import RunSetup
+from mtpack.running.section_task import SectionRecord, SectionTask, run_section_task
 from mtpack.running.shard_task import ShardTask, WrittenShard, run_shard_task
 from mtpack.running.split_record import SplitRecord
-from mtpack.running.split_task import SplitTask, run_split_task
+from mtpack.running.split_task import SplitContext, SplitTask, run_split_task
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.windows import Windows
 from mtpack.shards.manifest import ShardRecord
 from mtpack.shards.output_folder import make_bad_row_error
 from mtpack.shards.side_files import REJECTS, write_rejects
 
+_Task = SplitTask | SectionTask | PlanTask | ShardTask
+_Result = SplitRecord | SectionRecord | PlannedWindow | WrittenShard
 # For each thread that commits shards: a disk or a store that is slower than the workers stops them.
 _COMMITS_AHEAD = 3
 
@@ -72,38 +74,49 @@ class Attempt:
         self.progress: Counter[str] = Counter()
         """The progress reported so far, by stage."""
         self._setup = setup
-        self._disabled = frozenset(disabled)
         self._callbacks = callbacks
         self._watch = watch
         self._formats = formats
-        self._area = setup.area.path
+        self._area = setup.area.path.absolute()  # tasks may run in another working folder
         self._options = setup.pipeline.options
         shards = setup.output.find_shards(setup.area, disabled)
         self._earlier = find_earlier_work(self._area, setup.own_store, shards)
-        unsynced = setup.area.scratch / UNSYNCED
+        scratch = setup.area.scratch.absolute()
+        unsynced = scratch / UNSYNCED
         unsynced.mkdir(exist_ok=True)
-        self._store = setup.shared_store or setup.own_store
-        self._store.mkdir(parents=True, exist_ok=True)
+        store = setup.shared_store or setup.own_store
+        store.mkdir(parents=True, exist_ok=True)
+        self._context = SplitContext(
+            folder=scratch,
+            store=store.absolute(),
+            is_own_store=setup.shared_store is None,
+            disabled=frozenset(disabled),
+            process_bytes=setup.input_bytes / setup.num_workers,
+        )
         run_sha256 = hash_run(setup.pipeline)
         self._windows = Windows(self._options, unsynced, self._earlier, run_sha256)
         self._state = RunState()
+        self._num_lines = 0  # in the part of the current file that was read so far
         self._files_with_rows: set[str] = set()
         self._is_changed = False
         self._commits: deque[tuple[WrittenShard, Future[Mapping[str, float]]]] = deque()
 
-    def run(self, runner: Runner, threads: Executor, read_table: reading.TableReader) -> RunState:
+    def run(self, runner: Runner, threads: Executor, call_table: reading.TableCall) -> RunState:
         """Tokenize all splits, plan each window as soon as it is full, and write its shards.
 
         threads: where shards are synced, because a disk takes as long for one as a core does.
-        read_table: reads tables, in this process or in another.
+        call_table: reads tables, in this process or in another.
         Raises FastPathFailedError, StaleWindowError, InputError, and OSError.
         """
         with open(self._area / REJECTS, "w", encoding="utf-8") as rejects:
-            for result in self._run_tasks(runner, read_table):
+            for result in self._run_tasks(runner, call_table):
                 if isinstance(result, SplitRecord):
-                    self._add_split(result)
-                    write_rejects(rejects, result.rejects)
-                    self._windows.add(result)
+                    self._add_split(result, rejects)
+                elif isinstance(result, SectionRecord):
+                    for split in result.splits:
+                        self._add_split(split, rejects)
+                    if result.error is not None:
+                        raise result.error
                 elif isinstance(result, PlannedWindow):
                     self._watch.add(result.seconds)
                     self._windows.add_plan(result)
@@ -117,42 +130,42 @@ class Attempt:
                 self._callbacks.warn(f"{file.name}: holds no rows")
         return self._state
 
-    def _run_tasks(
-        self, runner: Runner, read_table: reading.TableReader
-    ) -> Iterator[SplitRecord | PlannedWindow | WrittenShard]:
+    def _run_tasks(self, runner: Runner, call_table: reading.TableCall) -> Iterator[_Result]:
         """Yield the results of all tasks. Each has to be added before the next one is asked for."""
-        yield from runner.run(run_task, self._list_tasks(read_table))
+        yield from runner.run(run_task, self._list_tasks(call_table, sends_rows=runner.sends_rows))
         self._windows.close()
         while self._windows.has_tasks:  # shards are there only after their plan
             yield from runner.run(run_task, self._windows.take_tasks())
 
-    def _list_tasks(
-        self, read_table: reading.TableReader
-    ) -> Iterator[SplitTask | PlanTask | ShardTask]:
-        setup = self._setup
-        num_splits = max(1.0, setup.input_bytes / reading.SPLIT_BYTES / setup.num_workers)
-        kind = "-".join(["split", *sorted(self._disabled)])
-        for split in read_splits(setup.files, self._options, read_table):
-            self._files_with_rows.update(piece.file for piece in split.pieces)
-            self._formats.add(split)
-            yield from self._windows.take_tasks()
-            yield SplitTask(
-                split,
-                setup.area.scratch / f"{kind}-{split.number:07d}",
-                self._store,
-                is_own_store=setup.shared_store is None,
-                disabled=self._disabled,
-                process_rows=int(split.num_rows * num_splits),
-                written=self._earlier.find_written(split.number),
-            )
+    def _list_tasks(self, call_table: reading.TableCall, *, sends_rows: bool) -> Iterator[_Task]:
+        """Yield the tasks of all sections, and between them those of windows.
 
-    def _add_split(self, result: SplitRecord) -> None:
-        """Add the result of a split; raise InputError for a bad row, unless `skip`."""
+        sends_rows: whether this process reads the sections that are not one split.
+        """
+        options = choose_read_options(self._options)
+        for section in reading.cut_sections(self._setup.files, options, call_table):
+            if not (section.is_split or sends_rows):
+                yield from self._windows.take_tasks()
+                written = self._earlier.find_written_in(section.number)
+                yield SectionTask(section, self._context, written)
+                continue
+            for split in reading.read_section(section, options, call_table):
+                yield from self._windows.take_tasks()
+                yield SplitTask(split, self._context, self._earlier.find_written(split.key))
+
+    def _add_split(self, result: SplitRecord, rejects: TextIO) -> None:
+        """Add the result of the next split; raise InputError for a bad row, unless `skip`."""
+        if not result.after_byte:
+            self._num_lines = 0
+        num_lines, self._num_lines = self._num_lines, self._num_lines + result.num_lines
+        result = result.place(self._state.counts.rows_read, num_lines)
+        self._formats.add(result.formats)
+        self._files_with_rows.update(name for name, _ in result.file_sha256s)
         if result.rejects and self._options.on_error == "fail":
             raise make_bad_row_error(str(result.rejects[0]))
         self._setup.area.is_kept = True
-        state, number = self._state, self._state.run_counts.splits
-        self._compare_with_earlier(number, result)
+        state = self._state
+        self._compare_with_earlier(result)
         state.counts += result.counts
         state.run_counts += result.run_counts
         state.warnings |= result.warnings
@@ -161,16 +174,18 @@ class Attempt:
         state.hashes.add(result.file_sha256s)
         self._watch.add(result.seconds)
         self._report_progress("tokenize", result.counts.rows_read)
+        write_rejects(rejects, result.rejects)
+        self._windows.add(result)
 
-    def _compare_with_earlier(self, number: int, result: SplitRecord) -> None:
+    def _compare_with_earlier(self, result: SplitRecord) -> None:
         """Report an input that has changed, and remove what is left of this split otherwise."""
-        contents = self._earlier.list_contents(number)
+        contents = self._earlier.list_contents(result.key)
         if contents and result.content_sha256 not in contents and not self._is_changed:
             self._is_changed = True
             self._callbacks.warn(
-                f"{result.file_sha256s[0][0]}: the input has changed here since the earlier run"
+                f"{result.first_file}: the input has changed here since the earlier run"
             )
-        for path in self._earlier.split_files.get(number, ()):
+        for path in self._earlier.split_files.get(result.key, ()):
             if path not in result.own_files:
                 path.unlink(missing_ok=True)
 
@@ -214,24 +229,14 @@ class Attempt:
             self._callbacks.progress(stage, -amount)
 
 
-def read_splits(
-    files: list[InputFile], options: PackOptions, read_table: reading.TableReader
-) -> Iterator[Split]:
-    """Cut the input of a run into splits; raise InputError."""
-    return reading.read_splits(
-        files,
-        row_format=options.row_format,
-        more_columns=options.message_columns,
-        read_table=read_table,
-    )
-
-
-def run_task(
-    pipeline: Pipeline, task: SplitTask | PlanTask | ShardTask
-) -> SplitRecord | PlannedWindow | WrittenShard:
+def run_task(pipeline: Pipeline, task: _Task) -> _Result:
     """Run one task of any kind and return its result."""
-    if isinstance(task, SplitTask):
-        return run_split_task(pipeline, task)
-    if isinstance(task, PlanTask):
-        return run_plan_task(pipeline, task)
-    return run_shard_task(pipeline, task)
+    match task:
+        case SplitTask():
+            return run_split_task(pipeline, task)
+        case SectionTask():
+            return run_section_task(pipeline, task)
+        case PlanTask():
+            return run_plan_task(pipeline, task)
+        case ShardTask():
+            return run_shard_task(pipeline, task)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,18 +30,17 @@ from mtpack.token_batch import Int32, Int64, TokenBatch, expand_ranges, offsets_
 _HEAD = 3  # number of words of a document before those of its turns
 
 
-def save_batch(path: Path, batch: TokenBatch, first_row: int) -> str:
+def save_batch(path: Path, batch: TokenBatch) -> str:
     """Write the documents of a split to a file, and return its sha256.
 
-    first_row: the index of the first row of the split. Rows are stored relative to it, so the file
-    does not depend on the rows before the split.
+    Rows are numbered within the split, so the file does not depend on the rows before it.
     """
     num_turns = np.diff(batch.turn_offsets)
     num_spans = np.diff(batch.span_offsets[batch.turn_offsets])
     word_offsets = offsets_from_lengths(_HEAD + 3 * num_turns + 2 * num_spans)
     words = np.empty(word_offsets[-1], dtype=np.int32)
     head = word_offsets[:-1]
-    words[head] = batch.document_rows - first_row
+    words[head] = batch.document_rows
     words[head + 1] = num_turns
     words[head + 2] = num_spans
     positions = _WordPositions.of(head, num_turns, num_spans)
@@ -96,14 +94,13 @@ def read_lengths(path: str) -> Int32:
     return np.diff(offsets).astype(np.int32)
 
 
-def read_all(path: Path, first_row: int) -> TokenBatch:
-    """Read all documents of a split whose first row has the index `first_row`."""
+def read_all(path: Path) -> TokenBatch:
+    """Read all documents of a split."""
     stored = open_documents(str(path))
     word_offsets: Int64 = np.frombuffer(stored.word_offsets, dtype=np.int64)
     id_offsets: Int64 = np.frombuffer(stored.id_offsets, dtype=np.int64)
     num_words, num_ids = (offsets[1:] - offsets[:-1] for offsets in (word_offsets, id_offsets))
-    batch = _build_batch(bytes(stored.words), num_words, bytes(stored.ids), num_ids)
-    return replace(batch, document_rows=batch.document_rows + first_row)
+    return _build_batch(bytes(stored.words), num_words, bytes(stored.ids), num_ids)
 
 
 def read_documents(documents: Iterable[tuple[StoredDocuments, int]]) -> TokenBatch:

@@ -3,7 +3,7 @@
 The work area holds, next to the files of the output to come:
 
     run.json                    what the run was: options, tokenizer, template, version
-    splits/NAME/NUMBER-SHA256   tokenized splits, as a token store (`token_store.py`)
+    splits/NAME/KEY-SHA256      tokenized splits, as a token store (`token_store.py`)
     unsynced/                   plans, and shards that are complete, but may not be on the disk yet
     shard-NUMBER.arrow, .json   finished shards and their records
     window-NUMBER.json          windows whose shards are all finished: the splits of such a window
@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +38,7 @@ _SHARD = re.compile(r"shard-(\d+)\.json")
 _WINDOW = re.compile(r"window-(\d+)\.json")
 _SHARD_FILE = re.compile(r"shard-(\d+)\.(?:arrow|json)")
 _FINISHED = re.compile(r"shard-\d+\.(arrow|json)|window-\d+\.json")
-_SPLIT = re.compile(r"(\d+)-([0-9a-f]{64})(\.json)?")
+_SPLIT = re.compile(r"(\d+\.\d+)-([0-9a-f]{64})(\.json)?")
 
 _WINDOWS_IN_MEMORY = 2
 
@@ -64,9 +66,9 @@ class FinishedWindow:
     sequences_lower_bound: int
     first_shard: int
     num_shards: int
-    first_split: int
-    num_splits: int
-    """The number of its splits, also those without documents."""
+    first_split: str
+    last_split: str
+    """The keys of its first and last split, which may be without documents."""
 
 
 @dataclass(slots=True)
@@ -76,29 +78,63 @@ class EarlierWork:
     area: Path = Path()
     shards: dict[int, FinishedShard] = field(default_factory=dict)
     windows: dict[int, FinishedWindow] = field(default_factory=dict)
-    split_files: dict[int, set[Path]] = field(default_factory=dict)
-    """By number: the document files and records of splits that are in none of `windows`."""
-    _splits: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """The splits of the windows that were needed last, by window."""
+    """By number, ascending."""
+    split_files: dict[str, set[Path]] = field(default_factory=dict)
+    """By key: the document files and records of splits that are in none of `windows`."""
+    _splits: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """The splits of the windows that were needed last, by window and key."""
+    _starts: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+    """The first split of each window, and the number of the window."""
 
-    def find_written(self, split: int) -> dict[str, Any] | None:
-        """Return what `SplitRecord.as_dict` returned for a split, if it is in one of `windows`.
+    def find_written(self, split: str) -> dict[str, Any] | None:
+        """Return what `SplitRecord.as_dict` returned for a split, if it is in one of `windows`."""
+        window = self._find_window(_parse_key(split))
+        return None if window is None else self._read_splits(window.number).get(split)
 
-        The splits of two windows are in memory at a time: those that tasks are made of, and those
-        whose results come.
+    def find_written_in(self, section: int) -> dict[str, dict[str, Any]]:
+        """Return what `find_written` returns for all splits of a section, by key."""
+        windows = self._list_windows((section, 0), (section + 1, 0))
+        return {
+            key: split
+            for window in windows
+            for key, split in self._read_splits(window.number).items()
+            if _parse_key(key)[0] == section
+        }
+
+    def _find_window(self, key: tuple[int, ...]) -> FinishedWindow | None:
+        """Return the window with a split."""
+        return next(self._list_windows(key, (*key, 0)), None)
+
+    def _list_windows(
+        self, first: tuple[int, ...], end: tuple[int, ...]
+    ) -> Iterator[FinishedWindow]:
+        """Yield the windows with splits from `first` up to but not including `end`."""
+        if not self._starts:
+            self._starts = [(_parse_key(w.first_split), n) for n, w in self.windows.items()]
+        place = max(0, bisect_right(self._starts, first, key=itemgetter(0)) - 1)
+        while place < len(self._starts) and self._starts[place][0] < end:
+            window = self.windows[self._starts[place][1]]
+            if first <= _parse_key(window.last_split):
+                yield window
+            place += 1
+
+    def _read_splits(self, window: int) -> dict[str, dict[str, Any]]:
+        """Return the splits of a window.
+
+        Those of two windows are in memory at a time: those that tasks are made of, and those whose
+        results come.
         """
-        for number, window in self.windows.items():
-            if 0 <= split - window.first_split < window.num_splits:
-                if number not in self._splits:
-                    while len(self._splits) >= _WINDOWS_IN_MEMORY:
-                        del self._splits[min(self._splits)]
-                    _, self._splits[number] = _read_record(_window_path(self.area, number))
-                return self._splits[number][split - window.first_split]
-        return None
+        if window not in self._splits:
+            while len(self._splits) >= _WINDOWS_IN_MEMORY:
+                del self._splits[min(self._splits)]
+            _, splits = _read_record(_window_path(self.area, window))
+            self._splits[window] = {split["key"]: split for split in splits}
+        return self._splits[window]
 
-    def list_contents(self, split: int) -> set[str]:
+    def list_contents(self, split: str) -> set[str]:
         """Return the digests of the rows of a split in earlier runs; empty if none is known."""
-        contents = {path.stem.partition("-")[2] for path in self.split_files.get(split, ())}
+        names = map(_SPLIT.fullmatch, (path.name for path in self.split_files.get(split, ())))
+        contents = {match[2] for match in names if match}
         written = self.find_written(split)
         return contents if written is None else contents | {written["sha256"]}
 
@@ -151,7 +187,7 @@ def find_earlier_work(area: Path, store: Path, shards: dict[int, FinishedShard])
             _window_path(area, number).unlink()
     for path in _list(store):
         if match := _SPLIT.fullmatch(path.name):
-            found.split_files.setdefault(int(match[1]), set()).add(path)
+            found.split_files.setdefault(match[1], set()).add(path)
     return found
 
 
@@ -204,6 +240,11 @@ def forget_windows(area: Path, first: int) -> None:
             _window_path(area, number).unlink()
 
 
+def _parse_key(split: str) -> tuple[int, ...]:
+    """Return the key of a split in a form that sorts in the order of the input."""
+    return tuple(map(int, split.split(".")))
+
+
 def _window_path(area: Path, number: int) -> Path:
     return area / f"window-{number:05d}.json"
 
@@ -251,7 +292,9 @@ def parse_shard(values: dict[str, Any]) -> tuple[int, FinishedShard]:
 
 
 def _parse_window(values: dict[str, Any]) -> FinishedWindow:
-    return FinishedWindow(**values)
+    window = FinishedWindow(**values)
+    _parse_key(window.first_split), _parse_key(window.last_split)
+    return window
 
 
 def _list(folder: Path) -> list[Path]:

@@ -29,11 +29,13 @@ class Runner(Protocol):
 
 
 @contextmanager
-def open_runner(pipeline: Pipeline, num_workers: int, area: Path) -> Iterator[Runner]:
+def open_runner(
+    pipeline: Pipeline, num_workers: int, area: Path, inputs: Iterable[str] = ()
+) -> Iterator[Runner]:
     """Provide the runner that `--executor` names; all that it runs ends with the block.
 
-    num_workers: the number of processes on this machine. area: the work area of the run. Raises
-    SetupError if it can't be used.
+    num_workers: the number of processes on this machine. area: the work area of the run. inputs:
+    the files to read. Raises SetupError if it can't be used.
     """
     if pipeline.options.executor == "local":
         with local_runner(pipeline, num_workers) as local:
@@ -47,5 +49,5 @@ def open_runner(pipeline: Pipeline, num_workers: int, area: Path) -> Iterator[Ru
         raise SetupError(
             "--executor ray needs Ray; install the extra: pip install 'mtpack[ray]'"
         ) from None
-    with ray_runner(pipeline, num_workers, area) as distributed:
+    with ray_runner(pipeline, num_workers, area, inputs) as distributed:
         yield distributed

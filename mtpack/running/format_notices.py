@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mtpack.input.reading import AUTO
-from mtpack.input.splits import Split
 
 
 @dataclass(slots=True)
@@ -21,10 +20,10 @@ class FormatNotices:
     num_files: Counter[str] = field(default_factory=Counter)
     """The number of files by format."""
 
-    def add(self, split: Split) -> None:
-        """Report the formats of the files of a split, if they are new."""
-        for file, row_format in dict.fromkeys((piece.file, piece.format) for piece in split.pieces):
-            if row_format is None or file in self.files:
+    def add(self, formats: Iterable[tuple[str, str]]) -> None:
+        """Report the formats of the files of a split, if they are new; formats: `Split.formats`."""
+        for file, row_format in formats:
+            if file in self.files:
                 continue
             if self._is_reported(row_format) and not self.num_files[row_format]:
                 self.warn(f"{file}: read as {row_format} (choose another format with --format)")

@@ -23,10 +23,11 @@ from mtpack.input.files import (
     find_inputs,
     find_kind,
 )
+from mtpack.input.reading import read_splits
 from mtpack.input.splits import InputHashes
 from mtpack.options import PackOptions, options_from
 from mtpack.running.argument_warnings import list_argument_warnings
-from mtpack.running.attempt import Attempt, RunState, read_splits
+from mtpack.running.attempt import Attempt, RunState
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.earlier_work import forget_windows
 from mtpack.running.empty_run import explain_empty_run
@@ -34,7 +35,12 @@ from mtpack.running.ending_warnings import list_ending_warnings
 from mtpack.running.executors import open_runner
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.outputs import Output, open_output
-from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
+from mtpack.running.pipeline import (
+    Pipeline,
+    choose_engine,
+    choose_read_options,
+    load_pipeline,
+)
 from mtpack.running.run_record import continue_run, identify_run, write_run_record
 from mtpack.running.run_setup import RunSetup, read_first_rows
 from mtpack.running.stopwatch import Stopwatch
@@ -221,16 +227,19 @@ class _PackRun:
         that have changed since, their window is made again.
         """
         formats = FormatNotices(self.options.row_format, self.callbacks.warn)
+        inputs = [file.path for file in setup.files]
         while True:
             attempt = Attempt(setup, self.disabled, self.callbacks, self.watch, formats)
             try:
                 with (
-                    table_process(setup.files) as read_table,
+                    table_process(setup.files) as call_table,
                     ThreadPoolExecutor(self.options.num_workers, "sync") as threads,
-                    open_runner(setup.pipeline, setup.num_workers, setup.area.path) as runner,
+                    open_runner(
+                        setup.pipeline, setup.num_workers, setup.area.path, inputs
+                    ) as runner,
                 ):
                     self.watch.lap("start")
-                    state = attempt.run(runner, threads, read_table)
+                    state = attempt.run(runner, threads, call_table)
                 formats.report_totals()
                 return state
             except StaleWindowError as error:
@@ -275,7 +284,7 @@ class _PackRun:
 def _hash_inputs(files: list[InputFile], options: PackOptions) -> list[str]:
     """Read all files and return their sha256, as they are in the manifest; raise InputError."""
     hashes = InputHashes()
-    with table_process(files) as read_table:
-        for split in read_splits(files, options, read_table):
-            hashes.add(split.read().file_sha256s())
+    with table_process(files) as call_table:
+        for split in read_splits(files, choose_read_options(options), call_table):
+            hashes.add(split.digest().files)
     return [hashes.sha256(file.name) for file in files]

@@ -10,6 +10,7 @@ from functools import lru_cache
 from mtpack.documents.control_tokens import Renderer, load_renderer
 from mtpack.errors import SetupError
 from mtpack.fast_path import FASTOKENS, REPLAY, FastPathFailedError
+from mtpack.input.reading import ReadOptions
 from mtpack.options import PackOptions
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
@@ -83,6 +84,17 @@ class Pipeline:
         }
         return frozenset(name for name, used in is_used.items() if used)
 
+    def begin_split(self, sha256: str, process_rows: int) -> None:
+        """Prepare for a split; sha256: of its rows, process_rows: in all splits of this process.
+
+        The latter is an estimate: it limits the time spent on learning how the template renders.
+        """
+        salt = int(sha256[:8], 16)
+        self.encoders.audit.salt = salt
+        if self.renderer.replayer is not None:
+            self.renderer.replayer.audit.salt = salt
+            self.renderer.replayer.budget.num_dialogues = process_rows
+
     def count_fast_paths(self) -> Counter[str]:
         """Count the dialogues `replayed` and the results `audited` in this process so far."""
         counts = self.renderer.count_replays()
@@ -135,6 +147,11 @@ def load_pipeline(options: PackOptions) -> Pipeline:
 def _connect(options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
+
+
+def choose_read_options(options: PackOptions) -> ReadOptions:
+    """Return how the rows of the input are read."""
+    return ReadOptions(options.row_format, tuple(options.message_columns))
 
 
 def check_template(pipeline: Pipeline) -> None:

@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -37,14 +37,18 @@ def list_versions() -> dict[str, str | None]:
 
 
 def run_group(
-    versions: Mapping[str, str | None], token: tuple[str, str], contents: bytes, call: bytes
+    versions: Mapping[str, str | None],
+    token: tuple[str, str],
+    inputs: Sequence[str],
+    contents: bytes,
+    call: bytes,
 ) -> Iterator[tuple[str, Any]]:
     """Run a group of tasks: yield `REFUSED` and why, or `BEGUN` and who runs it, then `REPORT`s.
 
-    versions: those of the main process. token: a file in the work area, and its content. contents,
-    call: what `ray_worker.run_group` takes.
+    versions: those of the main process. token: a file in the work area, and its content. inputs:
+    files that must be there. contents, call: what `ray_worker.run_group` takes.
     """
-    refusal = _find_difference(versions, token)
+    refusal = _find_other_version(versions) or _find_invisible(token, inputs)
     if refusal is not None:
         yield REFUSED, f"Ray node {platform.node()}: {refusal}"
         return
@@ -55,7 +59,7 @@ def run_group(
         yield REPORT, report
 
 
-def _find_difference(versions: Mapping[str, str | None], token: tuple[str, str]) -> str | None:
+def _find_other_version(versions: Mapping[str, str | None]) -> str | None:
     """Return why this process can't take part in the run, if so, as text."""
     found = list_versions()
     for package, wanted in versions.items():
@@ -66,14 +70,20 @@ def _find_difference(versions: Mapping[str, str | None], token: tuple[str, str])
                 f"{package} is {found[package]} there and {wanted} here; "
                 "install the same version on all nodes"
             )
+    return None
+
+
+def _find_invisible(token: tuple[str, str], inputs: Sequence[str]) -> str | None:
+    """Return what this node does not see, if anything, as text."""
     path, content = token
-    folder = os.path.dirname(path)
     try:
         with open(path, encoding="ascii") as file:
             is_same = file.read() == content
     except (OSError, UnicodeDecodeError):
         is_same = False
-    return None if is_same else f"does not see {folder}; give it a folder that all nodes share"
+    invisible = None if is_same else os.path.dirname(path)
+    invisible = invisible or next((name for name in inputs if not os.path.exists(name)), None)
+    return invisible and f"does not see {invisible}; put it into a folder that all nodes share"
 
 
 def read_start(process: int) -> str | None:

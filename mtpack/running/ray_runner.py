@@ -7,10 +7,11 @@ own retries would do all of it again, so they are not used.
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,16 +30,20 @@ from mtpack.running.ray_groups import GroupSizes
 from mtpack.running.ray_worker import GroupCall, GroupReport
 from mtpack.running.watchdog import UnitTimeout
 from mtpack.running.worker import Result, Task, TaskFunction
+from mtpack.storage.urls import is_url
 
 # For each core: the groups that run or wait for a core, and all whose results are not taken yet.
 _UNFINISHED_PER_CORE = 2
 _GROUPS_PER_CORE = 3
 _LOST_WORKERS_THAT_STOP_THE_RUN = 4  # one after the other, without a result of the group
 _SILENCES_THAT_STOP_THE_RUN = 2
-_SECONDS_BETWEEN_REPORTS = 15.0
+_LEAST_SECONDS_BETWEEN_REPORTS = 2.0
+_MOST_SECONDS_BETWEEN_REPORTS = 15.0
+_REPORTS_PER_SECOND = 200.0
 _REPORTS_PER_TIMEOUT = 4
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_COUNTS = 5.0
+_MOST_INPUTS = 16
 _SECONDS_TO_END = 5.0
 _SECONDS_TO_KILL = 20.0  # another process starts for it
 
@@ -84,11 +89,17 @@ class RayRunner:
 
     sends_rows = False
 
-    def __init__(self, pipeline: Pipeline, token: Path, max_running: int | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        token: Path,
+        inputs: Sequence[str] = (),
+        max_running: int | None = None,
+    ) -> None:
         """Send the pipeline to Ray, to which this process is connected.
 
-        token: a file in the work area, which all nodes must see. max_running: the most groups that
-        run at a time; by default, that is decided by the cores of the cluster.
+        token: a file in the work area. All nodes must see it, and the inputs. max_running: the most
+        groups that run at a time; by default, that is decided by the cores of the cluster.
         """
         self._run = uuid4().hex
         self._timeout = UnitTimeout(pipeline.options.unit_timeout or None)
@@ -97,6 +108,7 @@ class RayRunner:
         self._arguments = (
             ray_entry.list_versions(),
             (str(token.absolute()), token.read_text(encoding="ascii")),
+            inputs,
             ray.put(pickle.dumps(pipeline.contents)),
         )
         ray.cloudpickle.register_pickle_by_value(ray_entry)
@@ -157,11 +169,19 @@ class RayRunner:
 
     def _call(self, group: _Group) -> None:
         """Submit what is left of a group."""
-        interval = min(_SECONDS_BETWEEN_REPORTS, self._timeout.seconds / _REPORTS_PER_TIMEOUT)
-        call = GroupCall(self._run, group.function, group.tasks[group.num_done :], interval)
+        tasks = group.tasks[group.num_done :]
+        call = GroupCall(self._run, group.function, tasks, self._choose_interval())
         self._num_calls += 1
         group.number, group.process, group.silent_seconds = self._num_calls, None, 0.0
         self._running[self._run_group.remote(*self._arguments, pickle.dumps(call))] = group
+
+    def _choose_interval(self) -> float:
+        """Return the seconds between two reports of a group.
+
+        The main process reads some thousands of reports in a second.
+        """
+        most = min(_MOST_SECONDS_BETWEEN_REPORTS, self._timeout.seconds / _REPORTS_PER_TIMEOUT)
+        return min(most, max(_LEAST_SECONDS_BETWEEN_REPORTS, self._num_cores / _REPORTS_PER_SECOND))
 
     def _wait(self) -> None:
         """Wait until a report comes, but not for long, and handle all that are there."""
@@ -261,8 +281,9 @@ class RayRunner:
             kills = []
             for end in left:
                 ray.cancel(end, force=True)
-                if ends[end].process is not None:
-                    kills.append(self._kill(*ends[end].process))
+                process = ends[end].process
+                if process is not None:
+                    kills.append(self._kill(*process))
             if kills:
                 ray.wait(kills, num_returns=len(kills), timeout=_SECONDS_TO_KILL)
 
@@ -272,19 +293,25 @@ class RayRunner:
 
 
 @contextmanager
-def ray_runner(pipeline: Pipeline, num_workers: int, area: Path) -> Iterator[RayRunner]:
+def ray_runner(
+    pipeline: Pipeline, num_workers: int, area: Path, inputs: Iterable[str] = ()
+) -> Iterator[RayRunner]:
     """Provide a runner on Ray; all that it runs ends with the `with` block.
 
     num_workers: the processes of a Ray that is started on this machine. area: the work area, which
-    all nodes must see. Raises SetupError if there is no Ray to connect to.
+    all nodes must see. inputs: the files of the run; one of each folder is looked for on all nodes.
+    Raises SetupError if there is no Ray to connect to.
     """
     options = pipeline.options
     token = area / f"ray-{uuid4().hex}"
+    local = [os.path.abspath(name) for name in inputs if not is_url(name)]
+    by_folder = {os.path.dirname(name): name for name in reversed(local)}
+    chosen = sorted(by_folder.values())[:_MOST_INPUTS]
     with connect(options.ray_address, num_workers) as is_started_here:
         token.write_text(uuid4().hex, encoding="ascii")
         try:
             limit = None if is_started_here else options.workers or None
-            runner = RayRunner(pipeline, token, limit)
+            runner = RayRunner(pipeline, token, chosen, limit)
             try:
                 yield runner
             finally:

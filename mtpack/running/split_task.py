@@ -6,7 +6,7 @@ What it needs in addition to the task is loaded once per process (`pipeline.py`)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from mtpack.documents.overlong import (
     find_needed_seq_len,
 )
 from mtpack.input.dialogue import Dialogue, Reason
-from mtpack.input.splits import Split
+from mtpack.input.splits import Split, SplitDigest
 from mtpack.running.document_file import save_batch
-from mtpack.running.empty_run import describe_empty_split
+from mtpack.running.empty_run import EmptySplit, describe_empty_split
 from mtpack.running.pipeline import Pipeline, check_template
 from mtpack.running.split_record import SplitRecord, parse_split_record
 from mtpack.running.stopwatch import Stopwatch
@@ -32,44 +32,63 @@ from mtpack.token_batch import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
-class SplitTask:
-    """The task of reading, rendering and tokenizing one split."""
+class SplitContext:
+    """What the tasks of all splits of an attempt have in common."""
 
-    split: Split
-    file: Path
-    """Where its documents are written if the overlong policy changes them."""
+    folder: Path
+    """Where documents are written that the overlong policy has changed."""
     store: Path
     """The folder where tokenized splits are looked up and stored."""
     is_own_store: bool = True
     """Whether the store is that of this run alone, in the work area."""
     disabled: frozenset[str] = frozenset()
     """Fast paths (`REPLAY`, `FASTOKENS`) that may not be used."""
-    process_rows: int = 0
-    """The estimated number of rows that each process gets in the run."""
+    process_bytes: float = 0.0
+    """The estimated number of bytes of text that each process gets in the run."""
+
+    def estimate_rows(self, digest: SplitDigest) -> int:
+        """Return the estimated number of rows that each process gets, from those of a split."""
+        share = self.process_bytes / max(1, digest.num_bytes)
+        return int(digest.num_rows * max(1.0, share))
+
+    def name_file(self, key: str) -> Path:
+        """Return where the documents of a split are written if the overlong policy changes them."""
+        return self.folder / "-".join(["split", *sorted(self.disabled), key])
+
+    def name_entry(self, key: str, sha256: str) -> Path:
+        """Return where a tokenized split is stored; sha256: its digest."""
+        return self.store / (f"{key}-{sha256}" if self.is_own_store else sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTask:
+    """The task of reading, rendering and tokenizing one split."""
+
+    split: Split
+    context: SplitContext
     written: Mapping[str, Any] | None = None
     """The record of the split whose documents are in shards of an earlier run, if any."""
 
     def __str__(self) -> str:
-        files = {piece.file: None for piece in self.split.pieces}
-        first_row = f"row {self.split.first_row + 1:,} of the input"
-        return f"{next(iter(files), 'the input')}: the split that starts at {first_row}"
+        return str(self.split)
 
 
 def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask` and return its result; raise FastPathFailedError."""
     watch = Stopwatch()
-    split = task.split.read()
-    file_sha256s = split.file_sha256s()
-    content = file_sha256s[0][1] if len(file_sha256s) == 1 else split.content_sha256()
+    split, context = task.split.read(), task.context
+    digest = split.digest()
     watch.lap("read")
-    if task.written is not None and task.written["sha256"] == content:
-        return parse_split_record(task.written, split, file_sha256s, watch.seconds)
-    pipeline = pipeline.without(task.disabled)
-    if pipeline.renderer.replayer is not None:
-        pipeline.renderer.replayer.budget.num_dialogues = task.process_rows
-    entry = task.store / (f"{split.number:07d}-{content}" if task.is_own_store else content)
-    own_files = [entry, record_path(entry)] if task.is_own_store else []
-    tokenized = _load_or_tokenize(pipeline, split, entry, task.disabled, watch)
+    if task.written is not None and task.written["sha256"] == digest.sha256:
+        return parse_split_record(task.written, split, digest.files, watch.seconds)
+    pipeline = pipeline.without(context.disabled)
+    pipeline.begin_split(digest.sha256, context.estimate_rows(digest))
+    entry = context.name_entry(split.key, digest.sha256)
+    own_files = [entry, record_path(entry)] if context.is_own_store else []
+    tokenized = find_split(entry, split, digest.num_rows, context.disabled)
+    watch.lap("read")
+    if tokenized is None:
+        tokenized = _tokenize_and_store(pipeline, split, entry, watch)
     file, fast_paths = entry, tokenized.fast_paths
     batch, needed_seq_len = _apply_overlong(pipeline, split, tokenized.batch)
     if batch is not tokenized.batch:
@@ -77,43 +96,42 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
             rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
             tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
             batch = tokenized.batch
-        file, fast_paths = task.file, fast_paths | pipeline.fast_paths
-        save_batch(file, batch, split.first_row)
+        file, fast_paths = context.name_file(split.key), fast_paths | pipeline.fast_paths
+        save_batch(file, batch)
         own_files.append(file)
     empty = None
     if not batch.num_documents:
-        rows = read_rows(split, pipeline)
-        empty = describe_empty_split(rows, tokenized.row_turns, needed_seq_len)
-        pipeline.heartbeat.end()  # rows with template arguments begin a step
+        empty = _describe_empty(pipeline, split, tokenized, needed_seq_len)
     watch.lap("tokenize")
     return SplitRecord(
+        key=split.key,
+        first_file=split.first_file,
         file=file,
-        first_row=split.first_row,
-        counts=_count(tokenized, batch, split.first_row),
+        counts=_count(tokenized, batch),
         run_counts=tokenized.run_counts,
         rejects=tokenized.rejects,
         seconds=watch.seconds,
         warnings=tokenized.warnings,
         empty=empty,
         fast_paths=fast_paths,
-        content_sha256=content,
-        file_sha256s=file_sha256s,
+        content_sha256=digest.sha256,
+        file_sha256s=digest.files,
         own_files=tuple(own_files),
+        formats=split.formats,
+        after_byte=split.after_byte,
+        num_lines=split.num_lines,
     )
 
 
-def _load_or_tokenize(
-    pipeline: Pipeline, split: Split, entry: Path, disabled: Collection[str], watch: Stopwatch
+def _tokenize_and_store(
+    pipeline: Pipeline, split: Split, entry: Path, watch: Stopwatch
 ) -> TokenizedSplit:
     """Return the split before the overlong policy; it is then stored at `entry`."""
-    tokenized = find_split(entry, split, disabled)
-    watch.lap("read")
-    if tokenized is None:
-        check_template(pipeline)
-        tokenized = tokenize(pipeline, split, watch)
-        watch.lap("tokenize")
-        store_split(entry, split, tokenized)
-        watch.lap("store")
+    check_template(pipeline)
+    tokenized = tokenize(pipeline, split, watch)
+    watch.lap("tokenize")
+    store_split(entry, tokenized)
+    watch.lap("store")
     return tokenized
 
 
@@ -143,11 +161,20 @@ def _apply_overlong(
     return fitting, find_needed_seq_len(batch, options.overlong, suffixes.shortest)
 
 
-def _count(tokenized: TokenizedSplit, batch: TokenBatch, first_row: int) -> Counts:
+def _describe_empty(
+    pipeline: Pipeline, split: Split, tokenized: TokenizedSplit, needed_seq_len: int | None
+) -> EmptySplit:
+    rows = read_rows(split, pipeline)
+    empty = describe_empty_split(rows, tokenized.row_turns, needed_seq_len)
+    pipeline.heartbeat.end()  # rows with template arguments begin a step
+    return empty
+
+
+def _count(tokenized: TokenizedSplit, batch: TokenBatch) -> Counts:
     """Count every row and turn of a split; batch: its documents after the overlong policy."""
     row_turns = tokenized.row_turns
     is_packed = np.zeros(len(row_turns), dtype=np.bool_)
-    is_packed[batch.document_rows - first_row] = True
+    is_packed[batch.document_rows] = True
     rows = Counts(
         rows_read=len(row_turns),
         rows_packed=int(is_packed.sum()),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ import pyarrow as pa
 
 from mtpack.errors import InputError, MtpackError
 from mtpack.input.files import InputFile
-from mtpack.input.reading import TableReader
-from mtpack.input.splits import RowsInMemory
-from mtpack.input.tables import is_table, read_table
+from mtpack.input.reading import LINE_LIMIT, TableCall, call_here
+from mtpack.input.tables import is_table
 from mtpack.running.processes import WorkerContext, WorkerProcess, defer_interrupts, may_fork
 from mtpack.running.worker import end_with_parent
 
@@ -34,17 +34,17 @@ _LIBRARY_BYTES = 64 * 2**20  # what libraries take for themselves, as thread sta
 
 
 @contextmanager
-def table_process(files: Iterable[InputFile]) -> Iterator[TableReader]:
+def table_process(files: Iterable[InputFile], line_limit: int = LINE_LIMIT) -> Iterator[TableCall]:
     """Provide a function that reads tables in another process, which ends with the block.
 
     It is started now if there is a table among the files: forked if that is safe, so before this
     process starts threads. Raises MtpackError if it can't be started.
     """
     if not any(map(is_table, files)):
-        yield read_table
+        yield call_here
         return
     here, there = Pipe()
-    process: Any = WorkerContext(forked=may_fork()).Process(target=_serve, args=(there,))
+    process: Any = WorkerContext(forked=may_fork()).Process(target=_serve, args=(there, line_limit))
     try:
         with defer_interrupts():
             process.start()
@@ -54,11 +54,11 @@ def table_process(files: Iterable[InputFile]) -> Iterator[TableReader]:
         ) from error
     there.close()
 
-    def read(file: InputFile, limit: int, columns: Collection[str]) -> Iterator[RowsInMemory]:
-        return _ask(here, process, file, limit, columns)
+    def call(function: Any, /, *arguments: Any, **named: Any) -> Iterator[Any]:
+        return _ask(here, process, partial(function, *arguments, **named))
 
     try:
-        yield read
+        yield call
     finally:
         here.close()
         process.terminate()
@@ -66,15 +66,11 @@ def table_process(files: Iterable[InputFile]) -> Iterator[TableReader]:
 
 
 def _ask(
-    connection: Connection[Any, Any],
-    process: WorkerProcess,
-    file: InputFile,
-    line_limit: int,
-    columns: Collection[str],
-) -> Iterator[RowsInMemory]:
-    """Yield the rows of a table that the other process reads; raise the error that it raises."""
+    connection: Connection[Any, Any], process: WorkerProcess, call: partial[Iterator[Any]]
+) -> Iterator[Any]:
+    """Yield what the other process finds in a table; raise the error that it raises."""
     try:
-        connection.send((file, line_limit, columns))
+        connection.send(call)
         while (found := connection.recv()) is not None:
             if isinstance(found, Exception):
                 raise found
@@ -84,12 +80,13 @@ def _ask(
         status = process.exitcode or 0
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         raise InputError(
-            f"{file.name}: damaged, or it needs too much memory or time to be read (the process "
-            f"that read it ended with {how}); write it again, with smaller rows and row groups"
+            f"{call.args[0].name}: damaged, or it needs too much memory or time to be read (the "
+            f"process that read it ended with {how}); write it again, with smaller rows and row "
+            "groups"
         ) from error
 
 
-def _serve(connection: Connection[Any, Any]) -> None:
+def _serve(connection: Connection[Any, Any], line_limit: int) -> None:
     """Read tables for the parent until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -100,14 +97,14 @@ def _serve(connection: Connection[Any, Any]) -> None:
     pa.set_io_thread_count(1)
     while True:
         try:
-            file, line_limit, columns = connection.recv()
+            call = connection.recv()
         except EOFError:
             return
         _limit_memory(_ROWS_IN_MEMORY * line_limit + _LIBRARY_BYTES)
         try:
             _limit_time(_SECONDS)
-            for rows in read_table(file, line_limit, columns):
-                connection.send(rows)
+            for found in call():
+                connection.send(found)
                 _limit_time(_SECONDS)
             connection.send(None)
         except MtpackError as error:

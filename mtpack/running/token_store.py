@@ -51,31 +51,35 @@ def name_run_folder(pipeline: Pipeline) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_NAME_LENGTH]
 
 
-def find_split(file: Path, split: Split, disabled: Collection[str]) -> TokenizedSplit | None:
+def find_split(
+    file: Path, split: Split, num_rows: int, disabled: Collection[str]
+) -> TokenizedSplit | None:
     """Return the stored split; None if there is no intact one, or a disabled fast path made it.
 
-    file: in the folder of the run, named by the split's `content_sha256`, as for `store_split`.
+    file: in the folder of the run, named by the digest of the split, as for `store_split`.
+    num_rows: of the split.
     """
     try:
         record = json.loads(record_path(file).read_bytes())
         if hash_file(file) != record["sha256"] or set(record["fast_paths"]) & set(disabled):
             return None
-        batch = read_all(file, split.first_row)
-        return _parse_tokenized_split(record, batch, split)
+        if len(record["row_turns"]) != num_rows:
+            return None
+        return _parse_tokenized_split(record, read_all(file), split)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
 
 
-def store_split(file: Path, split: Split, tokenized: TokenizedSplit) -> None:
+def store_split(file: Path, tokenized: TokenizedSplit) -> None:
     """Store a tokenized split in an existing folder; replace one that could not be used."""
-    sha256 = save_batch(file, tokenized.batch, split.first_row)
+    sha256 = save_batch(file, tokenized.batch)
     record = {
         "sha256": sha256,
         "fast_paths": sorted(tokenized.fast_paths),
         "row_turns": tokenized.row_turns.tolist(),
         "counts": asdict(tokenized.counts),
         "warnings": sorted(tokenized.warnings),
-        "rejects": dump_rejects(tokenized.rejects, split.first_row),
+        "rejects": dump_rejects(tokenized.rejects),
     }
     with nameless_file(record_path(file)) as record_file:
         record_file.write(json.dumps(record, sort_keys=True).encode())
@@ -90,15 +94,13 @@ def measure_store(store: str | None) -> int:
 
 def record_path(file: Path) -> Path:
     """Return the path of the record of a stored split."""
-    return file.with_suffix(".json")
+    return file.with_name(f"{file.name}.json")
 
 
 def _parse_tokenized_split(
     record: dict[str, Any], batch: TokenBatch, split: Split
 ) -> TokenizedSplit:
     row_turns = np.array(record["row_turns"], dtype=np.int32)
-    if len(row_turns) != split.num_rows:
-        raise ValueError("the number of rows differs")
     return TokenizedSplit(
         batch=batch,
         row_turns=row_turns,

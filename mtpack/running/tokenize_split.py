@@ -272,7 +272,7 @@ def _num_chars(rendered: RenderedDialogue) -> int:
 def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     """Read the rows of a split, one at a time, in the forms that the template takes.
 
-    Raises InputError if a file can't be read.
+    They are numbered within the split. Raises InputError if a file can't be read.
     """
     template = pipeline.template
     options = RowOptions(
@@ -280,8 +280,8 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
         keeps_argument_text=template.tool_arguments == "text",
     )
     takes_text = not find_forms(template, None).only_parts
-    for row, raw in enumerate(split.rows(), split.first_row):
-        origin = Origin(raw.file, raw.line)
+    for row, raw in enumerate(split.rows()):
+        origin = Origin(raw.file, raw.line, raw.after_byte)
         read = read_dialogue(row, origin, raw.text, LINE_LIMIT, raw.format, options)
         if isinstance(read, Dialogue):
             if read.template_args is not None:

@@ -46,7 +46,6 @@ class _ClosedWindow:
     """Covers all that its shards depend on: also the splits of all windows before."""
     fast_paths: frozenset[str]
     """Those that produced some of what `sha256` covers."""
-    first_split: int
     splits: list[SplitRecord]
     plan_file: Path
     plan: PlannedWindow | None = None
@@ -87,7 +86,6 @@ class Windows:
         self._number = 0
         self._num_shards = 0
         self._splits: list[SplitRecord] = []
-        self._first_split = 0  # of the open window
         self._tokens = 0  # of the splits in the open window
         self._closed: deque[_ClosedWindow] = deque()  # those that have no shards yet
         self._unfinished: dict[int, _ClosedWindow] = {}  # by each of their shards
@@ -125,9 +123,7 @@ class Windows:
         self._sha256 = hashlib.sha256(text.encode()).hexdigest()
         self._fast_paths = self._fast_paths.union(*(split.fast_paths for split in splits))
         plan_file = self._folder / f"plan-{number:05d}-{self._sha256}"
-        window = _ClosedWindow(
-            number, self._sha256, self._fast_paths, self._first_split, splits, plan_file
-        )
+        window = _ClosedWindow(number, self._sha256, self._fast_paths, splits, plan_file)
         finished = self._earlier.windows.get(number)
         if finished is not None and finished.sha256 == window.sha256:
             bound = finished.sequences_lower_bound
@@ -136,7 +132,6 @@ class Windows:
             self._plan_tasks.append(_make_plan_task(window))
         self._closed.append(window)
         self._number += 1
-        self._first_split += len(splits)
         self._splits, self._tokens = [], 0
         self._cut_into_shards()
 
@@ -166,8 +161,8 @@ class Windows:
                 sequences_lower_bound=plan.sequences_lower_bound,
                 first_shard=self._num_shards,
                 num_shards=len(firsts),
-                first_split=window.first_split,
-                num_splits=len(window.splits),
+                first_split=window.splits[0].key,
+                last_split=window.splits[-1].key,
             )
             for number, first in enumerate(firsts, self._num_shards):
                 num_sequences = min(step, plan.sequences - first)

@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ PUBLISHED = "published.json"
 _MARK = "mtpack_run"
 """The key of a run record that no other file has."""
 _MAX_RECORD_BYTES = 2**20
+_SECONDS_TO_LOCK = 2.0
+_SECONDS_BETWEEN_TRIES = 0.02
 
 
 @dataclass(slots=True)
@@ -192,7 +195,11 @@ def _make_own_folder(folder: Path) -> None:
 
 
 def _open_locked(path: Path, output: str) -> IO[bytes]:
-    """Open and lock a file. The lock ends when the process ends, even if that is killed."""
+    """Open and lock a file. The lock ends when the process ends, even if that is killed.
+
+    Its workers have the lock too, and end a moment after it.
+    """
+    end = time.monotonic() + _SECONDS_TO_LOCK
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
@@ -201,10 +208,12 @@ def _open_locked(path: Path, output: str) -> IO[bytes]:
             if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         except BlockingIOError:
-            file.close()
-            raise SetupError(
-                f"{output}: another run is writing to it; wait for it or choose another -o"
-            ) from None
+            if time.monotonic() > end:
+                file.close()
+                raise SetupError(
+                    f"{output}: another run is writing to it; wait for it or choose another -o"
+                ) from None
+            time.sleep(_SECONDS_BETWEEN_TRIES)
         except FileNotFoundError:  # another run has just removed its work area
             path.parent.mkdir(exist_ok=True)
         file.close()

@@ -22,7 +22,7 @@ class Encoders:
     def __init__(self, tokenizer: LoadedTokenizer, seed: int) -> None:
         """Create no encoder yet; seed: of the audit."""
         self._tokenizer = tokenizer
-        self._audit = Audit(seed)
+        self.audit = Audit(seed)
         self._is_probed = False
 
     @cached_property
@@ -40,7 +40,7 @@ class Encoders:
                 FASTOKENS, "fastokens gives no token positions, and this tokenizer needs them"
             )
         engine = load_fast_engine(self._tokenizer)
-        return TextEncoder(self._tokenizer, engine, self._byte_level, self._audit)
+        return TextEncoder(self._tokenizer, engine, self._byte_level, self.audit)
 
     @cached_property
     def _byte_level(self) -> ByteLevel | None:
@@ -49,7 +49,7 @@ class Encoders:
     @property
     def audited(self) -> int:
         """The number of texts that both engines have encoded since this process began."""
-        return self._audit.done
+        return self.audit.done
 
     def probe_fast(self, sample_texts: Iterable[str]) -> TextEncoder:
         """Return the fast encoder; probe it before its first use in this process.

@@ -9,7 +9,7 @@ import pytest
 from mtpack.errors import InputError
 from mtpack.input import json_text
 from mtpack.input.files import describe_input, find_inputs
-from mtpack.input.reading import LINE_LIMIT, read_splits
+from mtpack.input.reading import LINE_LIMIT, ReadOptions, read_splits
 from mtpack.input.splits import LinesInFile
 from tests.support.compression import compress_zst
 
@@ -41,7 +41,7 @@ def read(path, limit: int = LINE_LIMIT):
     """Return the line and the value of each row."""
     rows = [
         row
-        for split in read_splits([describe_input(path.name, path)], limit)
+        for split in read_splits([describe_input(path.name, path)], ReadOptions(line_limit=limit))
         for row in split.rows()
     ]
     return [(row.line, json.loads(row.text)) for row in rows]
@@ -172,7 +172,9 @@ def test_a_long_list_is_read_without_being_held_in_memory(write, content, compre
     path = write(f"a.json{compression}", content)
 
     def count():
-        return sum(split.num_rows for split in read_splits([describe_input(path.name, path)]))
+        return sum(
+            1 for split in read_splits([describe_input(path.name, path)]) for _ in split.rows()
+        )
 
     rows, peak = peak_memory(count)
     assert rows == content.count(b'"messages"') + 1

@@ -13,9 +13,10 @@ from mtpack.errors import InputError, SetupError
 from mtpack.input import reading
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.files import InputFile, describe_input, find_inputs
-from mtpack.input.reading import LINE_LIMIT, read_splits
+from mtpack.input.reading import LINE_LIMIT, ReadOptions, read_splits
 from mtpack.input.rows import read_dialogue
 from tests.support.compression import compress_zst
+from tests.support.exact_lines import rows_with_exact_lines
 
 ROWS = [
     {
@@ -70,7 +71,8 @@ def write(tmp_path):
 
 def read(*paths, line_limit: int = LINE_LIMIT):
     files = [describe_input(path.name, path) for path in paths]
-    return [row for split in read_splits(files, line_limit) for row in split.rows()]
+    options = ReadOptions(line_limit=line_limit)
+    return [row for rows in rows_with_exact_lines(read_splits(files, options)) for row in rows]
 
 
 def failure(path) -> str:
@@ -344,7 +346,7 @@ def test_rows_are_counted_over_all_files_and_lines_per_file(write, tmp_path):
         *[("b.jsonl", 1), ("b.jsonl", 3), ("a.json", 1), ("a.json", 2), ("c.jsonl.gz", 2)],
         *[("d.parquet", 1), ("d.parquet", 2), ("e.jsonl.zst", 1)],
     ]
-    assert [(split.number, split.first_row) for split in splits] == [(0, 0)]
+    assert [split.key for split in splits] == ["0000000.0000"]
 
 
 def test_a_file_named_twice_is_read_twice(write):
@@ -558,51 +560,23 @@ def lines_of_all_lengths() -> list[bytes]:
 
 
 @pytest.mark.parametrize("split_bytes", [1, 100, 1000, 10**6])
-@pytest.mark.parametrize("cuts", [[], [0, 0, 60], list(range(60)), [7, 13, 20], [59]], ids=str)
-def test_splits_do_not_depend_on_the_files_of_the_lines(write, monkeypatch, split_bytes, cuts):
+def test_splits_of_a_compressed_file_have_the_requested_size(write, monkeypatch, split_bytes):
     monkeypatch.setattr(reading, "SPLIT_BYTES", split_bytes)
     lines = lines_of_all_lengths()
-
-    def splits(pieces, suffix):
-        paths = [
-            write(f"{number}{suffix}", PACK[suffix]([line + b"\n" for line in piece]))
-            for number, piece in enumerate(pieces)
-        ]
-        return [
-            (split.number, split.first_row, texts(split.rows()))
-            for split in read_splits(describe_input(path.name, path) for path in paths)
-        ]
-
-    pieces = [lines[i:j] for i, j in zip([0, *cuts], [*cuts, 60], strict=True)]
-    assert splits(pieces, ".jsonl") == splits([lines], ".jsonl.gz")
-
-
-@pytest.mark.parametrize("split_bytes", [1, 100, 1000, 10**6])
-def test_splits_have_all_rows_in_order_and_the_requested_size(write, monkeypatch, split_bytes):
-    monkeypatch.setattr(reading, "SPLIT_BYTES", split_bytes)
-    lines = lines_of_all_lengths()
-    path = write("a.jsonl", b"\n".join(lines))
-    splits = list(read_splits([describe_input("a.jsonl", path)]))
-    assert [text for split in splits for text in texts(split.rows())] == lines
-    assert [split.number for split in splits] == list(range(len(splits)))
-    next_row = 0
-    for split in splits:
-        rows = texts(split.rows())
-        assert len(rows) == split.num_rows > 0
-        assert split.first_row == next_row
-        next_row += split.num_rows
-        assert sum(map(len, rows[:-1])) < split_bytes
-    assert all(sum(map(len, texts(split.rows()))) >= split_bytes for split in splits[:-1])
+    path = write("a.jsonl.gz", gz(b"\n".join(lines)))
+    splits = list(read_splits([describe_input(path.name, path)]))
+    found = [texts(split.rows()) for split in splits]
+    assert [text for rows in found for text in rows] == lines
+    assert [split.key for split in splits] == [f"0000000.{n:04d}" for n in range(len(splits))]
+    assert all(sum(map(len, rows[:-1])) < split_bytes for rows in found)
+    assert all(sum(map(len, rows)) >= split_bytes for rows in found[:-1])
 
 
 def test_rows_above_the_limit_are_in_splits_too(write, monkeypatch):
     monkeypatch.setattr(reading, "SPLIT_BYTES", 2)
-    path = write("a.jsonl", b"1\n" + b"x" * 50 + b"\n2\n" + b"y" * 50)
-    splits = list(read_splits([describe_input("a.jsonl", path)], line_limit=10))
-    assert [(split.first_row, texts(split.rows())) for split in splits] == [
-        (0, [b"1", None, b"2"]),
-        (3, [None]),
-    ]
+    path = write("a.jsonl.gz", gz(b"1\n" + b"x" * 50 + b"\n2\n" + b"y" * 50))
+    splits = read_splits([describe_input(path.name, path)], ReadOptions(line_limit=10))
+    assert [texts(split.rows()) for split in splits] == [[b"1", None, b"2"], [None]]
 
 
 def test_rows_before_an_error_are_yielded_before_it(write, monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mtpack.cli import main
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.files import describe_input
-from mtpack.input.reading import SPLIT_BYTES, read_splits
+from mtpack.input.reading import SPLIT_BYTES, ReadOptions, read_splits
 from mtpack.input.row_formats import ROW_KEYS, detect_format
 from mtpack.input.rows import read_dialogue
 from tests.conftest import SAMPLE_DATA, shared
@@ -418,7 +418,7 @@ def test_a_row_of_no_format_is_refused_with_the_missing_keys(row_format):
 
 
 def formats_of(path: Path, **more) -> list[str | None]:
-    splits = read_splits([describe_input(path.name, path)], **more)
+    splits = read_splits([describe_input(path.name, path)], ReadOptions(**more))
     return [row.format for split in splits for row in split.rows()]
 
 

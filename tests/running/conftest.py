@@ -7,6 +7,12 @@ import pytest
 
 from tests.conftest import ROOT
 
+LOST_NODES_ARE_FOUND_SOON = {
+    "health_check_period_ms": 1_000,
+    "health_check_timeout_ms": 5_000,
+    "health_check_failure_threshold": 2,
+}
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
@@ -16,7 +22,8 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        head = {"num_cpus": 1, "_system_config": LOST_NODES_ARE_FOUND_SOON}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,10 @@ from tests.support import ray_tasks
 from tests.support.ray_tasks import Visit
 
 pytest.importorskip("ray", reason="needs mtpack[ray]")
+from mtpack.running.ray_cluster import connect
 from mtpack.running.ray_runner import RayRunner, ray_runner
+
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +193,25 @@ def test_a_node_that_does_not_see_the_work_area_is_refused_by_name(runner, tmp_p
         list(runner.run(ray_tasks.triple, range(3)))
     assert str(refused.value) == (
         f"Ray node {os.uname().nodename}: does not see {tmp_path}; "
-        "give it a folder that all nodes share"
+        "put it into a folder that all nodes share"
     )
+
+
+def test_a_node_that_does_not_see_an_input_is_refused_by_name(cluster, pipeline, tmp_path):
+    inputs = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
+    Path(inputs[1]).touch()
+    with (
+        pytest.raises(SetupError, match=f"does not see {inputs[0]}; put it into a folder that"),
+        ray_runner(pipeline, 1, tmp_path, ["s3://bucket/rows.jsonl", *inputs]) as runner,
+    ):
+        list(runner.run(ray_tasks.triple, range(3)))
+
+
+def test_ray_changes_no_handler_of_a_signal(disconnected):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with connect(None, 1):
+        assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_an_address_of_another_cluster_is_refused(cluster, pipeline, tmp_path):

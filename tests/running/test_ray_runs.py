@@ -18,6 +18,7 @@ import mtpack
 from tests.conftest import ROOT, SAMPLE_DATA
 
 pytest.importorskip("ray", reason="needs mtpack[ray]")
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 OPTIONS: dict[str, Any] = {
     "seq_len": 512,
     "window": "200Ki",

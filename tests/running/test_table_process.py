@@ -12,7 +12,7 @@ import pytest
 import mtpack
 from mtpack.errors import InputError
 from mtpack.input.files import describe_input
-from mtpack.input.reading import read_splits
+from mtpack.input.reading import ReadOptions, call_here, read_splits
 from mtpack.running import table_process
 from tests.input.test_tables import KINDS
 
@@ -25,8 +25,8 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 def read(path, columns=(), line_limit=2**20):
     """Return the rows of a file that another process reads."""
     files = [describe_input(path.name, path)]
-    with table_process.table_process(files) as read_table:
-        splits = read_splits(files, line_limit, more_columns=columns, read_table=read_table)
+    with table_process.table_process(files, line_limit) as call_table:
+        splits = read_splits(files, ReadOptions("auto", columns, line_limit), call_table)
         return [(row.line, row.text) for split in splits for row in split.rows()]
 
 
@@ -93,24 +93,26 @@ def test_rows_of_the_longest_length_are_read(tmp_path):
     assert len(read(tmp_path / "a.parquet")) == 8
 
 
-def test_a_process_that_dies_is_an_error_that_names_the_file(tmp_path, monkeypatch):
-    def die(*_):
-        os.kill(os.getpid(), 11)
+def die(*_):
+    os.kill(os.getpid(), 11)
 
+
+def test_a_process_that_dies_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(table_process, "may_fork", lambda: True)
-    monkeypatch.setattr(table_process, "read_table", die)
+    monkeypatch.setattr("mtpack.input.reading.read_table", die)
     KINDS["a.parquet"](pa.table({"messages": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: damaged, or .*SIGSEGV"):
         read(tmp_path / "a.parquet")
 
 
-def test_a_batch_that_takes_too_much_time_is_refused(tmp_path, monkeypatch):
-    def never_end(*_):
-        while True:
-            time.process_time()
+def never_end(*_):
+    while True:
+        time.process_time()
 
+
+def test_a_batch_that_takes_too_much_time_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(table_process, "may_fork", lambda: True)
-    monkeypatch.setattr(table_process, "read_table", never_end)
+    monkeypatch.setattr("mtpack.input.reading.read_table", never_end)
     monkeypatch.setattr(table_process, "_SECONDS", 0)
     KINDS["a.parquet"](pa.table({"messages": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: .*SIGXCPU"):
@@ -121,8 +123,8 @@ def test_a_file_that_becomes_shorter_does_not_end_the_run(tmp_path):
     path = tmp_path / "a.arrow"
     KINDS["stream.arrow"](pa.table({"messages": [MESSAGES] * 100_000}), path)
     files = [describe_input(path.name, path)]
-    with table_process.table_process(files) as read_table:
-        splits = read_splits(files, read_table=read_table)
+    with table_process.table_process(files) as call_table:
+        splits = read_splits(files, call_table=call_table)
         next(splits)
         os.truncate(path, 1000)
         with pytest.raises(InputError, match=r"a\.arrow: "):
@@ -138,5 +140,5 @@ def test_a_run_names_such_a_table_and_leaves_no_output(tmp_path):
 
 
 def test_no_process_is_started_without_a_table():
-    with table_process.table_process([]) as read_table:
-        assert read_table is table_process.read_table
+    with table_process.table_process([]) as call_table:
+        assert call_table is call_here

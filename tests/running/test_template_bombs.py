@@ -16,7 +16,7 @@ from mtpack.input.splits import RowsInMemory, Split
 from mtpack.options import options_from
 from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
-from mtpack.running.split_task import SplitTask, run_split_task
+from mtpack.running.split_task import SplitContext, SplitTask, run_split_task
 from mtpack.running.watchdog import ProcessLimits, compute_process_limits
 from tests.conftest import shared
 
@@ -88,8 +88,8 @@ def stop(template: Path, limits: ProcessLimits) -> str:
     def tasks() -> Iterator[SplitTask]:
         for number, row in enumerate(ROWS):
             piece = RowsInMemory("rows.jsonl", None, [number + 1], [row.encode()])
-            split = Split(number, number, 1, (piece,))
-            yield SplitTask(split, template.with_name(f"split-{number}"), template.parent)
+            context = SplitContext(template.parent, template.parent)
+            yield SplitTask(Split(f"{number}.0", (piece,)), context)
 
     pipeline = load_pipeline(options_from({"workers": 2, "chat_template": str(template)}))
     with pytest.raises(MtpackError) as stopped, local_runner(pipeline, 1, limits) as runner:
@@ -152,7 +152,7 @@ def test_renders_that_are_long_only_together_pass(template, tmp_path):
     write_bomb(template, "{% for i in range(9999) %}{{ i is odd }}{% endfor %}")
     turns = [{"role": "user", "content": "boom"}, ANSWER] * 12
     piece = RowsInMemory("rows.jsonl", None, [1], [json.dumps({"messages": turns}).encode()])
-    task = SplitTask(Split(0, 0, 1, (piece,)), tmp_path / "split", tmp_path)
+    task = SplitTask(Split("0.0", (piece,)), SplitContext(tmp_path, tmp_path))
     options = options_from({"workers": 1, "merge": "never", "chat_template": str(template)})
     pipeline = load_pipeline(options)
     limits = replace(ONE_RENDER, render_seconds=0.25)

@@ -44,9 +44,10 @@ def pipeline_of(options: PackOptions) -> Any:
 
 
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
-    save_batch(file, batch, first_row)
+    save_batch(file, replace(batch, document_rows=batch.document_rows - first_row))
     counts = Counts(documents=batch.num_documents, tokens=len(batch.ids))
-    return SplitRecord(file, first_row, counts, RunCounts(), [], {}, own_files=(file,))
+    record = SplitRecord(file.name, "rows", file, counts, RunCounts(), [], {}, own_files=(file,))
+    return record.place(first_row, 0)
 
 
 def split_of_lengths(file: Path, lengths: list[int]) -> SplitRecord:
@@ -390,7 +391,7 @@ def test_each_document_file_is_opened_once_and_few_are_open_at_a_time(tmp_path, 
 
     monkeypatch.setattr(mtpack.running.shard_task, "open_documents", counted)
     options = PackOptions(seq_len=8, packing="none")
-    splits = [split_of(tmp_path / str(number), BATCH, number) for number in range(5)]
+    splits = [split_of(tmp_path / str(number), BATCH) for number in range(5)]
     _, (task,) = tasks_of(tmp_path, splits, options)
     once = run_shard_task(pipeline_of(options), task)
     assert sorted(opened) == sorted(str(split.file) for split in splits)

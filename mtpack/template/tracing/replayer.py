@@ -90,7 +90,7 @@ class Replayer:
         self.budget = budget or LearningBudget(share=None)
         self.replayed = 0
         self.audited = 0
-        self._audit = Audit(seed, share=_AUDIT_SHARE)
+        self.audit = Audit(seed, share=_AUDIT_SHARE)
         self._template = template
         self._added_tokens = added_tokens
         self._probes = TurnProbes(template, added_tokens)
@@ -120,7 +120,7 @@ class Replayer:
 
         It does for nearly all dialogues that have text contents only, after the first of a shape.
         """
-        if self._audit.is_due(dialogue.row):
+        if self.audit.is_due(dialogue.row):
             return None
         replayed = self._fill_texts(dialogue)
         self.replayed += replayed is not None
@@ -178,9 +178,9 @@ class Replayer:
     def _audit_replay(
         self, dialogue: Dialogue, replayed: RenderedDialogue
     ) -> RenderedDialogue | Reject:
-        if not self._audit.is_due(dialogue.row):
+        if not self.audit.is_due(dialogue.row):
             return replayed
-        with self._audit.measure():
+        with self.audit.measure():
             rendered = self.render_without_replay(dialogue)
         self._compare(replayed, rendered)
         return rendered
