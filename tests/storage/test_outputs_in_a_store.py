@@ -288,6 +288,26 @@ def test_an_output_in_a_missing_bucket_is_refused_by_name(store, rows):
         pack(rows, output="s3://no-bucket/out")
 
 
+def test_an_output_below_its_input_is_no_input_of_the_next_run(store, rows):
+    store.put("in/rows.jsonl", Path(rows).read_bytes())
+    pack(f"s3://{BUCKET}/in", output=f"s3://{BUCKET}/in/out")
+    _, lines = pack(f"s3://{BUCKET}/in", output=f"s3://{BUCKET}/in/out")
+    assert lines[-1] == f"s3://{BUCKET}/in/out: already complete"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"work_dir": "s3://bucket/work"}, "--work-dir s3://bucket/work: must be a folder"),
+        ({"token_store": "gs://bucket/work"}, "--token-store gs://bucket/work: must be a folder"),
+        ({"executor": "ray"}, "needs --work-dir: a folder that all nodes share"),
+    ],
+)
+def test_what_has_to_be_a_folder_of_the_machine_is_named(rows, options, line):
+    with pytest.raises(mtpack.SetupError, match=line):
+        pack(rows, **options)
+
+
 def test_hf_takes_no_output(rows):
     with pytest.raises(mtpack.SetupError, match="hf://user/out: outputs can't be written there"):
         pack(rows, output="hf://user/out")
