@@ -119,9 +119,11 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
     from mtpack.running.pack import pack as pack_dialogues
-    from mtpack.shards.manifest import MANIFEST
+    from mtpack.shards.work_area import find_last_file
+    from mtpack.storage.urls import resolve_name
 
-    EXIT_SIGNALS.expect(os.path.join(options["output"], MANIFEST))
+    output = resolve_name(options["output"])
+    EXIT_SIGNALS.expect(str(find_last_file(output, options["work_dir"])))
     with _show_progress(quiet=quiet, bars=not as_json) as callbacks:
         report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:

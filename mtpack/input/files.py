@@ -27,6 +27,7 @@ from mtpack.storage.places import is_file, to_place
 from mtpack.storage.urls import is_url, resolve_name
 
 STANDARD_INPUT = "-"
+_BUFFER_BYTES = 4 * 2**20
 
 
 class FileKind(NamedTuple):
@@ -203,6 +204,14 @@ def open_table(path: str) -> pa.NativeFile:
     if is_url(path):
         return pa.PythonFile(open_object(path), mode="r")
     return pa.memory_map(path)
+
+
+def choose_buffer_size(path: str) -> int:
+    """Return how many bytes of a column of a table are read at once; 0: those of a row group.
+
+    A file is mapped, but what is read from a store takes memory, so it is bounded.
+    """
+    return _BUFFER_BYTES if is_url(path) else 0
 
 
 def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:

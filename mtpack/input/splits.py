@@ -21,7 +21,7 @@ from mtpack.token_batch import Int64
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BATCH_BYTES = 2**20
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**16  # read at once of a row that goes on after its range
 
 
 class RawRow(NamedTuple):
@@ -184,23 +184,26 @@ class LinesInFile(NamedTuple):
         if start < num_before or not text:
             return b"", self.offset, 0
         num_lines = 1 + text.count(b"\n", start, -1)
-        text = self._read_on(file, text[start:])
+        unfinished = len(text) - max(start, text.rfind(b"\n") + 1)
+        rest = self._read_rest(file, unfinished) if unfinished else []
+        text = b"".join([memoryview(text)[start:], *rest])
         if not self.offset and text.startswith(BYTE_ORDER_MARK):
             start = len(BYTE_ORDER_MARK)
             text = text[start:]
         return text, self.offset - num_before + start, num_lines
 
-    def _read_on(self, file: BinaryIO, text: bytes) -> bytes:
-        """Return a text that ends in an unfinished line with the rest of that line."""
-        parts, length = [text], len(text) - (text.rfind(b"\n") + 1)
-        while 0 < length <= self.line_limit + len(BYTE_ORDER_MARK):
-            block = file.read(_BLOCK_BYTES)
+    def _read_rest(self, file: BinaryIO, length: int) -> list[bytes]:
+        """Return the rest of a line, of which so many bytes were read."""
+        parts = []
+        while length <= self.line_limit + len(BYTE_ORDER_MARK) and (
+            block := file.read(_BLOCK_BYTES)
+        ):
             end = block.find(b"\n") + 1
             parts.append(block[:end] if end else block)
-            if end or not block:
+            if end:
                 break
             length += len(block)
-        return b"".join(parts)
+        return parts
 
 
 def _read_bytes(file: BinaryIO, num_bytes: int) -> bytes:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mtpack.errors import InputError
-from mtpack.input.files import InputFile, open_table, wrap_read_errors
+from mtpack.input.files import InputFile, choose_buffer_size, open_table, wrap_read_errors
 from mtpack.input.row_errors import quote_name
 from mtpack.input.row_formats import detect_format
 from mtpack.input.splits import RowsInMemory, TableNote, batch_rows
@@ -119,7 +119,7 @@ def _open_parquet(file: InputFile) -> Iterator[pa.parquet.ParquetFile]:
     with (
         wrap_read_errors(file.name),
         open_table(file.path) as source,
-        pa.parquet.ParquetFile(source) as table,
+        pa.parquet.ParquetFile(source, buffer_size=choose_buffer_size(file.path)) as table,
     ):
         yield table
 

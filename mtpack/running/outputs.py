@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mtpack.errors import SetupError
-from mtpack.options import PackOptions
+from mtpack.options import PackOptions, flag
 from mtpack.running.earlier_work import (
     UNSYNCED,
     FinishedShard,
@@ -203,7 +203,11 @@ class OutputStore:
 
 
 def open_output(options: PackOptions) -> Output:
-    """Return the output that the options name."""
+    """Return the output that the options name; raise SetupError for a folder that is a URL."""
+    for name in ("work_dir", "token_store"):
+        chosen = getattr(options, name)
+        if chosen is not None and is_url(chosen):
+            raise SetupError(f"{flag(name)} {chosen}: must be a folder, not in a store")
     work_dir = None if options.work_dir is None else Path(options.work_dir)
     if is_url(options.output):
         if options.output.startswith("hf:"):

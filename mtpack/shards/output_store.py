@@ -8,6 +8,7 @@ that is still there before it puts the manifest: if another run has begun meanwh
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from mtpack.shards.manifest import (
 )
 from mtpack.shards.output_folder import is_shard_name
 from mtpack.shards.side_files import SIDE_FILES
+from mtpack.shards.work_area import PUBLISHED
 from mtpack.storage.objects import (
     abort_uploads,
     delete_object,
@@ -130,6 +132,7 @@ def publish_to_store(
             "run again when no other run writes there, or choose another -o"
         )
     write_object(join_url(url, MANIFEST), (area / MANIFEST).read_bytes())
+    os.replace(area / MANIFEST, area / PUBLISHED)
     _delete_others(url, {*files, *(shard.path for shard in report.shards)})
 
 

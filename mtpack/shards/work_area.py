@@ -25,10 +25,13 @@ from typing import IO, Any
 
 from mtpack.errors import SetupError
 from mtpack.shards.atomic_file import atomic_file
+from mtpack.storage.urls import is_url
 
 _WORK_AREA = ".mtpack"
 _LOCK = "lock"
 _RUN_RECORD = "run.json"
+PUBLISHED = "published.json"
+"""The manifest of an output in a store, once it is there."""
 _MARK = "mtpack_run"
 """The key of a run record that no other file has."""
 _MAX_RECORD_BYTES = 2**20
@@ -154,6 +157,17 @@ def find_stored_area(url: str, work_dir: Path | None) -> Path:
     """Return the folder of the work area of an output in a store."""
     temporary = Path(tempfile.gettempdir()) / f"mtpack-{os.getuid()}"
     return (work_dir or temporary) / _name_area(url)
+
+
+def find_last_file(output: str, work_dir: str | None) -> Path:
+    """Return the file on this machine whose presence means that an output is complete.
+
+    output: a folder, or a URL.
+    """
+    if not is_url(output):
+        return Path(output) / "manifest.json"
+    area = find_stored_area(output.rstrip("/"), None if work_dir is None else Path(work_dir))
+    return area.absolute() / PUBLISHED
 
 
 def _name_area(output: str) -> str:

@@ -50,6 +50,9 @@ _ERRORS: dict[str, tuple[int, str]] = {
     "SignatureDoesNotMatch": (errno.EACCES, _WRONG_CREDENTIALS),
     "ExpiredToken": (errno.EACCES, _WRONG_CREDENTIALS),
     "InvalidToken": (errno.EACCES, _WRONG_CREDENTIALS),
+    "401": (errno.EACCES, _WRONG_CREDENTIALS),
+    "RefreshError": (errno.EACCES, _WRONG_CREDENTIALS),
+    "DefaultCredentialsError": (errno.EACCES, _NO_CREDENTIALS),
     "NoCredentialsError": (errno.EACCES, _NO_CREDENTIALS),
     "PartialCredentialsError": (errno.EACCES, _NO_CREDENTIALS),
     "ProfileNotFound": (errno.EACCES, _NO_CREDENTIALS),
@@ -57,11 +60,15 @@ _ERRORS: dict[str, tuple[int, str]] = {
     "ServiceUnavailable": (errno.EIO, _OVERLOADED),
     "InternalError": (errno.EIO, _OVERLOADED),
     "503": (errno.EIO, _OVERLOADED),
+    "429": (errno.EIO, _OVERLOADED),
     "500": (errno.EIO, _OVERLOADED),
     "EndpointConnectionError": (errno.EHOSTUNREACH, _UNREACHABLE),
     "ConnectTimeoutError": (errno.EHOSTUNREACH, _UNREACHABLE),
+    "ConnectError": (errno.EHOSTUNREACH, _UNREACHABLE),
+    "ConnectTimeout": (errno.EHOSTUNREACH, _UNREACHABLE),
     "ClientConnectorError": (errno.EHOSTUNREACH, _UNREACHABLE),
     "ReadTimeoutError": (errno.ETIMEDOUT, _SILENT),
+    "ReadTimeout": (errno.ETIMEDOUT, _SILENT),
     "FSTimeoutError": (errno.ETIMEDOUT, _SILENT),
     "ConnectionClosedError": (errno.ECONNRESET, _SILENT),
     "ClientPayloadError": (errno.ECONNRESET, _SILENT),
@@ -127,7 +134,7 @@ def _list_codes(error: BaseException | None) -> list[str]:
         if isinstance(response, dict):
             code = str(response.get("Error", {}).get("Code", ""))
             codes += [code] if code.isalnum() else []
-        code = str(getattr(error, "code", ""))
+        code = str(getattr(error, "code", getattr(response, "status_code", "")))
         codes += [code] if code.isdigit() else []
         codes += [kind.__name__ for kind in type(error).__mro__[:-1]]
         error = error.__cause__  # a context may be an error before this one

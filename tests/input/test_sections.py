@@ -58,6 +58,7 @@ contents = st.lists(
 @example(BYTE_ORDER_MARK + b"x\n", 1, 5, 1)
 @example(b"x" * 100 + b"\nx\n" + b"x" * 100 + b"\n\nx", 7, 5, 3)
 @example(b"xx\nxx\nxx", 3, 5, 1)
+@example(b"x\n" + BYTE_ORDER_MARK + b"x\n", 2, 5, 1)
 def test_the_rows_of_all_ranges_are_those_of_a_loop_over_the_lines(
     tmp_path_factory, content, range_bytes, limit, block_bytes
 ):

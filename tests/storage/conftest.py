@@ -24,6 +24,7 @@ def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Obj
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("mtpack.storage.client._RETRIES", 2)
     fsspec.config.set_conf_env(fsspec.config.conf)
     server.empty()
     return server

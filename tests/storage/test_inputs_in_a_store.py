@@ -49,7 +49,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "chosen", ["", "/more/rows.jsonl.gz", "/rows.parquet", "/rows.arrow", "/**/rows.jsonl*"]
+    "chosen",
+    [
+        "",
+        "/rows.parquet",
+        *(
+            pytest.param(name, marks=pytest.mark.oracle)
+            for name in ("/more/rows.jsonl.gz", "/rows.arrow", "/**/rows.jsonl*")
+        ),
+    ],
 )
 def test_files_in_a_store_give_the_same_shards_as_on_a_disk(store, tmp_path, chosen):
     write_inputs(tmp_path / "in")
@@ -97,6 +105,19 @@ def test_a_file_url_is_the_file(tmp_path):
     report, _ = pack(f"file://{tmp_path}/in%20put/rows.jsonl", f"file://{tmp_path}/packed")
     assert contents(tmp_path / "packed") == contents(tmp_path / "local")
     assert report.about.inputs == [str(tmp_path / "in put/rows.jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["cut answer", "error"])
+def test_an_input_that_fails_is_read_again_or_named(store, tmp_path, kind):
+    write_inputs(tmp_path / "in")
+    url = store.put("in/rows.jsonl", (tmp_path / "in/rows.jsonl").read_bytes())
+    pack(f"{tmp_path}/in/rows.jsonl", tmp_path / "local")
+    store.proxy.add("GET .*rows", kind, times=1)
+    pack(url, tmp_path / "packed")
+    assert contents(tmp_path / "packed") == contents(tmp_path / "local")
+    store.proxy.add("GET .*rows", kind)
+    with pytest.raises(mtpack.InputError, match=f"{url}: can't be read"):
+        pack(url, tmp_path / "other")
 
 
 @pytest.mark.parametrize("scheme", ["gs", "hf"])

@@ -34,7 +34,7 @@ class ObjectStore:
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to use the store: short timeouts, so that faults show soon."""
-        settings = {"connect_timeout": 2, "read_timeout": 2, "retries": {"max_attempts": 2}}
+        settings = {"connect_timeout": 2, "read_timeout": 2, "retries": {"max_attempts": 1}}
         return {
             "AWS_ACCESS_KEY_ID": KEY_ID,
             "AWS_SECRET_ACCESS_KEY": SECRET,
