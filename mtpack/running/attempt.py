@@ -14,7 +14,6 @@ from mtpack.input.dialogue import Reject
 from mtpack.input.splits import InputHashes
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.earlier_work import (
-    UNSYNCED,
     commit_window,
     find_earlier_work,
 )
@@ -81,13 +80,12 @@ class Attempt:
         self._options = setup.pipeline.options
         shards = setup.output.find_shards(setup.area, disabled)
         self._earlier = find_earlier_work(self._area, setup.own_store, shards)
-        scratch = setup.area.scratch.absolute()
-        unsynced = scratch / UNSYNCED
-        unsynced.mkdir(exist_ok=True)
+        unsynced = setup.area.unsynced.absolute()
+        unsynced.mkdir(parents=True, exist_ok=True)
         store = setup.shared_store or setup.own_store
         store.mkdir(parents=True, exist_ok=True)
         self._context = SplitContext(
-            folder=scratch,
+            folder=unsynced,
             store=store.absolute(),
             is_own_store=setup.shared_store is None,
             disabled=frozenset(disabled),

@@ -4,7 +4,8 @@ The work area holds, next to the files of the output to come:
 
     run.json                    what the run was: options, tokenizer, template, version
     splits/NAME/KEY-SHA256      tokenized splits, as a token store (`token_store.py`)
-    unsynced/                   plans, and shards that are complete, but may not be on the disk yet
+    unsynced/RUN/               of one run: plans, splits that the overlong policy has changed, and
+                                shards that are complete, but may not be on the disk yet
     shard-NUMBER.arrow, .json   finished shards and their records
     window-NUMBER.json          windows whose shards are all finished: the splits of such a window
                                 have left `splits`, and their records are here
@@ -33,7 +34,6 @@ from mtpack.shards.manifest import ShardRecord, hash_file
 from mtpack.shards.work_area import empty_area
 
 SPLITS = "splits"
-UNSYNCED = "unsynced"
 _SHARD = re.compile(r"shard-(\d+)\.json")
 _WINDOW = re.compile(r"window-(\d+)\.json")
 _SHARD_FILE = re.compile(r"shard-(\d+)\.(?:arrow|json)")

@@ -11,7 +11,6 @@ from typing import Protocol
 from mtpack.errors import SetupError
 from mtpack.options import PackOptions, flag
 from mtpack.running.earlier_work import (
-    UNSYNCED,
     FinishedShard,
     commit_shard,
     find_shards,
@@ -125,8 +124,7 @@ class OutputFolder:
         self, area: WorkArea, written: WrittenShard, window_sha256: str, paths: Collection[str]
     ) -> Mapping[str, float]:
         """Put it and its record on the disk, in the work area."""
-        unsynced = area.scratch / UNSYNCED
-        return commit_shard(area.path, unsynced, written, window_sha256, paths)
+        return commit_shard(area.path, area.unsynced, written, window_sha256, paths)
 
     def publish(self, area: WorkArea, run: RunIdentity, report: PackReport) -> None:
         """Move all files from the work area to the output."""
@@ -190,7 +188,7 @@ class OutputStore:
     ) -> Mapping[str, float]:
         """Upload it with its record."""
         watch = Stopwatch()
-        file = area.scratch / UNSYNCED / written.record.path
+        file = area.unsynced / written.record.path
         more = {"window_sha256": window_sha256, "fast_paths": sorted(paths)}
         upload_shard(file, self._url, written.record, more)
         file.unlink()

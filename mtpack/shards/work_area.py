@@ -19,9 +19,10 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from mtpack.errors import SetupError
 from mtpack.shards.atomic_file import atomic_file
@@ -29,6 +30,7 @@ from mtpack.storage.urls import is_url
 
 _WORK_AREA = ".mtpack"
 _LOCK = "lock"
+UNSYNCED = "unsynced"
 _RUN_RECORD = "run.json"
 PUBLISHED = "published.json"
 """The manifest of an output in a store, once it is there."""
@@ -49,6 +51,15 @@ class WorkArea:
     """Holds what is not finished: tokenized splits, plans, shards that are being written."""
     is_kept: bool
     """Whether it stays when the block of `work_area` ends."""
+    _run: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def unsynced(self) -> Path:
+        """The folder of this run alone for what is not finished, and may not be on the disk yet.
+
+        After a main process is killed, its workers on other machines may write for some seconds.
+        """
+        return self.scratch / UNSYNCED / self._run
 
     def read_run_record(self) -> dict[str, Any] | None:
         """Return what the last run wrote by `write_run_record`; None if there is nothing."""

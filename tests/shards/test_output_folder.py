@@ -45,6 +45,16 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_writes(tmp
     pack(tmp_path / "packed")
 
 
+def test_each_run_has_a_folder_of_its_own_for_unfinished_files(tmp_path):
+    folders = []
+    for _ in range(2):
+        with work_area(tmp_path / "packed") as area:
+            area.is_kept = True
+            folders.append(area.unsynced)
+    assert folders[0] != folders[1]
+    assert folders[0].is_relative_to(tmp_path / "packed" / ".mtpack")
+
+
 @pytest.mark.parametrize("step", range(6))
 def test_a_run_that_failed_while_publishing_can_be_run_again(tmp_path, monkeypatch, step):
     output = tmp_path / "packed"
