@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Run:
     """Without start."""
     start: float
     main_cpu: float
-    """CPU seconds of the main process, without start."""
+    """CPU seconds of the main process, after the first split."""
     worker_seconds: float
     """Of all stages that workers do, summed."""
     units: int
@@ -107,17 +108,22 @@ def estimate(
 
 def pack_once(inputs: Sequence[str], options: dict[str, Any]) -> Run:
     """Pack in this process, which does nothing else, and return what it took."""
-    import resource
-
     import mtpack
+    from mtpack.running.callbacks import Callbacks
 
-    report = mtpack.pack(inputs, **options)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    begun: list[float] = []
+
+    def note_begin(stage: str, amount: int) -> None:
+        if not begun:  # the first split is done
+            begun.append(time.process_time())
+
+    report = mtpack.pack(inputs, callbacks=Callbacks(note_begin), **options)
+    main_cpu = time.process_time() - begun[0]
     seconds = report.about.seconds
     return Run(
         seconds=seconds["total"],
         start=seconds["start"],
-        main_cpu=max(0.0, usage.ru_utime + usage.ru_stime - seconds["start"]),
+        main_cpu=main_cpu,
         worker_seconds=sum(seconds.get(stage, 0.0) for stage in _STAGES),
         units=report.about.splits + len(report.shards),
         shard_bytes=sum(shard.bytes for shard in report.shards),

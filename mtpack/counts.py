@@ -33,13 +33,28 @@ class _Summable:
         for each in fields(self):
             ours, theirs = getattr(self, each.name), getattr(other, each.name)
             if isinstance(ours, dict):
-                reasons = Counter(ours) + Counter(theirs)  # without those whose sum is 0
-                if each.metadata.get("has_names"):
-                    reasons = limit_names(reasons)
-                sums[each.name] = dict(sorted(reasons.items()))
+                sums[each.name] = _add_reasons(ours, theirs, bool(each.metadata.get("has_names")))
             else:
                 sums[each.name] = ours + theirs
         return type(self)(**sums)
+
+    def list_nonzero(self) -> dict[str, Any]:
+        """Return the counts that are not 0, by name, as JSON values: the arguments of this class.
+
+        `dataclasses.asdict` copies all of them, which takes a millisecond for each split of a run.
+        """
+        counts = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: count for name, count in counts if count}
+
+
+def _add_reasons(ours: dict[str, int], theirs: dict[str, int], has_names: bool) -> dict[str, int]:
+    """Add numbers by reason; leave out those whose sum is 0."""
+    sums = dict(ours)
+    for reason, count in theirs.items():
+        sums[reason] = sums.get(reason, 0) + count
+    if has_names:
+        sums = limit_names(Counter(sums))
+    return {reason: sums[reason] for reason in sorted(sums) if sums[reason]}
 
 
 def limit_names(counts: Counter[str]) -> Counter[str]:

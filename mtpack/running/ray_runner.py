@@ -43,6 +43,7 @@ _REPORTS_PER_SECOND = 200.0
 _REPORTS_PER_TIMEOUT = 4
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_BETWEEN_COUNTS = 5.0
+_LEAST_SECONDS_TO_BEGIN = 60.0
 _MOST_INPUTS = 16
 _SECONDS_TO_END = 5.0
 _SECONDS_TO_KILL = 20.0  # another process starts for it
@@ -232,8 +233,8 @@ class RayRunner:
         """Give up the groups that are silent for too long.
 
         reported: the numbers of those that are not. A group that has not begun may rightly wait for
-        a core. It is silent if a later one has begun, since they begin in this order, or if none
-        is running. Then it goes to the end of the queue, which does no harm.
+        a core, or its process starts. It is silent if a later one has begun, since they begin in
+        this order, or if none is running. Then it goes to the end of the queue, which does no harm.
         """
         now = time.monotonic()
         seconds = min(now - self._last_check, _SECONDS_BETWEEN_CHECKS)
@@ -244,7 +245,8 @@ class RayRunner:
                 group.silent_seconds = 0.0
             elif group.process is not None or not begun or group.number < max(begun):
                 group.silent_seconds += seconds
-                if group.silent_seconds > self._timeout.seconds:
+                least = 0.0 if group.process is not None else _LEAST_SECONDS_TO_BEGIN
+                if group.silent_seconds > max(self._timeout.seconds, least):
                     self._give_up(call, group)
 
     def _give_up(self, call: Any, group: _Group) -> None:

@@ -67,7 +67,7 @@ class SplitRecord:
         return {
             "key": self.key,
             "sha256": self.content_sha256,
-            "counts": asdict(self.counts),
+            "counts": self.counts.list_nonzero(),
             "rejects": dump_rejects(self.rejects, self.first_row),
             "warnings": sorted(self.warnings),
             "empty": asdict(self.empty) if self.empty else None,

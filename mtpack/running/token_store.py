@@ -15,7 +15,6 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def store_split(file: Path, tokenized: TokenizedSplit) -> None:
         "sha256": sha256,
         "fast_paths": sorted(tokenized.fast_paths),
         "row_turns": tokenized.row_turns.tolist(),
-        "counts": asdict(tokenized.counts),
+        "counts": tokenized.counts.list_nonzero(),
         "warnings": sorted(tokenized.warnings),
         "rejects": dump_rejects(tokenized.rejects),
     }

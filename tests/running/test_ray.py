@@ -100,6 +100,18 @@ def test_tasks_are_read_little_by_little(runner):
         assert read <= taken + 3 * 3 * (1 + taken // 8)
 
 
+def test_workers_limits_the_groups_that_run_at_a_time(cluster, pipeline, tmp_path):
+    options = replace(pipeline.options, workers=1)
+    with ray_runner(replace(pipeline, options=options), 1, tmp_path) as runner:
+
+        def tasks() -> Iterator[int]:
+            for number in range(20):
+                assert not runner._running
+                yield number
+
+        assert len(list(runner.run(ray_tasks.triple, tasks()))) == 20
+
+
 def test_the_pipeline_travels_by_value(cluster, tmp_path, pipeline):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -154,6 +166,20 @@ def test_a_task_at_which_two_workers_are_silent_stops_the_run_and_is_named(impat
     assert "\n" not in said
     while any(map(is_alive, visits[4].workers())):
         os.sched_yield()
+
+
+def test_a_group_whose_worker_stops_before_it_begins_is_done_in_another(
+    impatient, visits, monkeypatch
+):
+    monkeypatch.setattr("mtpack.running.ray_runner._LEAST_SECONDS_TO_BEGIN", 3.0)
+    list(impatient.run(ray_tasks.visit, visits))
+    stopped = visits[0].workers()[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert list(impatient.run(ray_tasks.visit, visits)) == list(range(12))
+        assert stopped not in {visit.workers()[-1] for visit in visits}
+    finally:
+        os.kill(stopped, signal.SIGKILL)
 
 
 def test_nothing_is_written_after_the_run_has_ended(cluster, pipeline, visits, tmp_path):

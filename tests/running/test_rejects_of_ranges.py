@@ -85,7 +85,7 @@ def test_rejects_of_windows_of_an_earlier_run_have_the_lines_of_their_files(
 
     output = tmp_path / "packed"
     with monkeypatch.context() as patch:
-        patch.setattr("mtpack.running.pack.publish", stop)
+        patch.setattr("mtpack.running.pack.list_ending_warnings", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(files, output, on_error="skip", window="1Ki")
     report = pack(files, output, on_error="skip", window="1Ki")

@@ -101,3 +101,12 @@ def write_until_killed(pipeline: Pipeline, task: Visit) -> int:
             file.write(f"{os.getpid()}\n")
         pipeline.heartbeat.end()
         pause.wait(0.01)
+
+
+def process_id(pipeline: Pipeline, number: int) -> int:
+    return os.getpid()
+
+
+def hang(pipeline: Pipeline, path: Path) -> None:
+    path.write_text(f"{os.getpid()}\n")
+    signal.pause()
