@@ -13,7 +13,7 @@ import mtpack
 from mtpack.shards.output_store import begin_output
 from mtpack.storage import objects
 from tests.conftest import SAMPLE_DATA
-from tests.support.fault_proxy import DENIED
+from tests.support.fault_proxy import DENIED, NO_UPLOAD
 from tests.support.object_store import BUCKET, KEY_ID, SECRET
 
 OUTPUT = f"s3://{BUCKET}/out"
@@ -183,7 +183,7 @@ FAULTS = {
     "SlowDown for ever": ("PUT .*shard-00001", "error", {}),
     "a connection that is cut": ("PUT .*shard-00001", "cut request", {"times": 1}),
     "connections that are cut": ("PUT .*shard-00001", "cut request", {}),
-    "an answer that is lost": ("PUT .*shard-00001", "cut answer", {"times": 1}),
+    "an answer that is lost": ("PUT .*shard-00001", "lost answer", {"times": 1}),
     "a slow answer": ("PUT .*shard-00001", "slow", {"seconds": 1.0, "times": 1}),
     "no answer": ("PUT .*state.json", "silent", {"seconds": 2.2}),
     "a manifest that fails": ("PUT .*manifest", "error", {}),
@@ -237,7 +237,8 @@ def test_a_large_shard_is_sent_in_parts_which_a_failure_removes(store, tmp_path)
     with pytest.raises(PermissionError):
         objects.upload_file(tmp_path / "large", url, {})
     assert store.list_names() == store.list_uploads() == []
-    store.proxy.add("POST .*uploadId", "cut answer", times=1)  # the upload is complete by then
+    store.proxy.add("POST .*uploadId", "lost answer", times=1)  # the upload is complete by then
+    store.proxy.add("POST .*uploadId", "error", status=404, body=NO_UPLOAD)
     objects.upload_file(tmp_path / "large", url, {"name": "value"})
     assert store.get("large") == (tmp_path / "large").read_bytes()
     assert objects.read_metadata(url)[1]["name"] == "value"

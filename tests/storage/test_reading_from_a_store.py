@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -69,13 +70,14 @@ def test_single_shards_are_read_by_their_urls(output, packed):
 
 def test_a_changed_shard_is_refused_and_found(store, output):
     content = store.get("out/shard-00001.arrow")
-    mtpack.open_shards(output)[-1]
+    list(mtpack.open_shards(output))  # now all are in the cache
     store.put("out/shard-00001.arrow", content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     verified = CliRunner().invoke(main, ["verify", output, "--json"])
     assert verified.exit_code == 1
     violation = json.loads(verified.stdout)["violation"]
     assert violation["shard"] == f"{output}/shard-00001.arrow"
     assert violation["law"] == "sha256"
+    shutil.rmtree(find_cache_folder())
     with pytest.raises(mtpack.InputError, match="which is not that in the manifest"):
         list(mtpack.open_shards(output))
 

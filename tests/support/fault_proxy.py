@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SLOW_DOWN = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"""
+NO_UPLOAD = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>NoSuchUpload</Code><Message>It does not exist.</Message></Error>"""
 DENIED = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"""
 _HOP_BY_HOP = ("connection", "transfer-encoding", "content-length", "keep-alive")
@@ -24,8 +26,8 @@ class Fault:
     pattern: str
     kind: str
     """`error`: the answer is `status`. `cut request`: the connection ends when half of the body is
-    read. `cut answer`: when half of the body is sent. `silent`: no answer for `seconds`. `slow`:
-    the answer comes after `seconds`."""
+    read. `cut answer`: when half of the body is sent. `lost answer`: before the answer, when the
+    request is done. `silent`: no answer for `seconds`. `slow`: the answer comes after `seconds`."""
     times: int = 10**9
     """How often; after that, requests get through."""
     status: int = 503
@@ -111,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             kept.append(("Content-Length", answer.getheader("Content-Length") or "0"))
         upstream.close()
+        if kind == "lost answer":
+            self._cut()
+            return
         self._answer(answer.status, kept, content, cut=kind == "cut answer")
 
     def _read_body(self, length: int) -> bytes:
