@@ -46,7 +46,7 @@ def run_group(
     """Run a group of tasks: yield `REFUSED` and why, or `BEGUN` and who runs it, then `REPORT`s.
 
     versions: those of the main process. token: a file in the work area, and its content. inputs:
-    files that must be there. contents, call: what `ray_worker.run_group` takes.
+    files and URLs that this node must be able to read. contents, call: see `ray_worker.run_group`.
     """
     refusal = _find_other_version(versions) or _find_invisible(token, inputs)
     if refusal is not None:
@@ -74,16 +74,24 @@ def _find_other_version(versions: Mapping[str, str | None]) -> str | None:
 
 
 def _find_invisible(token: tuple[str, str], inputs: Sequence[str]) -> str | None:
-    """Return what this node does not see, if anything, as text."""
+    """Return what this node can't read, if anything, as text."""
     path, content = token
     try:
         with open(path, encoding="ascii") as file:
             is_same = file.read() == content
     except (OSError, UnicodeDecodeError):
         is_same = False
+    files = [name for name in inputs if "://" not in name]
     invisible = None if is_same else os.path.dirname(path)
-    invisible = invisible or next((name for name in inputs if not os.path.exists(name)), None)
-    return invisible and f"does not see {invisible}; put it into a folder that all nodes share"
+    invisible = invisible or next((name for name in files if not os.path.exists(name)), None)
+    if invisible is not None:
+        return f"does not see {invisible}; put it into a folder that all nodes share"
+    for url in sorted({*inputs} - {*files}):
+        try:
+            import_module("mtpack.storage.objects").stat_object(url)
+        except Exception as error:  # without access, or without the client of the store
+            return f"can't read {url}: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def read_start(process: int) -> str | None:

@@ -301,14 +301,17 @@ def ray_runner(
     """Provide a runner on Ray; all that it runs ends with the `with` block.
 
     num_workers: the processes of a Ray that is started on this machine. area: the work area, which
-    all nodes must see. inputs: the files of the run; one of each folder is looked for on all nodes.
+    all nodes must see. inputs: those of the run; all nodes look for one of each folder or store.
     Raises SetupError if there is no Ray to connect to.
     """
     options = pipeline.options
     token = area / f"ray-{uuid4().hex}"
-    local = [os.path.abspath(name) for name in inputs if not is_url(name)]
-    by_folder = {os.path.dirname(name): name for name in reversed(local)}
-    chosen = sorted(by_folder.values())[:_MOST_INPUTS]
+    by_place: dict[str, str] = {}
+    for name in inputs:
+        path = name if is_url(name) else os.path.abspath(name)
+        bucket = path.partition("://")[2].partition("/")[0]
+        by_place.setdefault(bucket or os.path.dirname(path), path)
+    chosen = sorted(by_place.values())[:_MOST_INPUTS]
     with connect(options.ray_address, num_workers) as is_started_here:
         token.write_text(uuid4().hex, encoding="ascii")
         try:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import platform
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import mtpack
+from mtpack.running import ray_entry
 from tests.support.object_store import BUCKET
 
 ROWS = [
@@ -167,3 +169,13 @@ def test_without_the_client_a_line_says_what_to_install(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "fsspec", None)
         with pytest.raises(mtpack.SetupError, match=rf"pip install 'mtpack\[{extra}\]'"):
             pack(f"{scheme}://bucket/rows.jsonl", tmp_path / "packed")
+
+
+def test_a_ray_node_that_cannot_read_an_input_is_named(store, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("of this run")
+    versions, where = ray_entry.list_versions(), (str(token), "of this run")
+    url = "s3://no-such-bucket/rows.jsonl"
+    kind, text = next(ray_entry.run_group(versions, where, [url], b"", b""))
+    assert kind == ray_entry.REFUSED
+    assert text.startswith(f"Ray node {platform.node()}: can't read {url}: no such ")
