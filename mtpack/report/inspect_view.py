@@ -146,7 +146,7 @@ def _build_contents_table(figures: Figures) -> Table:
         ("turns", f"{figures.turns:,}", "label alignment", figures.label_alignment),
         (
             "documents per sequence",
-            f"{figures.documents_per_sequence:,.1f}",
+            f"{figures.documents_per_sequence.mean:,.1f}",
             "document padding",
             "none" if rounding == 1 else f"to multiples of {rounding:,}",
         ),

@@ -215,7 +215,14 @@ def test_figures_equal_those_of_a_slow_count(
     assert figures.loss_tokens == sum(int(row["loss_mask"].sum()) for row in shards)
     assert figures.fill == sum(lengths) / (len(sequences) * 64)
     assert figures.loss_share == sum(turns) / sum(lengths)
-    for counted, histogram in ((lengths, figures.document_lengths), (turns, figures.turn_lengths)):
+    assert figures.compute_share == sum(turns) / (len(sequences) * 64)
+    documents_in = [int((row["dialogue_ids"] >= 0).sum()) for row in shards]
+    for counted, histogram in (
+        (lengths, figures.document_lengths),
+        (turns, figures.turn_lengths),
+        (documents_in, figures.documents_per_sequence),
+        ([row["turn_num"] for row in shards], figures.turns_per_sequence),
+    ):
         assert (histogram.min, histogram.max) == (min(counted), max(counted))
         assert histogram.median == statistics.median(counted)
         assert histogram.mean == pytest.approx(statistics.mean(counted))
@@ -225,6 +232,63 @@ def test_figures_equal_those_of_a_slow_count(
             assert bucket.count_share == pytest.approx(len(members) / len(counted))
             assert bucket.token_share == pytest.approx(sum(members) / sum(counted))
         assert sum(bucket.count for bucket in histogram.buckets) == len(counted)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_the_fill_of_every_sequence_is_in_one_of_20_bins(tmp_path: Path, alignment: str) -> None:
+    documents, sequences = random_documents()
+    shards = pack(tmp_path, documents, sequences, alignment=alignment, seq_len=64)
+    fills = [int(row["document_lengths"].sum()) / 64 for row in shards]
+    bins = count_figures(shards).fill_of_sequences
+    assert len(bins) == 20
+    for each in bins:
+        inside = [fill for fill in fills if each.low < fill <= each.high]
+        assert each.sequences == len(inside)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("pad_documents_to", [1, 4])
+def test_the_weight_by_length_is_that_of_the_losses_of_the_loss_module(
+    tmp_path: Path, alignment: str, pad_documents_to: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    loss = pytest.importorskip("mtpack.loss")
+    documents, sequences = random_documents()
+    shards = pack(
+        tmp_path,
+        documents,
+        sequences,
+        alignment=alignment,
+        seq_len=64,
+        pad_documents_to=pad_documents_to,
+    )
+    means = ("turn_mean", "token_mean", "dialogue_mean", "square_root")
+    found: dict[str, dict[int, float]] = {mean: {} for mean in means}
+    for row in shards:
+        starts = offsets_from_lengths(row["seq_lengths"])[:-1]
+        positions = np.arange(64) - starts[np.searchsorted(starts, np.arange(64), "right") - 1]
+        mask, lengths = (torch.tensor(row[name]) for name in ("loss_mask", "loss_token_num"))
+        arguments = {
+            "turn_mean": (mask, lengths, torch.tensor(row["turn_num"])),
+            "token_mean": (mask,),
+            "dialogue_mean": (mask, torch.tensor(positions)),
+            "square_root": (mask, lengths),
+        }
+        for mean, columns in arguments.items():
+            losses = torch.ones(64, dtype=torch.float64, requires_grad=True)
+            getattr(loss, f"{mean}_loss")(losses, *columns)[0].backward()
+            for length, weight in zip(row["loss_token_num"], losses.grad.tolist(), strict=True):
+                exponent = int(length).bit_length() - 1
+                found[mean][exponent] = found[mean].get(exponent, 0.0) + weight
+    buckets = count_figures(shards).weight_by_length
+    for mean, weights in found.items():
+        total = sum(weights.values())
+        for bucket in buckets:
+            share = weights.get(bucket.low.bit_length() - 1, 0.0) / total
+            assert bucket.weights[mean] == pytest.approx(share)
+    assert [each.low for each in buckets] == [
+        each.low for each in count_figures(shards).turn_lengths.buckets
+    ]
 
 
 def random_documents() -> tuple[list[Document], list[int]]:
@@ -275,6 +339,7 @@ DAMAGE = {
     "loss_token_num": np.full((3, 16), 1 << 30, np.int32),
     "document_lengths": np.array([10, -4, 0, 9, 0, 8, 0], np.int32),
     "loss_mask": np.ones((3, 16), np.uint8),
+    "seq_lengths": np.array([10, 4, 3, 9, 7, 8, 8], np.int32),
 }
 
 
@@ -329,7 +394,6 @@ def test_a_row_out_of_range_is_refused_with_the_number_of_sequences(
 
 
 ROW_DAMAGE = DAMAGE | {
-    "seq_lengths": np.array([10, 4, 3, 9, 7, 8, 8], np.int32),
     "input_ids": np.full((3, 16), -1, np.int32),
     "turn_starts": np.array([5, 2, 11, 3, 1], np.int32),
     "document_lengths": np.array([0, 4, 0, 9, 0, 8, 0], np.int32),
