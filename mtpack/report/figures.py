@@ -10,9 +10,10 @@ import numpy as np
 from mtpack.counts import Counts
 from mtpack.errors import InputError
 from mtpack.packing.columns import Columns
+from mtpack.report.batches import read_turns, visit_batches
 from mtpack.shards.dataset import Shards
-from mtpack.token_batch import Int32, Int64, offsets_from_lengths
-from mtpack.verify.weights import TurnWeights, WeightBucket, WeightSums, read_turn_weights
+from mtpack.token_batch import Int32, Int64
+from mtpack.verify.weights import WeightBucket, WeightSums
 
 _FILL_BINS = 20
 
@@ -180,19 +181,19 @@ class _Counter:
         self.weights = WeightSums()
         self.dialogues: list[Int64] = []
 
-    def add(self, batch: Columns) -> None:
+    def add(self, _: int, batch: Columns) -> None:
         """Add a record batch; raise InputError if its columns contradict each other."""
-        turns = _read_turns(batch, self.seq_len)
+        turns = read_turns(batch, self.seq_len)
         is_document = batch.dialogue_ids >= 0
-        lengths = batch.document_lengths[is_document]
-        _add_sizes(self.turns, turns.loss_tokens)
-        _add_sizes(self.documents, lengths)
-        rows = np.repeat(np.arange(len(batch.turn_num)), np.diff(batch.entry_offsets))[is_document]
-        _add_sizes(self.documents_in_rows, np.bincount(rows, minlength=len(batch.turn_num)))
-        _add_sizes(self.turns_in_rows, batch.turn_num)
-        tokens = np.bincount(rows, weights=lengths, minlength=len(batch.turn_num)).astype(np.int64)
-        if tokens.size and tokens.max() > self.seq_len:
-            raise InputError("the documents of a sequence are longer than it")
+        firsts = batch.entry_offsets[:-1]  # every sequence has at least one entry
+        documents = np.add.reduceat(is_document.astype(np.int64), firsts)
+        tokens = np.add.reduceat(batch.document_lengths.astype(np.int64) * is_document, firsts)
+        if len(documents) and documents.min() < 1:
+            raise InputError("a sequence has no document")
+        _count_sizes(self.turns, turns.loss_tokens)
+        _count_sizes(self.documents, batch.document_lengths[is_document])
+        _count_sizes(self.documents_in_rows, documents)
+        _count_sizes(self.turns_in_rows, batch.turn_num)
         self.fill += np.bincount(-(-tokens * _FILL_BINS // self.seq_len) - 1, minlength=_FILL_BINS)
         self.weights.add(turns)
         self.dialogues.append(np.unique(batch.dialogue_ids[is_document]))
@@ -202,12 +203,8 @@ def count_figures(shards: Shards) -> Figures:
     """Return the figures of shards; raise InputError if their columns contradict each other."""
     metadata = shards.metadata
     counted = _Counter(metadata.seq_len)
-    for shard in shards.opened:
-        for batch in shard.batches:
-            try:
-                counted.add(batch)
-            except InputError as error:
-                raise InputError(f"{shard.path}: damaged: {error}; pack the data again") from error
+    for _ in visit_batches(shards, counted.add):
+        pass
     if not (counted.documents.any() and counted.turns.any()):
         raise InputError(
             f"{shards.opened[0].path}: it holds no trained turn, so there is nothing to show"
@@ -237,26 +234,7 @@ def count_figures(shards: Shards) -> Figures:
     )
 
 
-def _read_turns(batch: Columns, seq_len: int) -> TurnWeights:
-    """Return the turns of a record batch, whose columns are compared first."""
-    if not np.array_equal(batch.turn_num, np.diff(batch.turn_offsets)):
-        raise InputError("turn_num and turn_starts do not agree")
-    starts, entries = batch.turn_starts, batch.seq_lengths
-    if starts.size and not 0 <= starts.min() <= starts.max() < seq_len:
-        raise InputError("a turn starts outside of its sequence")
-    edges = np.arange(len(batch.turn_num) + 1) * seq_len
-    if (entries < 0).any() or (offsets_from_lengths(entries)[batch.entry_offsets] != edges).any():
-        raise InputError("the lengths of documents do not add up to seq_len")
-    turns = read_turn_weights(batch, seq_len)
-    if turns.loss_tokens.sum() != np.count_nonzero(batch.loss_mask):
-        raise InputError("loss_mask and loss_token_num do not agree")
-    return turns
-
-
-def _add_sizes(counts: Int64, sizes: Int32 | Int64) -> None:
-    """Count items by their sizes; raise InputError for one that is not 1 to seq_len."""
-    if sizes.size and not 1 <= sizes.min() <= sizes.max() < len(counts):
-        raise InputError("a document, a turn or a number of them is impossible")
+def _count_sizes(counts: Int64, sizes: Int32 | Int64) -> None:
     found = np.bincount(sizes)
     counts[: len(found)] += found
 
