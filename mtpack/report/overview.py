@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtpack.report.escaping import escape_line
 from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import notices_of
 from mtpack.report.terminal import (
@@ -79,7 +78,7 @@ def _describe(figures: Figures) -> Iterator[tuple[str, str]]:
     if not notices:
         yield "to know", "nothing: all turns are merged exactly"
     for number, notice in enumerate(notices[:_MOST_NOTICES]):
-        text = escape_line(notice.text.partition("\n")[0])
+        text = notice.text.partition("\n")[0]
         yield "to know" if not number else "", f"{notice.name} ({notice.count:,}) {text}"
     if len(notices) > _MOST_NOTICES:
         yield "", f"and {len(notices) - _MOST_NOTICES} more: inspect --full"

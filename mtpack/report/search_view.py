@@ -12,7 +12,7 @@ from rich.text import Text
 from mtpack.report.decoding import Decoder, decode_part
 from mtpack.report.escaping import FOUND, FOUND_END, LINE_BREAK, TAB, escape
 from mtpack.report.extreme_turns import ExtremeTurns, TurnEntry
-from mtpack.report.folding import continues_character
+from mtpack.report.folding import find_continuing
 from mtpack.report.row_view import view_row
 from mtpack.report.search import Occurrence
 from mtpack.report.terminal import (
@@ -77,10 +77,9 @@ def _crop_start(text: str, width: int) -> str:
     """Return the end of a text that fits into some columns, with an ellipsis if it is cropped."""
     if cell_len(text) <= width:
         return text
-    start = max(0, len(text) - width)
-    while start < len(text) and (
-        cell_len(text[start:]) >= width or continues_character(text, start)
-    ):
+    continuing = find_continuing(text)
+    start = 0
+    while start < len(text) and (continuing[start] or cell_len(text[start:]) >= width):
         start += 1
     return f"…{text[start:]}" if width > 0 else ""
 

@@ -183,6 +183,14 @@ def test_the_fill_of_every_sequence_is_in_one_of_20_bins(tmp_path: Path, alignme
         assert each.sequences == len(inside)
 
 
+def test_a_bin_of_fill_includes_its_high_and_not_its_low(tmp_path: Path) -> None:
+    lengths = [2, 3, 3, 10, 19, 20, 20]
+    documents = [Document(0, [1] * length, [(1, [(1, length)])]) for length in lengths]
+    bins = count_figures(pack(tmp_path, documents, [1] * 7, seq_len=20)).fill_of_sequences
+    found = {round(each.high * 20): each.sequences for each in bins if each.sequences}
+    assert found == {2: 1, 3: 2, 10: 1, 19: 1, 20: 2}
+
+
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("pad_documents_to", [1, 4])
 def test_the_weight_by_length_is_that_of_the_losses_of_the_loss_module(
@@ -273,6 +281,13 @@ DAMAGE = {
 def test_a_damaged_shard_is_refused(tmp_path: Path, column: str) -> None:
     shards = pack(tmp_path, **{column: DAMAGE[column]})
     with pytest.raises(InputError, match=r"aligned\.arrow: damaged: .*; pack the data again"):
+        count_figures(shards)
+
+
+def test_a_sequence_without_a_turn_is_damage(tmp_path: Path) -> None:
+    offsets = np.array([0, 3, 3, 5])
+    shards = pack(tmp_path, turn_offsets=offsets, turn_num=np.diff(offsets).astype(np.int32))
+    with pytest.raises(InputError, match="damaged: a sequence has no turn or no document"):
         count_figures(shards)
 
 

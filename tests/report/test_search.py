@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def test_bytes_find_what_decoding_finds(tmp_path: Path) -> None:
     assert decoder.load_token_bytes() is not None
     slow = replace(decoder, load_token_bytes=lambda: None)
     times = 0
-    for text in (*texts, "\u200d", "<|im_end|>", "<|endoftext|>", "�", "zz", "x", "\n"):
+    for text in (*texts, "user\n数", "\u200d", "<|im_end|>", "<|endoftext|>", "�", "zz", "x", "\n"):
         found = find_text(shards, text, decoder, 1000)
         assert found == find_text(shards, text, slow, 1000)
         times += len(found)
@@ -169,6 +170,7 @@ def test_a_found_line_is_safe_and_fits(tmp_path: Path) -> None:
         shards = pack(tmp_path, [text_document(text, 1, len(text))], [1], seq_len=512)
         shown = found_text(shards, "x")
         assert "⟪x⟫" in shown
+        assert re.search(r"^  …?.*⟪x⟫.*…$", shown, re.MULTILINE)
         assert not any(one in shown for one in "\x1b\u202e")
         assert max(map(cell_len, shown.splitlines())) <= 80
 

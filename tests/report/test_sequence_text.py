@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from mtpack.cli import main
 from mtpack.report.decoding import Decoder, decode_tokens, find_decoder
 from mtpack.report.document_text import read_pieces
 from mtpack.report.escaping import BOUNDARY
+from mtpack.report.folding import fold
 from mtpack.report.pieces import Piece, draw_pieces
 from mtpack.report.row_view import view_row
 from mtpack.report.sequence_view import show_row
@@ -144,12 +148,38 @@ def test_marked_straddles_are_those_that_the_run_counted(tmp_path: Path) -> None
 def test_lines_with_wide_characters_and_emoji_fit(
     tmp_path: Path, with_tokens: bool, width: int
 ) -> None:
-    from rich.cells import cell_len
-
-    text = "春风又绿江南岸，明月何时照我还。" * 8 + " 👩‍👩‍👧 ❤️ 🇩🇪 e\u0301 می‌خواهم " * 8
+    text = WIDE * 8 + " 👩‍👩‍👧 ❤️ 🇩🇪 e\u0301 می‌خواهم " * 8
     shards = pack_text(tmp_path, text, text)
     lines = shown(shards, with_tokens=with_tokens, width=width).splitlines()
     assert max(map(cell_len, lines)) <= width
+
+
+WIDE = "春风又绿江南岸，明月何时照我还。"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("to be or not to be", ["to be or", "not to be"]),
+        (WIDE, ["春风又绿江", "南岸，明月", "何时照我", "还。"]),
+        ("a bcdefghijklmn", ["a", "bcdefghijk", "lmn"]),
+        ("1. **春风**又绿江南", ["1. **春风", "**又绿江南"]),
+        ("👩‍👩‍👧" * 6, ["👩‍👩‍👧" * 5, "👩‍👩‍👧"]),
+        ("🇩🇪" * 6, ["🇩🇪" * 5, "🇩🇪"]),
+        ("e\u0301" * 11, ["e\u0301" * 10, "e\u0301"]),
+        ("\tab\n\ncd", ["        ab", "", "cd"]),
+    ],
+)
+def test_lines_fold_between_words_and_wide_characters(text: str, lines: list[str]) -> None:
+    assert fold(Text(text), 10).plain.split("\n") == lines
+
+
+@pytest.mark.parametrize("character", ["\u0301", "\u200d", "🇩", "\U0001f3fb", " "])
+def test_long_runs_of_unusual_characters_are_folded_and_keep_them(character: str) -> None:
+    text = "ab" * 10 + character * 100_000 + "cd" * 10
+    shown = fold(Text(text), 10).plain
+    assert shown.replace("\n", "").count(character) == (0 if character == " " else 100_000)
+    assert max(map(cell_len, shown.split("\n"))) <= 10
 
 
 def test_no_mark_depends_on_colour(tmp_path: Path) -> None:
@@ -161,7 +191,5 @@ def test_no_mark_depends_on_colour(tmp_path: Path) -> None:
     for console in (coloured, plain):
         show_row(view_row(shards, 0), decoder_of(shards), console)
     assert isinstance(coloured.file, io.StringIO)
-    import re
-
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured.file.getvalue()) == plain.file.getvalue()  # type: ignore[attr-defined]
     assert plain.file.getvalue().count("⟦") == 2 + 1  # type: ignore[attr-defined]
