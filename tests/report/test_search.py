@@ -19,7 +19,9 @@ from mtpack.report.decoding import find_decoder
 from mtpack.report.extreme_turns import find_extreme_turns
 from mtpack.report.search import find_dialogue, find_text
 from mtpack.report.search_view import show_extreme_turns, show_occurrences
+from mtpack.report.token_bytes import build_token_bytes
 from mtpack.shards.dataset import open_shards
+from mtpack.tokenizer.loading import load_tokenizer
 from tests.support.inspected import (
     ALIGNMENTS,
     CHARACTERS,
@@ -142,11 +144,31 @@ def test_bytes_find_what_decoding_finds(tmp_path: Path) -> None:
     assert decoder.load_token_bytes() is not None
     slow = replace(decoder, load_token_bytes=lambda: None)
     times = 0
-    for text in (*texts, "user\n数", "\u200d", "<|im_end|>", "<|endoftext|>", "�", "zz", "x", "\n"):
+    for text in (
+        *texts,
+        "<|im_start|>user",
+        "\u200d",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "�",
+        "zz",
+        "x",
+        "\n",
+    ):
         found = find_text(shards, text, decoder, 1000)
         assert found == find_text(shards, text, slow, 1000)
         times += len(found)
     assert times > 100
+
+
+def test_ids_that_the_vocabulary_does_not_have_are_no_text() -> None:
+    tokenizer = load_tokenizer(None)
+    token_bytes = build_token_bytes(tokenizer)
+    assert token_bytes is not None
+    ids = [10**6, *tokenizer.backend.encode("où 数据<|im_end|>").ids, 2**31 - 1]
+    content, positions = token_bytes.join(np.array(ids, np.int32))
+    assert content.decode() == tokenizer.backend.decode(ids, skip_special_tokens=False)
+    assert positions.tolist()[-2:] == [len(content)] * 2
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:
