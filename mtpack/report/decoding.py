@@ -98,7 +98,9 @@ def _make_decoder(tokenizer: LoadedTokenizer) -> Decoder:
 
 
 def decode_part(decode: Decode, ids: Sequence[int], before: Sequence[int]) -> str:
-    """Decode a part of a document's ids; `before` holds the one id before the part, or nothing.
+    """Decode a part of a document's ids; `before` holds the id before the part, or nothing.
+
+    It may hold several: all those that make up the character before the part.
 
     Decoders of SentencePiece and WordPiece vocabularies drop the first space of a text, also in
     the middle of a document. So the part is decoded together with the token before it.
@@ -118,9 +120,8 @@ def decode_tokens(decode: Decode, ids: Sequence[int], before: Sequence[int]) -> 
     the others are empty.
     """
     texts: list[str] = []
-    start = 0
+    start, previous = 0, before
     while start < len(ids):
-        previous = ids[start - 1 : start] or before
         for stop in range(start + 1, min(start + _MOST_TOKENS, len(ids)) + 1):
             text = decode_part(decode, ids[start:stop], previous)
             if not text.endswith(CUT_CHARACTER):
@@ -128,7 +129,7 @@ def decode_tokens(decode: Decode, ids: Sequence[int], before: Sequence[int]) -> 
         else:
             stop, text = start + 1, decode_part(decode, ids[start : start + 1], previous)
         texts += [text, *[""] * (stop - start - 1)]
-        start = stop
+        start, previous = stop, ids[start:stop]
     return tuple(texts)
 
 

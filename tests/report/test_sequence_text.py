@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tokenizers
 from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
@@ -116,6 +117,21 @@ def test_tokens_of_one_character_are_marked_after_it() -> None:
     assert decode_tokens(decode, [2, 3], [1]) == ("\ufffd", "\ufffd")  # a cut character
     drawn = draw_pieces([Piece("a数b", tokens=("a", "数", "", "", "b"))], {})
     assert drawn.plain == "a¦数¦¦¦b¦"
+
+
+def test_a_space_after_a_character_of_several_tokens_is_kept() -> None:
+    words = ["▁the", "▁", "<0xC3>", "<0xA9>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    assert decode_tokens(backend.decode, [0, 2, 3, 1, 0], []) == ("the", "é", "", " ", " the")
 
 
 def test_a_turn_that_was_cut_is_marked(tmp_path: Path) -> None:
