@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class TurnView:
         return asdict(self) | {"positions": self.positions.tolist(), "weight": self.weight}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowView:
     """One sequence."""
 
@@ -66,7 +67,7 @@ class RowView:
         """The number of positions that hold no token of a document."""
         return len(self.token_ids) - sum(document.length for document in self.documents)
 
-    @property
+    @cached_property
     def token_turns(self) -> Int64:
         """The index of the turn that trains each token, -1 for none: int64 (seq_len,)."""
         token_turns = np.full(len(self.token_ids), -1, dtype=np.int64)
