@@ -22,7 +22,7 @@ from mtpack.report.row_view import DocumentView, RowView, TurnView, view_row
 from mtpack.shards.dataset import Shards
 
 _SEED = 0
-_EXAMINED_TOKENS = 1_000_000
+_EXAMINED_TOKENS = 500_000
 _SHOWN_TOKENS = 300_000
 _MOST_EXAMINED = 400
 _MOST_SHOWN = 60
@@ -48,7 +48,7 @@ class SampledSequences:
 def sample_sequences(shards: Shards, decoder: Decoder | None) -> SampledSequences:
     """Draw sequences in seeded order, and prefer some with each kind of problem.
 
-    About a million tokens are examined and 300,000 are shown, whatever the size of the shards.
+    About 500,000 tokens are examined and 300,000 are shown, whatever the size of the shards.
     Without a decoder, the texts are ids. Raises InputError for a damaged sequence.
     """
     seq_len = shards.metadata.seq_len
@@ -61,7 +61,9 @@ def sample_sequences(shards: Shards, decoder: Decoder | None) -> SampledSequence
         examined=len(views),
         with_mark={mark: sum(_has(some, mark) for some in problems.values()) for mark in MARKS},
         sequences=[writer.write(view, problems[view.number]) for view in shown],
-        vocabulary=list(writer.numbers),
+        vocabulary=[
+            (number, escape(text), int(is_header)) for number, text, is_header in writer.numbers
+        ],
     )
 
 
@@ -118,8 +120,8 @@ class _SequenceWriter:
     """Converts sequences to JSON values, and collects the tokens in them."""
 
     decoder: Decoder | None
-    numbers: dict[tuple[int, str, int], int] = field(default_factory=dict)
-    """The number of each token in the vocabulary of the page."""
+    numbers: dict[tuple[int, str, bool], int] = field(default_factory=dict)
+    """The number of each token (id, text, whether it is in a header) in the vocabulary."""
 
     def write(self, view: RowView, problems: list[Problem]) -> dict[str, Any]:
         """Return a sequence as the script of the page reads it."""
@@ -155,7 +157,7 @@ class _SequenceWriter:
         for number, (text, is_header) in zip(
             ids, self._read_texts(view, document, ids), strict=False
         ):
-            token = (number, escape(text), int(is_header))
+            token = (number, text, is_header)
             numbers.append(self.numbers.setdefault(token, len(self.numbers)))
         return numbers
 
