@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.html_report import MARKUP, pack_rows, write_report
+from mtpack.report.decoding import Decoder
+from mtpack.report.figures import count_figures
+from mtpack.report.html_report import write_html_report
+from tests.support.html_report import MARKUP, hand_made, pack_rows, write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (mtpack[dev])")
 
@@ -85,6 +88,18 @@ def test_markup_in_a_dialogue_is_shown_and_not_run(opened: Opened) -> None:
     assert page.locator("main img, main iframe, main script").count() == 0
 
 
+def test_a_token_that_is_markup_is_shown_and_not_run(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    shards = hand_made(tmp_path, 1, 8)
+    decoder = Decoder(lambda ids: MARKUP * len(ids))
+    write_html_report(file, shards, count_figures(shards), decoder)
+    opened = Opened(browser, file)
+    assert opened.page.locator(".tok").all_text_contents() == [MARKUP] * 8
+    assert opened.page.locator("main img, main script").count() == 0
+    assert opened.requests == [file.as_uri()]
+    opened.context.close()
+
+
 def test_a_script_that_got_into_the_page_would_not_run(browser: Any, report: Path) -> None:
     broken = report.with_name("broken.html")
     text = report.read_text(encoding="utf-8")
@@ -102,10 +117,10 @@ def test_a_token_shows_its_id_and_weight(opened: Opened) -> None:
     token = page.locator(".tok.trained").first
     token.hover()
     note = page.locator(".text .note").first.text_content()
-    size = note.split("×")[1].strip()
+    size = int(note.split("1/")[1])
     description = page.locator("#token").text_content()
     assert f"id {token.get_attribute('data-ids')}" in description
-    assert f"weight {size}" in description
+    assert f"weight 1/{size} = {1 / size:#.3g}" in description
     page.locator(".tok:not(.trained)").first.hover()
     assert "not trained" in page.locator("#token").text_content()
 
@@ -114,8 +129,10 @@ def test_a_filter_leaves_the_sequences_with_the_problem(opened: Opened) -> None:
     page = opened.page
     everything = page.locator("#pick option").count()
     mark = "text cut at its start"
+    label = page.locator("fieldset label", has_text=mark)
     page.get_by_role("checkbox", name=mark).check()
-    assert 0 < page.locator("#pick option").count() < everything
+    assert label.locator("b").text_content() == f"({page.locator('#pick option').count()})"
+    assert page.locator("#pick option").count() < everything
     assert mark in page.locator("#problems").text_content()
     assert page.locator(".note.problem", has_text=mark).count() > 0
     page.get_by_role("checkbox", name=mark).uncheck()

@@ -11,6 +11,9 @@ from click.testing import CliRunner
 
 import mtpack
 from mtpack.cli import main
+from mtpack.shards.dataset import Shards, map_shards
+from tests.support.builders import columns_of_sequences, metadata_of, write_columns
+from tests.support.strategies import Document, Turn
 
 MARKUP = (
     "</script><script>document.title='run'</script><!--<script>"
@@ -44,6 +47,17 @@ def pack_rows(folder: Path, rows: list[dict[str, Any]] = ROWS, **options: Any) -
     settings: dict[str, Any] = {"seq_len": 256, "overlong": "truncate", "workers": 1} | options
     mtpack.pack(str(file), output=str(folder / "packed"), **settings)
     return folder / "packed"
+
+
+def hand_made(folder: Path, sequences: int, seq_len: int) -> Shards:
+    """Return shards whose sequences are full and have one turn each, of two spans."""
+    size = seq_len - 4
+    spans = [(1, size // 2), (size // 2 + 1, size)]
+    ids = [1000 + number % 50_000 for number in range(seq_len)]
+    documents = [[Document(number, ids, [Turn(1, 0, spans)])] for number in range(sequences)]
+    metadata = metadata_of(seq_len=seq_len)
+    write_columns(folder / "one.arrow", columns_of_sequences(documents, metadata), metadata)
+    return map_shards(folder / "one.arrow")
 
 
 def write_report(shards: Path, *arguments: str) -> Path:
