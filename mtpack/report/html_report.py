@@ -18,6 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from mtpack.errors import SetupError
+from mtpack.options import flag
 from mtpack.report.decoding import Decoder
 from mtpack.report.escaping import escape_line
 from mtpack.report.figures import Figures
@@ -183,7 +184,7 @@ def _describe_run(manifest: Manifest) -> dict[str, Any]:
     return {
         "made_with": [(key, escape_line(value)) for key, value in made_with.items()],
         "options": [
-            (name.replace("_", "-"), escape_line(_format_value(value)))
+            (escape_line(flag(name)), escape_line(_format_value(value)))
             for name, value in sorted(run.options.items())
         ],
         "inputs": inputs[:_MOST_FILES],

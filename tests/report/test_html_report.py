@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,16 @@ def test_one_sequence_is_no_report(packed: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert not report.exists()
+
+
+def test_json_says_what_was_written(packed: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    arguments = ["inspect", str(packed), "--html", str(report), "--json"]
+    written = json.loads(CliRunner().invoke(main, arguments).stdout)
+    sequences = len(mtpack.open_shards(packed))
+    assert written == {
+        "path": str(report),
+        "bytes": report.stat().st_size,
+        "shown": sequences,
+        "sequences": sequences,
+    }
