@@ -139,6 +139,7 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
 @click.option("--dialogue", type=int, metavar="ID", help="Show the documents of input row ID.")
 @click.option("--find", metavar="TEXT", help="Find documents that hold a text.")
 @click.option("--turns", is_flag=True, help="Show the turns with the most and least weight.")
+@click.option("--html", metavar="FILE", help="Write a report for a browser, in one file.")
 @click.option("--tokens", is_flag=True, help="Show where tokens end, with --row and --dialogue.")
 @click.option(
     "--limit",

@@ -1,4 +1,5 @@
 """The output of the commands: reports of runs, figures of shards, single sequences, checks.
 
-In: a `PackReport`, `Shards` or a `VerifyReport`. Out: text in a terminal, or values for `--json`.
+In: a `PackReport`, `Shards` or a `VerifyReport`. Out: text in a terminal, values for `--json`, or a
+page for a browser.
 """

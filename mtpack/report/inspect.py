@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from mtpack.errors import SetupError
 from mtpack.report.decoding import Decoder, find_decoder
+from mtpack.report.escaping import escape_line
 from mtpack.report.extreme_turns import find_extreme_turns
 from mtpack.report.figures import count_figures
 from mtpack.report.inspect_view import show_figures
@@ -31,6 +33,7 @@ class InspectOptions:
     dialogue: int | None = None
     find: str | None = None
     turns: bool = False
+    html: str | None = None
     tokens: bool = False
     limit: int = 8
     tokenizer: str | None = None
@@ -43,6 +46,7 @@ class InspectOptions:
             "--dialogue": self.dialogue is not None,
             "--find": self.find is not None,
             "--turns": self.turns,
+            "--html": self.html is not None,
         }
         names = [name for name, is_chosen in chosen.items() if is_chosen]
         if len(names) > 1:
@@ -79,6 +83,8 @@ def inspect_shards(
             return extremes.as_dict()
         decoder = _load_decoder(shards, options, warn)
         return show_extreme_turns(extremes, shards, decoder, console)
+    if options.html is not None:
+        return _write_html(shards, options.html, options, console, warn)
     figures = count_figures(shards)
     if console is None:
         return figures.as_dict()
@@ -123,3 +129,21 @@ def _inspect_dialogue(
     decoder = _load_decoder(shards, options, warn)
     marked = [(view, number, find_marks(shards, view, decoder)) for view, number in found]
     return show_dialogue(marked, decoder, console, with_tokens=options.tokens)
+
+
+def _write_html(
+    shards: Shards,
+    name: str,
+    options: InspectOptions,
+    console: Console | None,
+    warn: Callable[[str], None],
+) -> Any:
+    # Here, so that no other output waits for the import of jinja2.
+    from mtpack.report.html_report import require_html_path, write_html_report
+
+    path = require_html_path(name)
+    decoder = _load_decoder(shards, options, warn)
+    written = write_html_report(path, shards, count_figures(shards), decoder)
+    if console is None:
+        return written.as_dict()
+    return console.print(Text(escape_line(str(written))), soft_wrap=True)
