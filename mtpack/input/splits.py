@@ -58,6 +58,8 @@ class RowsInMemory:
     """JSON texts; None for a line that is longer than the limit."""
     notes: list[TableNote] = field(default_factory=list)
     """One for each row of a table; else empty."""
+    bytes_read: int = field(default=0, compare=False)
+    """As in `RowBatch`."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -74,7 +76,12 @@ class RowsInMemory:
         """Return the rows from `start` up to but not including `end`."""
         rows = slice(start, end)
         return RowsInMemory(
-            self.file, self.format, self.lines[rows], self.texts[rows], self.notes[rows]
+            self.file,
+            self.format,
+            self.lines[rows],
+            self.texts[rows],
+            self.notes[rows],
+            self.bytes_read,
         )
 
     def to_piece(self, row_format: str | None) -> RowsInMemory:
@@ -218,8 +225,23 @@ def _read_bytes(file: BinaryIO, num_bytes: int) -> bytes:
 Piece = RowsInMemory | LinesInMemory | LinesInFile
 
 
+@dataclass(slots=True)
+class ReadPosition:
+    """How many bytes of a file, as it is stored, its reader has read."""
+
+    num_bytes: int = 0
+
+
 class RowBatch(Protocol):
     """Consecutive rows of a file that are still to be cut into pieces of splits."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of the file, as it is stored, were read for these and earlier rows.
+
+        Of a part of a table, those of the part. 0 if that is not known.
+        """
+        ...
 
     def __len__(self) -> int: ...
 
@@ -241,11 +263,14 @@ class RowBatch(Protocol):
 
 
 def batch_rows(
-    file: str, rows: Iterable[tuple[int, bytes, TableNote | None]], line_limit: int
+    file: str,
+    rows: Iterable[tuple[int, bytes, TableNote | None]],
+    line_limit: int,
+    position: ReadPosition,
 ) -> Iterator[RowsInMemory]:
     """Yield rows in batches; each is a line number, a text, and a note if it is of a table.
 
-    Also yields the rows before an InputError that `rows` raises.
+    Also yields the rows before an InputError that `rows` raises. position: that of the reader.
     """
     batch, num_bytes = RowsInMemory(file, None, [], []), 0
     try:
@@ -256,12 +281,12 @@ def batch_rows(
                 batch.notes.append(note)
             num_bytes += len(text)
             if num_bytes >= _BATCH_BYTES:
-                yield batch
+                yield replace(batch, bytes_read=position.num_bytes)
                 batch, num_bytes = RowsInMemory(file, None, [], []), 0
     except InputError:
-        yield batch
+        yield replace(batch, bytes_read=position.num_bytes)
         raise
-    yield batch
+    yield replace(batch, bytes_read=position.num_bytes)
 
 
 class SplitDigest(NamedTuple):
@@ -284,6 +309,9 @@ class Split:
     """Names it, by section and part (`reading.py`)."""
     pieces: tuple[Piece, ...]
     """The parts of the split in order, each of one file."""
+    input_bytes: int = field(default=0, compare=False)
+    """How many bytes of the files, as they are stored, were read for it: for the progress alone.
+    Files are read in blocks, so this is about the bytes of its rows, but it adds up."""
 
     def __str__(self) -> str:
         first = self.pieces[0]

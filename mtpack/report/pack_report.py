@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.console import Console
 from rich.text import Text
 
@@ -21,7 +23,7 @@ from mtpack.shards.manifest import PackReport
 
 
 def show_report(report: PackReport, console: Console) -> None:
-    """Print what was packed, what was left out, and the notices about the turns."""
+    """Print what was packed, what was left out, the notices about the turns, and what to do next."""
     tally, about = report.tally, report.about
     table = make_table("left", "right", "left")
     left_out = {**tally.rows_rejected, **tally.rows_dropped}
@@ -58,12 +60,18 @@ def show_report(report: PackReport, console: Console) -> None:
         f"{about.seconds['total']:.1f} s, after {about.seconds['start']:.1f} s of loading"
     )
     console.print(Text(escape_line(line)), soft_wrap=True)
+    inputs = format_count(len(about.inputs), "input file")
+    line = f"mtpack {about.mtpack_version}, tokenizer {about.tokenizer}, {inputs}"
+    console.print(Text(escape_line(line)), soft_wrap=True)
     if about.token_store_bytes:
         console.print(
             f"token store: {about.token_store_bytes / 2**20:,.1f} MiB; "
             f"{about.reused:,} dialogues of this run were taken from it",
             soft_wrap=True,
         )
+    console.print()
+    command = f"mtpack inspect {shlex.quote(report.output)}"
+    console.print(Text(f"Next: {escape_line(command)}"), soft_wrap=True)
 
 
 def _describe_turns(tally: Counts) -> str:

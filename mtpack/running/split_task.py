@@ -120,6 +120,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         formats=split.formats,
         after_byte=split.after_byte,
         num_lines=split.num_lines,
+        input_bytes=split.input_bytes,
     )
 
 
