@@ -207,7 +207,8 @@ def read_section(
         return split
 
     for rows, row_format, bytes_read in _read_parts(section, options, call_table):
-        input_bytes += bytes_read
+        if rows is None or isinstance(rows, LinesInFile):
+            input_bytes += bytes_read
         if rows is None:
             continue
         if isinstance(rows, LinesInFile):
@@ -217,12 +218,14 @@ def read_section(
                 yield close_split()
             continue
         ends = rows.sizes().cumsum()  # of each row, in bytes from the first of `rows`
+        whole = max(1, int(ends[-1]))
         start = counted = 0
         while start < len(ends):
             wanted = counted + SPLIT_BYTES - num_bytes
             end = min(int(ends.searchsorted(wanted)) + 1, len(ends))
             pieces.append(rows.cut(start, end).to_piece(row_format))
             num_bytes += int(ends[end - 1]) - counted
+            input_bytes += bytes_read * int(ends[end - 1]) // whole - bytes_read * counted // whole
             start, counted = end, int(ends[end - 1])
             if num_bytes >= SPLIT_BYTES:
                 yield close_split()
@@ -245,8 +248,8 @@ def _read_parts(
             continue
         detected, bytes_read = part.format, 0
         for rows in _read_file(part, options, call_table):
-            yield None, None, max(0, rows.bytes_read - bytes_read)
-            bytes_read = max(bytes_read, rows.bytes_read)
+            new_bytes = max(0, rows.bytes_read - bytes_read)
+            bytes_read += new_bytes
             first = 0
             while detected is None and first < len(rows):
                 detected = detect_format(rows.text(first))
@@ -254,7 +257,9 @@ def _read_parts(
             if first:
                 yield rows.cut(0, first), None, 0
             if first < len(rows):
-                yield rows.cut(first, len(rows)), detected, 0
+                yield rows.cut(first, len(rows)), detected, new_bytes
+            else:
+                yield None, None, new_bytes
         yield None, None, max(0, part.num_bytes - bytes_read)
         check_unchanged(part.file.name, part.file.path, part.file.modified_ns)
 

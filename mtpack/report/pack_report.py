@@ -23,7 +23,7 @@ from mtpack.shards.manifest import PackReport
 
 
 def show_report(report: PackReport, console: Console) -> None:
-    """Print what was packed, what was left out, the notices about the turns, and what to do next."""
+    """Print what was packed, what was left out, what to know about the turns, and what is next."""
     tally, about = report.tally, report.about
     table = make_table("left", "right", "left")
     left_out = {**tally.rows_rejected, **tally.rows_dropped}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,15 +14,17 @@ from mtpack.input.files import describe_input
 from mtpack.input.reading import read_splits
 from mtpack.running.callbacks import RunProgress
 
-ROW = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
-OPTIONS = {"seq_len": 256, "workers": 1}
+ANSWER = {"role": "assistant", "content": "!"}
+OPTIONS = {"seq_len": 2048, "workers": 1}
 
 
 def write_file(folder: Path, name: str, num_rows: int) -> Path:
     """Write rows of about a kilobyte in the form that the name of the file says."""
-    rows = []
-    for number in range(num_rows):
-        rows.append(ROW | {"id": f"{number:032x}" * 32})
+    noise = random.Random(0)
+    rows = [
+        {"messages": [{"role": "user", "content": noise.randbytes(500).hex()}, ANSWER]}
+        for _ in range(num_rows)
+    ]
     path = folder / name
     text = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     if name.endswith(".gz"):
