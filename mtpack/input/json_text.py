@@ -99,6 +99,19 @@ def _read_object(
         yield from _Document(file.name, stream, line_limit).find_object()
 
 
+def read_elements(
+    name: str, stream: BinaryIO, line_limit: int, layout: str
+) -> Iterator[tuple[int, bytes]]:
+    """Yield line number and text of each row of a JSON list or object; raise InputError.
+
+    stream: its text, from the start. layout: `LIST` or `OBJECT`.
+    """
+    document = _Document(name, stream, line_limit)
+    rows = document.find_elements() if layout == LIST else document.find_object()
+    for line, text, _ in rows:
+        yield line, text
+
+
 class _Document:
     """The text of a JSON list or object, of which a part is in memory, and a position in it."""
 
