@@ -86,13 +86,16 @@ def draw_sample(
         if number not in known:
             known[number] = _cut_start(file, options, call_table)
         section = _find_section(known[number], file, offset)
-        if section is None or (number, section.parts) in drawn:
+        if section is None:
             continue
-        drawn.add((number, section.parts))
         part = section.parts[0]
+        if isinstance(part, LinesInFile):
+            part = _cut_around(part, offset, file.num_bytes)
+        if (number, part) in drawn:
+            continue
+        drawn.add((number, part))
         stratum = "".join(file.kind)
         if isinstance(part, LinesInFile):
-            part = part._replace(num_bytes=min(part.num_bytes, _SAMPLE_BYTES))
             yield SampleSplit(Split(f"{number}", (part,), part.num_bytes), stratum)
             continue
         splits = read_section(section, options, _limit_table(call_table))
@@ -145,6 +148,19 @@ def _find_section(sections: list[Section], file: InputFile, offset: int) -> Sect
     offset -= offset % SPLIT_BYTES
     num_bytes = min(SPLIT_BYTES, file.num_bytes - offset)
     return Section(0, (last._replace(offset=offset, num_bytes=num_bytes, format_start=0),))
+
+
+def _cut_around(part: LinesInFile, offset: int, file_bytes: int) -> LinesInFile:
+    """Return the lines that begin in the range of `_SAMPLE_BYTES` that holds a byte of a file."""
+    offset -= offset % _SAMPLE_BYTES
+    num_bytes = min(_SAMPLE_BYTES, file_bytes - offset)
+    end = offset + num_bytes
+    return part._replace(
+        offset=offset,
+        num_bytes=num_bytes,
+        format=part.format if part.format_start < end else None,
+        format_start=part.format_start if offset < part.format_start < end else 0,
+    )
 
 
 def _limit_table(call_table: TableCall) -> TableCall:
