@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile
-from mtpack.input.splits import ReadPosition, RowBatch, batch_rows
+from mtpack.input.row_batches import ReadPosition, RowBatch, batch_rows
 from mtpack.input.text_files import open_text, read_first_line, read_lines
 
 LINES, LIST, OBJECT = "lines", "list", "object"

@@ -17,8 +17,9 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from mtpack.input.files import InputFile, check_unchanged
 from mtpack.input.json_text import LINES, find_layout, read_text
+from mtpack.input.row_batches import RowBatch
 from mtpack.input.row_formats import ROW_KEYS, detect_format
-from mtpack.input.splits import LinesInFile, Piece, RowBatch, Split
+from mtpack.input.splits import LinesInFile, Piece, Split
 from mtpack.input.tables import TablePart, cut_table, is_table, read_table
 from mtpack.input.text_files import find_format, open_start
 

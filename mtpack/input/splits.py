@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,7 +20,6 @@ from mtpack.input.files import check_unchanged, open_input, wrap_read_errors
 from mtpack.token_batch import Int64
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BATCH_BYTES = 2**20
 _BLOCK_BYTES = 2**16  # read at once of a row that goes on after its range
 
 
@@ -223,70 +222,6 @@ def _read_bytes(file: BinaryIO, num_bytes: int) -> bytes:
 
 
 Piece = RowsInMemory | LinesInMemory | LinesInFile
-
-
-@dataclass(slots=True)
-class ReadPosition:
-    """How many bytes of a file, as it is stored, its reader has read."""
-
-    num_bytes: int = 0
-
-
-class RowBatch(Protocol):
-    """Consecutive rows of a file that are still to be cut into pieces of splits."""
-
-    @property
-    def bytes_read(self) -> int:
-        """How many bytes of the file, as it is stored, were read for these and earlier rows.
-
-        Of a part of a table, those of the part. 0 if that is not known.
-        """
-        ...
-
-    def __len__(self) -> int: ...
-
-    def sizes(self) -> Int64:
-        """Return the number of bytes of each row."""
-        ...
-
-    def text(self, row: int) -> bytes | None:
-        """Return the text of a row; None if it is longer than the limit."""
-        ...
-
-    def cut(self, start: int, end: int) -> RowBatch:
-        """Return the rows from `start` up to but not including `end`."""
-        ...
-
-    def to_piece(self, row_format: str | None) -> Piece:
-        """Return the rows as a piece of a split."""
-        ...
-
-
-def batch_rows(
-    file: str,
-    rows: Iterable[tuple[int, bytes, TableNote | None]],
-    line_limit: int,
-    position: ReadPosition,
-) -> Iterator[RowsInMemory]:
-    """Yield rows in batches; each is a line number, a text, and a note if it is of a table.
-
-    Also yields the rows before an InputError that `rows` raises. position: that of the reader.
-    """
-    batch, num_bytes = RowsInMemory(file, None, [], []), 0
-    try:
-        for line, text, note in rows:
-            batch.lines.append(line)
-            batch.texts.append(text if len(text) <= line_limit else None)
-            if note is not None:
-                batch.notes.append(note)
-            num_bytes += len(text)
-            if num_bytes >= _BATCH_BYTES:
-                yield replace(batch, bytes_read=position.num_bytes)
-                batch, num_bytes = RowsInMemory(file, None, [], []), 0
-    except InputError:
-        yield replace(batch, bytes_read=position.num_bytes)
-        raise
-    yield replace(batch, bytes_read=position.num_bytes)
 
 
 class SplitDigest(NamedTuple):

@@ -21,9 +21,10 @@ import pyarrow.parquet
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, choose_buffer_size, open_table, wrap_read_errors
+from mtpack.input.row_batches import ReadPosition, batch_rows
 from mtpack.input.row_errors import quote_name
 from mtpack.input.row_formats import detect_format
-from mtpack.input.splits import ReadPosition, RowsInMemory, TableNote, batch_rows
+from mtpack.input.splits import RowsInMemory, TableNote
 from mtpack.input.table_values import DroppedNulls, make_converter
 
 _ROWS_AT_ONCE = 256

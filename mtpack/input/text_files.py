@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, open_input, wrap_read_errors
+from mtpack.input.row_batches import ReadPosition
 from mtpack.input.row_formats import detect_format
-from mtpack.input.splits import BYTE_ORDER_MARK, LinesInMemory, ReadPosition, RowsInMemory
+from mtpack.input.splits import BYTE_ORDER_MARK, LinesInMemory, RowsInMemory
 from mtpack.token_batch import Int64
 
 _BLOCK_BYTES = 2**20
