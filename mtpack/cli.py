@@ -137,35 +137,33 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
 
 @main.command()
 @click.argument("path")
+@click.option("--full", is_flag=True, help="Show every figure, and the reason for each count.")
 @click.option("--row", type=int, metavar="N", help="Show sequence N, counted from 0.")
-@click.option("--tokenizer", metavar="PATH", help="Tokenizer that decodes the sequence.")
+@click.option("--dialogue", type=int, metavar="ID", help="Show the documents of input row ID.")
+@click.option("--find", metavar="TEXT", help="Find documents that hold a text.")
+@click.option("--turns", is_flag=True, help="Show the turns with the most and least weight.")
+@click.option("--tokens", is_flag=True, help="Show where tokens end, with --row and --dialogue.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Most results of --find, and of --turns in each direction.",
+)
+@click.option("--tokenizer", metavar="PATH", help="Tokenizer that decodes the sequences.")
 @_json_option
-def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) -> None:
-    """Show the contents of a shard or an output, by its path or URL."""
-    from mtpack.report.decoding import find_decoder
-    from mtpack.report.figures import count_figures
-    from mtpack.report.inspect_view import show_figures, show_row
-    from mtpack.report.row_view import view_row
+def inspect(path: str, as_json: bool, **choices: Any) -> None:
+    """Show what will be trained: the contents of an output or a shard, by its path or URL."""
+    from mtpack.report.inspect import InspectOptions, inspect_shards
     from mtpack.shards.dataset import open_shards
 
     shards = open_shards(path)
     if shards.manifest is None:
         _tell(f"{path}: a single shard, so hashes were not checked; name its folder for that")
-    if row is not None:
-        view = view_row(shards, row)
-        if as_json:
-            _print_json(view.as_dict())
-            return
-        decode, warning = find_decoder(shards, tokenizer)
-        if warning:
-            _tell(warning)
-        show_row(view, decode, _console())
-        return
-    figures = count_figures(shards)
+    options = InspectOptions(**choices)
+    values = inspect_shards(shards, options, None if as_json else _console(), _tell)
     if as_json:
-        _print_json(figures.as_dict())
-    else:
-        show_figures(figures, _console())
+        _print_json(values)
 
 
 @main.command()

@@ -30,9 +30,12 @@ import mtpack
 from mtpack.errors import MtpackError
 from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
+from mtpack.report.extreme_turns import find_extreme_turns
 from mtpack.report.figures import count_figures
 from mtpack.report.inspect_view import show_figures
+from mtpack.report.overview import show_overview
 from mtpack.report.row_view import view_row
+from mtpack.report.sequence_view import show_row
 from mtpack.running.table_process import table_process
 from mtpack.shards.dataset import map_shards, open_shards
 from mtpack.shards.manifest import MANIFEST, _format, _hash, read_manifest
@@ -57,14 +60,17 @@ def read_shard(path: Path) -> None:
         assert len(row["input_ids"]) == shards.metadata.seq_len
     check_structure(map_shards(path))
     count_figures(shards)
-    view_row(shards, 0)
+    find_extreme_turns(shards, 2)
+    for row in range(len(shards)):
+        show_row(view_row(shards, row), None, Console(file=io.StringIO()))
 
 
 def read_output(path: Path) -> None:
     """Read an output as `inspect` and `verify` do, and show it."""
     read_shard(path.parent)
     figures = count_figures(open_shards(path.parent))
-    show_figures(figures, Console(file=io.StringIO()))
+    for show in (show_figures, show_overview):
+        show(figures, Console(file=io.StringIO()))
     json.dumps(figures.as_dict())
     find_changed_file(path.parent, read_manifest(path.parent))
 

@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 from mtpack.errors import SetupError
+from mtpack.report.token_bytes import TokenBytes, build_token_bytes
 from mtpack.shards.dataset import Shards
-from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
+from mtpack.tokenizer.byte_level import build_byte_level
+from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer, wrap_tokenizer_errors
 
-Decoder = Callable[[Sequence[int]], str]
-_CUT_CHARACTER = "\ufffd"  # what a decoder writes for an incomplete character
+CUT_CHARACTER = "\ufffd"
+"""What a decoder writes for an incomplete character."""
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A tokenizer, for the way back from ids to text; a call decodes ids."""
+
+    decode: Decode
+    """Returns the text of ids, control tokens included."""
+    control: Mapping[int, str] = field(default_factory=dict)
+    """The control tokens, by id."""
+    find_spans: Callable[[str], list[tuple[int, int]]] | None = None
+    """Returns the characters of each token of a text, encoded as a whole. None if its texts are
+    never cut where a turn starts (docs/turns.md)."""
+
+    load_token_bytes: Callable[[], TokenBytes | None] = lambda: None
+    """Returns the bytes of each token; None if a text is not just their bytes."""
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        return self.decode(ids)
 
 
 def find_decoder(shards: Shards, tokenizer_option: str | None) -> tuple[Decoder | None, str | None]:
@@ -58,10 +84,20 @@ def _make_decoder(tokenizer: LoadedTokenizer) -> Decoder:
     def decode(ids: Sequence[int]) -> str:
         return backend.decode(ids, skip_special_tokens=False)
 
-    return decode
+    def find_spans(text: str) -> list[tuple[int, int]]:
+        with wrap_tokenizer_errors(tokenizer.source):
+            return backend.encode(text, add_special_tokens=False).offsets
+
+    can_cut = build_byte_level(tokenizer) is not None
+    return Decoder(
+        decode,
+        tokenizer.added_tokens.control,
+        find_spans if can_cut else None,
+        partial(build_token_bytes, tokenizer),
+    )
 
 
-def decode_part(decode: Decoder, ids: Sequence[int], before: Sequence[int]) -> str:
+def decode_part(decode: Decode, ids: Sequence[int], before: Sequence[int]) -> str:
     """Decode a part of a document's ids; `before` holds the one id before the part, or nothing.
 
     Decoders of SentencePiece and WordPiece vocabularies drop the first space of a text, also in
@@ -70,6 +106,31 @@ def decode_part(decode: Decoder, ids: Sequence[int], before: Sequence[int]) -> s
     if not before:
         return decode(ids)
     head, text = decode(before), decode([*before, *ids])
-    if text.startswith(head) and not head.endswith(_CUT_CHARACTER):
+    if text.startswith(head) and not head.endswith(CUT_CHARACTER):
         return text[len(head) :]
     return decode(ids)
+
+
+def decode_tokens(decode: Decode, ids: Sequence[int], before: Sequence[int]) -> tuple[str, ...]:
+    """Return the text of each token of a part of a document; `before` as for `decode_part`.
+
+    Of the tokens that make up a character together, the first has the character, and the texts of
+    the others are empty.
+    """
+    texts: list[str] = []
+    start = 0
+    while start < len(ids):
+        previous = ids[start - 1 : start] or before
+        for stop in range(start + 1, min(start + _MOST_TOKENS, len(ids)) + 1):
+            text = decode_part(decode, ids[start:stop], previous)
+            if not text.endswith(CUT_CHARACTER):
+                break
+        else:
+            stop, text = start + 1, decode_part(decode, ids[start : start + 1], previous)
+        texts += [text, *[""] * (stop - start - 1)]
+        start = stop
+    return tuple(texts)
+
+
+_MOST_TOKENS = 8
+"""A character has at most 4 bytes; two that share a token are made up of at most 7."""

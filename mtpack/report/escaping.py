@@ -13,7 +13,11 @@ from typing import Any
 
 OPEN, CLOSE, LINE_BREAK, TAB, SPACE = "⟦⟧⏎⇥␣"
 """Symbols around and inside text that is trained."""
-_SYMBOLS = (OPEN, CLOSE, LINE_BREAK, TAB, SPACE)
+BOUNDARY = "¦"
+"""The symbol after each token."""
+FOUND, FOUND_END = "⟪⟫"
+"""Symbols around text that was searched for."""
+_SYMBOLS = (OPEN, CLOSE, LINE_BREAK, TAB, SPACE, BOUNDARY, FOUND, FOUND_END)
 _JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them as they are
 _CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, directions, surrogates, separators
 

@@ -10,41 +10,56 @@ import numpy as np
 from mtpack.counts import Counts
 from mtpack.errors import InputError
 from mtpack.packing.columns import Columns
+from mtpack.report.batches import read_turns, visit_batches
 from mtpack.shards.dataset import Shards
-from mtpack.token_batch import Int32, Int64, segment_ids
+from mtpack.token_batch import Int32, Int64
+from mtpack.verify.weights import WeightBucket, WeightSums
+
+_FILL_BINS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """The documents or turns with lengths from one power of two up to the next."""
+    """The items of a histogram from one power of two up to the next."""
 
     low: int
     high: int
     """Inclusive."""
     count: int
-    """The number of documents or turns of these lengths."""
+    """The number of these items."""
     tokens: int
-    """The number of their tokens."""
+    """The sum of their sizes: the number of their tokens, if sizes are lengths."""
     count_share: float
-    """Of all documents or turns."""
+    """Of all items."""
     token_share: float
-    """Of the tokens of all documents or turns."""
+    """Of the sum of all sizes."""
 
     @property
     def label(self) -> str:
-        """The lengths as text: `1`, `2-3`, `4-7`."""
-        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+        """The sizes as text: `1`, `2-3`, `4-7`."""
+        return make_label(self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """The lengths of documents or turns; the buckets have no gap from shortest to longest."""
+    """The sizes of items, such as the lengths of turns; the buckets have no gap between them."""
 
     min: int
     median: float
     mean: float
     max: int
     buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FillBin:
+    """The sequences that are filled with tokens of documents from one share up to another."""
+
+    low: float
+    """Exclusive."""
+    high: float
+    """Inclusive."""
+    sequences: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +83,15 @@ class Figures:
     turn_lengths: Histogram
     """In loss tokens. The share of the loss that a bucket has is its `token_share` under the token
     mean, and its `count_share` under the turn mean."""
+    documents_per_sequence: Histogram
+    """The number of documents of each sequence; `tokens` of a bucket are documents."""
+    turns_per_sequence: Histogram
+    """The number of turns of each sequence; `tokens` of a bucket are turns."""
+    fill_of_sequences: tuple[FillBin, ...]
+    """20 bins of a twentieth each, from the emptiest to the fullest."""
+    weight_by_length: tuple[WeightBucket, ...]
+    """The share of the gradient that the turns of each length have under each mean of
+    `mtpack.loss`: the weights of their losses, divided by the sum of all weights."""
     tally: Counts | None
     """The counts of the run that packed the shards; None without a manifest."""
 
@@ -87,9 +111,9 @@ class Figures:
         return self.loss_tokens / self.tokens
 
     @property
-    def documents_per_sequence(self) -> float:
-        """The mean number of documents in a sequence."""
-        return self.documents / self.rows
+    def compute_share(self) -> float:
+        """The share of all positions, with padding, that carry loss: a step computes them all."""
+        return self.loss_tokens / (self.rows * self.seq_len)
 
     @property
     def turns_per_document(self) -> float:
@@ -98,92 +122,121 @@ class Figures:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `inspect --json` prints; `tally` is null without a manifest."""
-        ratios = ("fill", "loss_share", "documents_per_sequence", "turns_per_document")
+        ratios = ("fill", "loss_share", "compute_share", "turns_per_document")
         return {
             **asdict(self),
             "padding": self.padding,
             **{name: round(getattr(self, name), 6) for name in ratios},
-            "document_lengths": _lengths_as_dict(
-                self.document_lengths, "count_share", "token_share"
-            ),
-            "turn_lengths": _lengths_as_dict(self.turn_lengths, "turn_mean", "token_mean"),
+            "document_lengths": _sizes_as_dict(self.document_lengths, "count_share", "token_share"),
+            "turn_lengths": _sizes_as_dict(self.turn_lengths, "turn_mean", "token_mean"),
+            "documents_per_sequence": _sizes_as_dict(self.documents_per_sequence, "count_share"),
+            "turns_per_sequence": _sizes_as_dict(self.turns_per_sequence, "count_share"),
+            "weight_by_length": [_weights_as_dict(bucket) for bucket in self.weight_by_length],
         }
 
 
-def _lengths_as_dict(lengths: Histogram, count_share: str, token_share: str) -> dict[str, Any]:
-    return asdict(lengths) | {
-        "mean": round(lengths.mean, 3),
-        "buckets": [
-            {
-                "label": bucket.label,
-                "count": bucket.count,
-                "tokens": bucket.tokens,
-                count_share: round(bucket.count_share, 6),
-                token_share: round(bucket.token_share, 6),
-            }
-            for bucket in lengths.buckets
-        ],
+def _sizes_as_dict(
+    sizes: Histogram, count_share: str, token_share: str | None = None
+) -> dict[str, Any]:
+    """Return a histogram as JSON values: shares by these names, tokens only with their share."""
+    buckets = []
+    for bucket in sizes.buckets:
+        values: dict[str, Any] = {"label": bucket.label, "count": bucket.count}
+        if token_share is not None:
+            values["tokens"] = bucket.tokens
+        values[count_share] = round(bucket.count_share, 6)
+        if token_share is not None:
+            values[token_share] = round(bucket.token_share, 6)
+        buckets.append(values)
+    return asdict(sizes) | {"mean": round(sizes.mean, 3), "buckets": buckets}
+
+
+def _weights_as_dict(bucket: WeightBucket) -> dict[str, Any]:
+    return {
+        "label": make_label(bucket.low, bucket.high),
+        "turns": bucket.turns,
+        "tokens": bucket.tokens,
+        **{mean: round(share, 6) for mean, share in bucket.weights.items()},
     }
 
 
-def count_figures(shards: Shards) -> Figures:
-    """Return the figures of shards; raise InputError if their columns contradict each other.
+def make_label(low: int, high: int) -> str:
+    """Return the sizes of a bucket as text: `1`, `2-3`, `4-7`."""
+    return str(low) if low == high else f"{low}-{high}"
 
-    Memory: an array of seq_len + 1 counts for documents, one for turns, and one id per dialogue.
+
+class _Counter:
+    """Counts what is in record batches.
+
+    Memory: four arrays of seq_len + 1 counts, and one id per dialogue and batch.
     """
+
+    def __init__(self, seq_len: int) -> None:
+        self.seq_len = seq_len
+        shape = seq_len + 1
+        self.documents, self.turns = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.documents_in_rows = np.zeros(shape, np.int64)
+        self.turns_in_rows = np.zeros(shape, np.int64)
+        self.fill = np.zeros(_FILL_BINS, np.int64)
+        self.weights = WeightSums()
+        self.dialogues: list[Int64] = []
+
+    def add(self, _: int, batch: Columns) -> None:
+        """Add a record batch; raise InputError if its columns contradict each other."""
+        turns = read_turns(batch, self.seq_len)
+        is_document = batch.dialogue_ids >= 0
+        firsts = batch.entry_offsets[:-1]  # every sequence has at least one entry
+        documents = np.add.reduceat(is_document.astype(np.int64), firsts)
+        tokens = np.add.reduceat(batch.document_lengths.astype(np.int64) * is_document, firsts)
+        if len(documents) and documents.min() < 1:
+            raise InputError("a sequence has no document")
+        _count_sizes(self.turns, turns.loss_tokens)
+        _count_sizes(self.documents, batch.document_lengths[is_document])
+        _count_sizes(self.documents_in_rows, documents)
+        _count_sizes(self.turns_in_rows, batch.turn_num)
+        self.fill += np.bincount(-(-tokens * _FILL_BINS // self.seq_len) - 1, minlength=_FILL_BINS)
+        self.weights.add(turns)
+        self.dialogues.append(np.unique(batch.dialogue_ids[is_document]))
+
+
+def count_figures(shards: Shards) -> Figures:
+    """Return the figures of shards; raise InputError if their columns contradict each other."""
     metadata = shards.metadata
-    document_counts = np.zeros(metadata.seq_len + 1, np.int64)
-    turn_counts = np.zeros(metadata.seq_len + 1, np.int64)
-    dialogues: list[Int64] = []
-    for shard in shards.opened:
-        for batch in shard.batches:
-            try:
-                turn_counts += _count_lengths(_read_turn_lengths(batch), metadata.seq_len)
-                is_document = batch.dialogue_ids >= 0
-                lengths = batch.document_lengths[is_document]
-                document_counts += _count_lengths(lengths, metadata.seq_len)
-            except InputError as error:
-                raise InputError(f"{shard.path}: damaged: {error}; pack the data again") from error
-            dialogues.append(np.unique(batch.dialogue_ids[is_document]))
-    if not (document_counts.any() and turn_counts.any()):
+    counted = _Counter(metadata.seq_len)
+    for _ in visit_batches(shards, counted.add):
+        pass
+    if not (counted.documents.any() and counted.turns.any()):
         raise InputError(
             f"{shards.opened[0].path}: it holds no trained turn, so there is nothing to show"
         )
-    lengths_counted = np.arange(metadata.seq_len + 1)
+    sizes = np.arange(metadata.seq_len + 1)
     return Figures(
         rows=len(shards),
         seq_len=metadata.seq_len,
         label_alignment=metadata.label_alignment,
         pad_documents_to=metadata.pad_documents_to,
         shards=len(shards.opened),
-        documents=int(document_counts.sum()),
-        dialogues=len(np.unique(np.concatenate(dialogues))),
-        turns=int(turn_counts.sum()),
-        tokens=int(document_counts @ lengths_counted),
-        loss_tokens=int(turn_counts @ lengths_counted),
-        document_lengths=make_histogram(document_counts),
-        turn_lengths=make_histogram(turn_counts),
+        documents=int(counted.documents.sum()),
+        dialogues=len(np.unique(np.concatenate(counted.dialogues))),
+        turns=int(counted.turns.sum()),
+        tokens=int(counted.documents @ sizes),
+        loss_tokens=int(counted.turns @ sizes),
+        document_lengths=make_histogram(counted.documents),
+        turn_lengths=make_histogram(counted.turns),
+        documents_per_sequence=make_histogram(counted.documents_in_rows),
+        turns_per_sequence=make_histogram(counted.turns_in_rows),
+        fill_of_sequences=tuple(
+            FillBin(number / _FILL_BINS, (number + 1) / _FILL_BINS, int(sequences))
+            for number, sequences in enumerate(counted.fill)
+        ),
+        weight_by_length=tuple(counted.weights.make_buckets()),
         tally=shards.manifest.report.tally if shards.manifest else None,
     )
 
 
-def _read_turn_lengths(batch: Columns) -> Int32:
-    """Return the number of loss tokens of each turn: the loss_token_num at its start."""
-    if not np.array_equal(batch.turn_num, np.diff(batch.turn_offsets)):
-        raise InputError("turn_num and turn_starts do not agree")
-    starts = batch.turn_starts
-    if starts.size and not 0 <= starts.min() <= starts.max() < batch.loss_mask.shape[1]:
-        raise InputError("a turn starts outside of its sequence")
-    lengths: Int32 = batch.loss_token_num[segment_ids(batch.turn_offsets), starts]
-    if lengths.sum(dtype=np.int64) != np.count_nonzero(batch.loss_mask):
-        raise InputError("loss_mask and loss_token_num do not agree")
-    return lengths
-
-
-def _count_lengths(lengths: Int32, seq_len: int) -> Int64:
-    if lengths.size and not 1 <= lengths.min() <= lengths.max() <= seq_len:
-        raise InputError("a document or turn has an impossible length")
-    return np.bincount(lengths, minlength=seq_len + 1)
+def _count_sizes(counts: Int64, sizes: Int32 | Int64) -> None:
+    found = np.bincount(sizes)
+    counts[: len(found)] += found
 
 
 def make_histogram(counts: Int64) -> Histogram:

@@ -1,30 +1,19 @@
-"""The output of `inspect` for the terminal: readable without colour, in 80 columns.
-
-The text in shards is untrusted. It is shown as `rich.text.Text`, which ignores markup, and
-characters that control a terminal are shown as escapes.
-"""
+"""The output of `inspect --full`: every figure of shards, in 80 columns."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
-
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mtpack.counts import Counts
-from mtpack.report.decoding import Decoder, decode_part
-from mtpack.report.escaping import CLOSE, LINE_BREAK, OPEN, SPACE, TAB, escape
 from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import turn_summary
-from mtpack.report.row_view import DocumentView, RowView, TurnView
+from mtpack.report.overview import MEANS_EXPLAINED, build_weight_table, describe_spread
 from mtpack.report.terminal import (
     INDENT,
     build_notices_table,
-    format_count,
+    draw_bar,
     format_percent,
     format_range,
     format_reasons,
@@ -33,106 +22,33 @@ from mtpack.report.terminal import (
     make_table,
     print_heading,
 )
-from mtpack.token_batch import Int64
 
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 _DOCUMENT_BAR = 40  # columns
-_LOSS_BAR = 14
-_TURN_COLOURS = ("green", "magenta", "cyan")  # readable on dark and on light
 
 
 def show_figures(figures: Figures, console: Console) -> None:
-    """Print the figures of shards."""
+    """Print all figures of shards, and what the run that packed them has to say about the turns."""
     console.print(Text("Contents", style="bold"))
     console.print(indent(_build_contents_table(figures)))
-    print_heading("Document lengths, in tokens", console)
-    console.print(_format_spread(figures.document_lengths))
-    console.print(indent(_build_document_table(figures.document_lengths)))
-    print_heading("Turn lengths, in loss tokens, and their share of the loss", console)
-    console.print(_format_spread(figures.turn_lengths))
-    console.print(indent(_build_turn_table(figures.turn_lengths)))
-    console.print(
-        Text(f"{INDENT}token mean: every token has the same weight; turn mean: every turn")
-    )
+    for heading, unit, items, sizes in (
+        ("Document lengths, in tokens", "tokens", "documents", figures.document_lengths),
+        ("Documents per sequence", "documents", "sequences", figures.documents_per_sequence),
+        ("Turns per sequence", "turns", "sequences", figures.turns_per_sequence),
+    ):
+        print_heading(heading, console)
+        console.print(Text(INDENT + describe_spread(sizes)))
+        console.print(indent(_build_size_table(sizes, unit, items)))
+    print_heading("Fill of the sequences", console)
+    console.print(indent(_build_fill_table(figures)))
+    print_heading("Turn lengths, in loss tokens, and their share of the gradient", console)
+    console.print(Text(INDENT + describe_spread(figures.turn_lengths)))
+    console.print(indent(build_weight_table(figures.weight_by_length)))
+    console.print(indent(Text(MEANS_EXPLAINED)))
     if figures.tally is not None:
         print_heading("The run that packed these shards", console)
         console.print(indent(_build_tally_table(figures, figures.tally)))
         print_heading("What to know about the turns", console)
         console.print(indent(build_notices_table(turn_summary(figures.tally))))
-
-
-def show_row(view: RowView, decode: Decoder | None, console: Console) -> None:
-    """Print one sequence with its loss tokens in brackets; as ids if there is no decoder."""
-    loss_tokens = sum(turn.loss_token_num for turn in view.turns)
-    counts = (
-        format_count(len(view.documents), "document"),
-        format_count(len(view.turns), "turn"),
-        format_count(loss_tokens, "loss token"),
-    )
-    title = f"Sequence {view.number:,} (of {view.rows:,}, counted from 0): {', '.join(counts)}"
-    console.print(Text(title, style="bold"))
-    legend = f"{OPEN}…{CLOSE} is trained, {LINE_BREAK} is a trained line break, "
-    console.print(Text(f"{legend}× 1/n is the weight of each token"))
-    token_turns = view.token_turns
-    turns_in = Counter(turn.document for turn in view.turns)
-    for number, document in enumerate(view.documents):
-        heading = (
-            f"document {number + 1:,} of {len(view.documents):,}: dialogue {document.dialogue:,}, "
-            f"{format_count(document.length, 'token')}, {format_count(turns_in[number], 'turn')}"
-        )
-        console.print()
-        console.print(Text(heading, style="bold underline"))
-        text = Text()
-        for piece in _render_document(view, document, token_turns, decode):
-            text.append_text(piece)
-        console.print(text)
-    if view.padding:
-        console.print()
-        console.print(_format_padding(view))
-
-
-def _render_document(
-    view: RowView, document: DocumentView, token_turns: Int64, decode: Decoder | None
-) -> Iterator[Text]:
-    """Yield the text of a document, cut where the loss starts, ends or changes to another turn."""
-    end = document.start + document.length
-    changes = np.flatnonzero(np.diff(token_turns[document.start : end])) + 1 + document.start
-    edges = [document.start, *changes.tolist(), end]
-    for start, stop in pairwise(edges):
-        ids = view.token_ids[start:stop].tolist()
-        if decode is None:
-            text = " ".join(map(str, ids))
-        else:
-            before = view.token_ids[max(document.start, start - 1) : start].tolist()
-            text = escape(decode_part(decode, ids, before))
-        number = int(token_turns[start])
-        if number >= 0:
-            yield from _render_trained(text, number, view.turns[number], stop)
-        else:
-            yield Text(text)
-        if decode is None and stop < end:
-            yield Text(" ")
-
-
-def _render_trained(text: str, number: int, turn: TurnView, stop: int) -> Iterator[Text]:
-    """Yield a part of a turn's trained text and, after the last part, the weight of the turn."""
-    visible = text.replace("\n", f"{LINE_BREAK}\n").replace("\t", f"{TAB}\t")
-    if not text.strip(" "):
-        visible = SPACE * len(text)
-    colour = _TURN_COLOURS[number % len(_TURN_COLOURS)]
-    yield Text(f"{OPEN}{visible}{CLOSE}", style=colour)
-    if turn.positions[-1] == stop - 1:
-        size = format_count(turn.loss_token_num, "token")
-        note = f"[message {turn.message}: {size} × 1/{turn.loss_token_num:,}]"
-        yield Text(f" {note}", style="dim")
-
-
-def _format_padding(view: RowView) -> Text:
-    inside = sum(document.padded_length - document.length for document in view.documents)
-    line = f"padding: {format_count(view.padding, 'position')}"
-    if inside:
-        line += f", {inside:,} of them after documents to round up their lengths"
-    return Text(line)
 
 
 def _build_contents_table(figures: Figures) -> Table:
@@ -146,7 +62,7 @@ def _build_contents_table(figures: Figures) -> Table:
         ("turns", f"{figures.turns:,}", "label alignment", figures.label_alignment),
         (
             "documents per sequence",
-            f"{figures.documents_per_sequence:,.1f}",
+            f"{figures.documents_per_sequence.mean:,.1f}",
             "document padding",
             "none" if rounding == 1 else f"to multiples of {rounding:,}",
         ),
@@ -158,31 +74,33 @@ def _build_contents_table(figures: Figures) -> Table:
     return table
 
 
-def _build_document_table(lengths: Histogram) -> Table:
+def _build_size_table(sizes: Histogram, unit: str, items: str) -> Table:
     table = make_table("right", "right", "right", "left")
-    table.add_row(*make_heads("tokens", "documents", "share", ""))
-    most = max(bucket.count_share for bucket in lengths.buckets)
-    for bucket in lengths.buckets:
-        bar = _draw_bar(bucket.count_share, most, _DOCUMENT_BAR)
+    table.add_row(*make_heads(unit, items, "share", ""))
+    most = max(bucket.count_share for bucket in sizes.buckets)
+    for bucket in sizes.buckets:
         table.add_row(
-            Text(format_range(bucket.low, bucket.high)),
-            Text(f"{bucket.count:,}"),
-            Text(format_percent(bucket.count_share)),
-            Text(bar),
+            format_range(bucket.low, bucket.high),
+            f"{bucket.count:,}",
+            format_percent(bucket.count_share),
+            draw_bar(bucket.count_share, most, _DOCUMENT_BAR),
         )
     return table
 
 
-def _build_turn_table(lengths: Histogram) -> Table:
-    """Build the table of turn lengths, with their share of the loss under two means."""
-    table = make_table("right", "right", "right", "left", "right", "left")
-    table.add_row(*make_heads("loss tokens", "turns", "", "token mean", "", "turn mean"))
-    most = max(max(bucket.count_share, bucket.token_share) for bucket in lengths.buckets)
-    for bucket in lengths.buckets:
-        cells = [Text(format_range(bucket.low, bucket.high)), Text(f"{bucket.count:,}")]
-        for share in (bucket.token_share, bucket.count_share):
-            cells += [Text(format_percent(share)), Text(_draw_bar(share, most, _LOSS_BAR))]
-        table.add_row(*cells)
+def _build_fill_table(figures: Figures) -> Table:
+    """Build the table of how full sequences are, without the bins that hold none."""
+    table = make_table("right", "right", "right", "left")
+    table.add_row(*make_heads("filled", "sequences", "share", ""))
+    most = max(each.sequences for each in figures.fill_of_sequences)
+    for each in figures.fill_of_sequences:
+        if each.sequences:
+            table.add_row(
+                f"{each.low:.0%} to {each.high:.0%}",
+                f"{each.sequences:,}",
+                format_percent(each.sequences / figures.rows),
+                draw_bar(each.sequences, most, _DOCUMENT_BAR),
+            )
     return table
 
 
@@ -198,19 +116,3 @@ def _build_tally_table(figures: Figures, tally: Counts) -> Table:
     for name, count, remark in lines:
         table.add_row(Text(name), Text(f"{count:,}"), Text(remark if count else ""))
     return table
-
-
-def _format_spread(lengths: Histogram) -> Text:
-    median = f"{lengths.median:,.1f}".removesuffix(".0")
-    return Text(
-        f"{INDENT}min {lengths.min:,}, median {median}, "
-        f"mean {lengths.mean:,.1f}, max {lengths.max:,}"
-    )
-
-
-def _draw_bar(share: float, most: float, width: int) -> str:
-    """Draw a bar in eighths of a column; a share above 0 is always visible."""
-    eighths = round(share / most * width * 8)
-    if share and not eighths:
-        eighths = 1
-    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

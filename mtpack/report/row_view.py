@@ -43,6 +43,10 @@ class TurnView:
         """The weight of the loss of each token; the weights of a turn add up to 1."""
         return 1 / self.loss_token_num
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the turn as JSON values."""
+        return asdict(self) | {"positions": self.positions.tolist(), "weight": self.weight}
+
 
 @dataclass(frozen=True, slots=True)
 class RowView:
@@ -76,12 +80,23 @@ class RowView:
             "row": self.number,
             "rows": self.rows,
             "documents": [asdict(document) for document in self.documents],
-            "turns": [
-                asdict(turn) | {"positions": turn.positions.tolist(), "weight": turn.weight}
-                for turn in self.turns
-            ],
+            "turns": [turn.as_dict() for turn in self.turns],
             "input_ids": self.token_ids.tolist(),
             "padding": self.padding,
+        }
+
+    def document_as_dict(self, number: int) -> dict[str, Any]:
+        """Return one document of what `inspect --dialogue ID --json` prints.
+
+        As everywhere, positions are those in the sequence.
+        """
+        document = self.documents[number]
+        ids = self.token_ids[document.start : document.start + document.length]
+        return {
+            "row": self.number,
+            **asdict(document),
+            "turns": [turn.as_dict() for turn in self.turns if turn.document == number],
+            "input_ids": ids.tolist(),
         }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.segment import Segment
@@ -19,6 +20,7 @@ from mtpack.report.escaping import escape_controls, escape_line
 from mtpack.report.notices import Notice
 
 INDENT = "  "
+_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 class SafeConsole(Console):
@@ -43,6 +45,13 @@ def print_heading(heading: str, console: Console) -> None:
     console.print(Text(heading, style="bold"))
 
 
+def make_rule(heading: str, console: Console) -> Text:
+    """Return a heading in a line across the screen, so that it stands out without colour."""
+    start = f"── {heading} "
+    width = min(console.width, 80)
+    return Text(start + "─" * max(2, width - cell_len(start)), style="bold")
+
+
 def make_table(*alignments: Literal["left", "right"]) -> Table:
     """Return an empty table without lines, with these columns."""
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -63,6 +72,17 @@ def build_notices_table(notices: list[Notice]) -> Table:
         cells = (notice.name, f"{notice.count:,}", notice.text)
         table.add_row(*map(Text, cells))
     return table
+
+
+def draw_bar(share: float, most: float, width: int) -> str:
+    """Draw a bar in eighths of a column, `width` columns for `most`.
+
+    A share above 0 is always visible.
+    """
+    eighths = round(share / most * width * 8)
+    if share and not eighths:
+        eighths = 1
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
 
 
 def format_range(low: int, high: int) -> str:

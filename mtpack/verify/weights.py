@@ -9,9 +9,9 @@ square root of its number of loss tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
@@ -33,40 +33,69 @@ class WeightBucket:
     """For each of `MEANS`, the share of the whole loss that these turns have."""
 
 
-def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
-    """Return the buckets of shards that passed the structure check, from short to long turns.
+@dataclass(frozen=True, slots=True)
+class TurnWeights:
+    """What the weight of each turn of a record batch depends on."""
 
-    One pass over the record batches, with one sum for each mean and power of two.
-    """
-    sums = np.zeros((len(MEANS), 32))
-    for shard in shards.opened:
-        for batch in shard.batches:
-            sums += _sum_weights(batch, shards.metadata.seq_len)
-    weights = sums / sums.sum(axis=1, keepdims=True)
-    turns, tokens, *_ = sums.astype(np.int64)
-    present = np.flatnonzero(turns)
-    return [
-        WeightBucket(
-            low=2**exponent,
-            high=2 ** (exponent + 1) - 1,
-            turns=int(turns[exponent]),
-            tokens=int(tokens[exponent]),
-            weights=dict(zip(MEANS, weights[:, exponent].tolist(), strict=True)),
-        )
-        for exponent in range(present[0], present[-1] + 1)
-    ]
+    loss_tokens: Int64
+    """(turns,): the number of loss tokens of each turn."""
+    in_document: Int64
+    """(turns,): the number of loss tokens of its whole document."""
+
+    def under(self, mean: str) -> NDArray[np.float64]:
+        """Return the weight of each turn under one of `MEANS`, up to a factor: float64 (turns,)."""
+        if mean == "turn_mean":
+            return np.ones(len(self.loss_tokens))
+        if mean == "token_mean":
+            return self.loss_tokens.astype(np.float64)
+        if mean == "dialogue_mean":
+            return self.loss_tokens / self.in_document
+        return np.sqrt(self.loss_tokens)
 
 
-def _sum_weights(batch: Columns, seq_len: int) -> Any:
-    """Return the weights of turns, not yet divided by their sum: (means, powers of two).
-
-    The first two rows are the numbers of turns and of loss tokens.
-    """
+def read_turn_weights(batch: Columns, seq_len: int) -> TurnWeights:
+    """Return what the weights of a record batch's turns depend on; its columns are not damaged."""
     rows = segment_ids(batch.turn_offsets)
     lengths = batch.loss_token_num[rows, batch.turn_starts].astype(np.int64)
     starts = offsets_from_lengths(batch.seq_lengths)
     documents = np.searchsorted(starts, rows * seq_len + batch.turn_starts, side="right") - 1
-    in_document: Int64 = np.bincount(documents, weights=lengths)[documents]
-    exponents = np.frexp(lengths)[1] - 1
-    values = (np.ones(len(lengths)), lengths, lengths / in_document, np.sqrt(lengths))
-    return np.stack([np.bincount(exponents, weights=one, minlength=32) for one in values])
+    in_document = np.bincount(documents, weights=lengths)[documents]
+    return TurnWeights(lengths, in_document.astype(np.int64))
+
+
+class WeightSums:
+    """The weights of turns, summed up by their lengths: one sum for each mean and power of two."""
+
+    def __init__(self) -> None:
+        """Start with no turn."""
+        self._sums = np.zeros((len(MEANS), 32))
+
+    def add(self, turns: TurnWeights) -> None:
+        """Add turns."""
+        exponents = np.frexp(turns.loss_tokens)[1] - 1
+        for sums, mean in zip(self._sums, MEANS, strict=True):
+            sums += np.bincount(exponents, weights=turns.under(mean), minlength=32)
+
+    def make_buckets(self) -> list[WeightBucket]:
+        """Return the buckets, from short to long turns; there is at least one turn."""
+        weights = self._sums / self._sums.sum(axis=1, keepdims=True)
+        turns, tokens, *_ = self._sums.astype(np.int64)
+        present = np.flatnonzero(turns)
+        return [
+            WeightBucket(
+                low=2**exponent,
+                high=2 ** (exponent + 1) - 1,
+                turns=int(turns[exponent]),
+                tokens=int(tokens[exponent]),
+                weights=dict(zip(MEANS, weights[:, exponent].tolist(), strict=True)),
+            )
+            for exponent in range(present[0], present[-1] + 1)
+        ]
+
+
+def compute_weight_buckets(shards: Shards) -> list[WeightBucket]:
+    """Return the buckets of shards that passed the structure check, in one pass."""
+    sums = WeightSums()
+    for batch in shards.batches():
+        sums.add(read_turn_weights(batch, shards.metadata.seq_len))
+    return sums.make_buckets()

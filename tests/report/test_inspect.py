@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 from rich.console import Console
 
-from mtpack.counts import Counts
 from mtpack.errors import InputError, SetupError
-from mtpack.packing.columns import Columns, assemble
 from mtpack.report.decoding import decode_part, find_decoder
 from mtpack.report.escaping import escape
 from mtpack.report.figures import count_figures
-from mtpack.report.inspect_view import show_figures, show_row
+from mtpack.report.inspect_view import show_figures
+from mtpack.report.overview import show_overview
 from mtpack.report.row_view import view_row
-from mtpack.shards.arrow import ShardMetadata
-from mtpack.shards.dataset import Shards, map_shards, open_shards
-from mtpack.shards.manifest import Manifest, PackReport, RunIdentity, RunInfo
-from mtpack.token_batch import TokenBatch, offsets_from_lengths
+from mtpack.report.sequence_view import show_row
+from mtpack.shards.dataset import Shards, open_shards
+from mtpack.token_batch import offsets_from_lengths
 from mtpack.tokenizer.loading import load_tokenizer
-from tests.support.builders import write_columns
+from tests.support.inspected import (
+    ALIGNMENTS,
+    CHARACTERS,
+    DOCUMENTS,
+    SEQUENCES,
+    Document,
+    pack,
+    plain_console,
+    random_documents,
+    tally_of,
+    text_document,
+    text_of,
+    with_manifest,
+)
 
-ALIGNMENTS = ("aligned", "shifted")
-PAD_ID = 0
-
-
-class Document(NamedTuple):
-    dialogue: int
-    ids: list[int]
-    turns: list[tuple[int, list[tuple[int, int]]]]
-    """Message index and spans of loss tokens."""
-
-
-DOCUMENTS = [
-    Document(0, [*range(10, 20)], [(1, [(2, 3)]), (3, [(5, 10)])]),
-    Document(2, [*range(30, 34)], [(2, [(1, 4)])]),
-    Document(2, [*range(40, 49)], [(4, [(3, 5), (7, 9)])]),  # one turn with two spans
-    Document(5, [*range(50, 58)], [(1, [(1, 8)])]),
-]
-SEQUENCES = [2, 1, 1]  # documents in each
 GOLDEN_FIGURES = """\
 Contents
   sequences                 3  tokens                 31
@@ -64,13 +56,31 @@ Document lengths, in tokens
      4-7          1  25.0%  █████████████▍
     8-15          3  75.0%  ████████████████████████████████████████
 
-Turn lengths, in loss tokens, and their share of the loss
+Documents per sequence
+  min 1, median 1, mean 1.3, max 2
+  documents  sequences  share
+          1          2  66.7%  ████████████████████████████████████████
+        2-3          1  33.3%  ████████████████████
+
+Turns per sequence
+  min 1, median 1, mean 1.7, max 3
+  turns  sequences  share
+      1          2  66.7%  ████████████████████████████████████████
+    2-3          1  33.3%  ████████████████████
+
+Fill of the sequences
+      filled  sequences  share
+  45% to 50%          1  33.3%  ████████████████████████████████████████
+  55% to 60%          1  33.3%  ████████████████████████████████████████
+  85% to 90%          1  33.3%  ████████████████████████████████████████
+
+Turn lengths, in loss tokens, and their share of the gradient
   min 1, median 4, mean 4.0, max 7
-  loss tokens  turns         token mean             turn mean
-            1      1   5.0%  ▉               20.0%  ███▌
-          2-3      1  15.0%  ██▋             20.0%  ███▌
-          4-7      3  80.0%  ██████████████  60.0%  ██████████▌
-  token mean: every token has the same weight; turn mean: every turn
+  loss tokens  turns   turn mean      token mean       dialogue mean
+            1      1   20.0% ██        5.0% ▌           4.2% ▍
+          2-3      1   20.0% ██       15.0% █▌         25.0% ██▌
+          4-7      3   60.0% ██████   80.0% ████████   70.8% ███████▏
+  equal weight for: every turn; every loss token; every document
 
 The run that packed these shards
   rows read               6
@@ -94,89 +104,16 @@ What to know about the turns
 """
 
 
-def batch_of(documents: list[Document]) -> TokenBatch:
-    turns = [turn for document in documents for turn in document.turns]
-    spans = [span for _, turn_spans in turns for span in turn_spans]
-
-    def lengths(lists: Iterable[list[Any]]) -> np.ndarray:
-        return offsets_from_lengths(np.array([len(entries) for entries in lists]))
-
-    return TokenBatch(
-        ids=np.array([number for document in documents for number in document.ids], np.int32),
-        document_offsets=lengths(document.ids for document in documents),
-        document_rows=np.array([document.dialogue for document in documents]),
-        turn_offsets=lengths(document.turns for document in documents),
-        turn_messages=np.array([message for message, _ in turns], np.int32),
-        turn_flags=np.zeros(len(turns), np.uint8),
-        span_offsets=lengths(turn_spans for _, turn_spans in turns),
-        span_starts=np.array([start for start, _ in spans], np.int32),
-        span_ends=np.array([end for _, end in spans], np.int32),
-    )
-
-
-def write(path: Path, columns: Columns, metadata: ShardMetadata) -> Path:
-    write_columns(path, columns, metadata, batch_rows=2)
-    return path
-
-
-def pack(
-    folder: Path,
-    documents: list[Document] = DOCUMENTS,
-    sequences: list[int] = SEQUENCES,
-    *,
-    alignment: str = "aligned",
-    seq_len: int = 16,
-    pad_documents_to: int = 1,
-    tokenizer_sha256: str = "0",
-    **damage: Any,
-) -> Shards:
-    metadata = ShardMetadata(seq_len, alignment, pad_documents_to, PAD_ID, tokenizer_sha256, "0")
-    columns = assemble(batch_of(documents), offsets_from_lengths(np.array(sequences)), metadata)
-    path = folder / f"{alignment}.arrow"
-    return map_shards(write(path, replace(columns, **damage), metadata))
-
-
-def tally_of(shards: Shards, **counts: Any) -> Counts:
-    figures = count_figures(shards)
-    known = {"turns_packed": figures.turns, "tokens": figures.tokens}
-    return Counts(**(known | counts))
-
-
-def with_manifest(shards: Shards, tally: Counts, tokenizer: str = "nowhere") -> Shards:
-    run = RunIdentity(options={}, inputs=[], tokenizer_sha256="0", template_sha256="0")
-    about = RunInfo(mtpack_version="0", tokenizer=tokenizer, seconds={}, warnings=[], inputs=[])
-    report = PackReport(output="", seq_len=16, tally=tally, shards=[], about=about)
-    return Shards(shards.opened, shards.metadata, Manifest(run, report))
-
-
 def figures_text(shards: Shards) -> str:
     console = plain_console()
     show_figures(count_figures(shards), console)
     return text_of(console)
 
 
-def row_text(shards: Shards, number: int, decode: Any = None) -> str:
+def row_text(shards: Shards, number: int, decoder: Any = None) -> str:
     console = plain_console()
-    show_row(view_row(shards, number), decode, console)
+    show_row(view_row(shards, number), decoder, console)
     return text_of(console)
-
-
-def plain_console() -> Console:
-    return Console(width=80, force_terminal=False, file=io.StringIO())
-
-
-def text_of(console: Console) -> str:
-    """Return the printed text without the spaces at the ends of lines."""
-    assert isinstance(console.file, io.StringIO)
-    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
-
-
-def character_decoder(ids: Any) -> str:
-    return "".join(map(chr, ids))
-
-
-def text_document(text: str, start: int, end: int) -> Document:
-    return Document(0, [ord(character) for character in text], [(1, [(start, end)])])
 
 
 # --- figures
@@ -215,7 +152,14 @@ def test_figures_equal_those_of_a_slow_count(
     assert figures.loss_tokens == sum(int(row["loss_mask"].sum()) for row in shards)
     assert figures.fill == sum(lengths) / (len(sequences) * 64)
     assert figures.loss_share == sum(turns) / sum(lengths)
-    for counted, histogram in ((lengths, figures.document_lengths), (turns, figures.turn_lengths)):
+    assert figures.compute_share == sum(turns) / (len(sequences) * 64)
+    documents_in = [int((row["dialogue_ids"] >= 0).sum()) for row in shards]
+    for counted, histogram in (
+        (lengths, figures.document_lengths),
+        (turns, figures.turn_lengths),
+        (documents_in, figures.documents_per_sequence),
+        ([row["turn_num"] for row in shards], figures.turns_per_sequence),
+    ):
         assert (histogram.min, histogram.max) == (min(counted), max(counted))
         assert histogram.median == statistics.median(counted)
         assert histogram.mean == pytest.approx(statistics.mean(counted))
@@ -227,15 +171,61 @@ def test_figures_equal_those_of_a_slow_count(
         assert sum(bucket.count for bucket in histogram.buckets) == len(counted)
 
 
-def random_documents() -> tuple[list[Document], list[int]]:
-    generator = np.random.default_rng(7)
-    documents = []
-    for number in range(50):
-        length = int(generator.integers(2, 32))
-        cuts = np.sort(generator.choice(np.arange(1, length + 1), min(length, 4), replace=False))
-        turns = [(2 * turn + 1, [tuple(cuts[2 * turn :][:2])]) for turn in range(len(cuts) // 2)]
-        documents.append(Document(number // 2, [*range(length)], turns))
-    return documents, [2] * 25
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_the_fill_of_every_sequence_is_in_one_of_20_bins(tmp_path: Path, alignment: str) -> None:
+    documents, sequences = random_documents()
+    shards = pack(tmp_path, documents, sequences, alignment=alignment, seq_len=64)
+    fills = [int(row["document_lengths"].sum()) / 64 for row in shards]
+    bins = count_figures(shards).fill_of_sequences
+    assert len(bins) == 20
+    for each in bins:
+        inside = [fill for fill in fills if each.low < fill <= each.high]
+        assert each.sequences == len(inside)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("pad_documents_to", [1, 4])
+def test_the_weight_by_length_is_that_of_the_losses_of_the_loss_module(
+    tmp_path: Path, alignment: str, pad_documents_to: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    loss = pytest.importorskip("mtpack.loss")
+    documents, sequences = random_documents()
+    shards = pack(
+        tmp_path,
+        documents,
+        sequences,
+        alignment=alignment,
+        seq_len=64,
+        pad_documents_to=pad_documents_to,
+    )
+    means = ("turn_mean", "token_mean", "dialogue_mean", "square_root")
+    found: dict[str, dict[int, float]] = {mean: {} for mean in means}
+    for row in shards:
+        starts = offsets_from_lengths(row["seq_lengths"])[:-1]
+        positions = np.arange(64) - starts[np.searchsorted(starts, np.arange(64), "right") - 1]
+        mask, lengths = (torch.tensor(row[name]) for name in ("loss_mask", "loss_token_num"))
+        arguments = {
+            "turn_mean": (mask, lengths, torch.tensor(row["turn_num"])),
+            "token_mean": (mask,),
+            "dialogue_mean": (mask, torch.tensor(positions)),
+            "square_root": (mask, lengths),
+        }
+        for mean, columns in arguments.items():
+            losses = torch.ones(64, dtype=torch.float64, requires_grad=True)
+            getattr(loss, f"{mean}_loss")(losses, *columns)[0].backward()
+            for length, weight in zip(row["loss_token_num"], losses.grad.tolist(), strict=True):
+                exponent = int(length).bit_length() - 1
+                found[mean][exponent] = found[mean].get(exponent, 0.0) + weight
+    buckets = count_figures(shards).weight_by_length
+    for mean, weights in found.items():
+        total = sum(weights.values())
+        for bucket in buckets:
+            share = weights.get(bucket.low.bit_length() - 1, 0.0) / total
+            assert bucket.weights[mean] == pytest.approx(share)
+    assert [each.low for each in buckets] == [
+        each.low for each in count_figures(shards).turn_lengths.buckets
+    ]
 
 
 def test_both_alignments_have_the_same_figures(tmp_path: Path) -> None:
@@ -275,6 +265,7 @@ DAMAGE = {
     "loss_token_num": np.full((3, 16), 1 << 30, np.int32),
     "document_lengths": np.array([10, -4, 0, 9, 0, 8, 0], np.int32),
     "loss_mask": np.ones((3, 16), np.uint8),
+    "seq_lengths": np.array([10, 4, 3, 9, 7, 8, 8], np.int32),
 }
 
 
@@ -329,7 +320,6 @@ def test_a_row_out_of_range_is_refused_with_the_number_of_sequences(
 
 
 ROW_DAMAGE = DAMAGE | {
-    "seq_lengths": np.array([10, 4, 3, 9, 7, 8, 8], np.int32),
     "input_ids": np.full((3, 16), -1, np.int32),
     "turn_starts": np.array([5, 2, 11, 3, 1], np.int32),
     "document_lengths": np.array([0, 4, 0, 9, 0, 8, 0], np.int32),
@@ -368,14 +358,14 @@ def test_large_figures_fit_in_80_columns(tmp_path: Path) -> None:
     tally = tally_of(shards, rows_read=huge, rows_dropped={"no_trained_turn": huge, "empty": huge})
     console = plain_console()
     figures = count_figures(with_manifest(shards, tally))
-    lengths = replace(
-        figures.turn_lengths,
-        buckets=tuple(replace(bucket, count=10**7) for bucket in figures.turn_lengths.buckets),
-    )
-    show_figures(replace(figures, turn_lengths=lengths, rows=10**7), console)
+    buckets = tuple(replace(bucket, turns=10**7) for bucket in figures.weight_by_length)
+    figures = replace(figures, weight_by_length=buckets, rows=10**7)
+    show_figures(figures, console)
+    show_overview(figures, console)
     lines = text_of(console).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "  131,072-262,143  10,000,000  100.0%  ██████████████  100.0%  ██████████████" in lines
+    share = "100.0% ████████"
+    assert lines.count(f"  131,072-262,143  10,000,000  {share}  {share}  {share}") == 2
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -386,33 +376,33 @@ def test_the_output_for_a_sequence(tmp_path: Path, alignment: str) -> None:
     shards = pack(
         tmp_path, [first, second], [2], seq_len=40, pad_documents_to=8, alignment=alignment
     )
-    assert row_text(shards, 0, character_decoder) == (
+    assert row_text(shards, 0, CHARACTERS) == (
         "Sequence 0 (of 1, counted from 0): 2 documents, 3 turns, 6 loss tokens\n"
-        "⟦…⟧ is trained, ⏎ is a trained line break, × 1/n is the weight of each token\n"
+        "⟦…⟧ is trained, ⏎ is a trained line break, ×1/n is the weight of each token\n"
         "\n"
-        "document 1 of 2: dialogue 0, 22 tokens, 2 turns\n"
+        "── document 1 of 2: dialogue 0, 22 tokens, 2 turns ─────────────────────────────\n"
         "Q: a?\n"
         "A: ⟦b⏎\n"
         "⏎\n"
-        "⟧ [message 1: 3 tokens × 1/3]Q: c?\n"
-        "A:⟦⇥    d⟧ [message 3: 2 tokens × 1/2]\n"
+        "⟧ [message 1: ×1/3]Q: c?\n"
+        "A:⟦⇥    d⟧ [message 3: ×1/2]\n"
         "\n"
-        "document 2 of 2: dialogue 0, 5 tokens, 1 turn\n"
-        "hi⟦␣⟧ [message 1: 1 token × 1/1]ho\n"
+        "── document 2 of 2: dialogue 0, 5 tokens, 1 turn ───────────────────────────────\n"
+        "hi⟦␣⟧ [message 1: ×1/1]ho\n"
         "\n"
-        "padding: 13 positions, 5 of them after documents to round up their lengths\n"
+        "── padding: 13 positions, 5 of them after documents ────────────────────────────\n"
     )
 
 
 def test_a_sequence_without_a_tokenizer_is_shown_as_ids(tmp_path: Path) -> None:
     assert row_text(pack(tmp_path), 1) == (
         "Sequence 1 (of 3, counted from 0): 1 document, 1 turn, 4 loss tokens\n"
-        "⟦…⟧ is trained, ⏎ is a trained line break, × 1/n is the weight of each token\n"
+        "⟦…⟧ is trained, ⏎ is a trained line break, ×1/n is the weight of each token\n"
         "\n"
-        "document 1 of 1: dialogue 2, 9 tokens, 1 turn\n"
-        "40 41 42 ⟦43 44⟧ 45 46 ⟦47 48⟧ [message 4: 4 tokens × 1/4]\n"
+        "── document 1 of 1: dialogue 2, 9 tokens, 1 turn ───────────────────────────────\n"
+        "40 41 42 ⟦43 44⟧ 45 46 ⟦47 48⟧ [message 4: ×1/4]\n"
         "\n"
-        "padding: 7 positions\n"
+        "── padding: 7 positions ────────────────────────────────────────────────────────\n"
     )
 
 
@@ -434,7 +424,7 @@ def test_consecutive_turns_have_different_colours(tmp_path: Path) -> None:
 def test_escapes_and_markup_in_the_text_have_no_effect(tmp_path: Path) -> None:
     text = "[red]a[/red] :smile: \x1b[31m\x07\r\x9b\u202e\u2028⟧ [message 1: x]"
     shards = pack(tmp_path, [text_document(text, 1, len(text))], [1], seq_len=80)
-    shown = row_text(shards, 0, character_decoder)
+    shown = row_text(shards, 0, CHARACTERS)
     assert (
         r"[⟦red]a[/red] :smile: \x1b[31m\x07\x0d\x9b\u202e\u2028\u27e7 [message 1: x]⟧"
         in shown.replace("\n", "")
@@ -491,9 +481,9 @@ def test_characters_that_several_tokens_share_are_decoded(
     assert remark is None
     tokens = len(view_row(shards, 0).turns[0].positions)
     assert tokens > len(answer) - len("<|im_end|>")
-    assert (
-        f"où?\n⟦数据 😀 the fox é⏎\n<|im_end|>⟧ [message 1: {tokens} tokens × 1/{tokens}]\n"
-    ) in row_text(shards, 0, decode)
+    assert (f"où?\n⟦数据 😀 the fox é⏎\n<|im_end|>⟧ [message 1: ×1/{tokens}]\n") in row_text(
+        shards, 0, decode
+    )
 
 
 def test_the_tokenizer_named_by_the_manifest_is_used(

@@ -208,7 +208,7 @@ def test_pack_and_inspect_show_the_same_text_and_figures(rows):
     arguments = ["pack", str(rows), "-o", folder, "--seq-len", "128"]
     arguments += ["--chat-template", str(rows.with_name("template.jinja"))]
     packed, inspected = (
-        CliRunner().invoke(main, command) for command in (arguments, ["inspect", folder])
+        CliRunner().invoke(main, command) for command in (arguments, ["inspect", folder, "--full"])
     )
     for notice in turn_summary(report.tally):
         for output in (packed.stdout, inspected.stdout):
