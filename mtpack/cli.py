@@ -109,7 +109,15 @@ def main() -> None:
 @_pack_options
 @_json_option
 @click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
-def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing. Show what would be trained and what the run would take, from a sample of "
+    "the rows.",
+)
+def pack(
+    inputs: tuple[str, ...], as_json: bool, quiet: bool, dry_run: bool, **options: Any
+) -> None:
     """Pack dialogues into Arrow shards.
 
     INPUT is a file (.jsonl, .ndjson or .json, also with .gz or .zst; .parquet, .arrow, .feather), a
@@ -124,6 +132,9 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     from mtpack.shards.work_area import find_last_file
     from mtpack.storage.urls import resolve_name
 
+    if dry_run:
+        _try_pack(inputs, as_json=as_json, quiet=quiet, **options)
+        return
     output = resolve_name(options["output"])
     EXIT_SIGNALS.expect(str(find_last_file(output, options["work_dir"])))
     shown = nullcontext(Callbacks()) if quiet else show_progress(shows_stages=not as_json)
@@ -133,6 +144,20 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
         _print_json(report.as_dict())
     else:
         show_report(report, _console())
+
+
+def _try_pack(inputs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Show what `pack` would do."""
+    from mtpack.report.dry_run_view import show_dry_run
+    from mtpack.running.callbacks import Callbacks
+    from mtpack.running.dry_run import dry_run
+
+    callbacks = Callbacks() if quiet else Callbacks(warn=_tell)
+    report = dry_run(inputs, callbacks=callbacks, **options)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        show_dry_run(report, _console())
 
 
 @main.command()
