@@ -175,7 +175,7 @@ class _NotingReads(RawIOBase):
 
     def __init__(self, file: BinaryIO, position: ReadPosition) -> None:
         """Begin at the start of the file; position: where it is noted."""
-        self._file = file
+        self._file = cast(RawIOBase, file)
         self._position = position
 
     def readable(self) -> bool:
@@ -184,14 +184,13 @@ class _NotingReads(RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer and return the number of bytes; 0 at the end."""
-        block = self._file.read(len(buffer))
-        buffer[: len(block)] = block
-        self._position.num_bytes += len(block)
-        return len(block)
+        num_bytes: int = self._file.readinto(buffer) or 0
+        self._position.num_bytes += num_bytes
+        return num_bytes
 
     def read(self, size: int = -1) -> bytes:
         """Return up to `size` bytes."""
-        block = self._file.read(size)
+        block = self._file.read(size) or b""
         self._position.num_bytes += len(block)
         return block
 

@@ -245,10 +245,11 @@ class _DryRun:
                 rejects.setdefault(str(reject.reason), reject)
         lengths = np.concatenate([np.empty(0, np.int64), *(record.lengths for record in records)])
         sizes = {} if STANDARD_INPUT in self.names and not self.is_whole else _sum_sizes(files)
+        bytes_read = sum(sample.split.input_bytes for sample in samples)
+        input_bytes = bytes_read if self.is_whole else sizes.get("")
         estimate = None
         text_bytes = sum(map(estimate_text_bytes, files))
-        is_known = self.is_whole or bool(sizes)
-        if len(lengths) and is_known:
+        if len(lengths) and input_bytes is not None:
             scales = _find_scales(samples, sizes, is_whole=self.is_whole)
             estimate = _estimate(options, records, scales, lengths, text_bytes)
         shown = next((each.shown for each in records if each.shown and each.shown.origins), None)
@@ -257,8 +258,8 @@ class _DryRun:
             seq_len=options.seq_len,
             tokenizer=self.pipeline.tokenizer,
             inputs=self.names,
-            input_bytes=sum(file.num_bytes for file in files) if is_known else None,
-            bytes_read=sum(sample.split.input_bytes for sample in samples),
+            input_bytes=input_bytes,
+            bytes_read=bytes_read,
             is_whole=self.is_whole,
             starts=[*dict.fromkeys(each.split.first_file for each in samples if each.is_start)],
             counts=counts + _plan(options, lengths),
@@ -286,8 +287,8 @@ def _plan(options: PackOptions, lengths: Int64) -> Counts:
 
 
 def _sum_sizes(files: list[InputFile]) -> dict[str, int]:
-    """Return the number of bytes of all files of each kind."""
-    sizes: dict[str, int] = {}
+    """Return the number of bytes of all files by `SampleSplit.stratum`."""
+    sizes = {"": sum(file.num_bytes for file in files)}
     for file in files:
         stratum = "".join(file.kind)
         sizes[stratum] = sizes.get(stratum, 0) + file.num_bytes

@@ -57,7 +57,8 @@ class SampleSplit:
 
     split: Split
     stratum: str
-    """The kind of its file: how many bytes a row takes is alike in files of one kind."""
+    """The kind of its file: how many bytes a row takes is alike in files of one kind. Empty if the
+    whole input is read."""
     is_start: bool = False
     """Whether it is the start of a file that can't be sought, and goes on after it."""
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from mtpack.cli import main
 from mtpack.report.dry_run_view import show_dry_run
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.dry_run import DryRunReport, dry_run
@@ -133,6 +135,16 @@ def test_the_command_writes_nothing_anywhere(tmp_path):
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "Dry run: nothing was written.")
     assert list_all(folder) == before
     assert not [*temporary.iterdir()]
+
+
+def test_the_report_can_be_json(report_of):
+    report_of(ROWS)
+    result = CliRunner().invoke(main, ["pack", "rows.jsonl", "--dry-run", "--json", "--quiet"])
+    found = json.loads(result.stdout)
+    assert found["sample"]["rows_read"] == found["estimate"]["rows"] == 3
+    row = "rows.jsonl line 1"
+    example = {"count": "never_read", "reason": "source", "file": "rows.jsonl", "row": row}
+    assert example in found["examples"]
 
 
 def test_a_sample_says_that_it_is_one(report_of):

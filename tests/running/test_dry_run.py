@@ -18,6 +18,7 @@ from mtpack.running import sample
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.dry_run import DryRunReport, dry_run
 from tests.conftest import SAMPLE_DATA
+from tests.running.test_replay_in_runs import break_replay
 
 ENGLISH = SAMPLE_DATA / "conversations_en.jsonl"
 OPTIONS = {"seq_len": 512, "workers": 1}
@@ -143,6 +144,25 @@ def test_of_what_cannot_be_sought_the_first_rows_are_read(tmp_path, large):
     report = try_rows([large, zipped, listed, arrow, other], seq_len=2048)
     assert {*report.starts} == {str(zipped), str(listed), str(arrow)}
     assert report.estimate.rows == pytest.approx(3 * 3500 + 2 * 3000, rel=0.2)
+
+
+def test_after_some_seconds_no_more_is_read_and_the_rest_is_estimated(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.jsonl", [row(f"{n} " * 50) for n in range(5000)])
+    monkeypatch.setattr("mtpack.running.dry_run._SECONDS", -1.0)
+    report = try_rows(path)
+    assert not report.is_whole
+    assert report.counts.rows_read < 3000
+    assert report.estimate.rows == pytest.approx(5000, rel=0.1)
+
+
+@pytest.mark.usefixtures("learn_everything")
+def test_a_fast_path_that_fails_is_left_out(monkeypatch):
+    right = try_rows(ENGLISH)
+    break_replay(monkeypatch, lambda: True)
+    warnings: list[str] = []
+    found = dry_run(ENGLISH, callbacks=Callbacks(warn=warnings.append), **OPTIONS)
+    assert asdict(found.counts) == asdict(right.counts)
+    assert sum("differs from its render" in warning for warning in warnings) == 1
 
 
 def test_bad_rows_are_reported_and_do_not_end_it(tmp_path):
