@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -108,8 +108,16 @@ def main() -> None:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @_pack_options
 @_json_option
-@click.option("--quiet", is_flag=True, help="Print no progress bar and no warnings.")
-def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+@click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing. Show what would be trained and what the run would take, from a sample of "
+    "the rows.",
+)
+def pack(
+    inputs: tuple[str, ...], as_json: bool, quiet: bool, dry_run: bool, **options: Any
+) -> None:
     """Pack dialogues into Arrow shards.
 
     INPUT is a file (.jsonl, .ndjson or .json, also with .gz or .zst; .parquet, .arrow, .feather), a
@@ -118,18 +126,38 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
     """
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
     from mtpack.report.pack_report import show_report
+    from mtpack.report.progress import show_progress
+    from mtpack.running.callbacks import Callbacks
     from mtpack.running.pack import pack as pack_dialogues
     from mtpack.shards.work_area import find_last_file
     from mtpack.storage.urls import resolve_name
 
+    if dry_run:
+        _try_pack(inputs, as_json=as_json, quiet=quiet, **options)
+        return
     output = resolve_name(options["output"])
     EXIT_SIGNALS.expect(str(find_last_file(output, options["work_dir"])))
-    with _show_progress(quiet=quiet, bars=not as_json) as callbacks:
+    shown = nullcontext(Callbacks()) if quiet else show_progress(shows_stages=not as_json)
+    with shown as callbacks:
         report = pack_dialogues(inputs, callbacks=callbacks, **options)
     if as_json:
         _print_json(report.as_dict())
     else:
         show_report(report, _console())
+
+
+def _try_pack(inputs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Show what `pack` would do."""
+    from mtpack.report.dry_run_view import show_dry_run
+    from mtpack.running.callbacks import Callbacks
+    from mtpack.running.dry_run import dry_run
+
+    callbacks = Callbacks() if quiet else Callbacks(warn=_tell)
+    report = dry_run(inputs, callbacks=callbacks, **options)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        show_dry_run(report, _console())
 
 
 @main.command()
@@ -251,33 +279,3 @@ def _console() -> Any:
     if isinstance(sys.stdout, io.TextIOWrapper):  # dialogues may hold what it can't encode
         sys.stdout.reconfigure(errors="backslashreplace")
     return PipedConsole(highlight=False)
-
-
-@contextmanager
-def _show_progress(*, quiet: bool, bars: bool) -> Iterator[Any]:
-    """Show progress and warnings on standard error; show bars only on a terminal."""
-    from mtpack.running.callbacks import Callbacks
-
-    if quiet:
-        yield Callbacks()
-        return
-    from tqdm import tqdm
-
-    units = {"tokenize": "rows", "write": "sequences"}
-    bar_by_stage: dict[str, Any] = {}
-
-    def progress(stage: str, amount: int) -> None:
-        if stage not in bar_by_stage:
-            bar_by_stage[stage] = tqdm(
-                desc=stage, unit=f" {units[stage]}", disable=not (bars and sys.stderr.isatty())
-            )
-        bar_by_stage[stage].update(amount)
-
-    def warn(text: str) -> None:
-        tqdm.write(format_message([text]), file=sys.stderr)
-
-    try:
-        yield Callbacks(progress, warn)
-    finally:
-        for bar in bar_by_stage.values():
-            bar.close()

@@ -196,6 +196,19 @@ class Counts(_Summable):
     sequences_lower_bound: int = 0
     """A lower bound of the number of sequences that any plan needs."""
 
+    def list_troubles(self) -> dict[tuple[str, str], int]:
+        """Return what a user should know of rows and turns: the counts that are not 0, by the name
+        of the field and the reason (empty for a count without reasons).
+        """
+        troubles: dict[tuple[str, str], int] = {}
+        for each in fields(self):
+            count = getattr(self, each.name)
+            if isinstance(count, dict):
+                troubles |= {(each.name, reason): number for reason, number in count.items()}
+            elif each.metadata.get("text"):
+                troubles[each.name, ""] = count
+        return {trouble: count for trouble, count in troubles.items() if count}
+
     @classmethod
     def of(cls, batch: TokenBatch) -> Counts:
         """Count documents that are packed as they are, with their turns and tokens."""

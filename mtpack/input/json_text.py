@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile
-from mtpack.input.splits import RowBatch, batch_rows
+from mtpack.input.row_batches import ReadPosition, RowBatch, batch_rows
 from mtpack.input.text_files import open_text, read_first_line, read_lines
 
 LINES, LIST, OBJECT = "lines", "list", "object"
@@ -40,7 +40,8 @@ def read_text(file: InputFile, line_limit: int, layout: str | None = None) -> It
     if layout == LINES:
         return read_lines(file, line_limit)
     read = _read_list if layout == LIST else _read_object
-    return batch_rows(file.name, read(file, line_limit), line_limit)
+    position = ReadPosition()
+    return batch_rows(file.name, read(file, line_limit, position), line_limit, position)
 
 
 def find_layout(file: InputFile, stream: BinaryIO, line_limit: int) -> str:
@@ -82,16 +83,33 @@ def _is_value(text: bytes) -> bool:
     return end == len(decoded)
 
 
-def _read_list(file: InputFile, line_limit: int) -> Iterator[tuple[int, bytes, None]]:
+def _read_list(
+    file: InputFile, line_limit: int, position: ReadPosition
+) -> Iterator[tuple[int, bytes, None]]:
     """Yield the elements of a JSON list, each as line number and unchanged text."""
-    with open_text(file) as stream:
+    with open_text(file, position) as stream:
         yield from _Document(file.name, stream, line_limit).find_elements()
 
 
-def _read_object(file: InputFile, line_limit: int) -> Iterator[tuple[int, bytes, None]]:
+def _read_object(
+    file: InputFile, line_limit: int, position: ReadPosition
+) -> Iterator[tuple[int, bytes, None]]:
     """Yield the only object of a file, which may be pretty-printed, as line number and text."""
-    with open_text(file) as stream:
+    with open_text(file, position) as stream:
         yield from _Document(file.name, stream, line_limit).find_object()
+
+
+def read_elements(
+    name: str, stream: BinaryIO, line_limit: int, layout: str
+) -> Iterator[tuple[int, bytes]]:
+    """Yield line number and text of each row of a JSON list or object; raise InputError.
+
+    stream: its text, from the start. layout: `LIST` or `OBJECT`.
+    """
+    document = _Document(name, stream, line_limit)
+    rows = document.find_elements() if layout == LIST else document.find_object()
+    for line, text, _ in rows:
+        yield line, text
 
 
 class _Document:

@@ -17,8 +17,9 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from mtpack.input.files import InputFile, check_unchanged
 from mtpack.input.json_text import LINES, find_layout, read_text
+from mtpack.input.row_batches import RowBatch
 from mtpack.input.row_formats import ROW_KEYS, detect_format
-from mtpack.input.splits import LinesInFile, Piece, RowBatch, Split
+from mtpack.input.splits import LinesInFile, Piece, Split
 from mtpack.input.tables import TablePart, cut_table, is_table, read_table
 from mtpack.input.text_files import find_format, open_start
 
@@ -93,6 +94,11 @@ class WholeFile(NamedTuple):
     """What a text file holds, if that is known."""
     part: TablePart | None = None
     """The part of a table; None: all of the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The number of bytes of the file, as it is stored, or the share of the part."""
+        return self.file.num_bytes if self.part is None else self.part.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +197,21 @@ def read_section(
     A split ends with the row that brings it to that size, so the cuts depend on the lengths of the
     rows alone. Of lines in a plain file, the size of the file counts. Raises InputError.
     """
-    part = num_bytes = 0
+    part = num_bytes = input_bytes = 0
     pieces: list[Piece] = []
 
     def close_split() -> Split:
-        nonlocal part, num_bytes
-        split = Split(f"{section.number:07d}.{part:04d}", tuple(pieces))
-        part, num_bytes = part + 1, 0
+        nonlocal part, num_bytes, input_bytes
+        split = Split(f"{section.number:07d}.{part:04d}", tuple(pieces), input_bytes)
+        part, num_bytes, input_bytes = part + 1, 0, 0
         pieces.clear()
         return split
 
-    for rows, row_format in _read_parts(section, options, call_table):
+    for rows, row_format, bytes_read in _read_parts(section, options, call_table):
+        if rows is None or isinstance(rows, LinesInFile):
+            input_bytes += bytes_read
+        if rows is None:
+            continue
         if isinstance(rows, LinesInFile):
             pieces.append(rows)
             num_bytes += rows.num_bytes
@@ -209,12 +219,14 @@ def read_section(
                 yield close_split()
             continue
         ends = rows.sizes().cumsum()  # of each row, in bytes from the first of `rows`
+        whole = max(1, int(ends[-1]))
         start = counted = 0
         while start < len(ends):
             wanted = counted + SPLIT_BYTES - num_bytes
             end = min(int(ends.searchsorted(wanted)) + 1, len(ends))
             pieces.append(rows.cut(start, end).to_piece(row_format))
             num_bytes += int(ends[end - 1]) - counted
+            input_bytes += bytes_read * int(ends[end - 1]) // whole - bytes_read * counted // whole
             start, counted = end, int(ends[end - 1])
             if num_bytes >= SPLIT_BYTES:
                 yield close_split()
@@ -224,26 +236,32 @@ def read_section(
 
 def _read_parts(
     section: Section, options: ReadOptions, call_table: TableCall
-) -> Iterator[tuple[RowBatch | LinesInFile, str | None]]:
-    """Yield the rows of a section with the format of their file.
+) -> Iterator[tuple[RowBatch | LinesInFile | None, str | None, int]]:
+    """Yield the rows of a section, the format of their file, and the bytes that were read of it.
 
-    That is detected before rows are cut into splits, so it does not depend on the cuts. Rows before
-    the first that fits a format have none.
+    The bytes are those since the last rows; after the last rows of a file, there are none (None)
+    with the rest. The format is detected before rows are cut into splits, so it does not depend on
+    the cuts. Rows before the first that fits a format have none.
     """
     for part in section.parts:
         if isinstance(part, LinesInFile):
-            yield part, part.format
+            yield part, part.format, part.num_bytes
             continue
-        detected = part.format
+        detected, bytes_read = part.format, 0
         for rows in _read_file(part, options, call_table):
+            new_bytes = max(0, rows.bytes_read - bytes_read)
+            bytes_read += new_bytes
             first = 0
             while detected is None and first < len(rows):
                 detected = detect_format(rows.text(first))
                 first += detected is None
             if first:
-                yield rows.cut(0, first), None
+                yield rows.cut(0, first), None, 0
             if first < len(rows):
-                yield rows.cut(first, len(rows)), detected
+                yield rows.cut(first, len(rows)), detected, new_bytes
+            else:
+                yield None, None, new_bytes
+        yield None, None, max(0, part.num_bytes - bytes_read)
         check_unchanged(part.file.name, part.file.path, part.file.modified_ns)
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,7 +20,6 @@ from mtpack.input.files import check_unchanged, open_input, wrap_read_errors
 from mtpack.token_batch import Int64
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BATCH_BYTES = 2**20
 _BLOCK_BYTES = 2**16  # read at once of a row that goes on after its range
 
 
@@ -58,6 +57,8 @@ class RowsInMemory:
     """JSON texts; None for a line that is longer than the limit."""
     notes: list[TableNote] = field(default_factory=list)
     """One for each row of a table; else empty."""
+    bytes_read: int = field(default=0, compare=False)
+    """As in `RowBatch`."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -74,7 +75,12 @@ class RowsInMemory:
         """Return the rows from `start` up to but not including `end`."""
         rows = slice(start, end)
         return RowsInMemory(
-            self.file, self.format, self.lines[rows], self.texts[rows], self.notes[rows]
+            self.file,
+            self.format,
+            self.lines[rows],
+            self.texts[rows],
+            self.notes[rows],
+            self.bytes_read,
         )
 
     def to_piece(self, row_format: str | None) -> RowsInMemory:
@@ -218,52 +224,6 @@ def _read_bytes(file: BinaryIO, num_bytes: int) -> bytes:
 Piece = RowsInMemory | LinesInMemory | LinesInFile
 
 
-class RowBatch(Protocol):
-    """Consecutive rows of a file that are still to be cut into pieces of splits."""
-
-    def __len__(self) -> int: ...
-
-    def sizes(self) -> Int64:
-        """Return the number of bytes of each row."""
-        ...
-
-    def text(self, row: int) -> bytes | None:
-        """Return the text of a row; None if it is longer than the limit."""
-        ...
-
-    def cut(self, start: int, end: int) -> RowBatch:
-        """Return the rows from `start` up to but not including `end`."""
-        ...
-
-    def to_piece(self, row_format: str | None) -> Piece:
-        """Return the rows as a piece of a split."""
-        ...
-
-
-def batch_rows(
-    file: str, rows: Iterable[tuple[int, bytes, TableNote | None]], line_limit: int
-) -> Iterator[RowsInMemory]:
-    """Yield rows in batches; each is a line number, a text, and a note if it is of a table.
-
-    Also yields the rows before an InputError that `rows` raises.
-    """
-    batch, num_bytes = RowsInMemory(file, None, [], []), 0
-    try:
-        for line, text, note in rows:
-            batch.lines.append(line)
-            batch.texts.append(text if len(text) <= line_limit else None)
-            if note is not None:
-                batch.notes.append(note)
-            num_bytes += len(text)
-            if num_bytes >= _BATCH_BYTES:
-                yield batch
-                batch, num_bytes = RowsInMemory(file, None, [], []), 0
-    except InputError:
-        yield batch
-        raise
-    yield batch
-
-
 class SplitDigest(NamedTuple):
     """What the rows of a split are known by. Positions and compressions of files change nothing."""
 
@@ -284,6 +244,9 @@ class Split:
     """Names it, by section and part (`reading.py`)."""
     pieces: tuple[Piece, ...]
     """The parts of the split in order, each of one file."""
+    input_bytes: int = field(default=0, compare=False)
+    """How many bytes of the files, as they are stored, were read for it: for the progress alone.
+    Files are read in blocks, so this is about the bytes of its rows, but it adds up."""
 
     def __str__(self) -> str:
         first = self.pieces[0]

@@ -21,9 +21,10 @@ import pyarrow.parquet
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, choose_buffer_size, open_table, wrap_read_errors
+from mtpack.input.row_batches import ReadPosition, batch_rows
 from mtpack.input.row_errors import quote_name
 from mtpack.input.row_formats import detect_format
-from mtpack.input.splits import RowsInMemory, TableNote, batch_rows
+from mtpack.input.splits import RowsInMemory, TableNote
 from mtpack.input.table_values import DroppedNulls, make_converter
 
 _ROWS_AT_ONCE = 256
@@ -47,6 +48,8 @@ class TablePart(NamedTuple):
     """The number of rows before it."""
     format: str | None
     """The format of its rows; None if it is to be detected, or no row up to its last fits one."""
+    num_bytes: int
+    """Its share of the bytes of the file."""
 
 
 _Rows = Iterator[tuple[int, bytes, TableNote]]
@@ -64,8 +67,9 @@ def read_table(
 
     columns: those to read. part: of a Parquet file, the part to read. Raises InputError.
     """
-    rows = _READERS[file.kind.content](file, line_limit, columns, part)
-    return batch_rows(file.name, rows, line_limit)
+    position = ReadPosition()
+    rows = _READERS[file.kind.content](file, line_limit, columns, part, position)
+    return batch_rows(file.name, rows, line_limit, position)
 
 
 def cut_table(
@@ -82,7 +86,7 @@ def cut_table(
     while it looks for that row. Raises InputError.
     """
     with _open_parquet(file) as table:
-        parts = _cut_row_groups(table.metadata, part_bytes, row_format)
+        parts = _cut_row_groups(table.metadata, part_bytes, row_format, file.num_bytes)
     if row_format is None and len(parts) > 1:
         for rows in read_table(file, line_limit, columns):
             for row in range(len(rows)):
@@ -98,19 +102,23 @@ def cut_table(
 
 
 def _cut_row_groups(
-    metadata: pa.parquet.FileMetaData, part_bytes: int, row_format: str | None
+    metadata: pa.parquet.FileMetaData, part_bytes: int, row_format: str | None, file_bytes: int
 ) -> list[TablePart]:
+    num_groups = metadata.num_row_groups
+    groups = [metadata.row_group(number) for number in range(num_groups)]
+    sizes = [int(max(0, group.total_byte_size)) for group in groups]
+    share = file_bytes / max(1, sum(sizes))
     parts: list[TablePart] = []
     first = first_row = num_rows = num_bytes = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        size = int(max(0, group.total_byte_size))
+    for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
         if number > first and num_bytes + size > part_bytes:
-            parts.append(TablePart(range(first, number), first_row, row_format))
+            rows = range(first, number)
+            parts.append(TablePart(rows, first_row, row_format, int(num_bytes * share)))
             first, first_row, num_bytes = number, num_rows, 0
         num_bytes += size
         num_rows += int(max(0, group.num_rows))
-    return [*parts, TablePart(range(first, metadata.num_row_groups), first_row, row_format)]
+    rest = int(num_bytes * share)
+    return [*parts, TablePart(range(first, num_groups), first_row, row_format, rest)]
 
 
 @contextmanager
@@ -125,17 +133,27 @@ def _open_parquet(file: InputFile) -> Iterator[pa.parquet.ParquetFile]:
 
 
 def _read_parquet_rows(
-    file: InputFile, line_limit: int, columns: Collection[str], part: TablePart | None
+    file: InputFile,
+    line_limit: int,
+    columns: Collection[str],
+    part: TablePart | None,
+    position: ReadPosition,
 ) -> _Rows:
     with _open_parquet(file) as table:
         chosen = _choose_columns(file.name, table.schema_arrow, columns)
         always, leaves = _look_at_statistics(table, chosen.never_read)
         wanted = [*chosen.read, *leaves.values()]
-        groups = None if part is None else list(part.row_groups)
-        first_row = 0 if part is None else part.first_row
+        whole = TablePart(range(table.num_row_groups), 0, None, file.num_bytes)
+        chosen_part = part or whole
+        row_groups = list(chosen_part.row_groups)
+        groups = [table.metadata.row_group(number) for number in row_groups]
+        num_rows, all_rows = 0, sum(max(0, group.num_rows) for group in groups)
+        first_row = chosen_part.first_row
         writer = _RowWriter(file.name, table.schema_arrow, chosen.read, first_row)
         rows_at_once = _choose_rows_at_once(table.metadata, line_limit)
-        for batch in table.iter_batches(rows_at_once, row_groups=groups, columns=wanted):
+        for batch in table.iter_batches(rows_at_once, row_groups=row_groups, columns=wanted):
+            num_rows += batch.num_rows
+            position.num_bytes = chosen_part.num_bytes * num_rows // max(1, all_rows)
             yield from writer.write(batch, always, list(leaves))
 
 
@@ -181,7 +199,11 @@ def _has_no_null(chunk: Any) -> bool:
 
 
 def _read_arrow_rows(
-    file: InputFile, line_limit: int, columns: Collection[str], part: TablePart | None
+    file: InputFile,
+    line_limit: int,
+    columns: Collection[str],
+    part: TablePart | None,
+    position: ReadPosition,
 ) -> _Rows:
     assert part is None
     with wrap_read_errors(file.name):
@@ -191,7 +213,7 @@ def _read_arrow_rows(
         included = sorted(schema.names.index(name) for name in names)
         writer = _RowWriter(file.name, schema, chosen.read)
         with _open_arrow(file, included) as (_, batches):
-            for batch in batches:
+            for batch, position.num_bytes in batches:
                 if batch.num_rows > _MAX_BATCH_ROWS:  # nulls alone take no space
                     raise InputError(f"{file.name}: a record batch of {batch.num_rows:,} rows")
                 for name in chosen.read:  # offsets out of bounds would crash a reader
@@ -206,8 +228,11 @@ def _read_arrow_rows(
 @contextmanager
 def _open_arrow(
     file: InputFile, included: list[int] | None
-) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-    """Open a file in either of Arrow's IPC formats; included: the indices of columns to read."""
+) -> Iterator[tuple[pa.Schema, Iterator[tuple[pa.RecordBatch, int]]]]:
+    """Open a file in either of Arrow's IPC formats; included: the indices of columns to read.
+
+    Provides the schema, and the record batches, each with the bytes of the file up to its end.
+    """
     options = pa.ipc.IpcReadOptions(included_fields=included)
     with open_table(file.path) as source:
         magic = source.read(len(_END_OF_STREAM))
@@ -217,8 +242,9 @@ def _open_arrow(
             )
         if magic.startswith(b"ARROW1"):
             reader = pa.ipc.open_file(source, options=options)
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-            yield reader.schema, batches
+            num_batches = reader.num_record_batches
+            ends = (file.num_bytes * (number + 1) // num_batches for number in range(num_batches))
+            yield reader.schema, zip(map(reader.get_batch, range(num_batches)), ends, strict=True)
             return
         source.seek(max(0, source.size() - len(_END_OF_STREAM)))
         if source.read(len(_END_OF_STREAM)) != _END_OF_STREAM:  # readers take this for the end
@@ -228,7 +254,7 @@ def _open_arrow(
             )
         source.seek(0)
         stream = pa.ipc.open_stream(source, options=options)
-        yield stream.schema, iter(stream)
+        yield stream.schema, ((batch, source.tell()) for batch in stream)
 
 
 def _choose_columns(name: str, schema: pa.Schema, columns: Collection[str]) -> _Columns:

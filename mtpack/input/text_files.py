@@ -9,9 +9,9 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO, RawIOBase
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, open_input, wrap_read_errors
+from mtpack.input.row_batches import ReadPosition
 from mtpack.input.row_formats import detect_format
 from mtpack.input.splits import BYTE_ORDER_MARK, LinesInMemory, RowsInMemory
 from mtpack.token_batch import Int64
@@ -43,6 +44,8 @@ class LineRows:
     """(rows,): the start of each row in `block`."""
     ends: Int64
     """(rows,): the end of each row in `block`, without the newline."""
+    bytes_read: int = 0
+    """As in `RowBatch`."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -61,8 +64,9 @@ class LineRows:
 
     def select(self, rows: slice | NDArray[np.bool_]) -> LineRows:
         """Return some of the rows."""
-        positions = self.numbers[rows], self.starts[rows], self.ends[rows]
-        return LineRows(self.file, self.block, self.offset, self.line_limit, *positions)
+        return replace(
+            self, numbers=self.numbers[rows], starts=self.starts[rows], ends=self.ends[rows]
+        )
 
     def to_piece(self, row_format: str | None) -> LinesInMemory:
         """Return all rows, and the blank lines between them, as a piece of a split."""
@@ -84,11 +88,12 @@ class FirstLine(NamedTuple):
 
 def read_lines(file: InputFile, line_limit: int) -> Iterator[LineRows | RowsInMemory]:
     """Yield the lines of a file that are not blank, a block at a time; raise InputError."""
-    num_lines = 0
+    num_lines, position = 0, ReadPosition()
     try:
-        with open_text(file) as stream:
+        with open_text(file, position) as stream:
             for block, offset in _read_blocks(stream, line_limit, _BLOCK_BYTES):
                 lines = _find_lines(file, block, offset, num_lines + 1, line_limit)
+                lines = replace(lines, bytes_read=position.num_bytes)
                 num_lines += len(lines)
                 yield from _select_rows(lines)
     except InputError as error:
@@ -147,9 +152,13 @@ def open_start(file: InputFile) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_text(file: InputFile) -> Iterator[BinaryIO]:
-    """Open a text file, decompressed; errors in the block become an InputError."""
-    with wrap_read_errors(file.name), open_input(file.path) as stored:
+def open_text(file: InputFile, position: ReadPosition | None = None) -> Iterator[BinaryIO]:
+    """Open a text file, decompressed; errors in the block become an InputError.
+
+    position: is kept up to date with what is read of the file.
+    """
+    with wrap_read_errors(file.name), open_input(file.path) as opened:
+        stored = opened if position is None else cast(BinaryIO, _NotingReads(opened, position))
         compression = file.kind.compression
         if compression == ".gz":
             with BufferedReader(cast(RawIOBase, stored)) as packed, gzip.open(packed) as unzipped:
@@ -159,6 +168,31 @@ def open_text(file: InputFile) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, stream)
         else:
             yield stored
+
+
+class _NotingReads(RawIOBase):
+    """A file that notes how far it was read."""
+
+    def __init__(self, file: BinaryIO, position: ReadPosition) -> None:
+        """Begin at the start of the file; position: where it is noted."""
+        self._file = cast(RawIOBase, file)
+        self._position = position
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer and return the number of bytes; 0 at the end."""
+        num_bytes: int = self._file.readinto(buffer) or 0
+        self._position.num_bytes += num_bytes
+        return num_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes."""
+        block = self._file.read(size) or b""
+        self._position.num_bytes += len(block)
+        return block
 
 
 def _read_blocks(stream: BinaryIO, limit: int, block_bytes: int) -> Iterator[tuple[bytes, int]]:
@@ -214,7 +248,8 @@ def _select_rows(lines: LineRows) -> Iterator[LineRows | RowsInMemory]:
     for line in too_long.nonzero()[0].tolist():
         if first < line:
             yield lines.cut(first, line)
-        yield RowsInMemory(lines.file.name, None, [int(lines.numbers[line])], [None])
+        number = int(lines.numbers[line])
+        yield RowsInMemory(lines.file.name, None, [number], [None], bytes_read=lines.bytes_read)
         first = line + 1
     if first < len(lines):
         yield lines.cut(first, len(lines))

@@ -47,7 +47,7 @@ def find_decoder(shards: Shards, tokenizer_option: str | None) -> tuple[Decoder 
     """
     expected = shards.metadata.tokenizer_sha256
     if tokenizer_option is not None:
-        return _make_decoder(_load_named_tokenizer(tokenizer_option, expected)), None
+        return make_decoder(_load_named_tokenizer(tokenizer_option, expected)), None
     packed_with = shards.manifest.report.about.tokenizer if shards.manifest else None
     sources: list[str | None] = [None]
     if packed_with is not None and os.path.exists(packed_with):
@@ -58,7 +58,7 @@ def find_decoder(shards: Shards, tokenizer_option: str | None) -> tuple[Decoder 
         except SetupError:
             continue
         if tokenizer.sha256 == expected:
-            return _make_decoder(tokenizer), None
+            return make_decoder(tokenizer), None
     name = "their tokenizer" if packed_with is None else f"the tokenizer {packed_with!r}"
     return (
         None,
@@ -78,7 +78,8 @@ def _load_named_tokenizer(source: str, expected_sha256: str) -> LoadedTokenizer:
     return tokenizer
 
 
-def _make_decoder(tokenizer: LoadedTokenizer) -> Decoder:
+def make_decoder(tokenizer: LoadedTokenizer) -> Decoder:
+    """Return the decoder of a loaded tokenizer."""
     backend = tokenizer.backend
 
     def decode(ids: Sequence[int]) -> str:

@@ -13,11 +13,8 @@ from mtpack.counts import Counts, RunCounts
 from mtpack.input import reading
 from mtpack.input.dialogue import Reject
 from mtpack.input.splits import InputHashes
-from mtpack.running.callbacks import Callbacks
-from mtpack.running.earlier_work import (
-    commit_window,
-    find_earlier_work,
-)
+from mtpack.running.callbacks import Callbacks, RunProgress
+from mtpack.running.earlier_work import commit_window, find_earlier_work
 from mtpack.running.empty_run import EmptySplit
 from mtpack.running.executors import Runner
 from mtpack.running.format_notices import FormatNotices
@@ -54,6 +51,10 @@ class RunState:
     empty: EmptySplit = field(default_factory=EmptySplit)
     """Why splits have no documents, for those that have none."""
     hashes: InputHashes = field(default_factory=InputHashes)
+    bytes_done: int = 0
+    """Of the input files, as in `RunProgress`."""
+    bytes_reused: int = 0
+    is_tokenized: bool = False
 
 
 class Attempt:
@@ -77,6 +78,7 @@ class Attempt:
         self._callbacks = callbacks
         self._watch = watch
         self._formats = formats
+        self._input_bytes = sum(file.num_bytes for file in setup.files)
         self._area = setup.area.path.absolute()  # tasks may run in another working folder
         self._options = setup.pipeline.options
         shards = setup.output.find_shards(setup.area, disabled)
@@ -108,6 +110,7 @@ class Attempt:
         call_table: reads tables, in this process or in another.
         Raises FastPathFailedError, StaleWindowError, InputError, and OSError.
         """
+        self._report_status()
         with open(self._area / REJECTS, "w", encoding="utf-8") as rejects:
             for result in self._run_tasks(runner, call_table):
                 if isinstance(result, SplitRecord):
@@ -123,9 +126,11 @@ class Attempt:
                 else:
                     self._commit(result, threads)
                 self._finish_shards(threads)
+                self._report_status()
         self._finish_shards(threads, wait=True)
         for removal in self._removals:
             removal.result()
+        self._report_status()
         self._state.counts += self._windows.counts
         for file in self._setup.files:
             if file.name not in self._files_with_rows:
@@ -135,6 +140,7 @@ class Attempt:
     def _run_tasks(self, runner: Runner, call_table: reading.TableCall) -> Iterator[_Result]:
         """Yield the results of all tasks. Each has to be added before the next one is asked for."""
         yield from runner.run(run_task, self._list_tasks(call_table, sends_rows=runner.sends_rows))
+        self._state.is_tokenized = True
         self._windows.close()
         while self._windows.has_tasks:  # shards are there only after their plan
             yield from runner.run(run_task, self._windows.take_tasks())
@@ -174,6 +180,8 @@ class Attempt:
         state.empty += result.empty or EmptySplit()
         state.first_reject = state.first_reject or next(iter(result.rejects), None)
         state.hashes.add(result.file_sha256s)
+        state.bytes_done += result.input_bytes
+        state.bytes_reused += result.input_bytes * result.run_counts.splits_reused
         self._watch.add(result.seconds)
         self._report_progress("tokenize", result.counts.rows_read)
         write_rejects(rejects, result.rejects)
@@ -223,6 +231,19 @@ class Attempt:
                 self._watch.lap("record")
             # To remove two files for each split would take this process most of its time.
             self._removals.append(threads.submit(remove, self._windows.forget(window)))
+
+    def _report_status(self) -> None:
+        state = self._state
+        status = RunProgress(
+            input_bytes=self._input_bytes,
+            bytes_done=state.bytes_done,
+            bytes_reused=state.bytes_reused,
+            is_tokenized=state.is_tokenized,
+            counts=state.counts,
+            sequences_planned=self._windows.counts.sequences,
+            sequences_written=self.progress["write"],
+        )
+        self._callbacks.status(status)
 
     def _report_progress(self, stage: str, amount: int) -> None:
         self.progress[stage] += amount

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -79,12 +79,40 @@ def pack(
     in programs that have threads) they are spawned and load everything themselves. They do not
     import the caller's script.
     """
+    chosen, names = resolve_run(inputs, options)
+    return _PackRun(chosen, callbacks or Callbacks()).pack(names)
+
+
+def resolve_run(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: Mapping[str, Any]
+) -> tuple[PackOptions, list[str]]:
+    """Return the options of a run and the names of its input files; raise SetupError."""
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     chosen = options_from(options)
     chosen = replace(chosen, output=resolve_name(chosen.output))
     found = find_inputs([os.fspath(name) for name in names], chosen.output, chosen.split)
     _refuse_packed_folders(found)
-    return _PackRun(chosen, callbacks or Callbacks()).pack(found)
+    return chosen, found
+
+
+def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Output, list[str]]:
+    """Return the output, and warnings of template arguments; raise SetupError.
+
+    Nothing is written. What the user should know of the choices is reported to `warn`.
+    """
+    options = pipeline.options
+    if pipeline.tokenizer.source == EMBEDDED:
+        warn(
+            "using the small tokenizer that comes with mtpack; choose your model's with --tokenizer"
+        )
+    warnings = list_argument_warnings(pipeline.template, options.template_arg)
+    for warning in warnings:
+        warn(f"warning: {warning}")
+    output = open_output(options)
+    output.refuse_foreign_files()
+    if options.token_store is not None:
+        refuse_foreign_files(Path(options.token_store), holds_splits, "--token-store")
+    return output, warnings
 
 
 def _refuse_packed_folders(names: list[str]) -> None:
@@ -112,20 +140,7 @@ class _PackRun:
     def pack(self, names: list[str]) -> PackReport:
         pipeline = load_pipeline(self.options)
         self.watch.lap("start")
-        if pipeline.tokenizer.source == EMBEDDED:
-            self.callbacks.warn(
-                "using the small tokenizer that comes with mtpack; "
-                "choose your model's with --tokenizer"
-            )
-        self.argument_warnings = list_argument_warnings(
-            pipeline.template, self.options.template_arg
-        )
-        for warning in self.argument_warnings:
-            self.callbacks.warn(f"warning: {warning}")
-        output = open_output(self.options)
-        output.refuse_foreign_files()
-        if self.options.token_store is not None:
-            refuse_foreign_files(Path(self.options.token_store), holds_splits, "--token-store")
+        output, self.argument_warnings = prepare_output(pipeline, self.callbacks.warn)
         with ExitStack() as stack:
             area = None
             if STANDARD_INPUT in names or output.has_work_area():

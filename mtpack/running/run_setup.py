@@ -41,7 +41,7 @@ class RunSetup:
     @property
     def input_bytes(self) -> int:
         """The estimated number of bytes of text in the input."""
-        return sum(map(_estimate_text_bytes, self.files))
+        return sum(map(estimate_text_bytes, self.files))
 
     @property
     def num_workers(self) -> int:
@@ -50,7 +50,7 @@ class RunSetup:
         return min(self.pipeline.options.num_workers, num_splits)
 
 
-def _estimate_text_bytes(file: InputFile) -> int:
+def estimate_text_bytes(file: InputFile) -> int:
     """Estimate the number of bytes of text in a file."""
     is_compressed = file.kind.compression or file.kind.content == "parquet"
     return file.num_bytes * (4 if is_compressed else 1)

@@ -50,6 +50,8 @@ class SplitRecord:
     """That of the split."""
     num_lines: int = 0
     """That of the split."""
+    input_bytes: int = 0
+    """That of the split."""
     first_row: int = 0
     """The index of its first row in the input."""
 
@@ -104,6 +106,7 @@ def parse_split_record(
         formats=split.formats,
         after_byte=split.after_byte,
         num_lines=split.num_lines,
+        input_bytes=split.input_bytes,
     )
 
 

@@ -46,11 +46,6 @@ class SplitContext:
     process_bytes: float = 0.0
     """The estimated number of bytes of text that each process gets in the run."""
 
-    def estimate_rows(self, digest: SplitDigest) -> int:
-        """Return the estimated number of rows that each process gets, from those of a split."""
-        share = self.process_bytes / max(1, digest.num_bytes)
-        return int(digest.num_rows * max(1.0, share))
-
     def name_file(self, key: str) -> Path:
         """Return where the documents of a split are written if the overlong policy changes them."""
         return self.folder / "-".join(["split", *sorted(self.disabled), key])
@@ -73,6 +68,15 @@ class SplitTask:
         return str(self.split)
 
 
+def estimate_rows(digest: SplitDigest, process_bytes: float) -> int:
+    """Return the estimated number of rows that each process gets in a run, from those of a split.
+
+    process_bytes: as in `SplitContext`.
+    """
+    share = process_bytes / max(1, digest.num_bytes)
+    return int(digest.num_rows * max(1.0, share))
+
+
 def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     """Run one `SplitTask` and return its result; raise FastPathFailedError."""
     watch = Stopwatch()
@@ -82,36 +86,32 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
     if task.written is not None and task.written["sha256"] == digest.sha256:
         return parse_split_record(task.written, split, digest.files, watch.seconds)
     pipeline = pipeline.without(context.disabled)
-    pipeline.begin_split(digest.sha256, context.estimate_rows(digest))
+    pipeline.begin_split(digest.sha256, estimate_rows(digest, context.process_bytes))
     entry = context.name_entry(split.key, digest.sha256)
     own_files = [entry, record_path(entry)] if context.is_own_store else []
     tokenized = find_split(entry, split, digest.num_rows, context.disabled)
     watch.lap("read")
     if tokenized is None:
         tokenized = _tokenize_and_store(pipeline, split, entry, watch)
+    fitted = fit_documents(pipeline, split, tokenized, watch)
     file, fast_paths = entry, tokenized.fast_paths
-    batch, needed_seq_len = _apply_overlong(pipeline, split, tokenized.batch)
-    if batch is not tokenized.batch:
-        if pipeline.options.overlong == "error":
-            rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
-            tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
-            batch = tokenized.batch
+    if fitted.batch is not tokenized.batch:
         file, fast_paths = context.name_file(split.key), fast_paths | pipeline.fast_paths
-        save_batch(file, batch)
+        save_batch(file, fitted.batch)
         own_files.append(file)
     empty = None
-    if not batch.num_documents:
-        empty = _describe_empty(pipeline, split, tokenized, needed_seq_len)
+    if not fitted.batch.num_documents:
+        empty = _describe_empty(pipeline, split, fitted)
     watch.lap("tokenize")
     return SplitRecord(
         key=split.key,
         first_file=split.first_file,
         file=file,
-        counts=_count(tokenized, batch),
-        run_counts=tokenized.run_counts,
-        rejects=tokenized.rejects,
+        counts=fitted.count(),
+        run_counts=fitted.tokenized.run_counts,
+        rejects=fitted.tokenized.rejects,
         seconds=watch.seconds,
-        warnings=tokenized.warnings,
+        warnings=fitted.tokenized.warnings,
         empty=empty,
         fast_paths=fast_paths,
         content_sha256=digest.sha256,
@@ -120,6 +120,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         formats=split.formats,
         after_byte=split.after_byte,
         num_lines=split.num_lines,
+        input_bytes=split.input_bytes,
     )
 
 
@@ -133,6 +134,33 @@ def _tokenize_and_store(
     store_split(entry, tokenized)
     watch.lap("store")
     return tokenized
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSplit:
+    """The rows of a split as documents that fit into a sequence."""
+
+    tokenized: TokenizedSplit
+    """The split before the overlong policy."""
+    batch: TokenBatch
+    needed_seq_len: int | None
+    """If there are no documents, the sequence length that a turn needs; None if none would help."""
+
+    def count(self) -> Counts:
+        """Count every row and turn."""
+        return _count(self.tokenized, self.batch)
+
+
+def fit_documents(
+    pipeline: Pipeline, split: Split, tokenized: TokenizedSplit, watch: Stopwatch
+) -> FittedSplit:
+    """Apply the policy of `--overlong` to a tokenized split."""
+    batch, needed_seq_len = _apply_overlong(pipeline, split, tokenized.batch)
+    if batch is not tokenized.batch and pipeline.options.overlong == "error":
+        rejected = {*tokenized.batch.document_rows.tolist()} - {*batch.document_rows.tolist()}
+        tokenized = tokenize(pipeline, split, watch, rejected)  # no count may include them
+        batch = tokenized.batch
+    return FittedSplit(tokenized, batch, needed_seq_len)
 
 
 def _apply_overlong(
@@ -161,11 +189,10 @@ def _apply_overlong(
     return fitting, find_needed_seq_len(batch, options.overlong, suffixes.shortest)
 
 
-def _describe_empty(
-    pipeline: Pipeline, split: Split, tokenized: TokenizedSplit, needed_seq_len: int | None
-) -> EmptySplit:
+def _describe_empty(pipeline: Pipeline, split: Split, fitted: FittedSplit) -> EmptySplit:
     rows = read_rows(split, pipeline)
-    empty = describe_empty_split(rows, tokenized.row_turns, needed_seq_len)
+    row_turns, needed_seq_len = fitted.tokenized.row_turns, fitted.needed_seq_len
+    empty = describe_empty_split(rows, row_turns, needed_seq_len)
     pipeline.heartbeat.end()  # rows with template arguments begin a step
     return empty
 

@@ -226,8 +226,7 @@ def _serve() -> None:
     from mtpack.running.thread_limits import SINGLE_THREAD_ENV
 
     os.environ.update(SINGLE_THREAD_ENV)  # before numpy is imported
-    import tqdm  # noqa: F401 (as a command does)
-
+    import mtpack.report.progress  # noqa: F401 (as a command does)
     from mtpack.options import PackOptions
     from mtpack.running import pipeline
 

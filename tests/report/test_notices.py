@@ -90,6 +90,9 @@ straddles           6  tokens: partly inside and partly outside a turn, so the
                        they carry no loss
 
 packed: 1 shard, 0.1 MiB; packed in 1.5 s, after 0.5 s of loading
+mtpack 0, tokenizer none, 0 input files
+
+Next: mtpack inspect packed
 """
 
 
