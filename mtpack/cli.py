@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mtpack.cli_help import PATH_NAME, GroupedOption, GroupWithExamples
 from mtpack.errors import MtpackError, SetupError
 from mtpack.exit_signals import EXIT_SIGNALS
 from mtpack.options import PackOptions, choices, flag, resolve_alias
@@ -28,8 +29,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
+_PATH_METAVARS = ("DIR", "FILE_OR_NAME", "PATH_OR_ID")  # of the fields of `PackOptions`
 
-class _Group(click.Group):
+
+class _Group(GroupWithExamples):
     """Prints every expected error as one or two lines and exits with its status."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -64,7 +67,7 @@ class _Group(click.Group):
             context.exit(1)
 
 
-class _PackOption(click.Option):
+class _PackOption(GroupedOption):
     """A flag for a field of `PackOptions`; it accepts the aliases of values, but shows none."""
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
@@ -83,6 +86,8 @@ def _pack_options(command: Command) -> Command:
             settings["is_flag"] = True
         elif isinstance(option.default, tuple):
             settings["multiple"] = True
+        elif details.get("metavar") in _PATH_METAVARS:
+            settings["type"] = PATH_NAME
         else:
             settings["type"] = type(option.default) if option.default is not None else str
         has_default = not isinstance(option.default, bool | tuple | None)
@@ -105,7 +110,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=PATH_NAME, metavar="INPUT...")
 @_pack_options
 @_json_option
 @click.option("--quiet", is_flag=True, help="Print no progress bar and no warnings.")
@@ -133,9 +138,14 @@ def pack(inputs: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) ->
 
 
 @main.command()
-@click.argument("path")
+@click.argument("path", type=PATH_NAME)
 @click.option("--row", type=int, metavar="N", help="Show sequence N, counted from 0.")
-@click.option("--tokenizer", metavar="PATH", help="Tokenizer that decodes the sequence.")
+@click.option(
+    "--tokenizer",
+    type=PATH_NAME,
+    metavar="PATH",
+    help="Tokenizer that decodes the sequence.",
+)
 @_json_option
 def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) -> None:
     """Show the contents of a shard or an output, by its path or URL."""
@@ -166,7 +176,7 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 
 
 @main.command()
-@click.argument("paths", nargs=-1, metavar="[PATH...]")
+@click.argument("paths", nargs=-1, type=PATH_NAME, metavar="[PATH...]")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -183,6 +193,7 @@ def inspect(path: str, row: int | None, tokenizer: str | None, as_json: bool) ->
 )
 @click.option(
     "--model",
+    type=PATH_NAME,
     metavar="PATH",
     help="Folder with a causal language model for transformers, instead of the built-in model.",
 )
