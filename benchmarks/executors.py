@@ -3,7 +3,7 @@
     python -m benchmarks.executors DATA --tokenizer T
 
 Each run is in a process of its own. Times are without the start (imports, tokenizer, the cluster).
-The CPU time of the main process per unit (a split or a shard) and that of the workers per byte of
+The CPU time of the main thread per unit (a split or a shard) and that of the workers per byte of
 text are the costs that `estimate` needs; docs/scaling.md explains it. DATA are JSON Lines.
 """
 
@@ -41,7 +41,7 @@ class Run:
     """Without start."""
     start: float
     main_cpu: float
-    """CPU seconds of the main process, after the first split."""
+    """CPU seconds of the main thread, after the first split."""
     worker_seconds: float
     """Of all stages that workers do, summed."""
     units: int
@@ -115,10 +115,10 @@ def pack_once(inputs: Sequence[str], options: dict[str, Any]) -> Run:
 
     def note_begin(stage: str, amount: int) -> None:
         if not begun:  # the first split is done
-            begun.append(time.process_time())
+            begun.append(time.thread_time())
 
     report = mtpack.pack(inputs, callbacks=Callbacks(note_begin), **options)
-    main_cpu = time.process_time() - begun[0]
+    main_cpu = time.thread_time() - begun[0]
     seconds = report.about.seconds
     return Run(
         seconds=seconds["total"],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 from mtpack.counts import Counts, RunCounts
@@ -98,6 +99,7 @@ class Attempt:
         self._files_with_rows: set[str] = set()
         self._is_changed = False
         self._commits: deque[tuple[WrittenShard, Future[Mapping[str, float]]]] = deque()
+        self._removals: deque[Future[None]] = deque()
 
     def run(self, runner: Runner, threads: Executor, call_table: reading.TableCall) -> RunState:
         """Tokenize all splits, plan each window as soon as it is full, and write its shards.
@@ -120,8 +122,10 @@ class Attempt:
                     self._windows.add_plan(result)
                 else:
                     self._commit(result, threads)
-                self._finish_shards()
-        self._finish_shards(wait=True)
+                self._finish_shards(threads)
+        self._finish_shards(threads, wait=True)
+        for removal in self._removals:
+            removal.result()
         self._state.counts += self._windows.counts
         for file in self._setup.files:
             if file.name not in self._files_with_rows:
@@ -194,18 +198,20 @@ class Attempt:
         self._commits.append((written, future))
         self._watch.add(written.seconds)
 
-    def _finish_shards(self, *, wait: bool = False) -> None:
+    def _finish_shards(self, threads: Executor, *, wait: bool = False) -> None:
         """Finish shards that are on the disk; wait: also those that are on their way there."""
         while self._windows.taken:
             self._state.run_counts += RunCounts(shards_resumed=1)
-            self._finish(self._windows.taken.popleft())
+            self._finish(self._windows.taken.popleft(), threads)
         most = _COMMITS_AHEAD * self._options.num_workers
         while self._commits and (wait or len(self._commits) > most or self._commits[0][1].done()):
             written, future = self._commits.popleft()
             self._watch.add(future.result())
-            self._finish(written)
+            self._finish(written, threads)
+        while self._removals and self._removals[0].done():
+            self._removals.popleft().result()
 
-    def _finish(self, written: WrittenShard) -> None:
+    def _finish(self, written: WrittenShard, threads: Executor) -> None:
         """Note that a shard is on the disk, and perhaps all of its window."""
         self._state.shards[written.number] = written.record
         self._report_progress("write", written.record.rows)
@@ -215,7 +221,8 @@ class Attempt:
                 self._watch.restart()
                 commit_window(self._area, window, self._windows.describe_splits(window))
                 self._watch.lap("record")
-            self._windows.remove_files(window)
+            # To remove two files for each split would take this process most of its time.
+            self._removals.append(threads.submit(remove, self._windows.forget(window)))
 
     def _report_progress(self, stage: str, amount: int) -> None:
         self.progress[stage] += amount
@@ -225,6 +232,12 @@ class Attempt:
         """Report that nothing of this attempt counts."""
         for stage, amount in self.progress.items():
             self._callbacks.progress(stage, -amount)
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Remove files; raise OSError."""
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def run_task(pipeline: Pipeline, task: _Task) -> _Result:

@@ -197,12 +197,11 @@ class Windows:
         """Return what `SplitRecord.as_dict` returns for the splits of a finished window."""
         return [split.as_dict() for split in self._unfinished[window.first_shard].splits]
 
-    def remove_files(self, window: FinishedWindow) -> None:
-        """Remove the plan and the splits of a finished window, and forget it."""
+    def forget(self, window: FinishedWindow) -> list[Path]:
+        """Forget a finished window; return its files, its plan and its splits, to be removed."""
         for shard in range(window.first_shard, window.first_shard + window.num_shards):
             closed = self._unfinished.pop(shard)
-        for file in (closed.plan_file, *chain(*(split.own_files for split in closed.splits))):
-            file.unlink(missing_ok=True)
+        return [closed.plan_file, *chain(*(split.own_files for split in closed.splits))]
 
 
 def _make_plan_task(window: _ClosedWindow) -> PlanTask:

@@ -17,6 +17,7 @@ import mtpack.running.shard_task
 from mtpack.counts import Counts, RunCounts
 from mtpack.options import PackOptions
 from mtpack.packing.plan import plan_sequences
+from mtpack.running.attempt import remove
 from mtpack.running.document_file import open_documents, save_batch
 from mtpack.running.earlier_work import EarlierWork, FinishedShard
 from mtpack.running.heartbeat import Heartbeat
@@ -173,7 +174,7 @@ def finish_all(windows: Windows, shards: list[ShardTask]) -> EarlierWork:
         window = windows.finish_shard(task.number)
         if window is not None:
             found.windows[window.number] = window
-            windows.remove_files(window)
+            remove(windows.forget(window))
     return found
 
 
@@ -271,7 +272,7 @@ def test_the_files_of_a_window_are_removed_when_its_last_shard_is_written(tmp_pa
     for shard in range(4):
         window = windows.finish_shard(shard)
         if window is not None:
-            windows.remove_files(window)
+            remove(windows.forget(window))
         left.append(sorted(path.name[:10] for path in tmp_path.iterdir()))
     assert left == [
         ["0", "1", "plan-00000", "plan-00001"],
@@ -289,7 +290,7 @@ def test_a_split_without_documents_is_in_no_shard_and_its_file_goes_with_its_win
     add_all(windows, [split_of_lengths(tmp_path / "full", [8])])
     (task,) = plan_all(options, windows)
     assert open_plan(task.plan).files == [str(tmp_path / "full")]
-    windows.remove_files(windows.finish_shard(0))
+    remove(windows.forget(windows.finish_shard(0)))
     assert not list(tmp_path.iterdir())
 
 
