@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mtpack.cli_help import PATH_NAME, GroupedOption, GroupWithExamples
 from mtpack.errors import MtpackError, SetupError
 from mtpack.exit_signals import EXIT_SIGNALS
 from mtpack.options import PackOptions, choices, flag, resolve_alias
@@ -28,8 +29,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
+_PATH_METAVARS = ("DIR", "FILE_OR_NAME", "PATH_OR_ID")  # of the fields of `PackOptions`
 
-class _Group(click.Group):
+
+class _Group(GroupWithExamples):
     """Prints every expected error as one or two lines and exits with its status."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -64,7 +67,7 @@ class _Group(click.Group):
             context.exit(1)
 
 
-class _PackOption(click.Option):
+class _PackOption(GroupedOption):
     """A flag for a field of `PackOptions`; it accepts the aliases of values, but shows none."""
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
@@ -83,6 +86,8 @@ def _pack_options(command: Command) -> Command:
             settings["is_flag"] = True
         elif isinstance(option.default, tuple):
             settings["multiple"] = True
+        elif details.get("metavar") in _PATH_METAVARS:
+            settings["type"] = PATH_NAME
         else:
             settings["type"] = type(option.default) if option.default is not None else str
         has_default = not isinstance(option.default, bool | tuple | None)
@@ -105,7 +110,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=PATH_NAME, metavar="INPUT...")
 @_pack_options
 @_json_option
 @click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
@@ -161,13 +166,18 @@ def _try_pack(inputs: tuple[str, ...], *, as_json: bool, quiet: bool, **options:
 
 
 @main.command()
-@click.argument("path")
+@click.argument("path", type=PATH_NAME)
 @click.option("--full", is_flag=True, help="Show every figure, and the reason for each count.")
 @click.option("--row", type=int, metavar="N", help="Show sequence N, counted from 0.")
 @click.option("--dialogue", type=int, metavar="ID", help="Show the documents of input row ID.")
 @click.option("--find", metavar="TEXT", help="Find documents that hold a text.")
 @click.option("--turns", is_flag=True, help="Show the turns with the most and least weight.")
-@click.option("--html", metavar="FILE", help="Write a report for a browser, in one file.")
+@click.option(
+    "--html",
+    type=PATH_NAME,
+    metavar="FILE",
+    help="Write a report for a browser, in one file.",
+)
 @click.option("--tokens", is_flag=True, help="Show where tokens end, with --row and --dialogue.")
 @click.option(
     "--limit",
@@ -176,7 +186,12 @@ def _try_pack(inputs: tuple[str, ...], *, as_json: bool, quiet: bool, **options:
     show_default=True,
     help="Most results of --find, and of --turns in each direction.",
 )
-@click.option("--tokenizer", metavar="PATH", help="Tokenizer that decodes the sequences.")
+@click.option(
+    "--tokenizer",
+    type=PATH_NAME,
+    metavar="PATH",
+    help="Tokenizer that decodes the sequences.",
+)
 @_json_option
 def inspect(path: str, as_json: bool, **choices: Any) -> None:
     """Show what will be trained: the contents of an output or a shard, by its path or URL."""
@@ -193,7 +208,7 @@ def inspect(path: str, as_json: bool, **choices: Any) -> None:
 
 
 @main.command()
-@click.argument("paths", nargs=-1, metavar="[PATH...]")
+@click.argument("paths", nargs=-1, type=PATH_NAME, metavar="[PATH...]")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -210,6 +225,7 @@ def inspect(path: str, as_json: bool, **choices: Any) -> None:
 )
 @click.option(
     "--model",
+    type=PATH_NAME,
     metavar="PATH",
     help="Folder with a causal language model for transformers, instead of the built-in model.",
 )

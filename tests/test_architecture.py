@@ -21,7 +21,7 @@ ROOMS = [
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
     *("verify", "report"),
-    *("__init__", "exit_signals", "cli", "__main__"),
+    *("__init__", "exit_signals", "cli_help", "cli", "__main__"),
 ]
 
 MODULES = sorted(
