@@ -52,11 +52,22 @@ def run_group(
     if refusal is not None:
         yield REFUSED, f"Ray node {platform.node()}: {refusal}"
         return
-    reports = import_module("mtpack.running.ray_worker").run_group(contents, call)
+    reports = _import("mtpack.running.ray_worker").run_group(contents, call)
     node = import_module("ray").get_runtime_context().get_node_id()
     yield BEGUN, (node, os.getpid(), read_start(os.getpid()))
     for report in reports:
         yield REPORT, report
+
+
+def _import(name: str) -> Any:
+    """Import a module; if the group is cancelled meanwhile, end this process.
+
+    Packages that are imported in part would break its next group.
+    """
+    try:
+        return import_module(name)
+    except KeyboardInterrupt:
+        os._exit(1)
 
 
 def _find_other_version(versions: Mapping[str, str | None]) -> str | None:
@@ -88,7 +99,7 @@ def _find_invisible(token: tuple[str, str], inputs: Sequence[str]) -> str | None
         return f"does not see {invisible}; put it into a folder that all nodes share"
     for url in sorted({*inputs} - {*files}):
         try:
-            import_module("mtpack.storage.objects").stat_object(url)
+            _import("mtpack.storage.objects").stat_object(url)
         except Exception as error:  # without access, or without the client of the store
             return f"can't read {url}: {getattr(error, 'strerror', None) or error}"
     return None
