@@ -26,6 +26,7 @@ _INCOMPLETE = b"mtpack: interrupted; the output is incomplete: " + _ENDS
 _UNCHANGED = (
     b"mtpack: interrupted; the output is incomplete, the earlier one is still there: " + _ENDS
 )
+_WRITES_NOTHING = b"mtpack: interrupted\n"
 _SHOW_CURSOR = b"\x1b[?25h\n"  # a status line hides it; the line does not follow a progress bar
 _SECONDS_TO_END = 1.0
 
@@ -36,6 +37,7 @@ class ExitSignals:
     def __init__(self) -> None:
         """Set no handler yet."""
         self._process = os.getpid()
+        self._writes_output = False
         self._manifest: str | None = None
         self._earlier: tuple[int, int] | None = None
         """What identifies the manifest of an earlier run, if there was one."""
@@ -43,7 +45,11 @@ class ExitSignals:
         """That of the first signal."""
 
     def install(self) -> None:
-        """Set the handlers for the rest of the process."""
+        """Set the handlers for the rest of the process.
+
+        The arguments say what the command is, since nothing that parses them is loaded yet.
+        """
+        self._writes_output = sys.argv[1:2] == ["pack"] and "--dry-run" not in sys.argv
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._end)
@@ -76,11 +82,17 @@ class ExitSignals:
         try:
             workers = _kill_workers()
             if is_first:
-                _print(_INCOMPLETE if found is None else _UNCHANGED)
+                _print(self._describe_output(has_earlier=found is not None))
                 for worker in workers:  # until then, they hold the lock of the output
                     worker.join(_SECONDS_TO_END)
         finally:
             os._exit(self._status)
+
+    def _describe_output(self, *, has_earlier: bool) -> bytes:
+        """Return the line that says what is left."""
+        if not self._writes_output:
+            return _WRITES_NOTHING
+        return _UNCHANGED if has_earlier else _INCOMPLETE
 
 
 def _identify(path: str) -> tuple[int, int] | None:

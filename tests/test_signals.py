@@ -241,10 +241,20 @@ def test_the_second_signal_ends_a_command_that_cannot_print_the_line(command):
     os.close(writer)
 
 
-@pytest.mark.parametrize("arguments", [("inspect", "packed"), ("verify", "packed"), ("--help",)])
-def test_the_other_commands_end_in_the_same_way(command, arguments):
-    done = command.run(Plan("click", (signal.SIGTERM,)), arguments)
-    assert_incomplete(done, signal.SIGTERM)
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "packed"),
+        ("verify", "packed"),
+        ("pack", "rows.jsonl", "--dry-run"),
+        ("--help",),
+    ],
+    ids=" ".join,
+)
+def test_a_command_without_an_output_ends_without_a_word_about_it(command, arguments, number):
+    done = command.run(Plan("click", (number,)), arguments)
+    assert (done.returncode, done.stderr) == (STATUS[number], "mtpack: interrupted\n")
 
 
 IN_A_PROGRAM = """
