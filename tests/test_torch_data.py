@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import pickle
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -76,7 +77,7 @@ def build_columns(rows: list[Row]) -> Columns:
         entry_offsets=offsets_from_lengths(np.array([len(row["seq_lengths"]) for row in rows])),
         **{
             name: np.concatenate([row[name] for row in rows])
-            for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
+            for name in (*TURN_COLUMNS, "turn_bent", *ENTRY_COLUMNS)
         },
     )
 
@@ -85,7 +86,7 @@ def write_hand_made_shard(folder, label_alignment="aligned", pad_documents_to=1,
     """Write the hand-made sequences as a shard, after `change` is applied to their columns."""
     metadata = metadata_of(label_alignment, pad_documents_to)
     columns = columns_of_sequences(hand_made_sequences(), metadata)
-    columns = Columns(*(getattr(columns, field.name).copy() for field in fields(Columns)))
+    columns = copy.deepcopy(columns)
     if change is not None:
         change(columns)
     write_columns(folder / "shard.arrow", columns, metadata)

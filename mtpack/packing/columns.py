@@ -14,13 +14,21 @@ is exactly its `turn_num`. The other columns say where documents and turns are (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpack.token_batch import Int32, Int64, TokenBatch, UInt8, offsets_from_lengths, segment_ids
+from mtpack.token_batch import (
+    Int32,
+    Int64,
+    TokenBatch,
+    TurnFlag,
+    UInt8,
+    offsets_from_lengths,
+    segment_ids,
+)
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -42,6 +50,8 @@ class Layout:
     """Every document is padded to a multiple of this number of tokens."""
     pad_id: int
     """The id of padding tokens."""
+    extra_columns: tuple[str, ...] = field(default=(), kw_only=True)
+    """The columns that only some outputs have: `turn_bent`, under `--merge always`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,8 @@ class Columns:
     """(entries,)"""
     dialogue_ids: Int64
     """(entries,)"""
+    turn_bent: UInt8 | None = None
+    """(turns,): 1 for a turn that is merged although that is not exact. None without the column."""
 
 
 def pad_lengths(lengths: NDArray[np.signedinteger], multiple: int) -> NDArray[np.signedinteger]:
@@ -126,8 +138,14 @@ def assemble(batch: TokenBatch, sequence_offsets: Int64, layout: Layout) -> Colu
         turn_offsets=offsets_from_lengths(turn_num),
         turn_starts=turn_starts.astype(np.int32),
         turn_messages=batch.turn_messages,
+        turn_bent=_find_bent(batch) if "turn_bent" in layout.extra_columns else None,
         **_make_entries(batch, padded, sequence_offsets, layout.seq_len),
     )
+
+
+def _find_bent(batch: TokenBatch) -> UInt8:
+    is_bent: UInt8 = np.not_equal(batch.turn_flags & TurnFlag.BENT, 0).astype(np.uint8)
+    return is_bent
 
 
 def _fill_runs(

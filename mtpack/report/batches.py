@@ -24,7 +24,7 @@ def visit_batches(shards: Shards, visit: Callable[[int, Columns], _Result]) -> I
     """
     first = 0
     for shard in shards.opened:
-        for batch in shard.batches:
+        for batch in shard.map_again():
             try:
                 _require_documents(batch, shards.metadata.seq_len)
                 result = visit(first, batch)

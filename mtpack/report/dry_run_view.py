@@ -14,14 +14,18 @@ from mtpack.counts import Counts
 from mtpack.report.decoding import Decoder, make_decoder
 from mtpack.report.document_text import read_pieces
 from mtpack.report.escaping import escape_line
+from mtpack.report.folding import fold
 from mtpack.report.notices import notices_of
 from mtpack.report.pack_report import build_tally_table
-from mtpack.report.pieces import LEGEND, Piece, draw_pieces
+from mtpack.report.pieces import Piece, draw_pieces
 from mtpack.report.row_view import DocumentView, RowView, TurnView
+from mtpack.report.sequence_view import make_notes, print_legend
 from mtpack.report.terminal import format_count, make_rule, make_table, print_heading
+from mtpack.report.turn_marks import TurnMark
 from mtpack.report.units import format_bytes, format_bytes_of, format_seconds
 from mtpack.running.dry_run import DryRunReport
 from mtpack.running.sample_task import SampleDocuments, Trouble
+from mtpack.token_batch import TurnFlag
 
 _MOST_CONTEXT = 300  # characters of a text between two turns
 _MOST_TRAINED = 600  # characters of a turn
@@ -73,18 +77,15 @@ def _describe_sample(report: DryRunReport) -> Iterator[str]:
 def _show_dialogues(shown: SampleDocuments, decoder: Decoder, console: Console) -> None:
     """Print documents with what is trained in brackets."""
     print_heading("What is trained in the first dialogues", console)
-    console.print(Text(f"{LEGEND}, × 1/n is the weight of each token"))
+    print_legend(console, with_tokens=False)
     view = _make_view(shown)
-    notes = {
-        number: f"message {turn.message}: × 1/{turn.loss_token_num:,}"
-        for number, turn in enumerate(view.turns)
-    }
+    notes = make_notes(view, {n: [TurnMark.BENT] for n, turn in enumerate(view.turns) if turn.bent})
     for document, origin in zip(view.documents, shown.origins, strict=True):
         tokens = format_count(document.length, "token")
         console.print()
         console.print(make_rule(f"{escape_line(str(origin))}: {tokens}", console))
         pieces = list(_shorten(read_pieces(view, document, decoder)))
-        console.print(draw_pieces(pieces, notes))
+        console.print(fold(draw_pieces(pieces, notes), console.width))
 
 
 def _make_view(shown: SampleDocuments) -> RowView:
@@ -104,7 +105,9 @@ def _make_view(shown: SampleDocuments) -> RowView:
             [np.arange(batch.span_starts[span], batch.span_ends[span]) for span in spans]
         )
         message = int(batch.turn_messages[number])
-        turns.append(TurnView(document, message, positions + starts[document], len(positions)))
+        bent = TurnFlag.BENT in TurnFlag(int(batch.turn_flags[number]))
+        positions += starts[document]
+        turns.append(TurnView(document, message, positions, len(positions), bent))
     return RowView(0, 1, documents, tuple(turns), batch.ids)
 
 

@@ -32,6 +32,10 @@ EXPLANATIONS: dict[Mark, str] = {
         "A token would lie across the start of the turn, so the text is cut there, as a server "
         "does that encodes the prompt alone."
     ),
+    TurnMark.BENT: (
+        "The chat template rewrites history, and --merge always has merged this turn all the "
+        "same: the turn, or the text before it, is not what the model sees at inference."
+    ),
     SequenceMark.SEVERAL_DOCUMENTS: (
         "The dialogue was split because it is too long, or some of its turns have documents of "
         "their own because merging is not exact."
@@ -56,7 +60,7 @@ def find_problems(
 ) -> list[Problem]:
     """Return the problems of a sequence: those of turns, of documents, of the whole.
 
-    num_documents: the number of documents in all shards, by dialogue. Without a decoder, the marks
+    num_documents: the number of documents in all shards, by dialogue. Without a decoder, most marks
     of turns are not known.
     """
     problems = [

@@ -23,7 +23,7 @@ from mtpack.report.decoding import Decoder
 from mtpack.report.escaping import escape_line
 from mtpack.report.figures import Figures
 from mtpack.report.html_figures import describe_counts, list_charts, list_tiles
-from mtpack.report.html_problems import EXPLANATIONS, MARKS
+from mtpack.report.html_problems import EXPLANATIONS, MARKS, Mark
 from mtpack.report.html_sequences import SampledSequences, sample_sequences
 from mtpack.report.notices import turn_summary
 from mtpack.report.terminal import format_count
@@ -107,8 +107,7 @@ def render_page(
         charts=list_charts(figures),
         counts=describe_counts(figures),
         notices=turn_summary(figures.tally) if figures.tally else [],
-        bent=figures.tally.bent if figures.tally else 0,
-        filters=_describe_filters(sample, has_text),
+        filters=_describe_filters(sample, _list_known_marks(shards, has_text=has_text)),
         sample=sample,
         rows=figures.rows,
         has_text=has_text,
@@ -148,7 +147,14 @@ def _format_data(sample: SampledSequences) -> Markup:
     return Markup(text)
 
 
-def _describe_filters(sample: SampledSequences, has_text: bool) -> list[dict[str, Any]]:
+def _list_known_marks(shards: Shards, *, has_text: bool) -> list[Mark]:
+    """Return the marks that were looked for."""
+    known = dict.fromkeys(TurnMark, has_text)
+    known[TurnMark.BENT] = "turn_bent" in shards.metadata.extra_columns
+    return [mark for mark in MARKS if not isinstance(mark, TurnMark) or known[mark]]
+
+
+def _describe_filters(sample: SampledSequences, marks: list[Mark]) -> list[dict[str, Any]]:
     """Return what the filters say; `shown` counts sequences of the page, `found` the examined."""
     return [
         {
@@ -160,8 +166,7 @@ def _describe_filters(sample: SampledSequences, has_text: bool) -> list[dict[str
                 for sequence in sample.sequences
             ),
         }
-        for mark in MARKS
-        if has_text or not isinstance(mark, TurnMark)
+        for mark in marks
     ]
 
 

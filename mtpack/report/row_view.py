@@ -38,6 +38,8 @@ class TurnView:
     positions: Int64
     """The positions of its loss tokens in the sequence (not of the tokens that predict them)."""
     loss_token_num: int
+    bent: bool | None
+    """Whether it is merged although that is not exact; None if its shard does not say."""
 
     @property
     def weight(self) -> float:
@@ -145,9 +147,11 @@ def _read_turns(row: Row, documents: tuple[DocumentView, ...], shift: int) -> tu
     if not sizes.all() or (row["loss_token_num"][positions] != sizes[turn_of_position]).any():
         raise InputError("its loss_token_num does not agree with its loss_mask")
     by_turn = np.split(positions + shift, offsets_from_lengths(sizes)[1:-1])
+    messages = row["turn_messages"].tolist()
+    bent = row["turn_bent"].astype(bool).tolist() if "turn_bent" in row else [None] * len(messages)
     return tuple(
-        TurnView(_find_document(own, documents), int(message), own, len(own))
-        for message, own in zip(row["turn_messages"], by_turn, strict=True)
+        TurnView(_find_document(own, documents), message, own, len(own), is_bent)
+        for message, is_bent, own in zip(messages, bent, by_turn, strict=True)
     )
 
 

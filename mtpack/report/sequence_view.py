@@ -99,10 +99,10 @@ def show_document(
     console.print()
     console.print(make_rule(heading, console))
     pieces = read_pieces(view, view.documents[number], decoder, with_tokens=with_tokens)
-    console.print(fold(draw_pieces(pieces, _make_notes(view, marks)), console.width))
+    console.print(fold(draw_pieces(pieces, make_notes(view, marks)), console.width))
 
 
-def _make_notes(view: RowView, marks: Marks) -> dict[int, str]:
+def make_notes(view: RowView, marks: Marks) -> dict[int, str]:
     """Return what is said after each turn, by its number."""
     return {
         number: "; ".join(

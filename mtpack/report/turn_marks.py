@@ -1,4 +1,4 @@
-"""What is unusual about a turn of a sequence, as far as its tokens show it."""
+"""What is unusual about a turn of a sequence, as far as its shard shows it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class TurnMark(StrEnum):
     """Its last loss token is no control token, and it is not known to be cut (`no_eot`)."""
     STRADDLE = "text cut at its start"
     """A token of the whole text lies across its start, so the text was cut there (`straddles`)."""
+    BENT = "merging not exact"
+    """It was merged all the same, under `--merge always` (`bent`)."""
 
 
 def find_marks(
@@ -28,20 +30,20 @@ def find_marks(
 
     Which tokens are control tokens, and where a text was cut, is known only with a decoder.
     """
-    if decoder is None:
-        return {}
     straddled = {
         turn
         for number, document in enumerate(view.documents)
-        for turn in _find_straddled(view, number, document, decoder)
+        for turn in (_find_straddled(view, number, document, decoder) if decoder else ())
     }
     manifest = shards.manifest
     is_truncated = manifest is None or manifest.run.options.get("overlong") == "truncate"
     marks: dict[int, tuple[TurnMark, ...]] = {}
     for number, turn in enumerate(view.turns):
-        found = [TurnMark.STRADDLE] if number in straddled else []
+        found = [TurnMark.BENT] if turn.bent else []
+        if number in straddled:
+            found.append(TurnMark.STRADDLE)
         last, document = int(turn.positions[-1]), view.documents[turn.document]
-        if decoder.control and int(view.token_ids[last]) not in decoder.control:
+        if decoder and decoder.control and int(view.token_ids[last]) not in decoder.control:
             is_cut = is_truncated and last == len(view.token_ids) - 1 and document.start == 0
             found.append(TurnMark.CUT if is_cut else TurnMark.NO_END)
         if found:

@@ -64,6 +64,7 @@ class Pipeline:
             pad_id=self.tokenizer.pad_id,
             tokenizer_sha256=self.tokenizer.sha256,
             template_sha256=self.template.sha256,
+            extra_columns=("turn_bent",) if self.options.merge == "always" else (),
         )
 
     def without(self, fast_paths: Collection[str]) -> Pipeline:

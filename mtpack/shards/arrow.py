@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from mtpack.packing.columns import Columns, Layout
 from mtpack.shards.atomic_file import atomic_file
 
 FORMAT_VERSION = 1
+EXTRA_COLUMNS_VERSION = 2
+"""The format version of a shard with columns that others do not have."""
 METADATA_KEY = b"mtpack"
 TOKEN_COLUMNS = ("input_ids", "labels", "loss_mask", "loss_token_num")
 TURN_COLUMNS = ("turn_starts", "turn_messages")
 ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
 _TOKEN_TYPES = {name: pa.uint8() if name == "loss_mask" else pa.int32() for name in TOKEN_COLUMNS}
-LIST_TYPES = {
-    name: pa.int64() if name == "dialogue_ids" else pa.int32()
-    for name in (*TURN_COLUMNS, *ENTRY_COLUMNS)
-}
+EXTRA_TYPES = {"turn_bent": pa.uint8()}
+"""Columns with an entry for each turn."""
 BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
 # Of a record batch without compression: few batches, each small enough to decode.
 BATCH_BYTES = 4 * 2**20
@@ -45,9 +45,31 @@ class ShardMetadata(Layout):
     tokenizer_sha256: str
     template_sha256: str
 
+    @property
+    def format_version(self) -> int:
+        """The format version of the shard."""
+        return EXTRA_COLUMNS_VERSION if self.extra_columns else FORMAT_VERSION
+
+    @property
+    def turn_columns(self) -> tuple[str, ...]:
+        """The columns with an entry for each turn."""
+        return (*TURN_COLUMNS, *self.extra_columns)
+
+    @property
+    def list_types(self) -> dict[str, pa.DataType]:
+        """The type of the entries of each list column."""
+        return {
+            **dict.fromkeys((*TURN_COLUMNS, *ENTRY_COLUMNS), pa.int32()),
+            "dialogue_ids": pa.int64(),
+            **{name: EXTRA_TYPES[name] for name in self.extra_columns},
+        }
+
     def as_json(self) -> str:
         """Return the metadata as canonical JSON: the same values give the same text."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
+        values = {"format_version": self.format_version, **asdict(self)}
+        if not self.extra_columns:
+            del values["extra_columns"]
+        return json.dumps(values, sort_keys=True)
 
 
 def shard_schema(metadata: ShardMetadata) -> pa.Schema:
@@ -56,7 +78,7 @@ def shard_schema(metadata: ShardMetadata) -> pa.Schema:
     columns = [
         *((name, pa.list_(_TOKEN_TYPES[name], seq_len)) for name in TOKEN_COLUMNS),
         ("turn_num", pa.int32()),
-        *((name, pa.list_(kind)) for name, kind in LIST_TYPES.items()),
+        *((name, pa.list_(kind)) for name, kind in metadata.list_types.items()),
     ]
     return pa.schema(
         [pa.field(name, kind, nullable=False) for name, kind in columns],
@@ -149,7 +171,7 @@ def _make_record_batch(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
         elif name == "turn_num":
             array = _as_array(values)
         else:
-            offsets = columns.turn_offsets if name in TURN_COLUMNS else columns.entry_offsets
+            offsets = columns.entry_offsets if name in ENTRY_COLUMNS else columns.turn_offsets
             starts = _as_array(offsets.astype(np.int32))
             array = pa.ListArray.from_arrays(starts, _as_array(values))
         arrays.append(array)
@@ -162,9 +184,10 @@ def _as_array(values: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def require_format_version(path: str | Path, version: object) -> None:
-    """Raise InputError if a shard or a manifest has another format version than this mtpack."""
-    if type(version) is not int or version != FORMAT_VERSION:
+def require_format_version(path: str | Path, version: object, known: Sequence[int]) -> None:
+    """Raise InputError if a shard or a manifest has none of the known format versions."""
+    if type(version) is not int or version not in known:
         raise InputError(
-            f"{path}: format version {version}; this mtpack reads version {FORMAT_VERSION}"
+            f"{path}: format version {version}; this mtpack reads version "
+            f"{' and '.join(map(str, known))}"
         )

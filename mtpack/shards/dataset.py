@@ -31,6 +31,8 @@ class OpenShard:
     """One shard, mapped into memory."""
 
     path: Place
+    file: Path
+    """Where its content is: the path itself, or a copy of an object in the cache."""
     batches: Sequence[Columns]
     """Its record batches. Those of a compressed shard are decoded one at a time."""
     batch_ends: list[int]
@@ -40,6 +42,13 @@ class OpenShard:
     def num_rows(self) -> int:
         """The number of its sequences."""
         return self.batch_ends[-1] if self.batch_ends else 0
+
+    def map_again(self) -> Sequence[Columns]:
+        """Return the record batches, mapped anew: pages that were read are freed with them.
+
+        For who reads all shards once, so that memory does not grow with their size.
+        """
+        return _open(self.file, self.path)[1].batches
 
 
 @dataclass
@@ -71,6 +80,10 @@ class StoredShard:
     def batches(self) -> Sequence[Columns]:
         """Its record batches."""
         return self.opened[1].batches
+
+    def map_again(self) -> Sequence[Columns]:
+        """Return the record batches, as that of `OpenShard` does."""
+        return self.opened[1].map_again()
 
     @property
     def batch_ends(self) -> list[int]:
@@ -134,8 +147,8 @@ class Shards(Sequence[Row]):
         return row_of(batch, row - shard.batch_ends[position] + len(batch.turn_num))
 
     def batches(self) -> Iterator[Columns]:
-        """Yield the record batches of all shards."""
-        return (batch for shard in self.opened for batch in shard.batches)
+        """Yield the record batches of all shards; the memory is that of one shard."""
+        return (batch for shard in self.opened for batch in shard.map_again())
 
     def __iter__(self) -> Iterator[Row]:
         for batch in self.batches():
@@ -144,15 +157,19 @@ class Shards(Sequence[Row]):
 
 
 def row_of(batch: Columns, row: int) -> Row:
-    """Return one sequence of a record batch."""
+    """Return one sequence of a record batch, with the columns that the batch has."""
     turns = slice(batch.turn_offsets[row], batch.turn_offsets[row + 1])
     entries = slice(batch.entry_offsets[row], batch.entry_offsets[row + 1])
     return {
         **{name: getattr(batch, name)[row] for name in TOKEN_COLUMNS},
         "turn_num": int(batch.turn_num[row]),
-        **{name: getattr(batch, name)[turns] for name in TURN_COLUMNS},
+        **{name: getattr(batch, name)[turns] for name in _list_turn_columns(batch)},
         **{name: getattr(batch, name)[entries] for name in ENTRY_COLUMNS},
     }
+
+
+def _list_turn_columns(batch: Columns) -> tuple[str, ...]:
+    return TURN_COLUMNS if batch.turn_bent is None else (*TURN_COLUMNS, "turn_bent")
 
 
 def open_shards(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
@@ -292,4 +309,4 @@ def _open(file: Path, place: Place) -> tuple[ShardMetadata, OpenShard]:
         metadata, batches, rows = open_shard(file)
     except InputError as error:
         raise InputError(str(error).replace(str(file), str(place))) from error
-    return metadata, OpenShard(place, batches, list(accumulate(rows)))
+    return metadata, OpenShard(place, file, batches, list(accumulate(rows)))

@@ -150,7 +150,7 @@ def read_manifest(folder: Place, name: str = MANIFEST) -> Manifest:
         whole = json.loads(text)
         is_original = _format(whole) == text
         sha256, about = whole.pop("sha256"), whole.pop("about")
-        require_format_version(path, whole["format_version"])
+        require_format_version(path, whole["format_version"], [FORMAT_VERSION])
         if not is_original or _hash(whole) != sha256:
             raise InputError(f"{path}: changed since it was written; pack the data again")
         for name in (*(shard["path"] for shard in whole["shards"]), *whole.get("files", {})):

@@ -23,18 +23,17 @@ from mtpack.shards.arrow import (
     BATCH_BYTES,
     BYTES_PER_TOKEN,
     ENTRY_COLUMNS,
-    LIST_TYPES,
+    EXTRA_COLUMNS_VERSION,
+    EXTRA_TYPES,
+    FORMAT_VERSION,
     METADATA_KEY,
     TOKEN_COLUMNS,
-    TURN_COLUMNS,
     ShardMetadata,
     require_format_version,
     shard_schema,
 )
 from mtpack.shards.ipc_messages import count_decoded_bytes, read_messages
 from mtpack.token_batch import Int32, Int64
-
-_LIST_BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in LIST_TYPES.values())
 
 
 def open_shard(path: Path) -> tuple[ShardMetadata, Sequence[Columns], list[int]]:
@@ -66,8 +65,9 @@ class _Batches(Sequence[Columns]):
 
     def __init__(self, path: Path, metadata: ShardMetadata, messages: list[Any]) -> None:
         self._path = path
+        self._metadata = metadata
         self._schema = shard_schema(metadata)
-        self._limit = _most_decoded_bytes(metadata.seq_len)
+        self._limit = _most_decoded_bytes(metadata)
         self._messages = messages
         self._last: tuple[int, Columns] | None = None
 
@@ -97,23 +97,25 @@ class _Batches(Sequence[Columns]):
                 )
             batch = pa.ipc.read_record_batch(message, self._schema)
             batch.validate()
-            for name in ("turn_num", *LIST_TYPES):  # offsets out of bounds would crash a reader
+            # Offsets out of bounds would crash a reader.
+            for name in ("turn_num", *self._metadata.list_types):
                 batch.column(name).validate(full=True)
             if any(map(_num_nulls, batch.columns)):
                 raise InputError(f"{self._path}: damaged: it contains nulls")
-            return _make_columns(self._path, batch)
+            return _make_columns(self._path, batch, self._metadata)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise _unreadable(self._path, error) from error
 
 
-def _most_decoded_bytes(seq_len: int) -> int:
+def _most_decoded_bytes(metadata: ShardMetadata) -> int:
     """Return the most bytes that a compressed batch may need, by the rule of the writer.
 
     A batch has `BATCH_BYTES` of token columns, or one sequence if that has more. At most, each of
     its tokens is a document and a turn.
     """
-    tokens = max(BATCH_BYTES // BYTES_PER_TOKEN, min(seq_len, LONGEST_COMPRESSED))
-    return tokens * (BYTES_PER_TOKEN + _LIST_BYTES_PER_TOKEN) + 2**16
+    tokens = max(BATCH_BYTES // BYTES_PER_TOKEN, min(metadata.seq_len, LONGEST_COMPRESSED))
+    list_bytes = sum(kind.bit_width // 8 for kind in metadata.list_types.values())
+    return int(tokens * (BYTES_PER_TOKEN + list_bytes) + 2**16)
 
 
 def _num_nulls(array: pa.Array) -> int:
@@ -131,7 +133,9 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
         raise InputError(f"{path}: an Arrow file, but not one that mtpack wrote")
     try:
         fields = json.loads(stored)
-        require_format_version(path, fields.pop("format_version"))
+        known = FORMAT_VERSION, EXTRA_COLUMNS_VERSION
+        require_format_version(path, fields.pop("format_version"), known)
+        fields["extra_columns"] = tuple(fields.get("extra_columns", ()))
         metadata = ShardMetadata(**fields)
         is_valid = _is_valid(fields) and metadata.as_json().encode() == stored
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -152,19 +156,23 @@ def _is_valid(fields: dict[str, Any]) -> bool:
         )
         and all(isinstance(fields[name], str) for name in ("tokenizer_sha256", "template_sha256"))
         and fields["label_alignment"] in ALIGNMENTS
+        and list(fields["extra_columns"]) == sorted(EXTRA_TYPES.keys() & fields["extra_columns"])
         and fields["seq_len"] % fields["pad_documents_to"] == 0
     )
 
 
-def _make_columns(path: Path, batch: pa.RecordBatch) -> Columns:
+def _make_columns(path: Path, batch: pa.RecordBatch, metadata: ShardMetadata) -> Columns:
     """Return the columns of a record batch: views of its memory.
 
     Raises InputError if lists that belong together have different lengths.
     """
-    lists: dict[str, Any] = {name: _list_of(batch.column(name)) for name in LIST_TYPES}
+    lists: dict[str, Any] = {name: _list_of(batch.column(name)) for name in metadata.list_types}
     turn_offsets = lists["turn_starts"][1]
     entry_offsets = lists["seq_lengths"][1]
-    for names, offsets in ((TURN_COLUMNS, turn_offsets), (ENTRY_COLUMNS, entry_offsets)):
+    for names, offsets in (
+        (metadata.turn_columns, turn_offsets),
+        (ENTRY_COLUMNS, entry_offsets),
+    ):
         for name in names:
             if not np.array_equal(lists[name][1], offsets):
                 raise InputError(

@@ -233,6 +233,14 @@ def _turn_messages_ascend(batch: ColumnBatch) -> BatchViolation | None:
     return batch.find(batch.locate_turn, wrong, detail, messages, np.roll(messages, 1))
 
 
+def _turn_bent(batch: ColumnBatch) -> BatchViolation | None:
+    bent = batch.columns.turn_bent
+    if bent is None:
+        return None
+    detail = "an entry of turn_bent is {}; expected 0 or 1"
+    return batch.find(batch.locate_turn, bent > 1, detail, bent)
+
+
 LAWS: dict[str, Law] = {
     # Documents fill the sequence, and turns start at possible positions.
     "turn_num": _turn_num,
@@ -263,5 +271,6 @@ LAWS: dict[str, Law] = {
     "loss_token_num": _loss_token_num,
     "document_end": _document_end,
     "turn_messages_ascend": _turn_messages_ascend,
+    "turn_bent": _turn_bent,
 }
 """All laws by name, in the order of checking."""

@@ -126,7 +126,7 @@ def shorten_row(row: Row, size: SampleSize, label_alignment: str) -> Row:
         **columns,
         "turn_num": len(kept_turns),
         "turn_starts": np.searchsorted(positions, row["turn_starts"][kept_turns]),
-        "turn_messages": row["turn_messages"][kept_turns],
+        **{name: row[name][kept_turns] for name in ("turn_messages", "turn_bent") if name in row},
         "seq_lengths": lengths[kept],
         "document_lengths": np.minimum(row["document_lengths"], lengths)[kept],
         "dialogue_ids": row["dialogue_ids"][kept],

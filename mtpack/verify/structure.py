@@ -46,6 +46,8 @@ class _Totals:
         self.counts["turns_packed"] += len(columns.turn_starts)
         self.counts["tokens"] += int(columns.document_lengths.sum(dtype=np.int64))
         self.counts["loss_tokens"] += len(batch.loss_positions)
+        if columns.turn_bent is not None:
+            self.counts["bent"] = self.counts.get("bent", 0) + int(columns.turn_bent.sum())
         self.turn_dialogues.append(columns.dialogue_ids[batch.turn_entries])
         self.turn_messages.append(columns.turn_messages)
         self.turn_num.append(columns.turn_num)
@@ -66,7 +68,7 @@ def check_structure(shards: Shards) -> StructureReport:
 def _check_batches(shards: Shards, totals: _Totals) -> Violation | None:
     """Check all record batches in order up to the first violation, and add up the sound ones."""
     for shard in shards.opened:
-        for columns in shard.batches:
+        for columns in shard.map_again():
             batch = ColumnBatch(columns, shards.metadata)
             broken = find_first_violation(batch)
             if broken is not None:

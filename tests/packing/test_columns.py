@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtpack.packing.columns import Columns, Layout, assemble, pad_lengths
-from mtpack.token_batch import TokenBatch
+from mtpack.token_batch import TokenBatch, TurnFlag
 from tests.support.strategies import Document, as_batch, as_documents, token_batches
 
 SEQUENCE_COLUMNS = ("input_ids", "labels", "loss_mask", "loss_token_num", "turn_num")
-TURN_COLUMNS = ("turn_starts", "turn_messages")
+TURN_COLUMNS = ("turn_starts", "turn_messages", "turn_bent")
 ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
 
 
@@ -50,7 +50,8 @@ def cases(draw) -> Case:
     # The padding token may also be in documents, for example if it is the end-of-turn token.
     pad_id = draw(st.sampled_from([0, 1000, 1001, 2002]))
     alignment = draw(st.sampled_from(["aligned", "shifted"]))
-    return Case(batch, plan, Layout(seq_len, alignment, multiple, pad_id))
+    layout = Layout(seq_len, alignment, multiple, pad_id, extra_columns=("turn_bent",))
+    return Case(batch, plan, layout)
 
 
 def assemble_case(case: Case) -> Columns:
@@ -123,6 +124,7 @@ def _add_document(row: dict[str, list], document: Document, layout: Layout) -> N
         row["turn_num"] += 1
         row["turn_starts"].append(indices[0])
         row["turn_messages"].append(turn.message)
+        row["turn_bent"].append(int(turn.flags & TurnFlag.BENT > 0))
     row["seq_lengths"].append(length)
     row["document_lengths"].append(len(document.ids))
     row["dialogue_ids"].append(document.row)
@@ -157,6 +159,7 @@ def test_the_columns_have_the_dtypes_and_shapes_of_the_format(case):
     types = {field.name: getattr(columns, field.name).dtype.name for field in fields(Columns)}
     others = {
         "loss_mask": "uint8",
+        "turn_bent": "uint8",
         "dialogue_ids": "int64",
         "turn_offsets": "int64",
         "entry_offsets": "int64",
@@ -289,6 +292,7 @@ def test_a_sequence_does_not_depend_on_the_sequences_around_it(data, case):
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 def test_without_sequences_all_columns_are_empty(alignment):
-    empty = assemble(as_batch([]), np.zeros(1, dtype=np.int64), Layout(8, alignment, 1, 0))
+    layout = Layout(8, alignment, 1, 0, extra_columns=("turn_bent",))
+    empty = assemble(as_batch([]), np.zeros(1, dtype=np.int64), layout)
     assert empty.input_ids.shape == empty.loss_mask.shape == (0, 8)
     assert all(not values for values in as_lists(empty).values())

@@ -61,18 +61,18 @@ Dry run: nothing was written.
 Read: all of 1 input file, 339 B.
 
 What is trained in the first dialogues
-⟦…⟧ is trained, ⏎ is a trained line break, × 1/n is the weight of each token
+⟦…⟧ is trained, ⏎ is a trained line break, ×1/n is the weight of each token
 
 ── rows.jsonl line 1: 52 tokens ────────────────────────────────────────────────
 <|im_start|>user
 What is the capital of Peru?<|im_end|>
 <|im_start|>assistant
-⟦Lima.<|im_end|>⟧ [message 1: × 1/5]
+⟦Lima.<|im_end|>⟧ [message 1: ×1/5]
 <|im_start|>user
 And of Chile?<|im_end|>
 <|im_start|>assistant
 ⟦Santiago.⏎
-It lies below the Andes.<|im_end|>⟧ [message 3: × 1/14]
+It lies below the Andes.<|im_end|>⟧ [message 3: ×1/14]
 
 The input
 rows        3  1 packed; left out: invalid_row 1, no_turn 1

@@ -161,6 +161,25 @@ def test_dialogues_in_several_documents_and_padding_are_problems(tmp_path: Path)
     assert marks_of(page) == set(SequenceMark)
 
 
+def test_turns_that_are_merged_although_this_is_not_exact_are_a_problem(tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content if loop.last else m.content[:2] }}<|im_end|>\n{% endfor %}"
+    )
+    rows = [make_row("Hi", "Hello", "How", "Fine")]
+    packed = pack_rows(tmp_path, rows, merge="always", chat_template=str(template))
+    page = Page(write_report(packed).read_text(encoding="utf-8"))
+    assert TurnMark.BENT in marks_of(page)
+    bent = [
+        each
+        for sequence in page.data["sequences"]
+        for each in sequence["problems"]
+        if each["mark"] == TurnMark.BENT
+    ]
+    assert len(bent) == mtpack.open_shards(packed).manifest.report.tally.bent > 0
+
+
 def test_a_sound_sequence_has_no_problem(tmp_path: Path) -> None:
     packed = pack_rows(tmp_path, [make_row("Hi", "Ho", "Ha")], seq_len=48)
     assert not marks_of(Page(write_report(packed).read_text(encoding="utf-8")))

@@ -159,6 +159,30 @@ def test_marked_straddles_are_those_that_the_run_counted(tmp_path: Path) -> None
     assert "text cut at its start" in shown(shards).replace("\n", " ")
 
 
+FORGETFUL = CHATML.replace(
+    "{{ m.content }}", "{{ m.content if loop.last else m.content.split('</think>')[-1] }}"
+)
+"""Drops the reasoning of all messages but the last one."""
+
+
+def test_turns_that_are_merged_although_this_is_not_exact_are_marked(tmp_path: Path) -> None:
+    messages = "a", "think</think>b", "c", "think</think>d", "e", "f"
+    shards = pack_text(tmp_path, *messages, template=FORGETFUL, options=("--merge", "always"))
+    assert shards.manifest is not None
+    for decoder in (decoder_of(shards), None):
+        marks = find_marks(shards, view_row(shards, 0), decoder)
+        bent = [turn for turn, found in marks.items() if TurnMark.BENT in found]
+        assert len(bent) == shards.manifest.report.tally.bent == 2
+    assert "merging not exact" in shown(shards).replace("\n", " ")
+
+
+def test_only_shards_that_can_hold_such_turns_have_a_column_for_them(tmp_path: Path) -> None:
+    for merge in ("auto", "never", "always"):
+        (tmp_path / merge).mkdir()
+        shards = pack_text(tmp_path / merge, "a", "b", options=("--merge", merge))
+        assert ("turn_bent" in shards[0]) == (merge == "always")
+
+
 @pytest.mark.parametrize("with_tokens", [False, True])
 @pytest.mark.parametrize("width", [40, 80])
 def test_lines_with_wide_characters_and_emoji_fit(

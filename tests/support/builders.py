@@ -63,9 +63,13 @@ def hand_made_sequences() -> list[list[Document]]:
 
 
 def metadata_of(
-    label_alignment: str = "aligned", pad_documents_to: int = 1, seq_len: int = SEQ_LEN
+    label_alignment: str = "aligned",
+    pad_documents_to: int = 1,
+    seq_len: int = SEQ_LEN,
+    extra_columns: tuple[str, ...] = (),
 ) -> ShardMetadata:
-    return ShardMetadata(seq_len, label_alignment, pad_documents_to, PAD_ID, "0" * 64, "1" * 64)
+    layout = seq_len, label_alignment, pad_documents_to, PAD_ID
+    return ShardMetadata(*layout, "0" * 64, "1" * 64, extra_columns=extra_columns)
 
 
 def columns_of_sequences(sequences: list[list[Document]], layout: Layout) -> Columns:
@@ -103,6 +107,8 @@ def cut_into_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
             edges = getattr(columns, offsets)[first : first + batch_rows + 1]
             cut[offsets] = edges - edges[0]
             cut |= {name: getattr(columns, name)[edges[0] : edges[-1]] for name in names}
+            if offsets == "turn_offsets" and columns.turn_bent is not None:
+                cut["turn_bent"] = columns.turn_bent[edges[0] : edges[-1]]
         yield Columns(**cut)
 
 

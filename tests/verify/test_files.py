@@ -187,7 +187,7 @@ def test_a_shard_whose_metadata_contradicts_its_columns_is_refused_by_name(
         assert violation_of(path) is not None
 
 
-@pytest.mark.parametrize("version", [0, 2, True, 1.0, "1", None], ids=repr)
+@pytest.mark.parametrize("version", [0, 3, True, 1.0, "1", None], ids=repr)
 def test_a_shard_of_an_unknown_format_version_is_refused_by_name(tmp_path, version):
     path = write_shard(tmp_path / "shard.arrow", metadata_with())
     before = json.dumps("format_version").encode() + b": 1,"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -67,6 +68,7 @@ class Draft:
         self.set(
             turn_starts=np.delete(self.columns.turn_starts, turn),
             turn_messages=np.delete(self.columns.turn_messages, turn),
+            turn_bent=np.delete(self.columns.turn_bent, turn),
         )
 
     def drop_entry(self, row: int, number: int) -> None:
@@ -82,9 +84,9 @@ class Draft:
 
 
 def draft_of(alignment: str, multiple: int) -> Draft:
-    metadata = metadata_of(alignment, multiple)
+    metadata = metadata_of(alignment, multiple, extra_columns=("turn_bent",))
     columns = columns_of_sequences(hand_made_sequences(), metadata)
-    copied = Columns(*(getattr(columns, field.name).copy() for field in fields(Columns)))
+    copied = copy.deepcopy(columns)
     return Draft(copied, metadata)
 
 
@@ -321,6 +323,7 @@ def one_turn_in_two(draft):
     draft.set(
         turn_starts=np.insert(draft.columns.turn_starts, turn, second_start),
         turn_messages=np.insert(draft.columns.turn_messages, turn, 5),
+        turn_bent=np.insert(draft.columns.turn_bent, turn, 0),
     )
     return 2, draft.start(2, 1)
 
@@ -343,6 +346,12 @@ def a_document_that_continues_after_its_last_turn(draft):
 @breaks("turn_messages_ascend")
 def messages_out_of_order(draft):
     draft.columns.turn_messages[draft.turn(1, 0) : draft.turn(1, 2)] = [6, 4]
+    return 1, draft.start(1, 1)
+
+
+@breaks("turn_bent")
+def a_flag_that_is_neither_0_nor_1(draft):
+    draft.columns.turn_bent[draft.turn(1, 1)] = 2
     return 1, draft.start(1, 1)
 
 
@@ -436,7 +445,8 @@ def test_a_sound_output_with_a_manifest_passes(tmp_path, alignment, multiple):
 
 
 @pytest.mark.parametrize(
-    "name", ["rows_packed", "documents", "turns_packed", "tokens", "loss_tokens", "sequences"]
+    "name",
+    ["rows_packed", "documents", "turns_packed", "tokens", "loss_tokens", "sequences", "bent"],
 )
 def test_a_count_that_differs_from_the_manifest_is_found(tmp_path, name):
     draft = draft_of("aligned", 8)
