@@ -147,6 +147,18 @@ def test_every_command_has_examples_in_its_help():
             assert f"  # {purpose}\n  {command}\n" in shown.stdout
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_a_page_about_the_code_names_only_what_is_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    named = set(re.findall(r"`(?:\w+\.)*(_?[A-Za-z]\w*)(?:\(\))?`", text))
+    names = {name for name in named if "_" in name or not (name.islower() or name.isupper())}
+    sources = [*ROOT.glob("mtpack/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "pyproject.toml"]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    assert names
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", source)) == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_only_options_that_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
