@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,19 @@ from click.testing import CliRunner
 from hypothesis import given
 
 import mtpack
+from benchmarks import release_candidate
 from benchmarks.compare import WAYS, main
+from benchmarks.encode_program import CALLS
 from benchmarks.executors import Costs, estimate
 from benchmarks.memory import find_processes, measure_private_bytes, run_watched
 from benchmarks.planning import count_best_fit_decreasing
+from benchmarks.release_candidate import Case, Library, compare_tokens
 from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
 from benchmarks.table import LINES, STAGES, Line, compute_ratios
 from mtpack.options import PackOptions
 from mtpack.running.pipeline import load_pipeline
+from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import ROOT, SAMPLE_DATA
 from tests.support.strategies import cases
 
@@ -198,6 +203,69 @@ def test_a_ratio_divides_two_figures_of_the_same_round():
     assert compute_ratios(Line("", "fast", "", "slow"), rounds) == [2, 3]
     assert compute_ratios(Line("", "slow", "", "fast", inverted=True), rounds) == [2, 3]
     assert compute_ratios(Line("", "fast", "", "unknown"), rounds) == []
+
+
+def compare_candidate(folder: Path, *options: str):
+    """Run the comparison with an environment that has the installed version, as the candidate."""
+    python = folder / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    arguments = [str(SAMPLE_DATA / "conversations_en.jsonl"), "--megabytes", "0.01"]
+    arguments += ["--environment", str(folder / "environment"), "--rounds", "1", *options]
+    return CliRunner().invoke(release_candidate.main, arguments)
+
+
+def test_the_release_candidate_benchmark_compares_the_libraries_of_two_environments(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ("--version", version("tokenizers"), "--json", str(file))
+    result = compare_candidate(tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert f"tokenizers {version('tokenizers')} lacks: nothing" in result.output
+    saved = json.loads(file.read_text())
+    assert [found["library"] for found in saved["comparisons"]] == ["fastokens", "candidate"]
+    for found in saved["comparisons"]:
+        assert {found[name].split()[0] for name in ("data", "adversarial", "positions")} == {"0"}
+    assert saved["comparisons"][1]["offsets"].startswith("0 of ")
+    for answers in saved["answers"]["embedded"].values():
+        assert all(answer[name] > 0 for answer in answers for name in ("load", "first", "again"))
+
+
+def test_an_environment_with_another_version_than_the_named_one_is_refused(tmp_path):
+    result = compare_candidate(tmp_path, "--version", "0.0.1")
+    assert result.exit_code == 2
+    assert "not 0.0.1" in result.output
+
+
+class ChangedLibrary(Library):
+    """A library with another id in the second text, and another offset in the third."""
+
+    def encode(self, tokenizer, texts, tokens=None):
+        answer = super().encode(tokenizer, texts, tokens)
+        found = json.loads(tokens.read_text())
+        found["ids"][1][0] += 1
+        found["offsets"][2][0][1] += 1
+        tokens.write_text(json.dumps(found))
+        return answer
+
+
+def test_other_tokens_of_a_candidate_are_counted(tmp_path):
+    reference, changed = (
+        kind("x", sys.executable, "tokenizers") for kind in (Library, ChangedLibrary)
+    )
+    case = Case(load_tokenizer(None), ["Hello", "World", "again"], ["é"], tmp_path)
+    (found,) = compare_tokens([reference, changed], case)
+    assert found.data == "1 of 3"
+    assert found.adversarial == "0 of 1"
+    assert found.offsets == "1 of 3"
+
+
+def test_the_calls_to_look_for_in_a_candidate_are_those_of_the_package():
+    sources = [path.read_text() for path in (ROOT / "mtpack").rglob("*.py")]
+    used = {name for source in sources for name in re.findall(r"\bbackend\.(\w+)", source)}
+    of_tokenizer = {name.split(".")[1] for name in CALLS if name.startswith("Tokenizer.")}
+    assert used - {"encode_batch_flat"} <= of_tokenizer  # that one is of fastokens
+    assert all(name.split(".")[-1] in " ".join(sources) for name in CALLS)
 
 
 def measure_interruptions(*options: str) -> str:
