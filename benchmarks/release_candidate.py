@@ -141,7 +141,7 @@ def make_environment(folder: Path, version: str) -> str:
     python = str((folder / "bin" / "python").absolute())
     if not Path(python).exists():
         venv.create(folder, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", f"tokenizers=={version}"]
+        install = [python, "-m", "pip", "install", "-qq", f"tokenizers=={version}"]
         if subprocess.run(install, check=False).returncode:
             raise click.UsageError(f"pip can't install tokenizers {version}")
     find_version = "from importlib.metadata import version; print(version('tokenizers'))"
