@@ -8,7 +8,8 @@ docs/performance.md says how each is measured. Runs on Linux, with all extras fo
 
     python -m benchmarks.compare data/*.jsonl.gz --old path/to/old/venv/bin/python
 
-compares another installed version of mtpack with this one instead (`benchmarks.old_version`).
+compares another installed version of mtpack with this one instead (`benchmarks.old_version`). With
+`--only mtpack,trl,fastokens,start,repack`, these ways are measured as well, for both versions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from rich.console import Console
 from benchmarks.batches import load_batches
 from benchmarks.encode_only import encode_with_fastokens, encode_with_tokenizers
 from benchmarks.machine import describe_machine
-from benchmarks.old_version import ROUNDS, compare_versions
+from benchmarks.old_version import CASES, ROUNDS, compare_versions
 from benchmarks.packing import (
     ensure_output,
+    measure_start,
     pack_end_to_end,
     pack_sample_data,
     pack_with_tokenizers,
@@ -78,17 +80,27 @@ WAYS: dict[str, Callable[[Setting], Figures]] = {
     "batches": load_batches,
     "scaling": measure_scaling,
     "repack": repack,
+    "start": measure_start,
     "help": time_help,
     "sample": pack_sample_data,
 }
 
 
-def _parse_ways(context: click.Context, option: click.Parameter, value: str) -> list[str]:
-    names = value.split(",")
-    unknown = [name for name in names if name not in WAYS]
-    if unknown:
-        raise click.BadParameter(f"{', '.join(unknown)}: unknown; use names of {', '.join(WAYS)}")
-    return names
+def _parse_names(known: Iterable[str]) -> Callable[..., list[str] | None]:
+    """Return the callback of an option whose value is a list of known names."""
+
+    def parse(
+        context: click.Context, option: click.Parameter, value: str | None
+    ) -> list[str] | None:
+        names = None if value is None else value.split(",")
+        unknown = [name for name in names or () if name not in known]
+        if unknown:
+            raise click.BadParameter(
+                f"{', '.join(unknown)}: unknown; use names of {', '.join(known)}"
+            )
+        return names
+
+    return parse
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -128,44 +140,60 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--only",
-    default=",".join(WAYS),
-    callback=_parse_ways,
+    callback=_parse_names(WAYS),
     metavar="NAME,...",
-    help=f"Measure only these ways: {', '.join(WAYS)}.",
+    help=f"Measure only these ways: {', '.join(WAYS)}. Default: all; with --old: none.",
 )
 @click.option(
     "--old",
     type=_FILE,
     metavar="PYTHON",
-    help="Compare the mtpack that this Python interpreter imports with this one, and nothing else.",
+    help="Compare the mtpack that this Python interpreter imports with this one.",
+)
+@click.option(
+    "--cases",
+    default=",".join(CASES),
+    callback=_parse_names(CASES),
+    metavar="NAME,...",
+    help=f"With --old: compare only these: {', '.join(CASES)}.",
+)
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Path(exists=True, resolve_path=True),
+    metavar="FILE",
+    help="With --old: compare this input as well, unchanged. Repeatable.",
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
 )
 def main(
     rounds: int | None,
-    only: list[str],
-    old: Path | None,
+    only: list[str] | None,
+    cases: list[str],
+    also: tuple[str, ...],
     json_file: Path | None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Measure ways to pack the dialogues of DATA and print how they compare."""
-    if old is None and "trl" in only and options["training_template"] is None:
+    old = options["old"]
+    ways = list(WAYS) if only is None and old is None else only or []
+    if "trl" in ways and options["training_template"] is None:
         raise click.UsageError("TRL's way needs --training-template; or use --only without trl")
     machine = describe_machine()
     click.echo(machine)
+    content: dict[str, Any] = {"machine": machine}
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(folder=Path(folder), **options)  # type: ignore[arg-type]
-        if old is None:
-            data, results = _compare_ways(setting, only, rounds or 3)
-        else:
-            data, results = _compare_with_old(setting, old, rounds or ROUNDS)
+        setting = Setting(folder=Path(folder), **options)
+        if old is not None:
+            content["old"] = _compare_with_old(setting, cases, also, rounds or ROUNDS)
+        if ways:
+            content["ways"] = _compare_ways(setting, ways, rounds or 3)
     if json_file is not None:
-        content = {"machine": machine, "data": data, **results}
         json_file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _compare_ways(setting: Setting, names: list[str], rounds: int) -> tuple[str, dict[str, Any]]:
+def _compare_ways(setting: Setting, names: list[str], rounds: int) -> dict[str, Any]:
     """Print the table of the named ways; return the description of the data, and the figures."""
     for_trl = "" if setting.trl_rows is None else f", {setting.trl_rows:,} of them for TRL"
     data = _describe_data(
@@ -184,13 +212,15 @@ def _compare_ways(setting: Setting, names: list[str], rounds: int) -> tuple[str,
         for line in LINES
         if line.against
     }
-    return data, {"figures": figures, "ratios": found}
+    return {"data": data, "figures": figures, "ratios": found}
 
 
-def _compare_with_old(setting: Setting, old: Path, rounds: int) -> tuple[str, dict[str, Any]]:
+def _compare_with_old(
+    setting: Setting, cases: list[str], also: tuple[str, ...], rounds: int
+) -> dict[str, Any]:
     data = _describe_data(setting, f"{setting.rows.stat().st_size / 1e6:,.1f} MB of rows", rounds)
     click.echo(data)
-    return data, compare_versions(old, setting, rounds)
+    return {"data": data, **compare_versions(setting, cases, also, rounds)}
 
 
 def _describe_data(setting: Setting, amount: str, rounds: int) -> str:

@@ -6,10 +6,14 @@ Both versions run the same command in turns: old, new, old, new, ... Every run i
 that writes into a new folder. One run of each comes first and is not counted. CPU time is the user
 and system time of the command and of all its workers, so other work on the machine changes it less
 than wall time. A ratio is new / old of the same round.
+
+The same rows are packed in several cases (`CASES`): they differ in the files and in the options.
+Other inputs (`--also`) are further cases.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import resource
@@ -18,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,16 +38,56 @@ from benchmarks.table import Line, Rounds, compute_ratios, show_table
 
 ROUNDS = 7
 
-_LINES = {
-    "cpu": Line("CPU time, new", "new.cpu", "s", "old.cpu", "old"),
-    "wall": Line("wall time, new", "new.wall", "s", "old.wall", "old"),
+_GOAL = "<= 1.05"
+_FILES = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both versions pack."""
+
+    inputs: list[str | Path]
+    options: tuple[str, ...] = ()
+
+
+def _compress(setting: Setting) -> Case:
+    path = setting.folder / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(setting.rows.read_bytes(), compresslevel=1))
+    return Case([path])
+
+
+def _cut_into_files(setting: Setting) -> Case:
+    rows = setting.row_texts
+    size = -(-len(rows) // _FILES)
+    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    return Case(
+        [setting.write_rows(f"part-{number}.jsonl", part) for number, part in enumerate(parts)]
+    )
+
+
+CASES: dict[str, Callable[[Setting], Case]] = {
+    "plain": lambda setting: Case([setting.rows]),
+    "one-worker": lambda setting: Case([setting.rows], ("--workers", "1")),
+    "gz": _compress,
+    "files": _cut_into_files,
 }
-_TABLE = (
-    Line("CPU time, old", "old.cpu", "s"),
-    _LINES["cpu"],
-    Line("wall time, old", "old.wall", "s"),
-    _LINES["wall"],
-)
+"""The rows as a plain file, with one worker, compressed, and as 200 small files."""
+
+
+def list_lines(cases: Iterable[str]) -> list[Line]:
+    """Return the lines of the table: both versions, for each case."""
+    return [
+        Line(
+            f"{case}: {time} time, {version}",
+            f"{version}.{case}.{figure}",
+            "s",
+            *((f"old.{case}.{figure}", "old", _GOAL) if version == "new" else ()),
+        )
+        for case in cases
+        for time, figure in (("CPU", "cpu"), ("wall", "wall"))
+        for version in ("old", "new")
+    ]
+
 
 _DESCRIBE = """
 import importlib.metadata, json, os, platform, mtpack
@@ -76,10 +122,16 @@ class PackRun:
     """Of the names and the contents of all shards."""
 
 
-def compare_versions(old_python: Path, setting: Setting, rounds: int) -> dict[str, Any]:
-    """Measure both versions, print the comparison, and return all of it for JSON."""
+def compare_versions(
+    setting: Setting, names: Iterable[str], also: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """Measure both versions, print the comparison, and return all of it for JSON.
+
+    names: of `CASES`. also: other inputs, each of which is another case.
+    """
+    assert setting.old is not None
     versions = {
-        "old": find_version(str(old_python.absolute()), setting.folder),
+        "old": find_version(str(setting.old.absolute()), setting.folder),
         "new": find_version(sys.executable, setting.folder),
     }
     for name, version in versions.items():
@@ -87,17 +139,27 @@ def compare_versions(old_python: Path, setting: Setting, rounds: int) -> dict[st
             f"{name}: mtpack {version.version} in {version.package}, "
             f"Python {version.python_version}"
         )
-    figures, digests = measure_versions(versions, setting, rounds)
-    same_shards = len(digests["old"] | digests["new"]) == 1
-    show_table(figures, Console(width=200, highlight=False), _TABLE)
-    click.echo(f"shards: {'the same bytes' if same_shards else 'different bytes'}")
+    cases = {name: CASES[name](setting) for name in names}
+    cases |= {Path(name).name: Case([Path(name).absolute()]) for name in also}
+    figures, digests = measure_versions(versions, setting, cases, rounds)
+    lines = list_lines(cases)
+    show_table(figures, Console(width=200, highlight=False), lines)
+    same_shards = {
+        case: len(digests[f"old.{case}"] | digests[f"new.{case}"]) == 1 for case in cases
+    }
+    for case, same in same_shards.items():
+        click.echo(f"{case}: shards: {'the same bytes' if same else 'different bytes'}")
     return {
         "versions": {name: asdict(version) for name, version in versions.items()},
         "figures": figures,
         "medians": {name: median(values) for name, values in figures.items()},
         "ratios": {
-            name: {"median": median(values), "min": min(values), "max": max(values)}
-            for name, line in _LINES.items()
+            line.figure.removeprefix("new."): {
+                "median": median(values),
+                "min": min(values),
+                "max": max(values),
+            }
+            for line in lines
             if (values := compute_ratios(line, figures))
         },
         "same_shards": same_shards,
@@ -118,28 +180,34 @@ def find_version(python: str, folder: Path) -> Version:
 
 
 def measure_versions(
-    versions: dict[str, Version], setting: Setting, rounds: int
+    versions: dict[str, Version], setting: Setting, cases: dict[str, Case], rounds: int
 ) -> tuple[Rounds, dict[str, set[str]]]:
-    """Return CPU and wall seconds of every round, and the sha256 of the shards of each version."""
+    """Return CPU and wall seconds of every round, and the sha256 of the shards, by version, case.
+
+    The first case is measured once more, before all others: this round is not counted.
+    """
     figures: defaultdict[str, list[float]] = defaultdict(list)
     digests: defaultdict[str, set[str]] = defaultdict(set)
     for number in range(rounds + 1):
-        for name, version in versions.items():
-            run = run_version(version, setting)
-            digests[name].add(run.shards_sha256)
-            if number > 0:  # round 0 is the warm-up
-                figures[f"{name}.cpu"].append(run.cpu)
-                figures[f"{name}.wall"].append(run.wall)
-            round_name = f"round {number} of {rounds}" if number else "warm-up"
-            click.echo(f"{round_name}: {name}, {run.cpu:.2f} s CPU, {run.wall:.2f} s", err=True)
+        round_name = f"round {number} of {rounds}" if number else "warm-up"
+        for case, name in product(list(cases)[: None if number else 1], versions):
+            run = run_version(versions[name], setting, cases[case])
+            digests[f"{name}.{case}"].add(run.shards_sha256)
+            if number > 0:
+                figures[f"{name}.{case}.cpu"].append(run.cpu)
+                figures[f"{name}.{case}.wall"].append(run.wall)
+            seconds = f"{run.cpu:.2f} s CPU, {run.wall:.2f} s"
+            click.echo(f"{round_name}: {case}, {name}, {seconds}", err=True)
     return figures, digests
 
 
-def run_version(version: Version, setting: Setting) -> PackRun:
+def run_version(version: Version, setting: Setting, case: Case) -> PackRun:
     """Pack once, in a folder from which Python imports no other mtpack than the installed one."""
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         output = Path(folder, "packed")
-        command = build_pack_command(setting, output, python=version.python)
+        command = build_pack_command(
+            setting, output, *case.options, inputs=case.inputs, python=version.python
+        )
         cpu, started = _cpu_seconds_of_children(), time.perf_counter()
         subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
         wall = time.perf_counter() - started

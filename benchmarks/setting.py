@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,18 +35,27 @@ class Setting:
     """The number of first rows for TRL's way; None: all."""
     read_seconds: float
     """How long each way to read rows or batches is measured."""
+    old: Path | None
+    """The interpreter of another version of mtpack, which is measured next to this one."""
     folder: Path
     """For outputs and caches; it is deleted at the end of the run."""
 
     @cached_property
     def rows(self) -> Path:
         """A plain JSONL file of all rows, unchanged: the input of every way."""
+        return self.write_rows("rows.jsonl", self.row_texts)
+
+    @cached_property
+    def row_texts(self) -> list[bytes]:
+        """All rows, as the lines of JSON that they are."""
         names = find_inputs(self.inputs)
         splits = read_splits(describe_input(name, name) for name in names)
-        path = self.folder / "rows.jsonl"
-        with open(path, "wb") as file:
-            for split in splits:
-                file.writelines((row.text or b"") + b"\n" for row in split.rows())
+        return [row.text or b"" for split in splits for row in split.rows()]
+
+    def write_rows(self, name: str, rows: Sequence[bytes]) -> Path:
+        """Write some rows as a plain JSONL file into the folder."""
+        path = self.folder / name
+        path.write_bytes(b"".join(row + b"\n" for row in rows))
         return path
 
     @cached_property

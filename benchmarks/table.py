@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from rich import box
@@ -31,10 +31,10 @@ class Line:
     """Whether the other figure is divided by this one, so that fewer seconds are a higher ratio."""
 
 
-# Name, figure, name of the other, figure of the other, goal.
+# Name, figure, name of the other, figure of the other, goal without start.
 _THROUGHPUTS = (
-    ("pack", "mtpack", "TRL's way", "trl", ">= 20"),
-    ("pack", "mtpack", "fastokens, encoding only", "fastokens", ">= 0.4 Chinese, 0.2 English"),
+    ("pack", "mtpack", "TRL's way", "trl", ">= 45 English, 35 Chinese"),
+    ("pack", "mtpack", "fastokens, encoding only", "fastokens", ">= 0.22 English, 0.5 Chinese"),
     (
         "pack with tokenizers",
         "mtpack_tokenizers",
@@ -44,17 +44,37 @@ _THROUGHPUTS = (
     ),
 )
 
-LINES = (
+_LINES = (
     *(
-        Line(f"{name}{start}", f"{figure}{suffix}", "MB/s", against, against_name, goal)
-        for start, suffix in (("", ""), (", without start", ".after_start"))
+        Line(f"{name}{start}", f"{figure}{suffix}", "MB/s", against, against_name, goal * reached)
+        for start, suffix, reached in (("", "", False), (", without start", ".after_start", True))
         for name, figure, against_name, against, goal in _THROUGHPUTS
     ),
+    Line("pack, whole command", "mtpack.whole", "MB/s", "trl", "TRL's way", ">= 10 English"),
     Line("TRL's way", "trl", "MB/s"),
     Line("tokenizers, encoding only", "tokenizers", "MB/s"),
     Line("fastokens, encoding only", "fastokens", "MB/s"),
     Line("pack, start only", "mtpack.seconds.start", "s"),
     Line("pack, whole command", "mtpack.command", "s"),
+    Line("python and imports", "start.imports", "s"),
+    Line("python, imports, tokenizers loaded", "start.tokenizers", "s"),
+    Line("python, imports, fastokens loaded", "start.fastokens", "s"),
+    Line(
+        "200 rows, whole command",
+        "start.few",
+        "s",
+        "start.tokenizers",
+        "python, imports, tokenizers loaded",
+        "<= 1.4",
+    ),
+    Line(
+        "all rows, whole command",
+        "start.whole",
+        "s",
+        "start.allowed",
+        "python, imports, fastokens loaded, 1.3 times without start",
+        "<= 1",
+    ),
     Line("pack of 10 times the input", "copies.10", "s", "copies.1", "once", "<= 10.5"),
     Line(
         "memory for 10 times the input",
@@ -89,6 +109,35 @@ LINES = (
             goal,
         )
         for name, figure, goal in (("no worker", "alone", ">= 5"), ("workers", "workers", ""))
+    ),
+)
+
+_OF_VERSIONS = ("mtpack", "start", "pack")
+"""How the names of figures begin that another version of mtpack has as well."""
+
+
+def _add_old(line: Line) -> tuple[Line, ...]:
+    """Return a line and, if the other version has it too, the same line for that one."""
+    old, against = (
+        f"old.{figure}" if figure and figure.split(".")[0] in _OF_VERSIONS else figure
+        for figure in (line.figure, line.against)
+    )
+    assert old is not None
+    if old == line.figure:
+        return (line,)
+    return line, replace(line, name=f"{line.name}, old", figure=old, against=against, goal="")
+
+
+LINES = (
+    *(line for new_line in _LINES for line in _add_old(new_line)),
+    Line(
+        "pack again, tokens kept",
+        "pack.again",
+        "s",
+        "old.pack.first",
+        "first, old",
+        ">= 4",
+        inverted=True,
     ),
 )
 

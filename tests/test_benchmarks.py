@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,24 @@ from click.testing import CliRunner
 from hypothesis import given
 
 import mtpack
+from benchmarks import release_candidate
 from benchmarks.compare import WAYS, main
+from benchmarks.encode_program import CALLS
 from benchmarks.executors import Costs, estimate
 from benchmarks.memory import find_processes, measure_private_bytes, run_watched
+from benchmarks.old_version import CASES, Case
 from benchmarks.planning import count_best_fit_decreasing
+from benchmarks.release_candidate import Case as CandidateCase
+from benchmarks.release_candidate import Library, compare_tokens
 from benchmarks.rendering import read_dialogues
 from benchmarks.scaling import write_copies
+from benchmarks.setting import Setting
 from benchmarks.table import LINES, STAGES, Line, compute_ratios
+from mtpack.input.files import describe_input
+from mtpack.input.reading import read_splits
 from mtpack.options import PackOptions
 from mtpack.running.pipeline import load_pipeline
+from mtpack.tokenizer.loading import load_tokenizer
 from tests.conftest import ROOT, SAMPLE_DATA
 from tests.support.strategies import cases
 
@@ -120,12 +130,14 @@ def test_one_command_measures_every_line_of_the_table(tmp_path):
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     for line in LINES:
-        if not line.figure.startswith(("rows.", "batches.")):
+        figures = f"{line.figure} {line.against}"
+        if not figures.startswith(("rows.", "batches.")) and "old." not in figures:
             (row,) = [row for row in table if row[0:4:3] == [line.name, line.against_name]]
             assert "-" not in row[1:3] + row[4:6]
     assert all(f"| {stage} " in printed for stage in STAGES)
-    assert all(len(values) == 1 for values in saved["figures"].values())
-    assert saved["figures"]["tokenizers.tokens"] == saved["figures"]["fastokens.tokens"]
+    figures = saved["ways"]["figures"]
+    assert all(len(values) == 1 for values in figures.values())
+    assert figures["tokenizers.tokens"] == figures["fastokens.tokens"]
 
 
 def test_the_ways_to_read_rows_and_batches_measure_their_lines(tmp_path, monkeypatch):
@@ -146,24 +158,67 @@ def test_the_ways_to_read_rows_and_batches_measure_their_lines(tmp_path, monkeyp
 
 def test_only_measures_the_named_ways(tmp_path):
     _, saved = compare(tmp_path, "--only", "tokenizers,planning", "--rounds", "2", "--workers", "1")
-    assert {name.split(".")[0] for name in saved["figures"]} == {"tokenizers", "plan", "bfd"}
-    assert len(saved["figures"]["tokenizers"]) == 2
+    figures = saved["ways"]["figures"]
+    assert {name.split(".")[0] for name in figures} == {"tokenizers", "plan", "bfd"}
+    assert len(figures["tokenizers"]) == 2
 
 
-def test_old_compares_another_installed_version_with_this_one(tmp_path):
-    printed, saved = compare(tmp_path, "--old", sys.executable)
+@pytest.fixture(scope="module")
+def compared_with_old(tmp_path_factory) -> tuple[str, dict]:
+    """Compare this version with itself; return the output and the JSON file."""
+    other = str(SAMPLE_DATA / "conversations_zh.jsonl")
+    options = ("--old", sys.executable, "--cases", "one-worker", "--also", other)
+    return compare(tmp_path_factory.mktemp("compared"), *options, "--only", "repack")
+
+
+def test_old_compares_another_installed_version_with_this_one(compared_with_old):
+    printed, content = compared_with_old
+    saved = content["old"]
     old, new = saved["versions"]["old"], saved["versions"]["new"]
     assert old == new
     assert Path(old["package"], "cli.py").is_file()
-    assert saved["figures"].keys() == {"old.cpu", "old.wall", "new.cpu", "new.wall"}
+    cases = ("one-worker", "conversations_zh.jsonl")
+    times = {f"{case}.{time}" for case in cases for time in ("cpu", "wall")}
+    assert saved["figures"].keys() == {
+        f"{name}.{time}" for name in saved["versions"] for time in times
+    }
     assert all(len(values) == 1 and values[0] > 0 for values in saved["figures"].values())
     for name, ratio in saved["ratios"].items():
         expected = saved["medians"][f"new.{name}"] / saved["medians"][f"old.{name}"]
         assert ratio == {"median": expected, "min": expected, "max": expected}
-    assert saved["ratios"].keys() == {"cpu", "wall"}
-    assert saved["same_shards"] is True
-    assert "shards: the same bytes" in printed
-    assert "CPU time, new" in printed
+    assert saved["ratios"].keys() == times
+    assert saved["same_shards"] == dict.fromkeys(cases, True)
+    assert all(f"{case}: shards: the same bytes" in printed for case in cases)
+    assert all(f"{case}: CPU time, new" in printed for case in cases)
+
+
+def test_the_named_ways_are_measured_for_both_versions_with_old(compared_with_old):
+    printed, content = compared_with_old
+    names = {f"{version}pack.{run}" for version in ("", "old.") for run in ("first", "again")}
+    assert content["ways"]["figures"].keys() == names
+    assert printed.count("| pack again, tokens kept") == 3
+    assert "| first, old " in printed
+
+
+def read_rows(case: Case) -> list[bytes]:
+    files = [describe_input(str(path), str(path)) for path in case.inputs]
+    return [row.text for split in read_splits(files) for row in split.rows()]
+
+
+def test_the_cases_of_two_versions_have_the_same_rows(tmp_path):
+    source = SAMPLE_DATA / "conversations_en.jsonl"
+    defaults = dict.fromkeys(("chat_template", "training_template", "trl_rows", "old"))
+    setting = Setting(
+        inputs=(str(source),),
+        tokenizer=EMBEDDED,
+        seq_len=1024,
+        workers=1,
+        read_seconds=1,
+        folder=tmp_path,
+        **defaults,
+    )
+    for case in CASES.values():
+        assert read_rows(case(setting)) == source.read_bytes().splitlines()
 
 
 def test_an_old_python_without_mtpack_is_a_usage_error(tmp_path):
@@ -198,6 +253,69 @@ def test_a_ratio_divides_two_figures_of_the_same_round():
     assert compute_ratios(Line("", "fast", "", "slow"), rounds) == [2, 3]
     assert compute_ratios(Line("", "slow", "", "fast", inverted=True), rounds) == [2, 3]
     assert compute_ratios(Line("", "fast", "", "unknown"), rounds) == []
+
+
+def compare_candidate(folder: Path, *options: str):
+    """Run the comparison with an environment that has the installed version, as the candidate."""
+    python = folder / "environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    arguments = [str(SAMPLE_DATA / "conversations_en.jsonl"), "--megabytes", "0.01"]
+    arguments += ["--environment", str(folder / "environment"), "--rounds", "1", *options]
+    return CliRunner().invoke(release_candidate.main, arguments)
+
+
+def test_the_release_candidate_benchmark_compares_the_libraries_of_two_environments(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ("--version", version("tokenizers"), "--json", str(file))
+    result = compare_candidate(tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    assert f"tokenizers {version('tokenizers')} lacks: nothing" in result.output
+    saved = json.loads(file.read_text())
+    assert [found["library"] for found in saved["comparisons"]] == ["fastokens", "candidate"]
+    for found in saved["comparisons"]:
+        assert {found[name].split()[0] for name in ("data", "adversarial", "positions")} == {"0"}
+    assert saved["comparisons"][1]["offsets"].startswith("0 of ")
+    for answers in saved["answers"]["embedded"].values():
+        assert all(answer[name] > 0 for answer in answers for name in ("load", "first", "again"))
+
+
+def test_an_environment_with_another_version_than_the_named_one_is_refused(tmp_path):
+    result = compare_candidate(tmp_path, "--version", "0.0.1")
+    assert result.exit_code == 2
+    assert "not 0.0.1" in result.output
+
+
+class ChangedLibrary(Library):
+    """A library with another id in the second text, and another offset in the third."""
+
+    def encode(self, tokenizer, texts, tokens=None):
+        answer = super().encode(tokenizer, texts, tokens)
+        found = json.loads(tokens.read_text())
+        found["ids"][1][0] += 1
+        found["offsets"][2][0][1] += 1
+        tokens.write_text(json.dumps(found))
+        return answer
+
+
+def test_other_tokens_of_a_candidate_are_counted(tmp_path):
+    reference, changed = (
+        kind("x", sys.executable, "tokenizers") for kind in (Library, ChangedLibrary)
+    )
+    case = CandidateCase(load_tokenizer(None), ["Hello", "World", "again"], ["é"], tmp_path)
+    (found,) = compare_tokens([reference, changed], case)
+    assert found.data == "1 of 3"
+    assert found.adversarial == "0 of 1"
+    assert found.offsets == "1 of 3"
+
+
+def test_the_calls_to_look_for_in_a_candidate_are_those_of_the_package():
+    sources = [path.read_text() for path in (ROOT / "mtpack").rglob("*.py")]
+    used = {name for source in sources for name in re.findall(r"\bbackend\.(\w+)", source)}
+    of_tokenizer = {name.split(".")[1] for name in CALLS if name.startswith("Tokenizer.")}
+    assert used - {"encode_batch_flat"} <= of_tokenizer  # that one is of fastokens
+    assert all(name.split(".")[-1] in " ".join(sources) for name in CALLS)
 
 
 def measure_interruptions(*options: str) -> str:
