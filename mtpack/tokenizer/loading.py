@@ -57,6 +57,13 @@ class TokenizerFiles:
     others: dict[str, str]
     """The contents of those next to it, by name; only those that exist."""
 
+    @property
+    def sha256(self) -> str:
+        """The digest of all contents: what a library makes of them depends on nothing else."""
+        digest = hashlib.sha256(self.content.encode())
+        digest.update(json.dumps(self.others, sort_keys=True).encode())
+        return digest.hexdigest()
+
     def parse(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file next to it, or an empty one; raise SetupError."""
         content = self.others.get(name)
@@ -70,6 +77,8 @@ class LoadedTokenizer:
     files: TokenizerFiles
     """What it was made of."""
     backend: tokenizers.Tokenizer
+    is_as_stored: bool
+    """Whether tokenizer.json has all of its added tokens, with their ids."""
     added_tokens: AddedTokens
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token` and so on, as templates see them."""
@@ -91,6 +100,11 @@ class LoadedTokenizer:
 
 def load_tokenizer(source: str | None) -> LoadedTokenizer:
     """Load the tokenizer that `source` names; raise SetupError if it can't be used."""
+    return build_tokenizer(read_tokenizer_files(source))
+
+
+def read_tokenizer_files(source: str | None) -> TokenizerFiles:
+    """Find and read the files of the tokenizer that `source` names; raise SetupError."""
     path = _locate(source)
     others = {
         name: read_text(path.parent / name)
@@ -98,13 +112,12 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         if (path.parent / name).is_file()
     }
     name = EMBEDDED if source is None else source
-    return build_tokenizer(TokenizerFiles(name, path, read_text(path), others))
+    return TokenizerFiles(name, path, read_text(path), others)
 
 
 def build_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
     """Make the tokenizer of these files, and read no other; raise SetupError."""
     path, content = files.path, files.content
-    _refuse_unsafe_settings(path, content)
     config = files.parse(_CONFIG)
     try:
         declared = read_declared_tokens(
@@ -114,11 +127,13 @@ def build_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
         raise SetupError(f"{path.parent / _CONFIG}: its tokens are malformed ({error})") from error
     try:
         backend = tokenizers.Tokenizer.from_str(content)
+        _refuse_unsafe_settings(path, backend)
         # It would only add special tokens, which the template writes, and trim offsets.
         backend.post_processor = None
         added_here = _add_declared_tokens(path, backend, declared)
     except BaseException as error:
         if is_tokenizer_failure(error):
+            parse_object(path, content)  # raises an error that says more, if it is no JSON object
             raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
         raise
     names = json.dumps(declared.named, sort_keys=True)
@@ -126,14 +141,16 @@ def build_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
     stops = _read_stop_tokens(files, backend)
     stops_here = sorted(set(stops) - {end_of_sequence})
     stop_tokens = tuple(dict.fromkeys([*([end_of_sequence] if end_of_sequence else []), *stops]))
-    identity = "\n".join([content, *added_here, names, *stops_here])
+    digest = hashlib.sha256(content.encode())
+    digest.update("\n".join(["", *added_here, names, *stops_here]).encode())
     return LoadedTokenizer(
         files=files,
         backend=backend,
+        is_as_stored=_stores_added_tokens(content, backend),
         added_tokens=collect_added_tokens(backend, stop_tokens),
         special_tokens=declared.named,
         pad_id=_find_pad_id(backend, declared.named),
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        sha256=digest.hexdigest(),
     )
 
 
@@ -200,15 +217,13 @@ def _download_from_hub(source: str) -> Path:
     return path
 
 
-def _refuse_unsafe_settings(path: Path, content: str) -> None:
+def _refuse_unsafe_settings(path: Path, backend: tokenizers.Tokenizer) -> None:
     """Refuse settings that would change the ids without a warning; raise SetupError."""
-    stored = parse_object(path, content)
-    model = stored.get("model")
     unsafe = {
-        "truncation": (stored.get("truncation"), "long dialogues would be cut without a warning"),
-        "padding": (stored.get("padding"), "padding tokens would be treated as text"),
+        "truncation": (backend.truncation, "long dialogues would be cut without a warning"),
+        "padding": (backend.padding, "padding tokens would be treated as text"),
         "dropout": (
-            isinstance(model, dict) and model.get("dropout"),
+            getattr(backend.model, "dropout", None),
             "every run would give different ids",
         ),
     }
@@ -238,6 +253,20 @@ def _add_declared_tokens(
             )
         added_here.append(f"{found} {token!r}")
     return added_here
+
+
+def _stores_added_tokens(content: str, backend: tokenizers.Tokenizer) -> bool:
+    """Return whether a tokenizer.json lists the added tokens of the loaded tokenizer.
+
+    It may lack those of tokenizer_config.json, and `tokenizers` corrects some ids.
+    """
+    added = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
+    start = content.find("[", content.find('"added_tokens"'))
+    try:  # to parse all of it would take half as long as to load it
+        stored = json.JSONDecoder().raw_decode(content, start)[0]
+        return {token["id"]: token["content"] for token in stored} == added
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def _read_stop_tokens(files: TokenizerFiles, backend: tokenizers.Tokenizer) -> list[str]:

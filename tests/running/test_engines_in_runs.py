@@ -32,13 +32,13 @@ def test_both_engines_give_the_same_shards_and_the_report_names_the_engine(tmp_p
 
 def test_a_small_input_does_not_load_the_fast_engine(tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "load_fast_engine", pytest.fail)
-    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_PER_TOKEN", 1.0)
+    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_TO_LOAD", 1.0)
     report, _ = pack(tmp_path / "packed")
     assert report.about.tokenizer_engine == "tokenizers"
 
 
 def choose_fastokens_for_any_size(monkeypatch):
-    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_PER_TOKEN", 0.0)
+    monkeypatch.setattr("mtpack.running.pipeline._SECONDS_TO_LOAD", 0.0)
 
 
 def test_a_tokenizer_that_fastokens_cannot_load_falls_back_with_one_line(tmp_path, monkeypatch):
@@ -56,8 +56,8 @@ def test_a_tokenizer_that_fastokens_cannot_load_falls_back_with_one_line(tmp_pat
 def break_fastokens(monkeypatch, is_broken) -> None:
     """Make the fast engine change one id of each batch of texts for which `is_broken(texts)`."""
 
-    def load(tokenizer):
-        right = load_fast_engine(tokenizer)
+    def load(tokenizer, begun):
+        right = load_fast_engine(tokenizer, begun)
 
         def encode(texts):
             found = right.encode(texts)
@@ -93,7 +93,7 @@ def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
 def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch):
     is_dialogue = "<|im_start|>user\n"  # no text of the probe begins like this
     monkeypatch.setattr("mtpack.fast_path.Audit.is_due", lambda audit, row: row % 3 == 0)
-    monkeypatch.setattr(encoders, "build_probe_texts", lambda tokens, sample_texts: ["of no use"])
+    monkeypatch.setattr(encoders, "build_probe_texts", lambda tokens: ["of no use"])
     break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
     warnings = assert_tokenizers_makes_all_ids(tmp_path)
     assert sum("gave other ids" in line for line in warnings) == 1
@@ -102,7 +102,9 @@ def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch
 
 
 def test_an_engine_that_fails_during_a_run_is_replaced(tmp_path, monkeypatch):
-    def load(tokenizer):
+    def load(tokenizer, begun):
+        begun.finish()
+
         def encode(texts):
             raise FastPathFailedError("fastokens", "fastokens failed (PanicException)")
 
