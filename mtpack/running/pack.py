@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,7 @@ def pack(
     in programs that have threads) they are spawned and load everything themselves. They do not
     import the caller's script.
     """
-    chosen, names = resolve_run(inputs, options)
-    return _PackRun(chosen, callbacks or Callbacks()).pack(names)
+    return PackRun(inputs, callbacks or Callbacks(), options).pack()
 
 
 def resolve_run(
@@ -126,20 +125,31 @@ def _refuse_packed_folders(names: list[str]) -> None:
             )
 
 
-@dataclass(slots=True)
-class _PackRun:
+class PackRun:
     """One run of `pack`: its options, callbacks and stopwatch, and a method for each step."""
 
-    options: PackOptions
-    callbacks: Callbacks
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    disabled: set[str] = field(default_factory=set)
-    """The fast paths that failed, in this run or in the one that it continues."""
-    argument_warnings: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        callbacks: Callbacks,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Check the options and find the inputs; raise SetupError. The arguments: as of `pack`."""
+        self.options, self._names = resolve_run(inputs, options)
+        self.callbacks = callbacks
+        self.watch = Stopwatch()
+        self.disabled: set[str] = set()
+        """The fast paths that failed, in this run or in the one that it continues."""
+        self.argument_warnings: list[str] = []
+        self.pipeline: Pipeline | None = None
+        """What was loaded; it stays until the end of this object."""
 
-    def pack(self, names: list[str]) -> PackReport:
+    def pack(self) -> PackReport:
+        """Do all of it and return the report; raise as `pack`."""
+        names = self._names
         found = {name: describe_input(name, name) for name in names if name != STANDARD_INPUT}
         pipeline = load_pipeline(self.options, self._estimate_new_bytes(names, found.values()))
+        self.pipeline = pipeline
         self.watch.lap("start")
         output, self.argument_warnings = prepare_output(pipeline, self.callbacks.warn)
         with ExitStack() as stack:

@@ -11,10 +11,13 @@ import os
 import unicodedata
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import tokenizers
 
+from mtpack.fast_path import FASTOKENS
 from mtpack.tokenizer.byte_level import ByteLevel
 from mtpack.tokenizer.loading import TokenizerFiles
 from mtpack.user_cache import EntryCache
@@ -38,13 +41,7 @@ class KeptResults:
 
     @cached_property
     def _probe_key(self) -> list[object]:
-        from importlib.metadata import PackageNotFoundError, version  # 15 ms
-
-        try:
-            fastokens = version("fastokens")
-        except PackageNotFoundError:
-            fastokens = None
-        return ["probe", fastokens, os.uname().machine, *self._tokenizer_key]
+        return ["probe", _find_fastokens(), os.uname().machine, *self._tokenizer_key]
 
     def read_probe(self) -> str | None:
         """Return why the probe refused fastokens, or "" if it passed; None if it is not known."""
@@ -64,6 +61,19 @@ class KeptResults:
         built = build()
         self._cache.write(_format_byte_level(built), *key)
         return built
+
+
+def _find_fastokens() -> list[str]:
+    """Return what identifies the installed fastokens; empty if it is not installed.
+
+    `importlib.metadata` would take 15 ms to read the version, most of it for imports.
+    """
+    spec = find_spec(FASTOKENS)
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent
+    version = sorted(path.name for path in folder.parent.glob("fastokens-*.dist-info"))
+    return [*version, *sorted(f"{path.name} {path.stat().st_size}" for path in folder.glob("*.so"))]
 
 
 def _format_byte_level(table: ByteLevel | None) -> bytes:
