@@ -1,5 +1,7 @@
 """Engines in runs: which one is chosen, how it is probed, and what happens if it is wrong."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from mtpack.fast_path import FastPathFailedError
 from mtpack.running.pack import Callbacks
 from mtpack.tokenizer import encoders
 from mtpack.tokenizer.engines import Engine, FlatTokens, load_fast_engine
+from mtpack.user_cache import find_cache_folder
 from tests.conftest import SAMPLE_DATA, shared
 
 ROWS = sorted(SAMPLE_DATA.glob("*.jsonl"))
@@ -120,3 +123,29 @@ def test_the_audit_of_a_correct_engine_finds_no_mismatch(tmp_path, learn_everyth
     replays = report.about.rendered
     assert report.about.audited > replays
     assert report.about.audit_mismatches == 0
+
+
+# The cache
+
+
+def list_cached() -> list[Path]:
+    return [path for path in find_cache_folder().rglob("*") if path.is_file()]
+
+
+def test_the_shards_are_the_same_whatever_the_cache_holds(tmp_path):
+    def pack_again(name, **options):
+        return pack(tmp_path / name, tokenizer_engine="fastokens", **options)[0].shards
+
+    without = pack_again("without", no_cache=True)
+    assert not list_cached()
+    assert pack_again("first") == without
+    kept = list_cached()
+    assert len(kept) == 2  # the result of the probe, and the byte lengths
+    assert pack_again("kept") == without
+    for file in kept:
+        file.write_bytes(file.read_bytes()[::-1])
+    assert pack_again("damaged") == without
+    for file in kept:
+        file.unlink()
+        file.mkdir()
+    assert pack_again("not writable") == without
