@@ -1,10 +1,15 @@
 """The command `mtpack`, also as `python -m mtpack`."""
 
 import atexit
+import gc
 import os
 import sys
 
 from mtpack.exit_signals import EXIT_SIGNALS
+
+# By default, the garbage collector runs after every 700 new objects. While modules are imported,
+# which takes half of the time of a small run, it finds nothing and takes a fifth of that time.
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
 def main() -> None:
@@ -13,6 +18,7 @@ def main() -> None:
         sys.stderr.write("mtpack: Windows is not supported; run it in WSL, which is a Linux\n")
         sys.exit(2)
     EXIT_SIGNALS.install()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
         from mtpack.cli import main as run
 
