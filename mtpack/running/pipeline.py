@@ -25,7 +25,6 @@ from mtpack.tokenizer.kept_results import KeptResults
 from mtpack.tokenizer.loading import (
     LoadedTokenizer,
     TokenizerFiles,
-    build_tokenizer,
     read_tokenizer_files,
 )
 
@@ -119,7 +118,7 @@ class PipelineContents:
     def load(self) -> Pipeline:
         """Make the pipeline; raise SetupError if it can't be used."""
         kept = KeptResults(self.tokenizer, is_kept=not self.options.no_cache)
-        tokenizer = build_tokenizer(self.tokenizer)
+        tokenizer = kept.find_tokenizer()
         template = build_chat_template(
             self.options.chat_template or tokenizer.source,
             self.templates,
@@ -143,7 +142,7 @@ def load_pipeline(options: PackOptions, input_bytes: int | None = None) -> Pipel
     begun = None
     if input_bytes is not None and prefers_fastokens(options, files, input_bytes):
         begun = None if kept.read_probe() else FastLoading(files)
-    tokenizer = build_tokenizer(files)
+    tokenizer = kept.find_tokenizer()
     template = load_chat_template(
         tokenizer,
         options.chat_template,
@@ -212,7 +211,7 @@ def choose_engine(
     chosen: Literal["fastokens", "tokenizers"] = FASTOKENS if is_preferred else TOKENIZERS
     refused = None
     if sample_texts is not None:
-        _ = pipeline.encoders.reference
+        _ = pipeline.tokenizer.backend, pipeline.encoders.reference
         try:
             if chosen == FASTOKENS:
                 pipeline.encoders.probe_fast(sample_texts)

@@ -10,18 +10,28 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tokenizers
 
 from mtpack.fast_path import FASTOKENS
 from mtpack.tokenizer.byte_level import ByteLevel
-from mtpack.tokenizer.loading import TokenizerFiles
+from mtpack.tokenizer.loading import (
+    LoadedTokenizer,
+    TokenizerFiles,
+    build_tokenizer,
+    describe_tokenizer,
+    restore_tokenizer,
+)
 from mtpack.user_cache import EntryCache
 from mtpack.version import __version__
+
+Result = TypeVar("Result")
 
 _FOLDER = "tokenizers"
 _FORMAT = 1  # of the entries
@@ -43,6 +53,18 @@ class KeptResults:
     def _probe_key(self) -> list[object]:
         return ["probe", _find_fastokens(), os.uname().machine, *self._tokenizer_key]
 
+    def find_tokenizer(self) -> LoadedTokenizer:
+        """Return the tokenizer, whose backend is not loaded yet if all else is kept.
+
+        Raises SetupError if it can't be used; nothing is kept of such a tokenizer.
+        """
+        return self._find(
+            ["tokenizer", *self._tokenizer_key],
+            parse=lambda content: restore_tokenizer(self._files, json.loads(content)),
+            build=lambda: build_tokenizer(self._files),
+            format_result=lambda built: json.dumps(describe_tokenizer(built)).encode(),
+        )
+
     def read_probe(self) -> str | None:
         """Return why the probe refused fastokens, or "" if it passed; None if it is not known."""
         content = self._cache.read(*self._probe_key)
@@ -54,12 +76,28 @@ class KeptResults:
 
     def find_byte_level(self, build: Callable[[], ByteLevel | None]) -> ByteLevel | None:
         """Return the table of byte lengths; build: makes it where it is not kept."""
-        key = ["byte lengths", unicodedata.unidata_version, *self._tokenizer_key]
+        return self._find(
+            ["byte lengths", unicodedata.unidata_version, *self._tokenizer_key],
+            parse=_parse_byte_level,
+            build=build,
+            format_result=_format_byte_level,
+        )
+
+    def _find(
+        self,
+        key: list[object],
+        *,
+        parse: Callable[[bytes], Result],
+        build: Callable[[], Result],
+        format_result: Callable[[Result], bytes],
+    ) -> Result:
+        """Return a result that is kept; build and keep it if there is none that can be parsed."""
         content = self._cache.read(*key)
         if content is not None:
-            return _parse_byte_level(content)
+            with suppress(LookupError, TypeError, ValueError):
+                return parse(content)
         built = build()
-        self._cache.write(_format_byte_level(built), *key)
+        self._cache.write(format_result(built), *key)
         return built
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from mtpack.errors import MtpackError, SetupError
-from mtpack.tokenizer.added_tokens import AddedTokens, collect_added_tokens
+from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens, collect_added_tokens
 from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_tokens
 from mtpack.tokenizer.files import parse_file, parse_object, read_text
 from mtpack.tokenizer.other_formats import explain_conversion
@@ -70,13 +71,13 @@ class TokenizerFiles:
         return {} if content is None else parse_file(self.path.parent / name, content)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer, ready to encode, and its properties that templates and shards need."""
+    """A tokenizer, and its properties that templates and shards need."""
 
     files: TokenizerFiles
     """What it was made of."""
-    backend: tokenizers.Tokenizer
+    load_backend: Callable[[], tokenizers.Tokenizer]
     is_as_stored: bool
     """Whether tokenizer.json has all of its added tokens, with their ids."""
     added_tokens: AddedTokens
@@ -86,6 +87,11 @@ class LoadedTokenizer:
     sha256: str
     """The digest of tokenizer.json, the tokens that only the config declares, the names, and the
     stop tokens that only generation_config.json names."""
+
+    @cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """What encodes. It may be loaded at its first use: 0.4 s for 150,000 tokens."""
+        return self.load_backend()
 
     @property
     def source(self) -> str:
@@ -117,41 +123,79 @@ def read_tokenizer_files(source: str | None) -> TokenizerFiles:
 
 def build_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
     """Make the tokenizer of these files, and read no other; raise SetupError."""
-    path, content = files.path, files.content
-    config = files.parse(_CONFIG)
-    try:
-        declared = read_declared_tokens(
-            config, files.parse(_NAMED_TOKENS), files.parse(_ADDED_TOKENS)
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SetupError(f"{path.parent / _CONFIG}: its tokens are malformed ({error})") from error
-    try:
-        backend = tokenizers.Tokenizer.from_str(content)
-        _refuse_unsafe_settings(path, backend)
-        # It would only add special tokens, which the template writes, and trim offsets.
-        backend.post_processor = None
-        added_here = _add_declared_tokens(path, backend, declared)
-    except BaseException as error:
-        if is_tokenizer_failure(error):
-            parse_object(path, content)  # raises an error that says more, if it is no JSON object
-            raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
-        raise
+    declared = _read_declared(files)
+    backend, added_here = _load_backend(files, declared)
     names = json.dumps(declared.named, sort_keys=True)
     end_of_sequence = declared.named.get("eos_token")
     stops = _read_stop_tokens(files, backend)
     stops_here = sorted(set(stops) - {end_of_sequence})
     stop_tokens = tuple(dict.fromkeys([*([end_of_sequence] if end_of_sequence else []), *stops]))
-    digest = hashlib.sha256(content.encode())
+    digest = hashlib.sha256(files.content.encode())
     digest.update("\n".join(["", *added_here, names, *stops_here]).encode())
     return LoadedTokenizer(
         files=files,
-        backend=backend,
-        is_as_stored=_stores_added_tokens(content, backend),
+        load_backend=lambda: backend,
+        is_as_stored=_stores_added_tokens(files.content, backend),
         added_tokens=collect_added_tokens(backend, stop_tokens),
         special_tokens=declared.named,
         pad_id=_find_pad_id(backend, declared.named),
         sha256=digest.hexdigest(),
     )
+
+
+def describe_tokenizer(tokenizer: LoadedTokenizer) -> dict[str, Any]:
+    """Return what `restore_tokenizer` needs besides the files, as JSON values."""
+    added = tokenizer.added_tokens
+    return {
+        "is_as_stored": tokenizer.is_as_stored,
+        "added_tokens": [asdict(token) for token in added.tokens],
+        "stops": added.stops,
+        "special_tokens": tokenizer.special_tokens,
+        "pad_id": tokenizer.pad_id,
+        "sha256": tokenizer.sha256,
+    }
+
+
+def restore_tokenizer(files: TokenizerFiles, described: Mapping[str, Any]) -> LoadedTokenizer:
+    """Return the tokenizer that `build_tokenizer` made of the same files, and load no backend."""
+    tokens = [AddedToken(**token) for token in described["added_tokens"]]
+    return LoadedTokenizer(
+        files=files,
+        load_backend=lambda: _load_backend(files, _read_declared(files))[0],
+        is_as_stored=described["is_as_stored"],
+        added_tokens=AddedTokens(tokens, described["stops"]),
+        special_tokens=described["special_tokens"],
+        pad_id=described["pad_id"],
+        sha256=described["sha256"],
+    )
+
+
+def _read_declared(files: TokenizerFiles) -> DeclaredTokens:
+    """Return the tokens that the files next to tokenizer.json declare; raise SetupError."""
+    config = files.parse(_CONFIG)
+    try:
+        return read_declared_tokens(config, files.parse(_NAMED_TOKENS), files.parse(_ADDED_TOKENS))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        path = files.path.parent / _CONFIG
+        raise SetupError(f"{path}: its tokens are malformed ({error})") from error
+
+
+def _load_backend(
+    files: TokenizerFiles, declared: DeclaredTokens
+) -> tuple[tokenizers.Tokenizer, list[str]]:
+    """Return the loaded tokenizer, and the tokens that were added to it; raise SetupError."""
+    path, content = files.path, files.content
+    try:
+        backend = tokenizers.Tokenizer.from_str(content)
+        _refuse_unsafe_settings(path, backend)
+        # It would only add special tokens, which the template writes, and trim offsets.
+        backend.post_processor = None
+        return backend, _add_declared_tokens(path, backend, declared)
+    except BaseException as error:
+        if is_tokenizer_failure(error):
+            parse_object(path, content)  # raises an error that says more, if it is no JSON object
+            raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
+        raise
 
 
 @contextmanager

@@ -7,13 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mtpack.errors import SetupError
 from mtpack.fast_path import FastPathFailedError
 from mtpack.tokenizer import encoders, kept_results
 from mtpack.tokenizer.byte_level import build_byte_level
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.engines import FlatTokens, load_fast_engine
 from mtpack.tokenizer.kept_results import KeptResults
-from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
+from mtpack.tokenizer.loading import (
+    EMBEDDED_FOLDER,
+    describe_tokenizer,
+    load_tokenizer,
+    read_tokenizer_files,
+)
 from mtpack.user_cache import find_cache_folder
 from tests.conftest import shared
 
@@ -39,6 +45,38 @@ def test_the_kept_table_of_byte_lengths_is_the_one_that_was_built(name):
     assert np.array_equal(kept.lengths, built.lengths)
     assert kept.lengths.dtype == built.lengths.dtype == np.int32
     assert kept.normal_form == built.normal_form
+
+
+@pytest.mark.parametrize(
+    "name", [None, "qwen3", "phi-3-mini", "t5-small-unigram", "bert-base-uncased-wordpiece"]
+)
+def test_a_kept_tokenizer_is_the_one_that_was_built_and_loads_nothing(name, monkeypatch):
+    built = load_tokenizer(name and str(shared(f"tokenizers/{name}")))
+    keep(built).find_tokenizer()
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenizers.Tokenizer.from_str", fail)
+        kept = keep(built).find_tokenizer()
+    assert describe_tokenizer(kept) == describe_tokenizer(built)
+    assert (kept.added_tokens.control, kept.folder) == (built.added_tokens.control, built.folder)
+    assert kept.backend.to_str() == built.backend.to_str()
+
+
+def test_a_kept_tokenizer_has_the_tokens_that_only_the_config_declares(tmp_path):
+    shutil.copy(EMBEDDED_FOLDER / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|over|>"}))
+    files = read_tokenizer_files(str(tmp_path))
+    for _ in range(2):
+        tokenizer = KeptResults(files, is_kept=True).find_tokenizer()
+        assert tokenizer.backend.encode("<|over|>").ids == [tokenizer.pad_id]
+        assert load_fast_engine(tokenizer).encode(["<|over|>"]).ids.tolist() == [tokenizer.pad_id]
+
+
+def test_nothing_is_kept_of_a_tokenizer_that_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": null}')
+    for _ in range(2):
+        with pytest.raises(SetupError, match="not a tokenizer that can be loaded"):
+            KeptResults(read_tokenizer_files(str(tmp_path)), is_kept=True).find_tokenizer()
+    assert not find_cache_folder().exists()
 
 
 def test_a_damaged_table_is_built_again():
