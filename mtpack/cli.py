@@ -12,7 +12,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
+from importlib import import_module
+from threading import Thread
 from typing import Any, TypeVar
 
 import click
@@ -30,6 +32,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 _PATH_METAVARS = ("DIR", "FILE_OR_NAME", "PATH_OR_ID")  # of the fields of `PackOptions`
+
+
+_loaded: list[Any] = []
+"""What stays until the process ends, since to free a large tokenizer takes 0.1 s."""
 
 
 class _Group(GroupWithExamples):
@@ -130,10 +136,9 @@ def pack(
     of these but - may be a URL: s3://, gs://, hf:// or file://.
     """
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
-    from mtpack.report.pack_report import show_report
     from mtpack.report.progress import show_progress
     from mtpack.running.callbacks import Callbacks
-    from mtpack.running.pack import pack as pack_dialogues
+    from mtpack.running.pack import PackRun
     from mtpack.shards.work_area import find_last_file
     from mtpack.storage.urls import resolve_name
 
@@ -144,11 +149,34 @@ def pack(
     EXIT_SIGNALS.expect(str(find_last_file(output, options["work_dir"])))
     shown = nullcontext(Callbacks()) if quiet else show_progress(shows_stages=not as_json)
     with shown as callbacks:
-        report = pack_dialogues(inputs, callbacks=callbacks, **options)
+        if not as_json:
+            callbacks = replace(callbacks, status=_load_report_meanwhile(callbacks.status))
+        run = PackRun(inputs, callbacks, options)
+        report = run.pack()
+    _loaded.append(run)
     if as_json:
         _print_json(report.as_dict())
     else:
+        from mtpack.report.pack_report import show_report
+
         show_report(report, _console())
+
+
+def _load_report_meanwhile(status: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a callback that also imports what shows the report, while workers are at work.
+
+    It does so at its first call: then they have been forked, which needs a single thread.
+    """
+    has_begun = False
+
+    def load_and_report(progress: Any) -> None:
+        nonlocal has_begun
+        if not has_begun:
+            has_begun = True
+            Thread(target=import_module, args=("mtpack.report.pack_report",)).start()
+        status(progress)
+
+    return load_and_report
 
 
 def _try_pack(inputs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:

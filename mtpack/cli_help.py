@@ -57,7 +57,7 @@ OPTION_GROUPS = {
     "Output": ("output", "shard_size", "compression", "ipc_format", "overwrite"),
     "Processes and their limits": (
         *("workers", "executor", "ray_address", "work_dir", "token_store"),
-        *("unit_timeout", "render_seconds", "render_memory"),
+        *("no_cache", "unit_timeout", "render_seconds", "render_memory"),
     ),
 }
 _OTHERS = "Options"

@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from mtpack.errors import SetupError
@@ -217,6 +218,12 @@ class PackOptions:
         changes_output=False,
         metavar="DIR",
     )
+    no_cache: bool = _option(
+        False,
+        "Keep nothing of the tokenizer in the user's cache folder, and take nothing from it. The "
+        "output does not depend on this option.",
+        changes_output=False,
+    )
     unit_timeout: int = _option(
         0,
         "Seconds without progress after which a worker process is ended, and its split or shard is "
@@ -383,4 +390,10 @@ def flag(name: str) -> str:
 def choices(option: Field[Any]) -> tuple[str, ...]:
     """Return the values of an option, without aliases, or () if they are not a fixed set."""
     is_choice = str(option.type).startswith("Literal")
-    return get_args(get_type_hints(PackOptions)[option.name]) if is_choice else ()
+    return get_args(_read_types()[option.name]) if is_choice else ()
+
+
+@cache
+def _read_types() -> dict[str, Any]:
+    """Return the types of the options; to evaluate their annotations takes a millisecond."""
+    return get_type_hints(PackOptions)

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -45,6 +46,13 @@ def _workers_are_forked() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtpack.running.runner.may_fork", lambda: True)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _cache_is_empty(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> None:
+    """Give each test a cache folder of its own, which is there once something is kept."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{uuid4().hex}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "mtpack"
 # those before it.
 ROOMS = [
     *("version", "errors", "option_values", "options", "token_batch", "counts", "fast_path"),
+    "user_cache",
     *("storage", "input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),

@@ -120,7 +120,8 @@ def build_literal_tokenizer(
                 f"{tokenizer.source}: this tokenizer can't encode the control token {content} as "
                 "ordinary text; choose --control-tokens keep or error"
             )
-    renamed = replace(tokenizer, backend=backend, added_tokens=collect_added_tokens(backend, ()))
+    added_tokens = collect_added_tokens(backend, ())
+    renamed = replace(tokenizer, load_backend=lambda: backend, added_tokens=added_tokens)
     contents = {known[content]: content for content in control}
     return LiteralTokenizer(
         tokenizer, contents, renamed, ids, np.array(control_ids, dtype=np.int32)

@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, choose_buffer_size, open_table, wrap_read_errors
@@ -26,6 +25,9 @@ from mtpack.input.row_errors import quote_name
 from mtpack.input.row_formats import detect_format
 from mtpack.input.splits import RowsInMemory, TableNote
 from mtpack.input.table_values import DroppedNulls, make_converter
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 _ROWS_AT_ONCE = 256
 _MAX_BATCH_ROWS = 2**31
@@ -124,10 +126,12 @@ def _cut_row_groups(
 @contextmanager
 def _open_parquet(file: InputFile) -> Iterator[pa.parquet.ParquetFile]:
     """Open a Parquet file; errors in the block become an InputError."""
+    from pyarrow.parquet import ParquetFile  # takes 15 ms, and few runs need it
+
     with (
         wrap_read_errors(file.name),
         open_table(file.path) as source,
-        pa.parquet.ParquetFile(source, buffer_size=choose_buffer_size(file.path)) as table,
+        ParquetFile(source, buffer_size=choose_buffer_size(file.path)) as table,
     ):
         yield table
 

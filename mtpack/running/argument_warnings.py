@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from mtpack.options import flag
 from mtpack.template.chat_template import ChatTemplate
@@ -14,6 +13,8 @@ _MOST_LISTED = 8
 def list_argument_warnings(template: ChatTemplate, arguments: Iterable[str]) -> list[str]:
     """Return a warning for each argument (KEY=VALUE) whose variable the template never reads."""
     names = dict.fromkeys(argument.partition("=")[0] for argument in arguments)
+    if not names:
+        return []  # to list the variables of a long template takes 10 ms
     readable = template.list_settable_variables()
     return [
         f'{flag("template_arg")}: the chat template never reads "{name}"; '
@@ -25,6 +26,8 @@ def list_argument_warnings(template: ChatTemplate, arguments: Iterable[str]) -> 
 
 def _suggest_variable(name: str, readable: list[str]) -> str:
     """Return the question for the variable that was meant, or else which ones there are."""
+    from difflib import get_close_matches  # takes 5 ms, and few runs need it
+
     if similar := get_close_matches(name, readable, n=1):
         return f"did you mean {similar[0]}?"
     if not readable:

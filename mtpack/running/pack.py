@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from mtpack.running.pipeline import (
     load_pipeline,
 )
 from mtpack.running.run_record import continue_run, identify_run, write_run_record
-from mtpack.running.run_setup import RunSetup, read_first_rows
+from mtpack.running.run_setup import RunSetup, estimate_text_bytes, read_first_rows
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.table_process import table_process
 from mtpack.running.token_store import holds_splits, measure_store
@@ -56,7 +56,7 @@ from mtpack.shards.manifest import (
 )
 from mtpack.shards.output_folder import find_complete_output, refuse_foreign_files
 from mtpack.shards.side_files import write_datasets_files
-from mtpack.shards.work_area import WorkArea, empty_area
+from mtpack.shards.work_area import WorkArea, empty_area, find_last_file
 from mtpack.storage.places import join_place, to_place
 from mtpack.storage.urls import resolve_name
 from mtpack.tokenizer.loading import EMBEDDED
@@ -79,8 +79,7 @@ def pack(
     in programs that have threads) they are spawned and load everything themselves. They do not
     import the caller's script.
     """
-    chosen, names = resolve_run(inputs, options)
-    return _PackRun(chosen, callbacks or Callbacks()).pack(names)
+    return PackRun(inputs, callbacks or Callbacks(), options).pack()
 
 
 def resolve_run(
@@ -126,26 +125,38 @@ def _refuse_packed_folders(names: list[str]) -> None:
             )
 
 
-@dataclass(slots=True)
-class _PackRun:
+class PackRun:
     """One run of `pack`: its options, callbacks and stopwatch, and a method for each step."""
 
-    options: PackOptions
-    callbacks: Callbacks
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    disabled: set[str] = field(default_factory=set)
-    """The fast paths that failed, in this run or in the one that it continues."""
-    argument_warnings: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        callbacks: Callbacks,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Check the options and find the inputs; raise SetupError. The arguments: as of `pack`."""
+        self.options, self._names = resolve_run(inputs, options)
+        self.callbacks = callbacks
+        self.watch = Stopwatch()
+        self.disabled: set[str] = set()
+        """The fast paths that failed, in this run or in the one that it continues."""
+        self.argument_warnings: list[str] = []
+        self.pipeline: Pipeline | None = None
+        """What was loaded; it stays until the end of this object."""
 
-    def pack(self, names: list[str]) -> PackReport:
-        pipeline = load_pipeline(self.options)
+    def pack(self) -> PackReport:
+        """Do all of it and return the report; raise as `pack`."""
+        names = self._names
+        found = {name: describe_input(name, name) for name in names if name != STANDARD_INPUT}
+        pipeline = load_pipeline(self.options, self._estimate_new_bytes(names, found.values()))
+        self.pipeline = pipeline
         self.watch.lap("start")
         output, self.argument_warnings = prepare_output(pipeline, self.callbacks.warn)
         with ExitStack() as stack:
             area = None
             if STANDARD_INPUT in names or output.has_work_area():
                 area = stack.enter_context(self._work_area(output, pipeline))
-            files = [describe_input(name, self._spool(name, area)) for name in names]
+            files = [found.get(name) or self._spool(name, area) for name in names]
             run = identify_run(pipeline, files)
             complete = find_complete_output(
                 output.place, run, files, lambda: _hash_inputs(files, self.options), self.options
@@ -194,17 +205,25 @@ class _PackRun:
                 ) from error
             yield area
 
-    def _spool(self, name: str, area: WorkArea | None) -> str | Path:
-        """Return a path to read an input from; standard input is copied to the work area.
+    def _estimate_new_bytes(self, names: list[str], found: Iterable[InputFile]) -> int | None:
+        """Return the estimated bytes of text to tokenize; None if it is not known, or most are not.
 
-        It can be read only once.
+        Of standard input the size is not known. A complete output and stored splits are most likely
+        those of this run.
         """
-        if name != STANDARD_INPUT or area is None:
-            return name
+        is_complete = find_last_file(self.options.output, self.options.work_dir).exists()
+        store = self.options.token_store
+        if STANDARD_INPUT in names or is_complete or (store and os.path.exists(store)):
+            return None
+        return sum(map(estimate_text_bytes, found))
+
+    def _spool(self, name: str, area: WorkArea | None) -> InputFile:
+        """Copy standard input to the work area, since it can be read only once."""
+        assert area is not None
         path = area.scratch / "standard-input.jsonl"
         with open(path, "wb") as spool:
             shutil.copyfileobj(sys.stdin.buffer, spool)
-        return path
+        return describe_input(name, path)
 
     def _write_output(self, setup: RunSetup, run: RunIdentity) -> PackReport:
         setup.output.begin()

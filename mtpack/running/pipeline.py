@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Literal
 
 from mtpack.documents.control_tokens import Renderer, load_renderer
 from mtpack.errors import SetupError
@@ -19,17 +20,17 @@ from mtpack.template.loading import build_chat_template, load_chat_template
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import finds_turns
 from mtpack.tokenizer.encoders import Encoders
-from mtpack.tokenizer.engines import TOKENIZERS
+from mtpack.tokenizer.engines import TOKENIZERS, FastLoading
+from mtpack.tokenizer.kept_results import KeptResults
 from mtpack.tokenizer.loading import (
     LoadedTokenizer,
     TokenizerFiles,
-    build_tokenizer,
-    load_tokenizer,
+    read_tokenizer_files,
 )
 
-# Time of `tokenizers` to encode a byte of text, and of fastokens to load a token of the vocabulary.
+# Time of `tokenizers` to encode a byte of text, and of fastokens to load one of tokenizer.json.
 _SECONDS_PER_BYTE = 4e-7
-_SECONDS_PER_TOKEN = 8e-6
+_SECONDS_TO_LOAD = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class PipelineContents:
 
     def load(self) -> Pipeline:
         """Make the pipeline; raise SetupError if it can't be used."""
-        tokenizer = build_tokenizer(self.tokenizer)
+        kept = KeptResults(self.tokenizer, is_kept=not self.options.no_cache)
+        tokenizer = kept.find_tokenizer()
         template = build_chat_template(
             self.options.chat_template or tokenizer.source,
             self.templates,
@@ -126,15 +128,22 @@ class PipelineContents:
             self.options.date,
             self.options.tool_arguments,
         )
-        return _connect(self.options, tokenizer, template)
+        encoders = Encoders(tokenizer, self.options.seed, kept)
+        return _connect(self.options, tokenizer, template, encoders)
 
 
-def load_pipeline(options: PackOptions) -> Pipeline:
+def load_pipeline(options: PackOptions, input_bytes: int | None = None) -> Pipeline:
     """Load tokenizer and template; raise SetupError if they can't be used.
 
-    The template is compiled here; `check_template` tries it.
+    The template is compiled here; `check_template` tries it. input_bytes: as for `choose_engine`,
+    if it is known and is going to be called: then fastokens begins to load, if it is worth it.
     """
-    tokenizer = load_tokenizer(options.tokenizer)
+    files = read_tokenizer_files(options.tokenizer)
+    kept = KeptResults(files, is_kept=not options.no_cache)
+    begun = None
+    if input_bytes is not None and prefers_fastokens(options, files, input_bytes):
+        begun = None if kept.read_probe() else FastLoading(files)
+    tokenizer = kept.find_tokenizer()
     template = load_chat_template(
         tokenizer,
         options.chat_template,
@@ -142,12 +151,15 @@ def load_pipeline(options: PackOptions) -> Pipeline:
         options.date,
         options.tool_arguments,
     )
-    return _connect(options, tokenizer, template)
+    encoders = Encoders(tokenizer, options.seed, kept, begun)
+    return _connect(options, tokenizer, template, encoders)
 
 
-def _connect(options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate) -> Pipeline:
+def _connect(
+    options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate, encoders: Encoders
+) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
-    return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
+    return Pipeline(options, tokenizer, template, renderer, encoders)
 
 
 def choose_read_options(options: PackOptions) -> ReadOptions:
@@ -177,6 +189,14 @@ def check_template(pipeline: Pipeline) -> None:
 _finds_turns = lru_cache(maxsize=1)(finds_turns)  # once in each process
 
 
+def prefers_fastokens(options: PackOptions, files: TokenizerFiles, input_bytes: int) -> bool:
+    """Return whether fastokens is the engine to try, for an input of so many bytes of text."""
+    gain = input_bytes * _SECONDS_PER_BYTE / options.num_workers
+    return options.tokenizer_engine == FASTOKENS or (
+        options.tokenizer_engine == "auto" and gain > len(files.content) * _SECONDS_TO_LOAD
+    )
+
+
 def choose_engine(
     pipeline: Pipeline, input_bytes: int, sample_texts: Iterable[str] | None
 ) -> tuple[Pipeline, str | None]:
@@ -188,19 +208,16 @@ def choose_engine(
     workers share it. If `sample_texts` is None, workers do so when they need it. Raises SetupError
     if the engine that the user chose can't be used.
     """
-    gain = input_bytes * _SECONDS_PER_BYTE / pipeline.options.num_workers
-    load = pipeline.tokenizer.backend.get_vocab_size() * _SECONDS_PER_TOKEN
-    wanted = chosen = pipeline.options.tokenizer_engine
-    if wanted == "auto":
-        chosen = FASTOKENS if gain > load else TOKENIZERS
+    is_preferred = prefers_fastokens(pipeline.options, pipeline.tokenizer.files, input_bytes)
+    chosen: Literal["fastokens", "tokenizers"] = FASTOKENS if is_preferred else TOKENIZERS
     refused = None
     if sample_texts is not None:
-        _ = pipeline.encoders.reference
+        _ = pipeline.tokenizer.backend, pipeline.encoders.reference
         try:
             if chosen == FASTOKENS:
                 pipeline.encoders.probe_fast(sample_texts)
         except FastPathFailedError as error:
-            if wanted == FASTOKENS:
+            if pipeline.options.tokenizer_engine == FASTOKENS:
                 remedy = "choose --tokenizer-engine auto or tokenizers"
                 raise SetupError(f"{error}; {remedy}") from error
             refused = f"{error}; continuing with tokenizers, which is many times slower"

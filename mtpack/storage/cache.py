@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 from uuid import uuid4
 
 from mtpack.storage.objects import open_object, stat_object
+from mtpack.user_cache import find_cache_folder
 
 _BLOCK_BYTES = 2**20
 
@@ -24,14 +24,6 @@ class ChangedObjectError(OSError):
         """Keep the sha256 that was found."""
         super().__init__(found)
         self.found = found
-
-
-def find_cache_folder() -> Path:
-    """Return the folder of the cache: mtpack's in the user's cache folder on this platform."""
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        return Path(chosen) / "mtpack"
-    where = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return Path.home() / where / "mtpack"
 
 
 def fetch_shard(url: str, num_bytes: int, sha256: str, *, anew: bool = False) -> Path:

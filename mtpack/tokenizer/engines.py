@@ -8,16 +8,25 @@ raises FastPathFailedError, and the caller continues with the reference.
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from mtpack.fast_path import FASTOKENS, FastPathFailedError
 from mtpack.token_batch import Int32, Int64, offsets_from_lengths
-from mtpack.tokenizer.loading import LoadedTokenizer, is_tokenizer_failure, wrap_tokenizer_errors
+from mtpack.tokenizer.loading import (
+    LoadedTokenizer,
+    TokenizerFiles,
+    is_tokenizer_failure,
+    wrap_tokenizer_errors,
+)
 
 TOKENIZERS: Final = "tokenizers"
 """The name of the reference engine; the other one is `FASTOKENS`."""
@@ -82,29 +91,49 @@ def load_reference_engine(tokenizer: LoadedTokenizer) -> Engine:
     return Engine(TOKENIZERS, encode)
 
 
-def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
-    """Return the engine `fastokens`, loaded from the reference; raise FastPathFailedError.
+class FastLoading:
+    """fastokens loads a tokenizer in a thread, which needs no lock of Python meanwhile.
 
-    It gets the serialized state of the reference, not tokenizer.json: with the tokens that only
-    tokenizer_config.json declares, and without a post-processor. For 150,000 tokens this takes
-    1.1 s, of which serializing takes 0.09; the text of the file would load no faster.
-
-    Loading starts no thread. The first `encode` may, for some tokenizers and long texts: then the
-    process can't fork any more (`running/processes.py` checks).
+    `tokenizers` takes that lock as long as it loads. So one core loads the one, and another core
+    the other.
     """
-    try:
-        import fastokens
-    except ImportError as error:
-        raise _failure(f"can't be imported ({error})") from error
-    # mtpack runs in parallel by processes: 64 of them with 32 threads each would slow each other
-    # down. The variable is read at the first `encode`.
-    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
-    try:
-        backend = fastokens.Tokenizer.from_json_str(tokenizer.backend.to_str())
-    except BaseException as error:
-        if is_tokenizer_failure(error):
-            raise _failure(f"can't load this tokenizer ({error})") from error
-        raise
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        """Start the thread. It loads tokenizer.json as it is stored."""
+        self._content = files.content
+        self._backend: Any = None
+        self._error: FastPathFailedError | None = None
+        self._thread = threading.Thread(target=self._load, name="fastokens")
+        self._thread.start()
+
+    def _load(self) -> None:
+        # So the main thread gets them at once, as it would without this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        try:
+            self._backend = _load_fastokens(self._content)
+        except FastPathFailedError as error:
+            self._error = error
+
+    def finish(self) -> Any:
+        """Return the loaded tokenizer, at the end of the thread; raise FastPathFailedError."""
+        self._thread.join()
+        # Python's `join` returns a moment before the thread ends, and then no fork would be safe.
+        task = Path(f"/proc/self/task/{self._thread.native_id}")
+        while task.exists():
+            time.sleep(0.0005)
+        if self._error is not None:
+            raise self._error
+        return self._backend
+
+
+def load_fast_engine(tokenizer: LoadedTokenizer, begun: FastLoading | None = None) -> Engine:
+    """Return the engine `fastokens` for a tokenizer; raise FastPathFailedError if it can't be used.
+
+    begun: has begun to load tokenizer.json. Where the tokenizer has other added tokens than that
+    file, and where fastokens does not take the file, it gets what `tokenizers` writes of the
+    tokenizer, without a post-processor. For 150,000 tokens this takes 1.1 s.
+    """
+    backend = _choose_backend(tokenizer, begun)
 
     def encode(texts: Sequence[str]) -> FlatTokens:
         try:
@@ -120,6 +149,40 @@ def load_fast_engine(tokenizer: LoadedTokenizer) -> Engine:
         return tokens
 
     return Engine(FASTOKENS, encode)
+
+
+def _choose_backend(tokenizer: LoadedTokenizer, begun: FastLoading | None) -> Any:
+    try:
+        stored = begun.finish() if begun is not None else None
+        if tokenizer.is_as_stored:
+            return stored if begun is not None else _load_fastokens(tokenizer.files.content)
+    except FastPathFailedError:
+        pass
+    return _load_fastokens(tokenizer.backend.to_str())
+
+
+def _load_fastokens(content: str) -> Any:
+    """Load a tokenizer.json with fastokens; raise FastPathFailedError.
+
+    This starts no thread. The first `encode` may, for some tokenizers and long texts: then the
+    process can't fork any more (`running/processes.py` checks).
+    """
+    try:
+        import fastokens
+    except ImportError as error:
+        raise _failure(f"can't be imported ({error})") from error
+    # mtpack runs in parallel by processes: 64 of them with 32 threads each would slow each other
+    # down. The variable is read at the first `encode`.
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+    try:
+        backend = fastokens.Tokenizer.from_json_str(content)
+        if os.environ["FASTOKENS_BPE_THREADS"] == "1":
+            backend.encode_batch_flat(["a"], add_special_tokens=False)  # the first takes 80 ms
+    except BaseException as error:
+        if is_tokenizer_failure(error):
+            raise _failure(f"can't load this tokenizer ({error})") from error
+        raise
+    return backend
 
 
 def _failure(reason: str) -> FastPathFailedError:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from mtpack.errors import MtpackError, SetupError
-from mtpack.tokenizer.added_tokens import AddedTokens, collect_added_tokens
+from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens, collect_added_tokens
 from mtpack.tokenizer.declared_tokens import DeclaredTokens, read_declared_tokens
 from mtpack.tokenizer.files import parse_file, parse_object, read_text
 from mtpack.tokenizer.other_formats import explain_conversion
@@ -57,19 +58,28 @@ class TokenizerFiles:
     others: dict[str, str]
     """The contents of those next to it, by name; only those that exist."""
 
+    @property
+    def sha256(self) -> str:
+        """The digest of all contents: what a library makes of them depends on nothing else."""
+        digest = hashlib.sha256(self.content.encode())
+        digest.update(json.dumps(self.others, sort_keys=True).encode())
+        return digest.hexdigest()
+
     def parse(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file next to it, or an empty one; raise SetupError."""
         content = self.others.get(name)
         return {} if content is None else parse_file(self.path.parent / name, content)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer, ready to encode, and its properties that templates and shards need."""
+    """A tokenizer, and its properties that templates and shards need."""
 
     files: TokenizerFiles
     """What it was made of."""
-    backend: tokenizers.Tokenizer
+    load_backend: Callable[[], tokenizers.Tokenizer]
+    is_as_stored: bool
+    """Whether tokenizer.json has all of its added tokens, with their ids."""
     added_tokens: AddedTokens
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token` and so on, as templates see them."""
@@ -77,6 +87,11 @@ class LoadedTokenizer:
     sha256: str
     """The digest of tokenizer.json, the tokens that only the config declares, the names, and the
     stop tokens that only generation_config.json names."""
+
+    @cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """What encodes. It may be loaded at its first use: 0.4 s for 150,000 tokens."""
+        return self.load_backend()
 
     @property
     def source(self) -> str:
@@ -91,6 +106,11 @@ class LoadedTokenizer:
 
 def load_tokenizer(source: str | None) -> LoadedTokenizer:
     """Load the tokenizer that `source` names; raise SetupError if it can't be used."""
+    return build_tokenizer(read_tokenizer_files(source))
+
+
+def read_tokenizer_files(source: str | None) -> TokenizerFiles:
+    """Find and read the files of the tokenizer that `source` names; raise SetupError."""
     path = _locate(source)
     others = {
         name: read_text(path.parent / name)
@@ -98,43 +118,84 @@ def load_tokenizer(source: str | None) -> LoadedTokenizer:
         if (path.parent / name).is_file()
     }
     name = EMBEDDED if source is None else source
-    return build_tokenizer(TokenizerFiles(name, path, read_text(path), others))
+    return TokenizerFiles(name, path, read_text(path), others)
 
 
 def build_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
     """Make the tokenizer of these files, and read no other; raise SetupError."""
-    path, content = files.path, files.content
-    _refuse_unsafe_settings(path, content)
-    config = files.parse(_CONFIG)
-    try:
-        declared = read_declared_tokens(
-            config, files.parse(_NAMED_TOKENS), files.parse(_ADDED_TOKENS)
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SetupError(f"{path.parent / _CONFIG}: its tokens are malformed ({error})") from error
-    try:
-        backend = tokenizers.Tokenizer.from_str(content)
-        # It would only add special tokens, which the template writes, and trim offsets.
-        backend.post_processor = None
-        added_here = _add_declared_tokens(path, backend, declared)
-    except BaseException as error:
-        if is_tokenizer_failure(error):
-            raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
-        raise
+    declared = _read_declared(files)
+    backend, added_here = _load_backend(files, declared)
     names = json.dumps(declared.named, sort_keys=True)
     end_of_sequence = declared.named.get("eos_token")
     stops = _read_stop_tokens(files, backend)
     stops_here = sorted(set(stops) - {end_of_sequence})
     stop_tokens = tuple(dict.fromkeys([*([end_of_sequence] if end_of_sequence else []), *stops]))
-    identity = "\n".join([content, *added_here, names, *stops_here])
+    digest = hashlib.sha256(files.content.encode())
+    digest.update("\n".join(["", *added_here, names, *stops_here]).encode())
     return LoadedTokenizer(
         files=files,
-        backend=backend,
+        load_backend=lambda: backend,
+        is_as_stored=_stores_added_tokens(files.content, backend),
         added_tokens=collect_added_tokens(backend, stop_tokens),
         special_tokens=declared.named,
         pad_id=_find_pad_id(backend, declared.named),
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        sha256=digest.hexdigest(),
     )
+
+
+def describe_tokenizer(tokenizer: LoadedTokenizer) -> dict[str, Any]:
+    """Return what `restore_tokenizer` needs besides the files, as JSON values."""
+    added = tokenizer.added_tokens
+    return {
+        "is_as_stored": tokenizer.is_as_stored,
+        "added_tokens": [asdict(token) for token in added.tokens],
+        "stops": added.stops,
+        "special_tokens": tokenizer.special_tokens,
+        "pad_id": tokenizer.pad_id,
+        "sha256": tokenizer.sha256,
+    }
+
+
+def restore_tokenizer(files: TokenizerFiles, described: Mapping[str, Any]) -> LoadedTokenizer:
+    """Return the tokenizer that `build_tokenizer` made of the same files, and load no backend."""
+    tokens = [AddedToken(**token) for token in described["added_tokens"]]
+    return LoadedTokenizer(
+        files=files,
+        load_backend=lambda: _load_backend(files, _read_declared(files))[0],
+        is_as_stored=described["is_as_stored"],
+        added_tokens=AddedTokens(tokens, described["stops"]),
+        special_tokens=described["special_tokens"],
+        pad_id=described["pad_id"],
+        sha256=described["sha256"],
+    )
+
+
+def _read_declared(files: TokenizerFiles) -> DeclaredTokens:
+    """Return the tokens that the files next to tokenizer.json declare; raise SetupError."""
+    config = files.parse(_CONFIG)
+    try:
+        return read_declared_tokens(config, files.parse(_NAMED_TOKENS), files.parse(_ADDED_TOKENS))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        path = files.path.parent / _CONFIG
+        raise SetupError(f"{path}: its tokens are malformed ({error})") from error
+
+
+def _load_backend(
+    files: TokenizerFiles, declared: DeclaredTokens
+) -> tuple[tokenizers.Tokenizer, list[str]]:
+    """Return the loaded tokenizer, and the tokens that were added to it; raise SetupError."""
+    path, content = files.path, files.content
+    try:
+        backend = tokenizers.Tokenizer.from_str(content)
+        _refuse_unsafe_settings(path, backend)
+        # It would only add special tokens, which the template writes, and trim offsets.
+        backend.post_processor = None
+        return backend, _add_declared_tokens(path, backend, declared)
+    except BaseException as error:
+        if is_tokenizer_failure(error):
+            parse_object(path, content)  # raises an error that says more, if it is no JSON object
+            raise SetupError(f"{path}: not a tokenizer that can be loaded ({error})") from error
+        raise
 
 
 @contextmanager
@@ -200,15 +261,13 @@ def _download_from_hub(source: str) -> Path:
     return path
 
 
-def _refuse_unsafe_settings(path: Path, content: str) -> None:
+def _refuse_unsafe_settings(path: Path, backend: tokenizers.Tokenizer) -> None:
     """Refuse settings that would change the ids without a warning; raise SetupError."""
-    stored = parse_object(path, content)
-    model = stored.get("model")
     unsafe = {
-        "truncation": (stored.get("truncation"), "long dialogues would be cut without a warning"),
-        "padding": (stored.get("padding"), "padding tokens would be treated as text"),
+        "truncation": (backend.truncation, "long dialogues would be cut without a warning"),
+        "padding": (backend.padding, "padding tokens would be treated as text"),
         "dropout": (
-            isinstance(model, dict) and model.get("dropout"),
+            getattr(backend.model, "dropout", None),
             "every run would give different ids",
         ),
     }
@@ -238,6 +297,20 @@ def _add_declared_tokens(
             )
         added_here.append(f"{found} {token!r}")
     return added_here
+
+
+def _stores_added_tokens(content: str, backend: tokenizers.Tokenizer) -> bool:
+    """Return whether a tokenizer.json lists the added tokens of the loaded tokenizer.
+
+    It may lack those of tokenizer_config.json, and `tokenizers` corrects some ids.
+    """
+    added = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
+    start = content.find("[", content.find('"added_tokens"'))
+    try:  # to parse all of it would take half as long as to load it
+        stored = json.JSONDecoder().raw_decode(content, start)[0]
+        return {token["id"]: token["content"] for token in stored} == added
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def _read_stop_tokens(files: TokenizerFiles, backend: tokenizers.Tokenizer) -> list[str]:

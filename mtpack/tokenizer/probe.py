@@ -12,9 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from mtpack.fast_path import FastPathFailedError
 from mtpack.tokenizer.added_tokens import AddedToken, AddedTokens
-from mtpack.tokenizer.engines import Engine, find_first_difference
+from mtpack.tokenizer.engines import Engine, FlatTokens, find_first_difference
 
 _TOKENS_IN_DETAIL = 64
 _TOKENS = 1000
@@ -77,37 +76,34 @@ _WORDS = (
 )  # fmt: skip
 
 
-def run_probe(reference: Engine, fast: Engine, texts: Sequence[str]) -> None:
-    """Encode texts with both engines; raise FastPathFailedError if any ids differ.
+def find_wrong_text(fast: Engine, texts: Sequence[str], expected: FlatTokens) -> int | None:
+    """Return the index of the first text with other ids than expected; None if there is none.
 
-    `fast` encodes them in a batch, and also one by one.
+    `fast` encodes them in a batch, and also one by one. Raises FastPathFailedError if it fails.
     """
-    expected = reference.encode(texts)
-    differing = find_first_difference(expected, fast.encode(texts))
+    if (differing := find_first_difference(expected, fast.encode(texts))) is not None:
+        return differing
     for number, text in enumerate(texts):
-        if differing is None and not np.array_equal(fast.encode([text]).ids, expected.of(number)):
-            differing = number
-    if differing is not None:
-        raise FastPathFailedError(
-            fast.name,
-            f"{fast.name} gives other ids than {reference.name} for this tokenizer "
-            f"(text {differing} of the probe)",
-        )
+        if not np.array_equal(fast.encode([text]).ids, expected.of(number)):
+            return number
+    return None
 
 
-def build_probe_texts(added_tokens: AddedTokens, sample_texts: Iterable[str]) -> list[str]:
-    """Return the texts of the probe: fixed ones, texts with the added tokens, and a sample.
+def build_probe_texts(added_tokens: AddedTokens) -> list[str]:
+    """Return the texts of the probe that depend on the tokenizer alone, with its added tokens."""
+    return [*_WORDS, *_vary_characters(), *_vary_tokens(added_tokens.tokens), *_make_long_texts()]
 
-    sample_texts: some texts of the input; the first 40,000 characters are used.
-    """
-    texts = [*_WORDS, *_vary_characters(), *_vary_tokens(added_tokens.tokens), *_make_long_texts()]
+
+def choose_sample(texts: Iterable[str]) -> list[str]:
+    """Return the first 40,000 characters of some texts of the input, which are probed as well."""
+    sample: list[str] = []
     room = _SAMPLE_CHARS
-    for text in sample_texts:
-        texts.append(text[:room])
+    for text in texts:
+        sample.append(text[:room])
         room -= len(text)
         if room <= 0:
             break
-    return texts
+    return sample
 
 
 def _vary_characters() -> Iterator[str]:

@@ -232,7 +232,7 @@ def _serve() -> None:
 
     loaded = pipeline.load_pipeline(PackOptions())
     pipeline.check_template(loaded)
-    pipeline.load_tokenizer = lambda *arguments: loaded.tokenizer
+    pipeline.KeptResults.find_tokenizer = lambda kept: loaded.tokenizer
     pipeline.load_chat_template = lambda *arguments: loaded.template
     # Workers that outlive a command become children of this process.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

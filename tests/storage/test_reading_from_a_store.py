@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import mtpack
 from mtpack.cli import main
-from mtpack.storage.cache import find_cache_folder
+from mtpack.user_cache import find_cache_folder
 from tests.conftest import SAMPLE_DATA
 from tests.support.object_store import BUCKET
 
