@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -50,7 +50,7 @@ class Audit:
     one_in: int = 16
     """On average, one row in this many is drawn."""
     share: float = 0.02
-    """The audit may take this share of the time since the first call of `is_due`."""
+    """The audit may take this share of the time since the first call of `draw`."""
     spent: float = 0.0
     """Seconds that the audit took so far."""
     done: int = 0
@@ -58,16 +58,25 @@ class Audit:
     salt: int = 0
     """Changes which rows are drawn, since rows are numbered within a split."""
     _started: float | None = None
-    """The time of the first call of `is_due`."""
+    """The time of the first call of `draw`."""
 
     def is_due(self, row: int) -> bool:
         """Return whether a row must be audited."""
+        return any(True for _ in self.draw([row]))
+
+    def draw(self, rows: Iterable[int]) -> Iterator[int]:
+        """Yield the index in `rows` of each that must be audited.
+
+        It is compared before the next one is asked for.
+        """
         if self._started is None:
             self._started = time.perf_counter()
-        drawn = zlib.crc32(row.to_bytes(8, "little"), (self.seed ^ self.salt) & 0xFFFFFFFF)
-        if drawn % self.one_in:
-            return False
-        return self.spent <= self.share * (time.perf_counter() - self._started)
+        seed, one_in = (self.seed ^ self.salt) & 0xFFFFFFFF, self.one_in
+        for index, row in enumerate(rows):
+            if zlib.crc32(row.to_bytes(8, "little"), seed) % one_in:
+                continue
+            if self.spent <= self.share * (time.perf_counter() - self._started):
+                yield index
 
     @contextmanager
     def measure(self) -> Iterator[None]:

@@ -19,9 +19,7 @@ def find_lines(text: bytes) -> tuple[Int64, Int64]:
     return starts, ends
 
 
-def find_row_lines(
-    text: bytes, starts: Int64, ends: Int64, line_limit: int
-) -> tuple[Bools, Bools]:
+def find_row_lines(text: bytes, starts: Int64, ends: Int64, line_limit: int) -> tuple[Bools, Bools]:
     """Return which lines are rows, and which are above the limit: both (lines,).
 
     A line above the limit is a row; any other is one unless it is blank.

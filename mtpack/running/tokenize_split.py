@@ -26,6 +26,7 @@ from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.reasoning_counts import ReasoningCounts
 from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.unread_keys import find_unread_keys
 from mtpack.token_batch import Int32, TokenBatch, concatenate
@@ -78,7 +79,9 @@ def tokenize(
         )
         if pipeline.options.tokenizer_engine == FASTOKENS:
             encoder = pipeline.encoders.probe_fast(dialogue.merged.text for dialogue in rendered)
-        batch, found = encode_dialogues(encoder, rendered, pipeline.options.merge)
+        batch, found = encode_dialogues(
+            encoder, RenderedDocuments.of(rendered), pipeline.options.merge
+        )
         batches.append(batch)
         counts += found
         watch.lap("tokenize")

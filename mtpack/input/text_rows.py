@@ -1,0 +1,177 @@
+"""Rows that say texts alone, as columns: no Python object for a message.
+
+Such a row is a list of messages that each have a role and a text and nothing else. There are no
+tools, and all assistant messages carry loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from mtpack.input.dialogue import ROLES, Dialogue
+from mtpack.token_batch import Bools, Int64, UInt8, offsets_from_lengths
+
+_ROLE_CODES = {role: code for code, role in enumerate(ROLES)}
+# The bytes with which white space begins, in UTF-8; that with E3 continues with 80.
+_BEGINS_SPACE = np.isin(np.arange(256), [*range(0x21), 0xC2, 0xE1, 0xE2, 0xE3])
+_IDEOGRAPHIC, _SPACE_PART = 0xE3, 0x80
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows that say texts alone. Row r has the messages `starts[r]:starts[r] + lengths[r]`."""
+
+    rows: Int64
+    """(rows,): the index of each row in its split, ascending."""
+    starts: Int64
+    """(rows,)"""
+    lengths: Int64
+    """(rows,): the number of messages, at least 1."""
+    roles: UInt8
+    """(messages,): indices in `ROLES`."""
+    contents: pa.StringArray
+    """(messages,): the texts, which are UTF-8."""
+    unread: tuple[tuple[str, ...], ...]
+    """Different values of `Dialogue.unread`."""
+    unread_codes: Int64
+    """(rows,): the index of that of each row in `unread`."""
+
+    @classmethod
+    def of(cls, dialogues: Sequence[Dialogue]) -> TextRows:
+        """Make the columns of dialogues that have only texts."""
+        lengths: Int64 = np.array([len(dialogue.roles) for dialogue in dialogues], np.int64)
+        unread = dict.fromkeys(dialogue.unread for dialogue in dialogues)
+        codes = {names: code for code, names in enumerate(unread)}
+        roles = bytes([_ROLE_CODES[role] for dialogue in dialogues for role in dialogue.roles])
+        texts = [message["content"] for dialogue in dialogues for message in dialogue.messages]
+        return cls(
+            rows=np.array([dialogue.row for dialogue in dialogues], np.int64),
+            starts=offsets_from_lengths(lengths)[:-1],
+            lengths=lengths,
+            roles=np.frombuffer(roles, np.uint8),
+            contents=pa.array(texts, pa.string()),
+            unread=tuple(unread),
+            unread_codes=np.array([codes[dialogue.unread] for dialogue in dialogues], np.int64),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[TextRows]) -> TextRows:
+        """Return the rows of all parts, ascending."""
+        parts = [part for part in parts if len(part)] or [cls.of([])]
+        if len(parts) == 1:
+            return parts[0]
+        messages = offsets_from_lengths(np.array([len(part.contents) for part in parts]))
+        codes = offsets_from_lengths(np.array([len(part.unread) for part in parts]))
+        joined = cls(
+            rows=np.concatenate([part.rows for part in parts]),
+            starts=np.concatenate([p.starts + n for p, n in zip(parts, messages, strict=False)]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            roles=np.concatenate([part.roles for part in parts]),
+            contents=pa.concat_arrays([part.contents for part in parts]),
+            unread=tuple(names for part in parts for names in part.unread),
+            unread_codes=np.concatenate(
+                [p.unread_codes + n for p, n in zip(parts, codes, strict=False)]
+            ),
+        )
+        return joined.take(np.argsort(joined.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: Int64 | Bools) -> TextRows:
+        """Return some of the rows: their indices, or which of them, (rows,)."""
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            starts=self.starts[chosen],
+            lengths=self.lengths[chosen],
+            unread_codes=self.unread_codes[chosen],
+        )
+
+    @cached_property
+    def offsets(self) -> Int64:
+        """The offsets of the texts in `text`, (messages + 1,), in bytes."""
+        first = self.contents.offset
+        buffer = self.contents.buffers()[1]
+        return np.frombuffer(buffer, np.int32)[first : first + len(self.contents) + 1].astype(
+            np.int64
+        )
+
+    @cached_property
+    def text(self) -> bytes:
+        """The texts of all messages, one after the other."""
+        buffer = self.contents.buffers()[2]
+        return b"" if buffer is None else buffer.to_pybytes()
+
+    def content(self, message: int) -> str:
+        """Return the text of a message."""
+        return self.text[self.offsets[message] : self.offsets[message + 1]].decode()
+
+    def list_roles(self, row: int) -> tuple[str, ...]:
+        """Return the roles of the messages of a row."""
+        start = self.starts[row]
+        return tuple([ROLES[code] for code in self.roles[start : start + self.lengths[row]]])
+
+    def num_bytes(self) -> Int64:
+        """Return the number of bytes of the texts of each row."""
+        sizes: Int64 = self.offsets[self.starts + self.lengths] - self.offsets[self.starts]
+        return sizes
+
+    def find_shapes(self) -> tuple[Int64, Int64]:
+        """Return the shape of each row, and the first row of each shape.
+
+        Rows with the same roles have the same shape: 0 for the first row, then 1, 2 and so on.
+        """
+        roles = self.roles.tobytes()
+        ends = self.starts + self.lengths
+        shapes: dict[bytes, int] = {}
+        codes = [
+            shapes.setdefault(roles[start:end], len(shapes))
+            for start, end in zip(self.starts.tolist(), ends.tolist(), strict=True)
+        ]
+        found: Int64 = np.array(codes, np.int64)
+        return found, np.unique(found, return_index=True)[1]
+
+    def find_rows_with(self, pattern: bytes) -> Bools:
+        """Return in which rows a text may have a match of a pattern of bytes, (rows,).
+
+        In all rows where one has; also where the texts of two messages join to one.
+        """
+        starts = [match.start() for match in re.finditer(pattern, self.text)]
+        return self._mark_rows(np.array(starts, np.int64))
+
+    def find_rows_with_role(self, role: str) -> Bools:
+        """Return which rows have a message of a role, (rows,)."""
+        return self._mark_rows_of(np.flatnonzero(self.roles == _ROLE_CODES[role]))
+
+    def find_rows_with_blank(self) -> Bools:
+        """Return which rows have a text without any character but white space, (rows,)."""
+        text = np.frombuffer(self.text + b"\0\0", np.uint8)
+        first, second = text[self.offsets[:-1]], text[self.offsets[:-1] + 1]
+        may_be_blank = _BEGINS_SPACE[first] & ((first != _IDEOGRAPHIC) | (second == _SPACE_PART))
+        may_be_blank |= np.diff(self.offsets) == 0
+        messages = np.flatnonzero(may_be_blank)
+        blank = [message for message in messages.tolist() if not self.content(message).strip()]
+        return self._mark_rows_of(np.array(blank, np.int64))
+
+    def _mark_rows(self, positions: Int64) -> Bools:
+        """Return which rows have one of these positions of `text`, (rows,)."""
+        if not len(positions):
+            return np.zeros(len(self), np.bool_)
+        return self._mark_rows_of(np.searchsorted(self.offsets, positions, side="right") - 1)
+
+    def _mark_rows_of(self, messages: Int64) -> Bools:
+        """Return which rows have one of these messages, (rows,)."""
+        if not len(messages):
+            return np.zeros(len(self), np.bool_)
+        counted = np.zeros(len(self.contents) + 1, np.int64)
+        np.add.at(counted, messages + 1, 1)
+        before = np.cumsum(counted)
+        marked: Bools = before[self.starts + self.lengths] > before[self.starts]
+        return marked
