@@ -18,7 +18,7 @@ import orjson
 from mtpack.errors import InputError
 from mtpack.input.files import check_unchanged, open_input, wrap_read_errors
 from mtpack.input.lines import find_lines, find_row_lines
-from mtpack.token_batch import Int64
+from mtpack.token_batch import Int64, offsets_from_lengths
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 2**16  # read at once of a row that goes on after its range
@@ -100,9 +100,10 @@ class RowsInMemory:
         """Return the rows, each as one line."""
         # A newline inside JSON is white space, so a space in place of it means the same.
         texts = [(self.row(row).text or b"").replace(b"\n", b" ") for row in range(len(self))]
-        ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64) - 1
-        starts = ends - [len(text) for text in texts]
-        return PieceRows(self, b"\n".join(texts), np.array(self.lines, np.int64), starts, ends)
+        lengths: Int64 = np.array(list(map(len, texts)), np.int64)
+        starts = offsets_from_lengths(lengths + 1)[:-1]
+        numbers: Int64 = np.array(self.lines, np.int64)
+        return PieceRows(self, b"\n".join(texts), numbers, starts, starts + lengths)
 
     def count_dropped_nulls(self) -> int:
         """Count the rows in which a null that may mean something was read as a missing key."""

@@ -81,7 +81,8 @@ class _Lines:
             returns = np.flatnonzero(characters == _RETURN)
             inside = np.searchsorted(returns, self.ends[rows] - has_return)
             fits &= inside == np.searchsorted(returns, self.starts[rows])
-        return rows[fits]
+        candidates: Int64 = rows[fits]
+        return candidates
 
     def join(self, rows: Int64) -> bytes:
         """Return these lines, with all that is between them if that is only their newlines."""
@@ -167,7 +168,7 @@ def _read_block(block: bytes, rows: Int64, keys: dict[str, pa.DataType]) -> Text
     lengths = np.diff(offsets)
     roles, are_known = _encode_roles(lists.values)
     is_read = (lengths > 0) & _is_valid(lists)
-    counted = offsets_from_lengths(~are_known)
+    counted = offsets_from_lengths((~are_known).astype(np.int64))
     is_read &= counted[offsets[1:]] == counted[offsets[:-1]]
     num_strings = 1 + 4 * lengths
     given = {name: _is_valid(column) for name, column in columns.items()}

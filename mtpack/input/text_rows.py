@@ -7,7 +7,7 @@ tools, and all assistant messages carry loss.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -138,35 +138,42 @@ class TextRows:
         found: Int64 = np.array(codes, np.int64)
         return found, np.unique(found, return_index=True)[1]
 
-    def find_rows_with(self, pattern: bytes) -> Bools:
-        """Return in which rows a text may have a match of a pattern of bytes, (rows,).
+    def find_rows_with(self, part: str) -> Bools:
+        """Return in which rows a text has this part, (rows,)."""
+        starts = [match.start() for match in re.finditer(re.escape(part.encode()), self.text)]
+        return self._find_rows(np.array(starts, np.int64), lambda text: part in text)
 
-        In all rows where one has; also where the texts of two messages join to one.
+    def find_rows_where(self, first_bytes: bytes, is_found: Callable[[str], bool]) -> Bools:
+        """Return in which rows a text has what is looked for, (rows,).
+
+        first_bytes: the bytes with which it may begin. is_found: returns whether a text has it.
         """
-        starts = [match.start() for match in re.finditer(pattern, self.text)]
-        return self._mark_rows(np.array(starts, np.int64))
+        text = np.frombuffer(self.text, np.uint8)
+        occurring = [byte for byte in first_bytes if byte in self.text]
+        starts = [np.flatnonzero(text == byte) for byte in occurring]
+        return self._find_rows(np.concatenate([np.empty(0, np.int64), *starts]), is_found)
 
     def find_rows_with_role(self, role: str) -> Bools:
         """Return which rows have a message of a role, (rows,)."""
-        return self._mark_rows_of(np.flatnonzero(self.roles == _ROLE_CODES[role]))
+        return self._mark_rows(np.flatnonzero(self.roles == _ROLE_CODES[role]))
 
     def find_rows_with_blank(self) -> Bools:
-        """Return which rows have a text without any character but white space, (rows,)."""
+        """Return in which rows a text is blank: empty, or white space alone, (rows,)."""
         text = np.frombuffer(self.text + b"\0\0", np.uint8)
         first, second = text[self.offsets[:-1]], text[self.offsets[:-1] + 1]
         may_be_blank = _BEGINS_SPACE[first] & ((first != _IDEOGRAPHIC) | (second == _SPACE_PART))
         may_be_blank |= np.diff(self.offsets) == 0
-        messages = np.flatnonzero(may_be_blank)
-        blank = [message for message in messages.tolist() if not self.content(message).strip()]
-        return self._mark_rows_of(np.array(blank, np.int64))
+        messages = np.flatnonzero(may_be_blank).tolist()
+        blank = [message for message in messages if not self.content(message).strip()]
+        return self._mark_rows(np.array(blank, np.int64))
 
-    def _mark_rows(self, positions: Int64) -> Bools:
-        """Return which rows have one of these positions of `text`, (rows,)."""
-        if not len(positions):
-            return np.zeros(len(self), np.bool_)
-        return self._mark_rows_of(np.searchsorted(self.offsets, positions, side="right") - 1)
+    def _find_rows(self, starts: Int64, is_found: Callable[[str], bool]) -> Bools:
+        """Return in which rows a text has what is looked for, which begins at some of `starts`."""
+        messages = np.unique(np.searchsorted(self.offsets, starts, side="right") - 1)
+        found = [message for message in messages.tolist() if is_found(self.content(message))]
+        return self._mark_rows(np.array(found, np.int64))
 
-    def _mark_rows_of(self, messages: Int64) -> Bools:
+    def _mark_rows(self, messages: Int64) -> Bools:
         """Return which rows have one of these messages, (rows,)."""
         if not len(messages):
             return np.zeros(len(self), np.bool_)
