@@ -36,7 +36,7 @@ _OPENING, _CLOSING, _RETURN, _QUOTE, _BACKSLASH = b'{}\r"\\'
 # Rows that are parsed to see whether a block is worth reading, and which keys it has.
 _SAMPLE = 8
 # Fewer rows are not read as a block, since that takes longer than to read each.
-_LEAST_ROWS = 16
+_LEAST_ROWS = 8
 _MOST_KEYS = 32
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ROLES = pa.array(ROLES)
@@ -138,8 +138,8 @@ def _read_parts(lines: _Lines, rows: Int64, keys: dict[str, pa.DataType]) -> lis
     if len(rows) < _LEAST_ROWS:
         return []
     found = _read_block(lines.join(rows), rows, keys)
-    if found is not None:
-        return [found]
+    if found is not None or len(rows) == 1:
+        return [] if found is None else [found]
     middle = len(rows) // 2
     return [*_read_parts(lines, rows[:middle], keys), *_read_parts(lines, rows[middle:], keys)]
 
