@@ -70,24 +70,17 @@ def encode_documents(encoder: TextEncoder, documents: RenderedDocuments) -> Enco
     Raises what `TextEncoder.encode` raises.
     """
     known = {number: tokens.whole for number, tokens in documents.encoded.items()}
-    rows = documents.rows.tolist()
-    whole = encoder.encode(documents.texts, rows, known, documents.lengths)
+    whole = encoder.encode(documents.texts, documents.rows, known, documents.lengths)
     turns = documents.turns
     numbers: Int64 = np.arange(len(documents.texts))
     turn_texts = np.repeat(numbers, turns.num_turns)
     positions = whole.text_offsets[turn_texts] + turns.starts
-    first = whole.first_token_starting_at(turn_texts, positions)
-    straddles = np.zeros_like(first)
+    first, after = whole.find_tokens_at(turn_texts, positions)
+    is_cut = (first > after) & (turns.starts < turns.ends) & (turns.num_spans > 0)
+    straddles = np.where(is_cut, first - after, 0)
     encoded = EncodedDocuments(whole, numbers, turns, turn_texts, first, straddles)
-    if encoder.byte_level is None:
-        return encoded
-    # A search for the ends of tokens would take longer than a look at the token before each start.
-    candidates = np.flatnonzero((first > 0) & (turns.starts < turns.ends) & (turns.num_spans > 0))
-    candidates = candidates[whole.ends[first[candidates] - 1] > positions[candidates]]
-    if not len(candidates):
-        return encoded
-    after = whole.first_token_ending_after(turn_texts[candidates], positions[candidates])
-    straddles[candidates] = first[candidates] - after
+    if encoder.byte_level is None or not is_cut.any():
+        return replace(encoded, straddles=np.zeros_like(straddles))
     return _cut_texts(encoder, encoded, documents)
 
 
@@ -142,7 +135,7 @@ def _append_versions(
         num_parts.append(len(parts))
         rows += [int(documents.rows[number])] * (num_parts[-1] - num_parts[-2])
     # The parts of a text follow each other, so their positions are those in the joined texts.
-    encoded = encoder.encode(parts, rows, known)
+    encoded = encoder.encode(parts, np.array(rows, np.int64), known)
     end = whole.text_offsets[-1]
     return EncodedTexts(
         ids=np.concatenate([whole.ids, encoded.ids]),

@@ -24,7 +24,7 @@ calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def encode_dialogues(
     if len(rendered.compared):
         documents = _compare_ids(documents, rendered.compared, merge)
     batch, counts = _build_batch(documents, rendered.rows)
-    return batch, counts + Counts(tokens_if_merged=int(tokens.sum()))
+    return batch, replace(counts, tokens_if_merged=int(tokens.sum()))
 
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
@@ -121,7 +121,8 @@ def _build_batch(documents: EncodedDocuments, rows: Int64) -> tuple[TokenBatch, 
         span_ends=spans.ends.astype(np.int32),
     )
     no_loss_token = len(turn_texts) - len(turns)
-    return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
+    dropped = {"no_loss_token": no_loss_token} if no_loss_token else {}
+    return batch, replace(spans.counts, turns_dropped=dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +147,11 @@ def _find_loss_tokens(documents: EncodedDocuments) -> _TokenSpans:
     encoded, found = documents.encoded, documents.turns
     turns = np.repeat(np.arange(len(documents.turn_texts)), found.num_spans)
     texts = documents.written[documents.turn_texts[turns]]
-    start_positions = encoded.text_offsets[texts] + found.span_starts
-    end_positions = encoded.text_offsets[texts] + found.span_ends
-    starts = encoded.first_token_starting_at(texts, start_positions)
-    begun = encoded.first_token_starting_at(texts, end_positions)
-    ended = encoded.first_token_ending_after(texts, end_positions)
+    begins = encoded.text_offsets[texts]
+    starts, after_start = encoded.find_tokens_at(texts, begins + found.span_starts)
+    begun, ended = encoded.find_tokens_at(texts, begins + found.span_ends)
     ends = np.minimum(ended, begun)
-    across_start = starts - encoded.first_token_ending_after(texts, start_positions)
+    across_start = starts - after_start
     straddles = np.maximum(across_start, 0).sum() + np.maximum(begun - ended, 0).sum()
     straddles += documents.straddles.sum()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any, BinaryIO, NamedTuple
 
@@ -263,7 +264,7 @@ class SplitDigest(NamedTuple):
     """The name of each file with rows in the split, and the same digest of these rows."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Split:
     """Consecutive rows: the part of the input that one worker reads."""
 
@@ -308,11 +309,12 @@ class Split:
 
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows; raise InputError if a file can't be read or has changed."""
-        for found in self.find_rows():
+        for found in self.found_rows:
             yield from map(found.row, range(len(found)))
 
-    def find_rows(self) -> list[PieceRows]:
-        """Return the rows of each piece; raise InputError as `rows` does."""
+    @cached_property
+    def found_rows(self) -> list[PieceRows]:
+        """The rows of each piece; raises InputError as `rows` does."""
         pieces = self.read().pieces
         return [piece.find_rows() for piece in pieces if not isinstance(piece, LinesInFile)]
 
@@ -332,7 +334,7 @@ class Split:
 
     def digest(self) -> SplitDigest:
         """Return the digest of the rows, which are read."""
-        parts = [found for found in self.find_rows() if len(found)]
+        parts = [found for found in self.found_rows if len(found)]
         files = [
             (name, _hash_rows(list(of_file)))
             for name, of_file in groupby(parts, key=lambda part: part.piece.file)

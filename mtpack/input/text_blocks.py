@@ -34,7 +34,7 @@ from mtpack.token_batch import Bools, Int64, offsets_from_lengths
 
 _OPENING, _CLOSING, _RETURN, _QUOTE, _BACKSLASH = b'{}\r"\\'
 # Rows that are parsed to see whether a block is worth reading, and which keys it has.
-_SAMPLE = 8
+_SAMPLE = 4
 # Fewer rows are not read as a block, since that takes longer than to read each.
 _LEAST_ROWS = 8
 _MOST_KEYS = 32

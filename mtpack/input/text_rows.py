@@ -140,8 +140,10 @@ class TextRows:
 
     def find_rows_with(self, part: str) -> Bools:
         """Return in which rows a text has this part, (rows,)."""
-        starts = [match.start() for match in re.finditer(re.escape(part.encode()), self.text)]
-        return self._find_rows(np.array(starts, np.int64), lambda text: part in text)
+        pattern = re.escape(part.encode())
+        starts = re.finditer(pattern, self.text) if part.encode() in self.text else ()
+        positions = np.array([match.start() for match in starts], np.int64)
+        return self._find_rows(positions, lambda text: part in text)
 
     def find_rows_where(self, first_bytes: bytes, is_found: Callable[[str], bool]) -> Bools:
         """Return in which rows a text has what is looked for, (rows,).
@@ -159,18 +161,24 @@ class TextRows:
 
     def find_rows_with_blank(self) -> Bools:
         """Return in which rows a text is blank: empty, or white space alone, (rows,)."""
-        text = np.frombuffer(self.text + b"\0\0", np.uint8)
-        first, second = text[self.offsets[:-1]], text[self.offsets[:-1] + 1]
-        may_be_blank = _BEGINS_SPACE[first] & ((first != _IDEOGRAPHIC) | (second == _SPACE_PART))
-        may_be_blank |= np.diff(self.offsets) == 0
-        messages = np.flatnonzero(may_be_blank).tolist()
+        if not self.text:
+            return np.ones(len(self), np.bool_)
+        text, starts = np.frombuffer(self.text, np.uint8), self.offsets[:-1]
+        first = text[np.minimum(starts, len(text) - 1)]
+        may_be_blank = np.flatnonzero(_BEGINS_SPACE[first] | (np.diff(self.offsets) == 0))
+        second = text[np.minimum(starts[may_be_blank] + 1, len(text) - 1)]
+        # With E3 begin all kana.
+        is_kana = (first[may_be_blank] == _IDEOGRAPHIC) & (second != _SPACE_PART)
+        messages = may_be_blank[~is_kana | (np.diff(self.offsets)[may_be_blank] == 0)].tolist()
         blank = [message for message in messages if not self.content(message).strip()]
         return self._mark_rows(np.array(blank, np.int64))
 
     def _find_rows(self, starts: Int64, is_found: Callable[[str], bool]) -> Bools:
         """Return in which rows a text has what is looked for, which begins at some of `starts`."""
-        messages = np.unique(np.searchsorted(self.offsets, starts, side="right") - 1)
-        found = [message for message in messages.tolist() if is_found(self.content(message))]
+        may_have = np.zeros(len(self.contents), np.bool_)
+        may_have[np.searchsorted(self.offsets, starts, side="right") - 1] = True
+        messages = np.flatnonzero(may_have).tolist()
+        found = [message for message in messages if is_found(self.content(message))]
         return self._mark_rows(np.array(found, np.int64))
 
     def _mark_rows(self, messages: Int64) -> Bools:

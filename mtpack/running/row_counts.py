@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,5 +92,5 @@ class RowCounts:
         template, added_tokens = self._renderer.template, self._renderer.added_tokens
         spelling: dict[str, Any] = dict(self._spelling)
         dropped = self._kinds.count_dropped(template, added_tokens)
-        counts = Counts(content_dropped=dropped, never_read=self._never_read, **spelling)
-        return counts + self._reasoning.count()
+        reasoning = self._reasoning.count()
+        return replace(reasoning, content_dropped=dropped, never_read=self._never_read, **spelling)

@@ -27,7 +27,7 @@ class RowReader:
     def __init__(self, split: Split, pipeline: Pipeline) -> None:
         """Find the rows; raises InputError if a file can't be read."""
         self._pipeline = pipeline
-        self._pieces = split.find_rows()
+        self._pieces = split.found_rows
         self._firsts = [0, *accumulate(map(len, self._pieces))]
         self._options = RowOptions(
             messages_key=pipeline.options.messages_key,

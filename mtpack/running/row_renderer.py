@@ -56,7 +56,7 @@ class RowRenderer:
         self._counts = RowCounts(pipeline.renderer)
         self._variants: dict[ChatTemplate, RowCounts] = {}
         """The counts of rows with arguments, by the template that probes ask for them."""
-        self._variants_total = Counts()
+        self._variants_total: Counts | None = None
         """The sum of those that were dropped."""
         self._rendered: list[RenderedDialogue] = []
         self._num_bytes = 0
@@ -68,8 +68,11 @@ class RowRenderer:
         Each has rows in their order, but the next may have rows between them.
         """
         texts = self._reader.read_texts()
-        others = np.setdiff1d(np.arange(len(self._reader)), texts.rows)
+        is_other = np.ones(len(self._reader), np.bool_)
+        is_other[texts.rows] = False
+        others = np.flatnonzero(is_other)
         found: list[Dialogue] = []
+        watch.lap("read")
         for first in range(0, len(others), _ROWS_PER_CHUNK):
             rows = others[first : first + _ROWS_PER_CHUNK].tolist()
             read = [self._reader.read(row) for row in rows]
@@ -98,7 +101,8 @@ class RowRenderer:
     def count(self) -> Counts:
         """Return the counts of the accepted rows and their messages."""
         self._drop_variants()
-        return self._counts.count() + self._variants_total
+        counts = self._counts.count()
+        return counts + self._variants_total if self._variants_total else counts
 
     def _render_other(self, dialogue: Dialogue) -> Iterator[RenderedDocuments]:
         """Render a dialogue that is not in columns and, unless it is rejected, count it."""
@@ -173,8 +177,10 @@ class RowRenderer:
 
     def _find_undecided(self, texts: TextRows) -> Bools:
         """Return which rows can't be written by a plan, (rows,)."""
-        undecided = np.isin(texts.rows, list(self._overlong)) | texts.find_rows_with_role("tool")
-        if MARK_BYTES in texts.text:
+        undecided = texts.find_rows_with_role("tool")
+        if self._overlong:
+            undecided |= np.isin(texts.rows, list(self._overlong))
+        if not texts.text.isascii() and MARK_BYTES in texts.text:
             undecided |= texts.find_rows_where(MARK_BYTES[:1], has_mark_characters)
         if self._renderer.policy != "keep":
             undecided |= self._renderer.spelled.find_rows(texts)
@@ -198,7 +204,7 @@ class RowRenderer:
 
     def _drop_variants(self) -> None:
         for counts in self._variants.values():
-            self._variants_total += counts.count()
+            self._variants_total = counts.count() + (self._variants_total or Counts())
         self._variants.clear()
 
 

@@ -201,7 +201,7 @@ def _divide(split: Split, most: int) -> Iterator[Split]:
 def split_rows(split: Split) -> list[RowsInMemory]:
     """Return the rows of a split that is in memory, each as a piece."""
     rows: list[RowsInMemory] = []
-    for found in split.find_rows():
+    for found in split.found_rows:
         piece = found.piece
         if isinstance(piece, RowsInMemory):  # with what is known of the columns of a table
             rows += [piece.cut(number, number + 1) for number in range(len(piece))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,9 +60,8 @@ def tokenize(
         counts += found
         watch.lap("tokenize")
     pipeline.heartbeat.begin(f"trying the chat template of {pipeline.template_source}")
-    counts += rows.count()
+    counts += replace(rows.count(), nulls_dropped=split.count_dropped_nulls())
     pipeline.heartbeat.end()
-    counts += Counts(nulls_dropped=split.count_dropped_nulls())
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_accepted = len(rows.row_turns) - len(rows.rejects)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -144,6 +145,7 @@ def list_kinds(dialogue: Dialogue) -> list[Kind]:
     return list(_list_kinds(roles, dialogue.messages, _classify_tools(dialogue.tools)))
 
 
+@lru_cache(maxsize=1024)
 def _list_plain_kinds(roles: tuple[str, ...]) -> tuple[Kind, ...]:
     """Return the kinds of the messages of a plain dialogue, up to the last assistant message."""
     end = max((index for index, role in enumerate(roles, 1) if role == "assistant"), default=0)

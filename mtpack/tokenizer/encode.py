@@ -95,15 +95,31 @@ class EncodedTexts:
     text_offsets: Int64
     """(texts + 1,): the position of the start of each text, and of the end of the last one."""
 
-    def first_token_starting_at(self, texts: Int64, positions: Int64) -> Int64:
+    def find_tokens_at(self, texts: Int64, positions: Int64) -> tuple[Int64, Int64]:
         """Return for each position the first token of its text that starts at or after it.
 
-        If there is none, the index after the last token of the text. All arrays have one shape.
+        And likewise the first one that ends after it; that comes before the other if a token lies
+        across the position. If there is none, it is the index after the last token of the text. All
+        arrays have one shape.
         """
+        starting = self.first_token_starting_at(texts, positions)
+        # To look at the tokens before and after takes less time than another search.
+        before = np.maximum(starting - 1, 0)
+        after = np.minimum(starting, max(0, len(self.ids) - 1))
+        ending = starting.copy()
+        if len(self.ids):
+            is_across = (starting > self.offsets[texts]) & (self.ends[before] > positions)
+            is_empty = (starting < self.offsets[texts + 1]) & (self.ends[after] <= positions)
+            unsure = np.flatnonzero(is_across | is_empty)
+            ending[unsure] = self.first_token_ending_after(texts[unsure], positions[unsure])
+        return starting, ending
+
+    def first_token_starting_at(self, texts: Int64, positions: Int64) -> Int64:
+        """Return the first of the tokens of `find_tokens_at`."""
         return self._clip_to_text(texts, np.searchsorted(self.starts, positions, side="left"))
 
     def first_token_ending_after(self, texts: Int64, positions: Int64) -> Int64:
-        """Return likewise the first token that ends after each position."""
+        """Return the second of the tokens of `find_tokens_at`."""
         return self._clip_to_text(texts, np.searchsorted(self.ends, positions, side="right"))
 
     def _clip_to_text(self, texts: Int64, tokens: Int64) -> Int64:
@@ -125,7 +141,7 @@ class TextEncoder:
     def encode(
         self,
         texts: Sequence[str],
-        rows: Sequence[int],
+        rows: Int64,
         known: Mapping[int, EncodedText],
         lengths: Int64 | None = None,
     ) -> EncodedTexts:
@@ -169,7 +185,7 @@ class TextEncoder:
             parts.append((flat.ids[first:last], moved[:-1], moved[1:]))
         return _join(parts, text_offsets)
 
-    def _audit_sample(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
+    def _audit_sample(self, found: FlatTokens, texts: Sequence[str], rows: Int64) -> None:
         """Encode some texts with `tokenizers` too; raise FastPathFailedError if the ids differ."""
         if self.audit is None:
             return

@@ -216,7 +216,7 @@ def test_loss_tokens_are_those_that_lie_wholly_inside_a_span(tokenizer, merge):
 def test_tokens_keep_their_positions_in_texts_that_the_tokenizer_normalizes(tokenizer):
     texts = ["e\u0301" * 3 + "Yes", "\u212b", "Yes", "\u1100\u1161 no", "", "가"]
     assert any(not unicodedata.is_normalized("NFC", text) for text in texts)
-    encoded = encoder_of(tokenizer).encode(texts, range(len(texts)), {})
+    encoded = encoder_of(tokenizer).encode(texts, np.arange(len(texts)), {})
     positions = Positions.of(texts)
     for number, expected in enumerate(encode_with_offsets(tokenizer, texts)):
         first, last = encoded.offsets[number : number + 2]

@@ -223,7 +223,7 @@ def real_files() -> list[str]:
 def test_rows_of_real_files_are_in_blocks_what_they_are_one_by_one(name):
     for number, split in enumerate(read_splits([describe_input("rows", name)])):
         if number % 10 == 0:
-            check(*split.find_rows())
+            check(*split.found_rows)
 
 
 # Blocks that are changed at random

@@ -82,7 +82,9 @@ def test_the_seeded_sample_detects_a_replay_that_becomes_wrong_later(tmp_path, m
     right, _ = pack(tmp_path / "right")
     drawn = []
     draw = Audit.draw
-    monkeypatch.setattr(Audit, "draw", lambda audit, rows: drawn.extend(rows) or draw(audit, rows))
+    monkeypatch.setattr(
+        Audit, "draw", lambda audit, rows: drawn.extend(rows.tolist()) or draw(audit, rows)
+    )
     break_replay(monkeypatch, lambda: len(drawn) > 100)
     found, _ = pack(tmp_path / "found")
     assert found.about.audit_mismatches > 0

@@ -141,10 +141,9 @@ class Replayer:
         row, by `TextRows.rows`. Raises FastPathFailedError.
         """
         documents = fill_plans(plans, chosen, rows)
-        numbers = rows.rows.tolist()
-        self.replayed += len(numbers)
-        for index in self.audit.draw(numbers):
-            row = numbers[index]
+        self.replayed += len(rows)
+        for index in self.audit.draw(rows.rows):
+            row = int(rows.rows[index])
             with self.audit.measure():
                 rendered = self.render_without_replay(make_dialogue(row))
             expected = None if isinstance(rendered, Reject) else RenderedDocuments.of([rendered])
