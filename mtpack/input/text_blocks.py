@@ -29,12 +29,12 @@ from mtpack.input.dialogue import ROLES
 from mtpack.input.row_keys import MEANINGFUL_KEYS
 from mtpack.input.splits import PieceRows
 from mtpack.input.strict_json import hide_escaped_backslashes
-from mtpack.input.text_rows import TextRows
+from mtpack.input.text_rows import TextRows, Texts
 from mtpack.token_batch import Bools, Int64, offsets_from_lengths
 
 _OPENING, _CLOSING, _RETURN, _QUOTE, _BACKSLASH = b'{}\r"\\'
 # Rows that are parsed to see whether a block is worth reading, and which keys it has.
-_SAMPLE = 4
+_SAMPLE = 8
 # Fewer rows are not read as a block, since that takes longer than to read each.
 _LEAST_ROWS = 8
 _MOST_KEYS = 32
@@ -158,12 +158,10 @@ def _read_block(block: bytes, rows: Int64, keys: dict[str, pa.DataType]) -> Text
         table.validate(full=True)
     except pa.ArrowInvalid:
         return None
-    if len(table) != len(rows):
+    if len(table) != len(rows) or table["messages"].num_chunks != 1:
         return None
-    columns = {name: table[name].combine_chunks() for name in schema.names}
+    columns = {name: table[name].chunk(0) for name in schema.names}  # one block, so one chunk
     lists = columns.pop("messages")
-    if isinstance(lists, pa.ChunkedArray):
-        lists = lists.chunk(0)
     offsets = lists.offsets.to_numpy().astype(np.int64)
     lengths = np.diff(offsets)
     roles, are_known = _encode_roles(lists.values)
@@ -178,7 +176,9 @@ def _read_block(block: bytes, rows: Int64, keys: dict[str, pa.DataType]) -> Text
             is_read &= np.isfinite(column.fill_null(0).to_numpy(zero_copy_only=False))
     is_read &= _count_strings(block) == num_strings
     unread, codes = _name_unread(given, len(rows))
-    found = TextRows(rows, offsets[:-1], lengths, roles, lists.values.field(1), unread, codes)
+    found = TextRows(
+        rows, offsets[:-1], lengths, roles, Texts(lists.values.field(1)), unread, codes
+    )
     return found if is_read.all() else found.take(is_read)
 
 

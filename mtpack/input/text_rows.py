@@ -24,6 +24,34 @@ _IDEOGRAPHIC, _SPACE_PART = 0xE3, 0x80
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts that follow each other."""
+
+    array: pa.StringArray
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, text: int) -> str:
+        return self.joined[self.offsets[text] : self.offsets[text + 1]].decode()
+
+    @cached_property
+    def offsets(self) -> Int64:
+        """The offsets of the texts in `joined`, (texts + 1,)."""
+        first, buffer = self.array.offset, self.array.buffers()[1]
+        if buffer is None:
+            return np.zeros(1, np.int64)
+        offsets = np.frombuffer(buffer, np.int32)[first : first + len(self.array) + 1]
+        return offsets.astype(np.int64)
+
+    @cached_property
+    def joined(self) -> bytes:
+        """All texts, one after the other, in UTF-8."""
+        buffer = self.array.buffers()[2]
+        return b"" if buffer is None else buffer.to_pybytes()
+
+
+@dataclass(frozen=True)
 class TextRows:
     """Rows that say texts alone. Row r has the messages `starts[r]:starts[r] + lengths[r]`."""
 
@@ -35,8 +63,8 @@ class TextRows:
     """(rows,): the number of messages, at least 1."""
     roles: UInt8
     """(messages,): indices in `ROLES`."""
-    contents: pa.StringArray
-    """(messages,): the texts, which are UTF-8."""
+    contents: Texts
+    """(messages,)"""
     unread: tuple[tuple[str, ...], ...]
     """Different values of `Dialogue.unread`."""
     unread_codes: Int64
@@ -55,7 +83,7 @@ class TextRows:
             starts=offsets_from_lengths(lengths)[:-1],
             lengths=lengths,
             roles=np.frombuffer(roles, np.uint8),
-            contents=pa.array(texts, pa.string()),
+            contents=Texts(pa.array(texts, pa.string())),
             unread=tuple(unread),
             unread_codes=np.array([codes[dialogue.unread] for dialogue in dialogues], np.int64),
         )
@@ -73,7 +101,7 @@ class TextRows:
             starts=np.concatenate([p.starts + n for p, n in zip(parts, messages, strict=False)]),
             lengths=np.concatenate([part.lengths for part in parts]),
             roles=np.concatenate([part.roles for part in parts]),
-            contents=pa.concat_arrays([part.contents for part in parts]),
+            contents=Texts(pa.concat_arrays([part.contents.array for part in parts])),
             unread=tuple(names for part in parts for names in part.unread),
             unread_codes=np.concatenate(
                 [p.unread_codes + n for p, n in zip(parts, codes, strict=False)]
@@ -94,25 +122,6 @@ class TextRows:
             unread_codes=self.unread_codes[chosen],
         )
 
-    @cached_property
-    def offsets(self) -> Int64:
-        """The offsets of the texts in `text`, (messages + 1,), in bytes."""
-        first = self.contents.offset
-        buffer = self.contents.buffers()[1]
-        return np.frombuffer(buffer, np.int32)[first : first + len(self.contents) + 1].astype(
-            np.int64
-        )
-
-    @cached_property
-    def text(self) -> bytes:
-        """The texts of all messages, one after the other."""
-        buffer = self.contents.buffers()[2]
-        return b"" if buffer is None else buffer.to_pybytes()
-
-    def content(self, message: int) -> str:
-        """Return the text of a message."""
-        return self.text[self.offsets[message] : self.offsets[message + 1]].decode()
-
     def list_roles(self, row: int) -> tuple[str, ...]:
         """Return the roles of the messages of a row."""
         start = self.starts[row]
@@ -120,7 +129,9 @@ class TextRows:
 
     def num_bytes(self) -> Int64:
         """Return the number of bytes of the texts of each row."""
-        sizes: Int64 = self.offsets[self.starts + self.lengths] - self.offsets[self.starts]
+        sizes: Int64 = (
+            self.contents.offsets[self.starts + self.lengths] - self.contents.offsets[self.starts]
+        )
         return sizes
 
     def find_shapes(self) -> tuple[Int64, Int64]:
@@ -141,7 +152,11 @@ class TextRows:
     def find_rows_with(self, part: str) -> Bools:
         """Return in which rows a text has this part, (rows,)."""
         pattern = re.escape(part.encode())
-        starts = re.finditer(pattern, self.text) if part.encode() in self.text else ()
+        starts = (
+            re.finditer(pattern, self.contents.joined)
+            if part.encode() in self.contents.joined
+            else ()
+        )
         positions = np.array([match.start() for match in starts], np.int64)
         return self._find_rows(positions, lambda text: part in text)
 
@@ -150,8 +165,8 @@ class TextRows:
 
         first_bytes: the bytes with which it may begin. is_found: returns whether a text has it.
         """
-        text = np.frombuffer(self.text, np.uint8)
-        occurring = [byte for byte in first_bytes if byte in self.text]
+        text = np.frombuffer(self.contents.joined, np.uint8)
+        occurring = [byte for byte in first_bytes if byte in self.contents.joined]
         starts = [np.flatnonzero(text == byte) for byte in occurring]
         return self._find_rows(np.concatenate([np.empty(0, np.int64), *starts]), is_found)
 
@@ -161,24 +176,26 @@ class TextRows:
 
     def find_rows_with_blank(self) -> Bools:
         """Return in which rows a text is blank: empty, or white space alone, (rows,)."""
-        if not self.text:
+        if not self.contents.joined:
             return np.ones(len(self), np.bool_)
-        text, starts = np.frombuffer(self.text, np.uint8), self.offsets[:-1]
+        text, starts = np.frombuffer(self.contents.joined, np.uint8), self.contents.offsets[:-1]
         first = text[np.minimum(starts, len(text) - 1)]
-        may_be_blank = np.flatnonzero(_BEGINS_SPACE[first] | (np.diff(self.offsets) == 0))
+        may_be_blank = np.flatnonzero(_BEGINS_SPACE[first] | (np.diff(self.contents.offsets) == 0))
         second = text[np.minimum(starts[may_be_blank] + 1, len(text) - 1)]
         # With E3 begin all kana.
         is_kana = (first[may_be_blank] == _IDEOGRAPHIC) & (second != _SPACE_PART)
-        messages = may_be_blank[~is_kana | (np.diff(self.offsets)[may_be_blank] == 0)].tolist()
-        blank = [message for message in messages if not self.content(message).strip()]
+        messages = may_be_blank[
+            ~is_kana | (np.diff(self.contents.offsets)[may_be_blank] == 0)
+        ].tolist()
+        blank = [message for message in messages if not self.contents[message].strip()]
         return self._mark_rows(np.array(blank, np.int64))
 
     def _find_rows(self, starts: Int64, is_found: Callable[[str], bool]) -> Bools:
         """Return in which rows a text has what is looked for, which begins at some of `starts`."""
         may_have = np.zeros(len(self.contents), np.bool_)
-        may_have[np.searchsorted(self.offsets, starts, side="right") - 1] = True
+        may_have[np.searchsorted(self.contents.offsets, starts, side="right") - 1] = True
         messages = np.flatnonzero(may_have).tolist()
-        found = [message for message in messages if is_found(self.content(message))]
+        found = [message for message in messages if is_found(self.contents[message])]
         return self._mark_rows(np.array(found, np.int64))
 
     def _mark_rows(self, messages: Int64) -> Bools:

@@ -173,14 +173,16 @@ class RowRenderer:
             documents, self.row_turns[texts.rows[part]] = plans.fill(part, read)
             self._pipeline.heartbeat.end()
             yield from self._take_rendered(documents)
-        self._counts.add_texts(texts.take(is_accepted), train_turns, read)
+        accepted = texts if is_accepted.all() else texts.take(is_accepted)
+        self._counts.add_texts(accepted, train_turns, read)
 
     def _find_undecided(self, texts: TextRows) -> Bools:
         """Return which rows can't be written by a plan, (rows,)."""
         undecided = texts.find_rows_with_role("tool")
         if self._overlong:
             undecided |= np.isin(texts.rows, list(self._overlong))
-        if not texts.text.isascii() and MARK_BYTES in texts.text:
+        joined = texts.contents.joined
+        if not joined.isascii() and MARK_BYTES in joined:
             undecided |= texts.find_rows_where(MARK_BYTES[:1], has_mark_characters)
         if self._renderer.policy != "keep":
             undecided |= self._renderer.spelled.find_rows(texts)

@@ -170,7 +170,8 @@ class TextEncoder:
         edges = offsets_from_lengths(self.byte_level.lengths[flat.ids])
         fits = np.diff(edges[flat.offsets]) == lengths
         if self.byte_level.normal_form is not None:
-            fits &= [unicodedata.is_normalized(self.byte_level.normal_form, text) for text in texts]
+            normal_form = self.byte_level.normal_form
+            fits &= [t.isascii() or unicodedata.is_normalized(normal_form, t) for t in texts]
         if fits.all():
             return EncodedTexts(flat.ids, flat.offsets, edges[:-1], edges[1:], text_offsets)
         misfits = [number for number in np.flatnonzero(~fits).tolist() if number not in known]

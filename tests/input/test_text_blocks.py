@@ -50,7 +50,7 @@ def read_one_by_one(*pieces: PieceRows) -> list[Dialogue | Reject]:
 
 def list_contents(rows: TextRows, row: int) -> list[str]:
     start = int(rows.starts[row])
-    return [rows.content(start + message) for message in range(int(rows.lengths[row]))]
+    return [rows.contents[start + message] for message in range(int(rows.lengths[row]))]
 
 
 def check(*pieces: PieceRows) -> TextRows:

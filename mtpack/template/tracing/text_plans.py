@@ -135,7 +135,7 @@ def fill_plans(plans: Sequence[TextPlan], chosen: Int64, rows: TextRows) -> Rend
     is_content = codes < 0
     first_messages = np.repeat(rows.starts[document_rows], num_pieces[documents])
     codes = np.where(is_content, literals[-1] + first_messages - 1 - codes, codes)
-    texts = pa.concat_arrays([*(plan.literals for plan in plans), rows.contents])
+    texts = pa.concat_arrays([*(plan.literals for plan in plans), rows.contents.array])
     filled = pc.take(texts, pa.array(codes), boundscheck=False)
     offsets = np.frombuffer(filled.buffers()[1], np.int32)[: len(codes) + 1].astype(np.int64)
     before = offsets_from_lengths(np.diff(offsets)[is_content])
