@@ -43,7 +43,7 @@ def _make_way(way: str, pipeline: Pipeline, num_dialogues: int) -> Callable[[Dia
     replayer = Replayer(pipeline.template, added_tokens, "auto", budget=budget)
     if way == "jinja":
         return replayer.render_without_replay
-    return lambda dialogue: replayer.replay_texts(dialogue) or replayer.render_dialogue(dialogue)
+    return replayer.render_dialogue
 
 
 def measure(way: str, options: PackOptions, chat_template: str | None, file: str) -> float:

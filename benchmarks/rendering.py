@@ -26,7 +26,7 @@ from mtpack.input.files import describe_input, find_inputs
 from mtpack.input.reading import read_splits
 from mtpack.options import PackOptions
 from mtpack.running.pipeline import Pipeline, load_pipeline
-from mtpack.running.tokenize_split import read_rows
+from mtpack.running.row_reader import RowReader
 from mtpack.template.tracing.replayer import Replayer
 
 _BLOCK = 100  # dialogues
@@ -80,14 +80,14 @@ def main(
 
 def read_dialogues(inputs: tuple[str, ...], pipeline: Pipeline) -> list[Dialogue]:
     files = [describe_input(name, name) for name in find_inputs(inputs)]
-    rows = (row for split in read_splits(files) for row in read_rows(split, pipeline))
+    rows = (row for split in read_splits(files) for row in RowReader(split, pipeline).read_all())
     return [row for row in rows if isinstance(row, Dialogue)]
 
 
 def write_chatml(dialogue: Dialogue) -> tuple[str, list[tuple[int, int]]]:
     """Write the text of a ChatML template and the spans of turns, for messages of text."""
     parts, spans, position = [], [], 0
-    texts = dialogue.texts or [message.get("content", "") for message in dialogue.messages]
+    texts = [message.get("content", "") for message in dialogue.messages]
     for role, content in zip(dialogue.roles, texts, strict=True):
         header = f"<|im_start|>{role}\n"
         body = f"{content}<|im_end|>"

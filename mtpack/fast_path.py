@@ -8,12 +8,16 @@ again without it (`running/pack.py`).
 
 from __future__ import annotations
 
+import hashlib
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+
+from mtpack.token_batch import Int64
 
 REPLAY: Final = "replay"
 """Dialogues are replayed from recordings of the chat template, instead of rendered with it."""
@@ -50,7 +54,7 @@ class Audit:
     one_in: int = 16
     """On average, one row in this many is drawn."""
     share: float = 0.02
-    """The audit may take this share of the time since the first call of `is_due`."""
+    """The audit may take this share of the time since the first call of `draw`."""
     spent: float = 0.0
     """Seconds that the audit took so far."""
     done: int = 0
@@ -58,16 +62,31 @@ class Audit:
     salt: int = 0
     """Changes which rows are drawn, since rows are numbered within a split."""
     _started: float | None = None
-    """The time of the first call of `is_due`."""
+    """The time of the first call of `draw`."""
 
     def is_due(self, row: int) -> bool:
         """Return whether a row must be audited."""
+        return any(True for _ in self.draw(np.array([row])))
+
+    def draw(self, rows: Int64) -> Iterator[int]:
+        """Yield the index in `rows` of each that must be audited.
+
+        It is compared before the next one is asked for.
+        """
         if self._started is None:
             self._started = time.perf_counter()
-        drawn = zlib.crc32(row.to_bytes(8, "little"), (self.seed ^ self.salt) & 0xFFFFFFFF)
-        if drawn % self.one_in:
-            return False
-        return self.spent <= self.share * (time.perf_counter() - self._started)
+        # The highest bits of a product with an odd number depend on all bits (Knuth, 6.4).
+        mixed = (rows + 1).astype(np.uint64) * np.uint64(self._multiplier)
+        drawn = (mixed >> np.uint64(40)) % np.uint64(self.one_in) == 0
+        for index in np.flatnonzero(drawn).tolist():
+            if self.spent <= self.share * (time.perf_counter() - self._started):
+                yield index
+
+    @property
+    def _multiplier(self) -> int:
+        """An odd number of 64 bits, of the seed and the salt."""
+        seed = f"{self.seed} {self.salt}".encode()
+        return int.from_bytes(hashlib.sha256(seed).digest()[:8], "little") | 1
 
     @contextmanager
     def measure(self) -> Iterator[None]:

@@ -104,14 +104,6 @@ class Renderer:
         """
         return _find_spelled_tokens(self.template, self.control_tokens, self.added_tokens.stops)
 
-    def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        """Return what `render` returns if replay gives it in a few µs, without the template."""
-        if self.replayer is None:
-            return None
-        if self.policy != "keep" and self.spelled.find(dialogue):
-            return None
-        return self.replayer.replay_texts(dialogue)
-
     def render(self, dialogue: Dialogue, merge: str) -> RenderedDialogue | Reject:
         """Render a dialogue and find its turns. merge: `auto`, `always` or `never`."""
         spelled = () if self.policy == "keep" else self.spelled.find(dialogue)

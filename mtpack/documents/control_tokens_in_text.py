@@ -20,6 +20,8 @@ from typing import Any
 
 from mtpack.input.content import is_text_parts
 from mtpack.input.dialogue import Dialogue, Messages
+from mtpack.input.text_rows import TextRows
+from mtpack.token_batch import Bools
 from mtpack.tokenizer.added_tokens import compile_alternation
 
 _SEPARATOR = "\0"  # between texts that are searched together; no control token contains it
@@ -78,14 +80,10 @@ class SpelledTokens:
 
         They are in the order of the messages.
         """
-        texts = dialogue.joined_texts
-        if texts is None or dialogue.template_args is not None:
-            texts = _join_texts(dialogue.messages, [dialogue.tools, _get_documents(dialogue)])
+        texts = _join_texts(dialogue.messages, [dialogue.tools, _get_documents(dialogue)])
         if not self._input.find_first(texts):  # nearly always
             return ()
-        texts_of_messages = dialogue.texts
-        if texts_of_messages is None:
-            texts_of_messages = tuple([_join_texts([each], None) for each in dialogue.messages])
+        texts_of_messages = [_join_texts([each], None) for each in dialogue.messages]
         found: dict[bool, SpelledToken] = {}
         for index, (role, text) in enumerate(zip(dialogue.roles, texts_of_messages, strict=True)):
             in_answer = role == "assistant"
@@ -97,6 +95,12 @@ class SpelledTokens:
             if False not in found and (content := self._input.find_first(_join_texts([], value))):
                 found[False] = SpelledToken(where, content, in_answer=False)
         return tuple(found.values())
+
+    def find_rows(self, rows: TextRows) -> Bools:
+        """Return for which rows `find` finds anything, (rows,)."""
+        return rows.find_rows_where(
+            self._input.first_bytes, lambda t: bool(self._input.find_first(t))
+        )
 
     def mark(self, dialogue: Dialogue) -> Dialogue:
         """Return the dialogue with marks in the control tokens that its texts spell."""
@@ -112,9 +116,7 @@ class SpelledTokens:
         if documents := _get_documents(dialogue):
             marked = _mark_value(documents, self._input.insert_marks)
             arguments = {**(arguments or {}), _DOCUMENTS: marked}
-        return dialogue._replace(
-            messages=messages, tools=tools, texts=None, joined_texts=None, template_args=arguments
-        )
+        return dialogue._replace(messages=messages, tools=tools, template_args=arguments)
 
 
 class TokenPattern:
@@ -124,6 +126,8 @@ class TokenPattern:
         """Take the texts of the tokens."""
         self._one = compile_alternation(contents := tuple(contents))
         self._first_characters = {content[0] for content in contents}
+        self.first_bytes = bytes({content.encode()[0] for content in contents})
+        """The bytes with which the tokens begin, in UTF-8."""
         # Matches overlap: a token that overlaps another must be marked too, or it would be encoded
         # as a control token if the other one is text.
         self._start = re.compile(f"(?={self._one.pattern})")

@@ -24,43 +24,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from mtpack.template.rendered_dialogue import (
-    DocumentText,
-    PlacedTurns,
-    RenderedDialogue,
-    place_turns,
-)
-from mtpack.token_batch import Bools, Int64
-from mtpack.tokenizer.encode import EncodedText, EncodedTexts, Positions, TextEncoder
-
-
-@dataclass(slots=True)
-class DocumentTexts:
-    """Collects the texts that are encoded together. A text is referred to by its number."""
-
-    documents: list[DocumentText] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    """The input row of each text."""
-    merged: list[int] = field(default_factory=list)
-    """The merged text of each dialogue."""
-    compared: list[tuple[int, int, int]] = field(default_factory=list)
-    """Turns whose ids are compared: the merged text, the turn's index in it, and its `served`."""
-
-    def add(self, row: int, document: DocumentText) -> int:
-        """Add the text of a document and return its number."""
-        self.documents.append(document)
-        self.rows.append(row)
-        return len(self.rows) - 1
-
-    def add_dialogue(self, dialogue: RenderedDialogue) -> None:
-        """Add the texts of a dialogue: the merged one, those to compare, and the others."""
-        row = dialogue.row
-        merged = self.add(row, dialogue.merged)
-        self.merged.append(merged)
-        for turn, document in dialogue.to_compare:
-            self.compared.append((merged, turn, self.add(row, document)))
-        for document in dialogue.own:
-            self.add(row, document)
+from mtpack.template.rendered_dialogue import PlacedTurns
+from mtpack.template.rendered_documents import RenderedDocuments
+from mtpack.token_batch import Bools, Int64, offsets_from_lengths
+from mtpack.tokenizer.encode import EncodedText, EncodedTexts, TextEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,39 +64,28 @@ class EncodedDocuments:
         )
 
 
-def encode_documents(encoder: TextEncoder, texts: DocumentTexts) -> EncodedDocuments:
+def encode_documents(encoder: TextEncoder, documents: RenderedDocuments) -> EncodedDocuments:
     """Encode all texts, and cut those with a straddled start.
 
     Raises what `TextEncoder.encode` raises.
     """
-    documents = texts.documents
-    known = {
-        number: document.encoded.whole
-        for number, document in enumerate(documents)
-        if document.encoded is not None
-    }
-    whole = encoder.encode([document.text for document in documents], texts.rows, known)
-    turns = place_turns([document.turns for document in documents])
-    numbers: Int64 = np.arange(len(documents))
+    known = {number: tokens.whole for number, tokens in documents.encoded.items()}
+    whole = encoder.encode(documents.texts, documents.rows, known, documents.lengths)
+    turns = documents.turns
+    numbers: Int64 = np.arange(len(documents.texts))
     turn_texts = np.repeat(numbers, turns.num_turns)
-    positions = whole.positions.at(turn_texts, turns.starts)
-    first = whole.first_token_starting_at(turn_texts, positions)
-    straddles = np.zeros_like(first)
+    positions = whole.text_offsets[turn_texts] + turns.starts
+    first, after = whole.find_tokens_at(turn_texts, positions)
+    is_cut = (first > after) & (turns.starts < turns.ends) & (turns.num_spans > 0)
+    straddles = np.where(is_cut, first - after, 0)
     encoded = EncodedDocuments(whole, numbers, turns, turn_texts, first, straddles)
-    if encoder.byte_level is None:
-        return encoded
-    # A search for the ends of tokens would take longer than a look at the token before each start.
-    candidates = np.flatnonzero((first > 0) & (turns.starts < turns.ends) & (turns.num_spans > 0))
-    candidates = candidates[whole.ends[first[candidates] - 1] > positions[candidates]]
-    if not len(candidates):
-        return encoded
-    after = whole.first_token_ending_after(turn_texts[candidates], positions[candidates])
-    straddles[candidates] = first[candidates] - after
-    return _cut_texts(encoder, encoded, texts)
+    if encoder.byte_level is None or not is_cut.any():
+        return replace(encoded, straddles=np.zeros_like(straddles))
+    return _cut_texts(encoder, encoded, documents)
 
 
 def _cut_texts(
-    encoder: TextEncoder, whole: EncodedDocuments, texts: DocumentTexts
+    encoder: TextEncoder, whole: EncodedDocuments, documents: RenderedDocuments
 ) -> EncodedDocuments:
     """Cut the texts at the starts with `straddles`, and encode their parts."""
     cuts: dict[int, list[int]] = {}
@@ -140,15 +96,16 @@ def _cut_texts(
     written = whole.written.copy()
     written[list(cuts)] = len(written) + np.arange(len(cuts))
     compared: dict[int, int] = {}
-    for merged, _, served in texts.compared:
-        (served_turn,) = texts.documents[served].turns.to_list()
-        earlier = [start for start in cuts.get(merged, ()) if start < served_turn.start]
+    first_turns = offsets_from_lengths(whole.turns.num_turns)
+    for merged, _, served in documents.compared.tolist():
+        served_start = whole.turns.starts[first_turns[served]]  # it has one turn
+        earlier = [start for start in cuts.get(merged, ()) if start < served_start]
         if earlier:
             compared[served] = len(written) + len(versions)
             versions.append((served, earlier + cuts.get(served, [])))
-    encoded = _append_versions(encoder, whole.encoded, texts, versions)
+    encoded = _append_versions(encoder, whole.encoded, documents, versions)
     turn_texts = written[whole.turn_texts]
-    positions = encoded.positions.at(turn_texts, whole.turns.starts)
+    positions = encoded.text_offsets[turn_texts] + whole.turns.starts
     first_tokens = encoded.first_token_starting_at(turn_texts, positions)
     return replace(
         whole, encoded=encoded, written=written, first_tokens=first_tokens, compared=compared
@@ -158,30 +115,32 @@ def _cut_texts(
 def _append_versions(
     encoder: TextEncoder,
     whole: EncodedTexts,
-    texts: DocumentTexts,
+    documents: RenderedDocuments,
     versions: list[tuple[int, list[int]]],
 ) -> EncodedTexts:
-    """Return the texts as a whole, followed by versions of some: (text, where it is cut)."""
+    """Return the texts as a whole, followed by versions of some: (document, where it is cut)."""
     parts: list[str] = []
     rows: list[int] = []
     known: dict[int, EncodedText] = {}
     num_parts = [0]
     for number, starts in versions:
-        document = texts.documents[number]
-        for start, end in pairwise([0, *sorted(set(starts)), len(document.text)]):
-            if document.encoded is not None:
-                known[len(parts)] = document.encoded.encode_part(start, end)
-            parts.append(document.text[start:end])
-            rows.append(texts.rows[number])
+        content, tokens = documents.texts[number].encode(), documents.encoded.get(number)
+        character = 0
+        for start, end in pairwise([0, *sorted(set(starts)), len(content)]):
+            part = content[start:end].decode()
+            if tokens is not None:
+                known[len(parts)] = tokens.encode_part(character, character + len(part))
+            character += len(part)
+            parts.append(part)
         num_parts.append(len(parts))
+        rows += [int(documents.rows[number])] * (num_parts[-1] - num_parts[-2])
     # The parts of a text follow each other, so their positions are those in the joined texts.
-    encoded = encoder.encode(parts, rows, known)
-    numbers = [*range(len(texts.rows)), *(number for number, _ in versions)]
-    end = whole.positions.texts[-1]
+    encoded = encoder.encode(parts, np.array(rows, np.int64), known)
+    end = whole.text_offsets[-1]
     return EncodedTexts(
         ids=np.concatenate([whole.ids, encoded.ids]),
         offsets=np.append(whole.offsets, whole.offsets[-1] + encoded.offsets[num_parts[1:]]),
         starts=np.append(whole.starts, end + encoded.starts),
         ends=np.append(whole.ends, end + encoded.ends),
-        positions=Positions.of([texts.documents[number].text for number in numbers]),
+        text_offsets=np.append(whole.text_offsets, end + encoded.text_offsets[num_parts[1:]]),
     )

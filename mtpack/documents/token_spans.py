@@ -24,50 +24,47 @@ calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mtpack.counts import Counts
-from mtpack.documents.cut_starts import DocumentTexts, EncodedDocuments, encode_documents
-from mtpack.template.rendered_dialogue import DocumentText, RenderedDialogue
+from mtpack.documents.cut_starts import EncodedDocuments, encode_documents
+from mtpack.template.rendered_dialogue import DocumentText
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.token_batch import Int64, TokenBatch, TurnFlag, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedTexts, TextEncoder
 
 
 def encode_dialogues(
-    encoder: TextEncoder, rendered: Sequence[RenderedDialogue], merge: str
+    encoder: TextEncoder, rendered: RenderedDocuments, merge: str
 ) -> tuple[TokenBatch, Counts]:
     """Encode dialogues; return their documents and the counts that need token ids.
 
     merge: `auto`, `always` or `never`. Raises what `TextEncoder.encode` raises.
     """
-    texts = DocumentTexts()
-    for dialogue in rendered:
-        texts.add_dialogue(dialogue)
-    documents = encode_documents(encoder, texts)
-    encoded, merged = documents.encoded, documents.written[_to_int64(texts.merged)]
-    ends = encoded.positions.at(merged, _to_int64([dialogue.merged_end for dialogue in rendered]))
+    documents = encode_documents(encoder, rendered)
+    encoded, merged = documents.encoded, documents.written[rendered.merged]
+    ends = encoded.text_offsets[merged] + rendered.merged_ends
     tokens = encoded.first_token_ending_after(merged, ends) - encoded.offsets[merged]
-    if texts.compared:
-        documents = _compare_ids(documents, texts, merge)
-    batch, counts = _build_batch(documents, texts)
-    return batch, counts + Counts(tokens_if_merged=int(tokens.sum()))
+    if len(rendered.compared):
+        documents = _compare_ids(documents, rendered.compared, merge)
+    batch, counts = _build_batch(documents, rendered.rows)
+    return batch, replace(counts, tokens_if_merged=int(tokens.sum()))
 
 
 def encode_document(encoder: TextEncoder, row: int, document: DocumentText) -> TokenBatch:
     """Encode one document; the batch is empty if no turn has a loss token."""
-    texts = DocumentTexts([document], [row])
-    return _build_batch(encode_documents(encoder, texts), texts)[0]
+    rendered = RenderedDocuments.of_document(row, document)
+    return _build_batch(encode_documents(encoder, rendered), rendered.rows)[0]
 
 
-def _compare_ids(documents: EncodedDocuments, texts: DocumentTexts, merge: str) -> EncodedDocuments:
+def _compare_ids(documents: EncodedDocuments, compared: Int64, merge: str) -> EncodedDocuments:
     """Keep each compared turn in the merged text or in its own, by the ids of the two texts."""
     first_turns = offsets_from_lengths(documents.turns.num_turns)
     kept = np.ones(len(documents.turn_texts), np.bool_)
     flags = documents.turns.flags.copy()
-    for merged, index, served in texts.compared:
+    for merged, index, served in compared.tolist():
         turn = first_turns[merged] + index
         both = int(documents.written[merged]), documents.find_compared(served)
         if _have_same_ids(documents.encoded, *both, int(documents.turns.ends[turn])):
@@ -81,9 +78,9 @@ def _compare_ids(documents: EncodedDocuments, texts: DocumentTexts, merge: str) 
 
 
 def _have_same_ids(encoded: EncodedTexts, merged: int, served: int, end: int) -> bool:
-    """Return whether two texts have the same tokens up to the character `end`."""
+    """Return whether two texts have the same tokens up to the byte `end`."""
     both: Int64 = np.array([merged, served])
-    ends = encoded.positions.at(both, np.array([end, end]))
+    ends = encoded.text_offsets[both] + end
     started = encoded.first_token_starting_at(both, ends)
     ended = np.minimum(encoded.first_token_ending_after(both, ends), started)
     first = encoded.offsets[both]
@@ -95,13 +92,13 @@ def _have_same_ids(encoded: EncodedTexts, merged: int, served: int, end: int) ->
     )
 
 
-def _build_batch(documents: EncodedDocuments, texts: DocumentTexts) -> tuple[TokenBatch, Counts]:
+def _build_batch(documents: EncodedDocuments, rows: Int64) -> tuple[TokenBatch, Counts]:
     """Find the tokens of all turns; drop turns and documents without a loss token."""
     encoded, found, turn_texts = documents.encoded, documents.turns, documents.turn_texts
     spans = _find_loss_tokens(documents)
     spans_per_turn = np.bincount(spans.turns, minlength=len(turn_texts))
     turns = np.flatnonzero(spans_per_turn)
-    turns_per_text = np.bincount(turn_texts[turns], minlength=len(texts.rows))
+    turns_per_text = np.bincount(turn_texts[turns], minlength=len(rows))
     trained = np.flatnonzero(turns_per_text)
 
     turn_offsets = offsets_from_lengths(turns_per_text[trained])
@@ -115,7 +112,7 @@ def _build_batch(documents: EncodedDocuments, texts: DocumentTexts) -> tuple[Tok
     batch = TokenBatch(
         ids=np.concatenate([np.empty(0, np.int32), *ids]),
         document_offsets=offsets_from_lengths(lengths),
-        document_rows=_to_int64(texts.rows)[trained],
+        document_rows=rows[trained],
         turn_offsets=turn_offsets,
         turn_messages=found.messages[turns].astype(np.int32),
         turn_flags=found.flags[turns].astype(np.uint8),
@@ -124,7 +121,8 @@ def _build_batch(documents: EncodedDocuments, texts: DocumentTexts) -> tuple[Tok
         span_ends=spans.ends.astype(np.int32),
     )
     no_loss_token = len(turn_texts) - len(turns)
-    return batch, spans.counts + Counts(turns_dropped={"no_loss_token": no_loss_token})
+    dropped = {"no_loss_token": no_loss_token} if no_loss_token else {}
+    return batch, replace(spans.counts, turns_dropped=dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +147,11 @@ def _find_loss_tokens(documents: EncodedDocuments) -> _TokenSpans:
     encoded, found = documents.encoded, documents.turns
     turns = np.repeat(np.arange(len(documents.turn_texts)), found.num_spans)
     texts = documents.written[documents.turn_texts[turns]]
-    start_positions = encoded.positions.at(texts, found.span_starts)
-    end_positions = encoded.positions.at(texts, found.span_ends)
-    starts = encoded.first_token_starting_at(texts, start_positions)
-    begun = encoded.first_token_starting_at(texts, end_positions)
-    ended = encoded.first_token_ending_after(texts, end_positions)
+    begins = encoded.text_offsets[texts]
+    starts, after_start = encoded.find_tokens_at(texts, begins + found.span_starts)
+    begun, ended = encoded.find_tokens_at(texts, begins + found.span_ends)
     ends = np.minimum(ended, begun)
-    across_start = starts - encoded.first_token_ending_after(texts, start_positions)
+    across_start = starts - after_start
     straddles = np.maximum(across_start, 0).sum() + np.maximum(begun - ended, 0).sum()
     straddles += documents.straddles.sum()
 
@@ -174,7 +170,3 @@ def _find_loss_tokens(documents: EncodedDocuments) -> _TokenSpans:
     counts = Counts(straddles=int(straddles), given_trained=int(given_trained))
     begins = encoded.offsets[texts]
     return _TokenSpans(turns, starts - begins, ends - begins, counts)
-
-
-def _to_int64(values: Sequence[int]) -> Int64:
-    return np.array(values, dtype=np.int64)

@@ -13,9 +13,6 @@ from mtpack.input.dialogue import Reason
 from mtpack.input.json_value import parse_nested
 from mtpack.input.row_errors import RowError, describe_type
 from mtpack.input.row_keys import MEANINGFUL_KEYS
-from mtpack.input.strict_json import count_strings
-
-_NOT_NESTED = {str, int, float, bool, type(None)}
 
 
 class FoundMessages(NamedTuple):
@@ -67,30 +64,6 @@ def _pop_path(fields: dict[str, Any], path: str) -> Any:
             detail = f'"{name}" has different values in the row and in "{key}"; keep one of them'
             raise RowError(Reason.INVALID_ROW, detail)
     return found
-
-
-def find_messages(row: Any) -> list[Any] | None:
-    """Return the `messages` of a row without other keys that matter; None if there are none."""
-    if type(row) is not dict or type(row.get("messages")) is not list:
-        return None
-    if MEANINGFUL_KEYS.isdisjoint(row) or all(row.get(key) is None for key in MEANINGFUL_KEYS):
-        return row["messages"] or None
-    return None
-
-
-def has_only_texts(row: dict[str, Any], text: bytes) -> bool:
-    """Return whether messages with a role and a text have no other key, and no key appears twice.
-
-    row: the value of `text`, not validated yet; if this returns True, it is valid.
-    """
-    num_strings = 4 * len(row["messages"]) + len(row)
-    if len(row) > 1:
-        types = [type(value) for key, value in row.items() if key != "messages"]
-        if not _NOT_NESTED.issuperset(types):
-            return False
-        num_strings += types.count(str)
-    # Every further key, and every key that appears twice, is one more string.
-    return count_strings(text) == num_strings
 
 
 def require_message_list(

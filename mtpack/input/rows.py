@@ -13,14 +13,11 @@ from mtpack.input.dialogue import (
     Reason,
     Reject,
     make_dialogue,
-    make_text_dialogue,
 )
 from mtpack.input.json_value import begins_nested
 from mtpack.input.message import MessageReader
 from mtpack.input.messages import (
     FoundMessages,
-    find_messages,
-    has_only_texts,
     pop_messages,
     pop_messages_at,
 )
@@ -28,7 +25,7 @@ from mtpack.input.row_errors import RowError, describe_type, list_keys, quote_na
 from mtpack.input.row_formats import find_shapes
 from mtpack.input.row_keys import pop_system, pop_template_args, refuse_media, refuse_preferences
 from mtpack.input.sharegpt import pop_conversation
-from mtpack.input.strict_json import StrictJsonError, loads, validate
+from mtpack.input.strict_json import StrictJsonError, parse
 from mtpack.input.tools import pop_tools
 
 _FINDERS = {
@@ -75,26 +72,9 @@ def read_dialogue(
             raise RowError(
                 Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
             )
-        value = loads(text)
-        may_be_usual = row_format in (None, "messages") and options.messages_key is None
-        messages = find_messages(value) if may_be_usual else None
-        dialogue = None
-        if messages:
-            unread = _list_unread(value) if len(value) > 1 else ()
-            dialogue = make_text_dialogue(row, origin, messages, None, unread)
-        if dialogue and has_only_texts(value, text):
-            return dialogue  # the usual case, without the time for `validate`
-        value = validate(text, value)
-        if dialogue and set(map(len, dialogue.messages)) == {2}:
-            return dialogue
-        return _read_row(row, origin, value, row_format, options)
+        return _read_row(row, origin, parse(text), row_format, options)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))
-
-
-def _list_unread(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return the keys without a meaning, for a row whose only key with one is `messages`."""
-    return tuple([key for key, value in row.items() if value is not None and key != "messages"])
 
 
 def _read_row(

@@ -79,9 +79,14 @@ def _check_depth(value: Any) -> None:
 def count_strings(text: bytes) -> int:
     """Count the keys and strings of valid JSON; a key that appears twice counts twice."""
     num_quotes = text.count(b'"')
-    if b"\\" in text:  # after an escaped backslash, a quote is not escaped
-        num_quotes -= text.replace(rb"\\", b"").count(rb"\"")
+    if b"\\" in text:
+        num_quotes -= hide_escaped_backslashes(text).count(rb"\"")
     return num_quotes // 2
+
+
+def hide_escaped_backslashes(text: bytes) -> bytes:
+    """Return valid JSON of the same length in which every backslash escapes what follows it."""
+    return text.replace(rb"\\", b"--") if rb"\\" in text else text
 
 
 def _explain(text: bytes, error: orjson.JSONDecodeError) -> StrictJsonError:

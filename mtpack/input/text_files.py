@@ -15,18 +15,17 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from mtpack.errors import InputError
 from mtpack.input.files import InputFile, open_input, wrap_read_errors
+from mtpack.input.lines import find_lines, find_row_lines
 from mtpack.input.row_batches import ReadPosition
 from mtpack.input.row_formats import detect_format
 from mtpack.input.splits import BYTE_ORDER_MARK, LinesInMemory, RowsInMemory
-from mtpack.token_batch import Int64
+from mtpack.token_batch import Bools, Int64
 
 _BLOCK_BYTES = 2**20
 _FIRST_BLOCK_BYTES = 2**16
-_NEWLINE, _SPACE = b"\n "
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class LineRows:
         """Return the rows from `start` up to but not including `end`."""
         return self.select(slice(start, end))
 
-    def select(self, rows: slice | NDArray[np.bool_]) -> LineRows:
+    def select(self, rows: slice | Bools) -> LineRows:
         """Return some of the rows."""
         return replace(
             self, numbers=self.numbers[rows], starts=self.starts[rows], ends=self.ends[rows]
@@ -224,25 +223,16 @@ def _read_blocks(stream: BinaryIO, limit: int, block_bytes: int) -> Iterator[tup
 def _find_lines(
     file: InputFile, block: bytes, offset: int, first_line: int, line_limit: int
 ) -> LineRows:
-    """Find the lines of a block, without a loop over lines: 1 GB in 0.2 seconds."""
-    (ends,) = (np.frombuffer(block, np.uint8) == _NEWLINE).nonzero()
-    if not block.endswith(b"\n"):
-        ends = np.append(ends, len(block))
-    starts = np.empty(len(ends), dtype=np.int64)
-    starts[0], starts[1:] = 0, ends[:-1] + 1
+    """Find the lines of a block."""
+    starts, ends = find_lines(block)
     numbers = np.arange(first_line, first_line + len(ends))
     return LineRows(file, block, offset, line_limit, numbers, starts, ends)
 
 
 def _select_rows(lines: LineRows) -> Iterator[LineRows | RowsInMemory]:
     """Yield the lines without blank ones, and without the texts of those above the limit."""
-    too_long = lines.sizes() > lines.line_limit
-    first_characters = np.frombuffer(lines.block, np.uint8)[lines.starts]
-    may_be_blank = (first_characters <= _SPACE) & ~too_long
-    if may_be_blank.any():
-        is_row = ~may_be_blank
-        for line in (may_be_blank & (lines.sizes() > 0)).nonzero()[0].tolist():
-            is_row[line] = not lines.text(line).isspace()
+    is_row, too_long = find_row_lines(lines.block, lines.starts, lines.ends, lines.line_limit)
+    if not is_row.all():
         lines, too_long = lines.select(is_row), too_long[is_row]
     first = 0
     for line in too_long.nonzero()[0].tolist():

@@ -201,14 +201,13 @@ def _divide(split: Split, most: int) -> Iterator[Split]:
 def split_rows(split: Split) -> list[RowsInMemory]:
     """Return the rows of a split that is in memory, each as a piece."""
     rows: list[RowsInMemory] = []
-    for piece in split.pieces:
-        assert not isinstance(piece, LinesInFile)
+    for found in split.found_rows:
+        piece = found.piece
         if isinstance(piece, RowsInMemory):  # with what is known of the columns of a table
             rows += [piece.cut(number, number + 1) for number in range(len(piece))]
         else:
-            rows += [
-                RowsInMemory(row.file, row.format, [row.line], [row.text]) for row in piece.rows()
-            ]
+            raw = map(found.row, range(len(found)))
+            rows += [RowsInMemory(row.file, row.format, [row.line], [row.text]) for row in raw]
     return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from mtpack.input.splits import Split, SplitDigest
 from mtpack.running.document_file import save_batch
 from mtpack.running.empty_run import EmptySplit, describe_empty_split
 from mtpack.running.pipeline import Pipeline, check_template
+from mtpack.running.row_reader import RowReader, set_activity
 from mtpack.running.split_record import SplitRecord, parse_split_record
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.running.token_store import find_split, record_path, store_split
-from mtpack.running.tokenize_split import TokenizedSplit, read_rows, set_activity, tokenize
+from mtpack.running.tokenize_split import TokenizedSplit, tokenize
 from mtpack.token_batch import TokenBatch
 
 
@@ -171,15 +173,14 @@ def _apply_overlong(
     Returns the documents that fit and, if there are none, the sequence length that a turn needs.
     """
     options = pipeline.options
-    dialogues: dict[int, Dialogue] = {}
+    open_reader = lru_cache(maxsize=1)(partial(RowReader, split, pipeline))  # most splits need none
 
+    @lru_cache(maxsize=1)  # several turns of a dialogue may be too long
     def dialogue_of(row: int) -> Dialogue:
-        if not dialogues:  # read on demand: most splits need none
-            rows = read_rows(split, pipeline)
-            read = [row for row in rows if isinstance(row, Dialogue)]
-            dialogues.update((dialogue.row, dialogue) for dialogue in read)
-        set_activity(pipeline, dialogues[row])
-        return dialogues[row]
+        dialogue = open_reader().read(row)
+        assert isinstance(dialogue, Dialogue)
+        set_activity(pipeline, dialogue)
+        return dialogue
 
     suffixes = SuffixRenderer(pipeline.renderer, pipeline.encoders, dialogue_of, options.seq_len)
     fitting = apply_overlong_policy(batch, options.seq_len, options.overlong, suffixes.render)
@@ -190,7 +191,7 @@ def _apply_overlong(
 
 
 def _describe_empty(pipeline: Pipeline, split: Split, fitted: FittedSplit) -> EmptySplit:
-    rows = read_rows(split, pipeline)
+    rows = RowReader(split, pipeline).read_all()
     row_turns, needed_seq_len = fitted.tokenized.row_turns, fitted.needed_seq_len
     empty = describe_empty_split(rows, row_turns, needed_seq_len)
     pipeline.heartbeat.end()  # rows with template arguments begin a step

@@ -36,7 +36,7 @@ _DETAILS = {
 
 def list_tool_kinds(dialogue: Dialogue) -> list[Kind] | None:
     """Return what `list_kinds` returns for a dialogue with tool calls or results; else None."""
-    if dialogue.texts is not None:
+    if dialogue.has_only_texts:
         uses_tools = "tool" in dialogue.roles
     else:
         uses_tools = any(

@@ -96,6 +96,10 @@ Text = TypeVar("Text", str, MarkedText)
 """A rendered text, without or with its regions."""
 
 
+MARK_BYTES = REGION_START.encode()[:2]
+"""The bytes with which all characters of marks begin, in UTF-8."""
+
+
 def has_mark_characters(text: str) -> bool:
     """Return whether a text has characters of which marks are made, so that it can't be marked."""
     if text.isascii():

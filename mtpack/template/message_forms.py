@@ -67,7 +67,7 @@ class MessageForms:
 
     def apply(self, dialogue: Dialogue) -> Dialogue:
         """Return the dialogue in these forms; in most cases, that is `dialogue` itself."""
-        if dialogue.texts is not None and not self.only_parts:
+        if dialogue.has_only_texts and not self.only_parts:
             return dialogue
         messages = self.apply_to_messages(dialogue.messages)
         if all(map(is_, messages, dialogue.messages)):

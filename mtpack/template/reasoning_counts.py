@@ -28,12 +28,12 @@ class ReasoningCounts:
         self._kinds: Counter[tuple[TurnKind, Mode | None]] = Counter()
         """Of turns without a reasoning, with the mode of their dialogue."""
 
+    def add_plain(self, num_turns: int) -> None:
+        """Count trained turns in dialogues that have texts alone, and no `</think>` in them."""
+        self._kinds[_PLAIN, None] += num_turns
+
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue and its trained turns."""
-        if dialogue.texts is not None and END_OF_THINK not in (dialogue.joined_texts or ""):
-            num_turns = dialogue.roles.count("assistant") - len(dialogue.untrained)
-            self._kinds[_PLAIN, None] += num_turns
-            return
         turns = dialogue.trained_messages()
         without = [index for index in turns if not has_reasoning(dialogue.messages[index])]
         mode = None if len(without) == len(turns) else self._probes.choose_mode(dialogue)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from mtpack.template.markers import Range
-from mtpack.token_batch import Bools, Int64, TurnFlag, offsets_from_lengths
+from mtpack.token_batch import Bools, Int64, TurnFlag, gather_ranges, offsets_from_lengths
 from mtpack.tokenizer.encode import EncodedText
 
 
@@ -146,7 +146,8 @@ class PlacedTurns:
     """The turns of several documents with their positions, as columns.
 
     The columns are in the order of the documents, and have the shape (turns,), except those of
-    documents and spans. Positions are in characters from the start of the document's text.
+    documents and spans. Positions are from the start of the document's text: in characters, or in
+    bytes.
     """
 
     num_turns: Int64
@@ -163,6 +164,28 @@ class PlacedTurns:
     """(spans,)"""
     span_ends: Int64
     """(spans,)"""
+
+    @classmethod
+    def join(cls, parts: Sequence[PlacedTurns]) -> PlacedTurns:
+        """Return the turns of the documents of all parts."""
+        names = [field.name for field in fields(cls)]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(**columns)
+
+    def take(self, documents: Int64) -> PlacedTurns:
+        """Return the turns of the documents with these indices, in that order."""
+        turns = gather_ranges(offsets_from_lengths(self.num_turns), documents)
+        spans = gather_ranges(offsets_from_lengths(self.num_spans), turns)
+        return PlacedTurns(
+            num_turns=self.num_turns[documents],
+            messages=self.messages[turns],
+            flags=self.flags[turns],
+            starts=self.starts[turns],
+            ends=self.ends[turns],
+            num_spans=self.num_spans[turns],
+            span_starts=self.span_starts[spans],
+            span_ends=self.span_ends[spans],
+        )
 
     def keep(self, kept: Bools, flags: Int64) -> PlacedTurns:
         """Return the turns that are `kept` (turns,), with other `flags` (turns,)."""
@@ -184,28 +207,42 @@ def place_turns(documents: Sequence[Turns]) -> PlacedTurns:
     """Compute the positions of the turns of all `documents`."""
     slots = offsets_from_lengths(_to_column(len(turns.lengths) for turns in documents))
     lengths = chain.from_iterable([turns.lengths for turns in documents])
-    before = offsets_from_lengths(np.fromiter(lengths, np.int64, slots[-1]))
+    layouts = [turns.layout for turns in documents]
+    return place_layouts(
+        np.concatenate([_NO_TURNS, *(layout.turns for layout in layouts)]),
+        np.concatenate([_NO_SPANS, *(layout.spans for layout in layouts)]),
+        _to_column(len(layout.turns) for layout in layouts),
+        slots[:-1],
+        offsets_from_lengths(np.fromiter(lengths, np.int64, slots[-1])),
+    )
 
-    def place(positions: Int64, first_slots: Int64) -> Int64:
-        num_slots, characters = positions.T
-        filled: Int64 = before[first_slots + num_slots] - before[first_slots] + characters
+
+def place_layouts(
+    turns: Int64, spans: Int64, num_turns: Int64, first_slots: Int64, before: Int64
+) -> PlacedTurns:
+    """Compute the positions of the turns of several documents.
+
+    turns, spans: as in `TurnLayout`, of all documents. num_turns: of each document, (documents,).
+    first_slots: the first slot of each document, (documents,). before: how much the slots before
+    each fill, (slots + 1,).
+    """
+    turn_slots = np.repeat(first_slots, num_turns)
+    span_slots = np.repeat(turn_slots, turns[:, 6])
+
+    def place(positions: Int64, first: Int64) -> Int64:
+        num_slots, others = positions.T
+        filled: Int64 = before[first + num_slots] - before[first] + others
         return filled
 
-    layouts = [turns.layout for turns in documents]
-    num_turns = _to_column(len(layout.turns) for layout in layouts)
-    num_spans = _to_column(len(layout.spans) for layout in layouts)
-    turns = np.concatenate([_NO_TURNS, *(layout.turns for layout in layouts)])
-    spans = np.concatenate([_NO_SPANS, *(layout.spans for layout in layouts)])
-    first_slots, span_first_slots = (np.repeat(slots[:-1], num) for num in (num_turns, num_spans))
     return PlacedTurns(
         num_turns=num_turns,
         messages=turns[:, 0],
         flags=turns[:, 1],
-        starts=place(turns[:, 2:4], first_slots),
-        ends=place(turns[:, 4:6], first_slots),
+        starts=place(turns[:, 2:4], turn_slots),
+        ends=place(turns[:, 4:6], turn_slots),
         num_spans=turns[:, 6],
-        span_starts=place(spans[:, :2], span_first_slots),
-        span_ends=place(spans[:, 2:], span_first_slots),
+        span_starts=place(spans[:, :2], span_slots),
+        span_ends=place(spans[:, 2:], span_slots),
     )
 
 

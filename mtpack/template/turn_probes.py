@@ -43,7 +43,7 @@ class TurnProbes:
 
     def choose_mode(self, dialogue: Dialogue) -> Mode | None:
         """Return the mode in which a dialogue is rendered: None, or one that a reasoning needs."""
-        if dialogue.texts is not None:
+        if dialogue.has_only_texts:
             return None
         for message in dialogue.trained_messages():
             previous = dialogue.roles[message - 1] if message else None

@@ -63,6 +63,11 @@ class Positions:
         of_characters = np.flatnonzero(starts)
         return cls(of_characters[characters], characters, of_characters)
 
+    @property
+    def are_characters(self) -> bool:
+        """Whether each character takes one byte."""
+        return self._of_characters is None
+
     def at(self, texts: Int64, characters: Int32 | Int64) -> Int64:
         """Return the positions of characters, by text and index; all arrays have one shape."""
         counted = self._characters[texts] + characters
@@ -74,8 +79,9 @@ class EncodedTexts:
     """Texts as tokens, one text after the other.
 
     Text k has the tokens `offsets[k]:offsets[k+1]`; token t stands for [starts[t], ends[t]), in
-    positions. Both ascend; a token may have the same span as the next one (parts of a character)
-    or an empty span (a SentencePiece space before the first character).
+    positions: bytes of UTF-8 from the start of the first text. Both ascend; a token may have the
+    same span as the next one (parts of a character) or an empty span (a SentencePiece space before
+    the first character).
     """
 
     ids: Int32
@@ -86,17 +92,34 @@ class EncodedTexts:
     """(tokens,)"""
     ends: Int64
     """(tokens,)"""
-    positions: Positions
+    text_offsets: Int64
+    """(texts + 1,): the position of the start of each text, and of the end of the last one."""
 
-    def first_token_starting_at(self, texts: Int64, positions: Int64) -> Int64:
+    def find_tokens_at(self, texts: Int64, positions: Int64) -> tuple[Int64, Int64]:
         """Return for each position the first token of its text that starts at or after it.
 
-        If there is none, the index after the last token of the text. All arrays have one shape.
+        And likewise the first one that ends after it; that comes before the other if a token lies
+        across the position. If there is none, it is the index after the last token of the text. All
+        arrays have one shape.
         """
+        starting = self.first_token_starting_at(texts, positions)
+        # To look at the tokens before and after takes less time than another search.
+        before = np.maximum(starting - 1, 0)
+        after = np.minimum(starting, max(0, len(self.ids) - 1))
+        ending = starting.copy()
+        if len(self.ids):
+            is_across = (starting > self.offsets[texts]) & (self.ends[before] > positions)
+            is_empty = (starting < self.offsets[texts + 1]) & (self.ends[after] <= positions)
+            unsure = np.flatnonzero(is_across | is_empty)
+            ending[unsure] = self.first_token_ending_after(texts[unsure], positions[unsure])
+        return starting, ending
+
+    def first_token_starting_at(self, texts: Int64, positions: Int64) -> Int64:
+        """Return the first of the tokens of `find_tokens_at`."""
         return self._clip_to_text(texts, np.searchsorted(self.starts, positions, side="left"))
 
     def first_token_ending_after(self, texts: Int64, positions: Int64) -> Int64:
-        """Return likewise the first token that ends after each position."""
+        """Return the second of the tokens of `find_tokens_at`."""
         return self._clip_to_text(texts, np.searchsorted(self.ends, positions, side="right"))
 
     def _clip_to_text(self, texts: Int64, tokens: Int64) -> Int64:
@@ -116,51 +139,59 @@ class TextEncoder:
     """Chooses the texts that `tokenizers` encodes as well, to compare the ids; None: no audit."""
 
     def encode(
-        self, texts: Sequence[str], rows: Sequence[int], known: Mapping[int, EncodedText]
+        self,
+        texts: Sequence[str],
+        rows: Int64,
+        known: Mapping[int, EncodedText],
+        lengths: Int64 | None = None,
     ) -> EncodedTexts:
         """Encode texts, except for those whose tokens are already in `known`, by index.
 
-        rows: the row of each text; some rows are audited. Raises SetupError if the tokenizer fails,
-        FastPathFailedError if only the engine fails or gives other ids.
+        rows: the row of each text; some rows are audited. lengths: of the texts in bytes, if they
+        are known. Raises SetupError if the tokenizer fails, FastPathFailedError if only the engine
+        fails or gives other ids.
         """
+        if lengths is None:
+            lengths = np.diff(Positions.of(texts).texts)
+        text_offsets = offsets_from_lengths(lengths)
         if self.byte_level is None:
-            positions = Positions.of(texts)
             unknown = [number for number in range(len(texts)) if number not in known]
             by_number = {**known, **self._encode_by_reference(texts, unknown)}
-            return _join(
-                [_place(by_number[number], number, positions) for number in range(len(texts))],
-                positions,
-            )
+            parts = [
+                _place(by_number[number], text, start)
+                for number, (text, start) in enumerate(
+                    zip(texts, text_offsets.tolist(), strict=False)
+                )
+            ]
+            return _join(parts, text_offsets)
         unknown_texts = ["" if number in known else text for number, text in enumerate(texts)]
         flat = self.engine.encode(unknown_texts if known else texts)
         self._audit_sample(flat, unknown_texts, rows)
-        positions = Positions.of(texts)
         edges = offsets_from_lengths(self.byte_level.lengths[flat.ids])
-        fits = np.diff(edges[flat.offsets]) == np.diff(positions.texts)
+        fits = np.diff(edges[flat.offsets]) == lengths
         if self.byte_level.normal_form is not None:
-            fits &= [unicodedata.is_normalized(self.byte_level.normal_form, text) for text in texts]
+            normal_form = self.byte_level.normal_form
+            fits &= [t.isascii() or unicodedata.is_normalized(normal_form, t) for t in texts]
         if fits.all():
-            return EncodedTexts(flat.ids, flat.offsets, edges[:-1], edges[1:], positions)
+            return EncodedTexts(flat.ids, flat.offsets, edges[:-1], edges[1:], text_offsets)
         misfits = [number for number in np.flatnonzero(~fits).tolist() if number not in known]
         by_number = {**known, **self._encode_by_reference(texts, misfits)}
         parts = []
-        for number in range(len(texts)):
+        for number, start in enumerate(text_offsets[:-1].tolist()):
             if number in by_number:
-                parts.append(_place(by_number[number], number, positions))
+                parts.append(_place(by_number[number], texts[number], start))
                 continue
             first, last = flat.offsets[number : number + 2].tolist()
-            moved = edges[first : last + 1] + (positions.texts[number] - edges[first])
+            moved = edges[first : last + 1] + (start - edges[first])
             parts.append((flat.ids[first:last], moved[:-1], moved[1:]))
-        return _join(parts, positions)
+        return _join(parts, text_offsets)
 
-    def _audit_sample(self, found: FlatTokens, texts: Sequence[str], rows: Sequence[int]) -> None:
+    def _audit_sample(self, found: FlatTokens, texts: Sequence[str], rows: Int64) -> None:
         """Encode some texts with `tokenizers` too; raise FastPathFailedError if the ids differ."""
         if self.audit is None:
             return
         reference = load_reference_engine(self.tokenizer)
-        for number, row in enumerate(rows):
-            if not self.audit.is_due(row):
-                continue
+        for number in self.audit.draw(rows):
             with self.audit.measure():
                 expected = reference.encode([texts[number]])
             if not np.array_equal(found.of(number), expected.ids):
@@ -225,12 +256,15 @@ _Part = tuple[Int32, Int64, Int64]
 """The ids of one text, and the starts and ends of its tokens as positions."""
 
 
-def _place(encoded: EncodedText, number: int, positions: Positions) -> _Part:
-    text: Int64 = np.full(len(encoded.ids), number, dtype=np.int64)
-    return encoded.ids, positions.at(text, encoded.starts), positions.at(text, encoded.ends)
+def _place(encoded: EncodedText, text: str, start: int) -> _Part:
+    """Return the tokens of a text that starts at a position."""
+    positions = Positions.of([text])
+    first: Int64 = np.zeros(len(encoded.ids), dtype=np.int64)
+    starts, ends = positions.at(first, encoded.starts), positions.at(first, encoded.ends)
+    return encoded.ids, start + starts, start + ends
 
 
-def _join(parts: Sequence[_Part], positions: Positions) -> EncodedTexts:
+def _join(parts: Sequence[_Part], text_offsets: Int64) -> EncodedTexts:
     empty: _Part = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
     ids, starts, ends = zip(empty, *parts, strict=True)
     return EncodedTexts(
@@ -238,5 +272,5 @@ def _join(parts: Sequence[_Part], positions: Positions) -> EncodedTexts:
         offsets=offsets_from_lengths(np.array([len(part[0]) for part in parts], dtype=np.int64)),
         starts=np.concatenate(starts),
         ends=np.concatenate(ends),
-        positions=positions,
+        text_offsets=text_offsets,
     )

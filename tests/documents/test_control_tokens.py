@@ -35,6 +35,7 @@ from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.loading import load_chat_template
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, load_tokenizer
 from tests.conftest import examples, shared
@@ -312,7 +313,7 @@ def dialogue_of(row: dict, template: ChatTemplate | None = None) -> Dialogue:
 
 
 def encode_documents(tokenizer, rendered, merge: str) -> list[ReferenceDocument]:
-    batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
+    batch, _ = encode_dialogues(encoder_of(tokenizer), RenderedDocuments.of([rendered]), merge)
     return [
         ReferenceDocument(
             tuple(document.ids),

@@ -19,6 +19,7 @@ from mtpack.input.dialogue import Dialogue, Origin, make_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.tokenizer.encode import TextEncoder, encode_with_offsets
 from mtpack.tokenizer.encoders import Encoders
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
@@ -89,7 +90,7 @@ def render(tokenizer: LoadedTokenizer, header: str, contents: list[str], merge: 
 
 def encode(encoder: TextEncoder, rendered: RenderedDialogue, merge: str):
     """Return the documents of a dialogue, and how many tokens straddle an edge."""
-    batch, counts = encode_dialogues(encoder, [rendered], merge)
+    batch, counts = encode_dialogues(encoder, RenderedDocuments.of([rendered]), merge)
     return as_documents(batch), counts.straddles
 
 
@@ -224,7 +225,7 @@ def test_a_text_with_tags_is_cut_at_the_end_of_the_prompt_too():
     template = ChatTemplate({"default": source}, {}, "2026-01-01")
     dialogue = dialogue_of(["Hi\n", "\nYes"])
     rendered = render_dialogue(template, tokenizer.added_tokens, dialogue, "auto")
-    batch, counts = encode_dialogues(encoders.reference, [rendered], "auto")
+    batch, counts = encode_dialogues(encoders.reference, RenderedDocuments.of([rendered]), "auto")
     (document,) = as_documents(batch)
     assert document.ids == encode_parts(tokenizer, "Hi\nASSISTANT:\n\nYes", [14])
     given = encode_parts(tokenizer, "ASSISTANT:\n", [])

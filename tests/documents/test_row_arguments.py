@@ -70,7 +70,7 @@ class Rows:
         refused = refuse_hidden_tools(renderer.template, renderer.added_tokens, dialogue, kinds)
         if refused:
             return refused
-        return renderer.replay_texts(dialogue) or renderer.render(dialogue, self.merge)
+        return renderer.render(dialogue, self.merge)
 
     def count(self, dialogue: Dialogue) -> list:
         renderer = self.renderer.of(dialogue)

@@ -8,6 +8,7 @@ from mtpack.documents.token_spans import encode_dialogues
 from mtpack.input.dialogue import Dialogue, Origin, Reject, make_dialogue
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.render_dialogue import render_dialogue
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.loading import load_tokenizer
 from tests.support.encoders import encoder_of
@@ -34,7 +35,7 @@ def encode(tokenizer, *contents: str, first: str = "user", merge: str = "auto"):
     roles = [first, "user" if first == "assistant" else "assistant"] * len(contents)
     dialogue = make_dialogue_of(zip(roles, contents, strict=False))
     rendered = render_dialogue(BARE, tokenizer.added_tokens, dialogue, merge)
-    return encode_dialogues(encoder_of(tokenizer), [rendered], merge)
+    return encode_dialogues(encoder_of(tokenizer), RenderedDocuments.of([rendered]), merge)
 
 
 def trained_texts(tokenizer, batch) -> list[str]:

@@ -20,8 +20,9 @@ from mtpack.template.rendered_dialogue import (
     Turns,
     TurnText,
 )
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.token_batch import TurnFlag
-from mtpack.tokenizer.encode import EncodedText, encode_with_offsets
+from mtpack.tokenizer.encode import EncodedText, Positions, encode_with_offsets
 from mtpack.tokenizer.loading import LoadedTokenizer, load_tokenizer
 from tests.conftest import shared
 from tests.support.encoders import encoder_of
@@ -205,7 +206,9 @@ def test_loss_tokens_are_those_that_lie_wholly_inside_a_span(tokenizer, merge):
         definition = Definition(tokenizer, merge)
         for dialogue in rendered:
             definition.add_dialogue(dialogue)
-        batch, counts = encode_dialogues(encoder_of(tokenizer), rendered, merge)
+        batch, counts = encode_dialogues(
+            encoder_of(tokenizer), RenderedDocuments.of(rendered), merge
+        )
         assert as_documents(batch) == definition.documents
         assert counts == definition.counts
 
@@ -213,13 +216,14 @@ def test_loss_tokens_are_those_that_lie_wholly_inside_a_span(tokenizer, merge):
 def test_tokens_keep_their_positions_in_texts_that_the_tokenizer_normalizes(tokenizer):
     texts = ["e\u0301" * 3 + "Yes", "\u212b", "Yes", "\u1100\u1161 no", "", "가"]
     assert any(not unicodedata.is_normalized("NFC", text) for text in texts)
-    encoded = encoder_of(tokenizer).encode(texts, range(len(texts)), {})
+    encoded = encoder_of(tokenizer).encode(texts, np.arange(len(texts)), {})
+    positions = Positions.of(texts)
     for number, expected in enumerate(encode_with_offsets(tokenizer, texts)):
         first, last = encoded.offsets[number : number + 2]
         assert encoded.ids[first:last].tolist() == expected.ids.tolist()
         for character in range(len(texts[number]) + 1):
             text = np.array([number])
-            position = encoded.positions.at(text, np.array([character]))
+            position = positions.at(text, np.array([character]))
             started_before = sum(expected.starts < character)
             assert encoded.first_token_starting_at(text, position) == first + started_before
             assert encoded.first_token_ending_after(text, position) == first + sum(

@@ -3,14 +3,12 @@
 import json
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-import mtpack.input.rows
 from mtpack.input.dialogue import ROLES, Dialogue, Origin, Reason, Reject
 from mtpack.input.loss_switches import LOSS_SWITCHES
 from mtpack.input.rows import RowOptions, read_dialogue
-from tests.conftest import examples
 from tests.support.strategies import strings_in
 
 ORIGIN = Origin("rows.jsonl", 7)
@@ -588,10 +586,10 @@ YES = {"role": "assistant", "content": "Yes."}
     ("row", "texts"),
     [
         ({"messages": [HI, YES]}, ("Hi", "Yes.")),
-        ({"messages": [HI, {**YES, "train": False}]}, None),
+        ({"messages": [HI, {**YES, "train": False}]}, ("Hi", "Yes.")),
         ({"messages": [HI, {**YES, "train": True}]}, ("Hi", "Yes.")),
         ({"messages": [HI, dict(reversed(YES.items()))]}, ("Hi", "Yes.")),
-        ({"prompt": [HI, YES, HI], "completion": "Yes."}, None),
+        ({"prompt": [HI, YES], "completion": "Yes."}, ("Hi", "Yes.", "Yes.")),
         ({"prompt": "Hi", "completion": "Yes."}, ("Hi", "Yes.")),
         ({"messages": [HI, {**YES, "name": "a"}]}, None),
         ({"messages": [{**HI, "content": [{"type": "text", "text": "Hi"}]}, YES]}, None),
@@ -600,45 +598,13 @@ YES = {"role": "assistant", "content": "Yes."}
         ({"instruction": "Hi", "output": "Yes.", "system": "Be."}, ("Be.", "Hi", "Yes.")),
     ],
 )
-def test_a_dialogue_in_the_usual_case_has_its_texts(row, texts):
+def test_a_dialogue_knows_whether_it_has_only_texts(row, texts):
     dialogue = read(row)
-    assert dialogue.texts == texts
-    assert dialogue.joined_texts == (None if texts is None else "\0".join(texts))
+    assert dialogue.has_only_texts == (texts is not None)
+    if texts is not None:
+        assert tuple(message["content"] for message in dialogue.messages) == texts
 
 
 @pytest.mark.parametrize("wrong", [["role", "content"], "ab", 2, None, {"role": [], "content": ""}])
 def test_an_invalid_message_among_text_messages_is_refused(wrong):
     assert isinstance(read({"messages": [HI, wrong, YES]}), Reject)
-
-
-MEMBERS = ['"role": "user"', '"role": "assistant"', '"content": "Yes."', '"content": ""']
-MEMBERS += ['"content": "\\"Yes\\""', '"content": "\\u0022"', '"content": null', '"content": 1']
-MEMBERS += ['"content": ["Yes"]', '"role": "bot"', '"role": ["user"]', '"ro\\u006ce": "user"']
-MEMBERS += ['"name": "A"', '"name": null', '"train": true', '"\\"": ""', '"weight": 0']
-OTHERS = ['"id": 7', '"id": 123456789012345678901234567890', '"id": 1.5', '"source": "web"']
-OTHERS += ['"source": "\\"web\\""', '"tools": null', '"tools": []', '"messages": []']
-OTHERS += ['"system": null', '"system": "Be."', '"label": true', '"enable_thinking": false']
-OTHERS += ['"prompt": "Why?"', '"deep": ' + "[" * 120 + "]" * 120, '"x": {"y": 1, "y": 2}']
-USUAL_MESSAGES = ['{"role": "user", "content": "Why?"}', '{"role": "assistant", "content": "So."}']
-
-
-@st.composite
-def rows(draw) -> bytes:
-    """Draw rows as JSON text; most messages have a role and a text only. A key may appear twice."""
-    unusual = st.lists(st.sampled_from(MEMBERS), max_size=4).map(
-        lambda members: f"{{{', '.join(members)}}}"
-    )
-    anything = st.sampled_from(['"Yes"', "{}", "[]", "1", "null"])
-    message = st.one_of(*[st.sampled_from(USUAL_MESSAGES)] * 4, unusual, unusual, anything)
-    messages = f'"messages": [{", ".join(draw(st.lists(message, max_size=5)))}]'
-    keys = draw(st.permutations([messages, *draw(st.lists(st.sampled_from(OTHERS), max_size=2))]))
-    return f"{{{', '.join(keys)}}}".encode()
-
-
-@given(rows(), st.sampled_from(["messages", "sharegpt", None]))
-@settings(max_examples=examples(1000))
-def test_the_fast_path_for_text_messages_equals_the_general_path(text, row_format):
-    found = read_dialogue(3, ORIGIN, text, 2**20, row_format)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mtpack.input.rows, "find_messages", lambda row: None)
-        assert found == read_dialogue(3, ORIGIN, text, 2**20, row_format)

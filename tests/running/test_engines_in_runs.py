@@ -95,7 +95,8 @@ def test_an_engine_that_fails_the_probe_is_not_used(tmp_path, monkeypatch):
 
 def test_a_failed_audit_discards_all_ids_of_a_wrong_engine(tmp_path, monkeypatch):
     is_dialogue = "<|im_start|>user\n"  # no text of the probe begins like this
-    monkeypatch.setattr("mtpack.fast_path.Audit.is_due", lambda audit, row: row % 3 == 0)
+    draw_a_third = lambda audit, rows: range(0, len(rows), 3)  # noqa: E731
+    monkeypatch.setattr("mtpack.fast_path.Audit.draw", draw_a_third)
     monkeypatch.setattr(encoders, "build_probe_texts", lambda tokens: ["of no use"])
     break_fastokens(monkeypatch, lambda texts: texts[0].startswith(("<|im_start|>", is_dialogue)))
     warnings = assert_tokenizers_makes_all_ids(tmp_path)

@@ -1,6 +1,7 @@
 """Replay in runs: its counts, its audit, and what happens if it is wrong."""
 
 import pickle
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import mtpack
 from mtpack.fast_path import Audit, FastPathFailedError
 from mtpack.running.pack import Callbacks
+from mtpack.template.tracing import replayer
 from mtpack.template.tracing.budget import LearningBudget
 from mtpack.template.tracing.slotted_dialogue import SlottedText
 from tests.conftest import SAMPLE_DATA
@@ -39,13 +41,18 @@ def test_every_recorded_dialogue_is_compared_with_its_render(tmp_path):
 
 def break_replay(monkeypatch, is_wrong) -> None:
     """Make replayed texts begin with an extra space as soon as `is_wrong()`."""
-    right = SlottedText.fill
+    right, right_plans = SlottedText.fill, replayer.fill_plans
 
     def fill(slotted, values):
         text, lengths = right(slotted, values)
         return " " * is_wrong() + text, lengths
 
+    def fill_plans(plans, chosen, rows):
+        found = right_plans(plans, chosen, rows)
+        return replace(found, texts=[" " * is_wrong() + text for text in found.texts])
+
     monkeypatch.setattr(SlottedText, "fill", fill)
+    monkeypatch.setattr(replayer, "fill_plans", fill_plans)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +81,10 @@ def test_the_failure_of_a_fast_path_can_be_sent_to_another_process():
 def test_the_seeded_sample_detects_a_replay_that_becomes_wrong_later(tmp_path, monkeypatch):
     right, _ = pack(tmp_path / "right")
     drawn = []
-    is_due = Audit.is_due
-    monkeypatch.setattr(Audit, "is_due", lambda audit, row: drawn.append(row) or is_due(audit, row))
+    draw = Audit.draw
+    monkeypatch.setattr(
+        Audit, "draw", lambda audit, rows: drawn.extend(rows.tolist()) or draw(audit, rows)
+    )
     break_replay(monkeypatch, lambda: len(drawn) > 100)
     found, _ = pack(tmp_path / "found")
     assert found.about.audit_mismatches > 0

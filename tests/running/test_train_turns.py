@@ -117,7 +117,7 @@ def test_texts_are_replayed_also_where_only_the_last_turn_is_trained():
         messages = [say(role, f"{role} {number}") for role in ("user", "assistant") * 2]
         dialogue = make_dialogue(number, Origin("rows.jsonl", 1), messages)
         for each in (dialogue, dialogue.train_last_turn()):  # alike in all but their turns
-            assert each.texts is not None
+            assert each.has_only_texts
             expected = render_dialogue(template, added_tokens, each, "auto")
             assert replayer.render_dialogue(each) == expected
     assert replayer.replayed >= 8

@@ -28,6 +28,7 @@ from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
 from mtpack.template.message_forms import find_forms
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.tracing.replayer import Replayer
 from mtpack.token_batch import TurnFlag
 from mtpack.tokenizer.loading import EMBEDDED_FOLDER, LoadedTokenizer, load_tokenizer
@@ -294,7 +295,7 @@ def encode_documents(
     tokenizer: LoadedTokenizer, rendered: RenderedDialogue, merge: str
 ) -> list[ReferenceDocument]:
     """Encode a dialogue, and return its documents in the classes of the reference."""
-    batch, _ = encode_dialogues(encoder_of(tokenizer), [rendered], merge)
+    batch, _ = encode_dialogues(encoder_of(tokenizer), RenderedDocuments.of([rendered]), merge)
     documents = []
     for document in range(batch.num_documents):
         turns = []
@@ -327,7 +328,9 @@ def has_own_documents(loaded: LoadedTemplate, row: Row) -> bool:
     rendered = render(loaded, row, "auto")
     if isinstance(rendered, Reject):
         return False
-    batch, _ = encode_dialogues(encoder_of(loaded.tokenizer), [rendered], "auto")
+    batch, _ = encode_dialogues(
+        encoder_of(loaded.tokenizer), RenderedDocuments.of([rendered]), "auto"
+    )
     return bool((batch.turn_flags & TurnFlag.OWN_DOCUMENT).any())
 
 

@@ -110,7 +110,7 @@ def test_what_comes_after_the_last_trained_turn_does_not_matter():
 
 def test_results_in_a_dialogue_of_texts_alone_are_tested_as_well():
     texts = (say("user", "walrus"), say("assistant", "I ask."), say("tool", "badger"), CALLING[3])
-    assert read_row(*texts).texts is not None
+    assert read_row(*texts).has_only_texts
     assert refuse(WITHOUT_RESULTS, *texts) == 2
     assert refuse(CONTENT, *texts) is None
     assert list_tool_kinds(read_row(*texts[:2])) is None

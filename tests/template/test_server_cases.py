@@ -10,6 +10,7 @@ import pytest
 
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.input.dialogue import Reject
+from mtpack.template.rendered_documents import RenderedDocuments
 from tests.conftest import SHARED, shared
 from tests.support.encoders import encoder_of
 from tests.support.template_table import LoadedTemplate, load_template, render
@@ -119,7 +120,9 @@ def list_trained(loaded: LoadedTemplate, case: str) -> list[tuple[str, str]]:
     """Return the text before each turn, and the text of its loss tokens, in message order."""
     rendered = render(loaded, read(case), "auto")
     assert not isinstance(rendered, Reject), rendered
-    batch, _ = encode_dialogues(encoder_of(loaded.tokenizer), [rendered], "auto")
+    batch, _ = encode_dialogues(
+        encoder_of(loaded.tokenizer), RenderedDocuments.of([rendered]), "auto"
+    )
     decode = loaded.tokenizer.backend.decode
     trained = {}
     for turn, document in enumerate(batch.turn_documents.tolist()):

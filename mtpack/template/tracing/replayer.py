@@ -9,7 +9,7 @@ Where the template's run is not known yet, the dialogue is rendered with Jinja, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 from mtpack.fast_path import REPLAY, Audit, FastPathFailedError
 from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.reasoning import has_reasoning
+from mtpack.input.text_rows import TextRows
 from mtpack.template.chat_template import ChatTemplate, TemplateRaisedError
-from mtpack.template.markers import has_mark_characters, has_reserved_characters
+from mtpack.template.markers import has_reserved_characters
 from mtpack.template.message_regions import TurnNotFoundError
 from mtpack.template.render_dialogue import render_dialogue
 from mtpack.template.rendered_dialogue import RenderedDialogue
+from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.slots import UndecidedError
 from mtpack.template.tracing import operations
 from mtpack.template.tracing.budget import LearningBudget
@@ -29,9 +31,11 @@ from mtpack.template.tracing.interpreter import UnrecordedError
 from mtpack.template.tracing.known_renders import KnownRenders
 from mtpack.template.tracing.slotted_dialogue import SlottedDialogue, SlottedLocatedTurns
 from mtpack.template.tracing.slotted_renders import FilledRenders, SlottedRenders
+from mtpack.template.tracing.text_plans import TextPlan, fill_plans
 from mtpack.template.tracing.tracers import Untraceable
 from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.turn_spans import TurnFinder
+from mtpack.token_batch import Int64
 from mtpack.tokenizer.added_tokens import AddedTokens
 
 # Shapes to keep; the one that was not used for longest is dropped first. In some data, every
@@ -53,7 +57,7 @@ _AUDIT_SHARE = 0.01
 # Longer dialogues are rendered with Jinja, so that a row above a limit (`limits.py`) is rejected;
 # see `KnownRenders.max_steps`.
 _MAX_MESSAGES = 1024
-_MAX_CHARACTERS = 2**20
+MAX_CHARACTERS = 2**20
 
 
 @dataclass(slots=True)
@@ -66,9 +70,9 @@ class _ShapeReplay:
     """
     divided: SlottedDialogue | None = None
     """The documents, where nothing depends on the texts in the slots."""
-    from_contents: SlottedDialogue | None = None
-    """The same as `divided`, filled with the contents of the messages alone; None where it needs
-    other values."""
+    text_plan: TextPlan | None = None
+    """The same as `divided`, filled with the contents of messages of text alone; None where it
+    needs other values."""
 
 
 class Replayer:
@@ -115,25 +119,36 @@ class Replayer:
         variant._shape_replays = {}
         return variant
 
-    def replay_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        """Return the same as `render_dialogue` if that takes only a few µs, else None.
+    def find_text_plan(self, roles: tuple[str, ...], untrained: frozenset[int]) -> TextPlan | None:
+        """Return the plan that writes all dialogues of texts with these roles and turns.
 
-        It does for nearly all dialogues that have text contents only, after the first of a shape.
+        untrained: as in `Dialogue`. None if the template has to decide for each of them, or if it
+        is not known yet what it writes.
         """
-        if self.audit.is_due(dialogue.row):
-            return None
-        replayed = self._fill_texts(dialogue)
-        self.replayed += replayed is not None
-        return replayed
+        plans = (replay.text_plan for replay in self._find_replays((roles, untrained)))
+        return next((plan for plan in plans if plan is not None), None)
 
-    def _fill_texts(self, dialogue: Dialogue) -> RenderedDialogue | None:
-        if not dialogue.texts or has_mark_characters(dialogue.joined_texts or ""):
-            return None
-        for replay in self._find_replays((dialogue.roles, dialogue.untrained)):
-            if replay.from_contents is not None:
-                filled = replay.from_contents.fill(dialogue.texts, dialogue.row)
-                return filled if len(filled.merged.text) <= _MAX_CHARACTERS else None
-        return None
+    def fill_plans(
+        self,
+        plans: Sequence[TextPlan],
+        chosen: Int64,
+        rows: TextRows,
+        make_dialogue: Callable[[int], Dialogue],
+    ) -> RenderedDocuments:
+        """Write the documents of rows by their plans, and audit some.
+
+        chosen: the index of the plan of each row, (rows,). make_dialogue: returns the dialogue of a
+        row, by `TextRows.rows`. Raises FastPathFailedError.
+        """
+        documents = fill_plans(plans, chosen, rows)
+        self.replayed += len(rows)
+        for index in self.audit.draw(rows.rows):
+            row = int(rows.rows[index])
+            with self.audit.measure():
+                rendered = self.render_without_replay(make_dialogue(row))
+            expected = None if isinstance(rendered, Reject) else RenderedDocuments.of([rendered])
+            self._compare(documents.of_row(row), expected)
+        return documents
 
     def _find_replays(self, shape: Hashable) -> list[_ShapeReplay]:
         replays = self._shape_replays.pop(shape, [])
@@ -143,10 +158,6 @@ class Replayer:
 
     def render_dialogue(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Return the same as `render_dialogue`, in most cases much faster."""
-        replayed = self._fill_texts(dialogue)
-        if replayed is not None:
-            self.replayed += 1
-            return self._audit_replay(dialogue, replayed)
         if len(dialogue.messages) > _MAX_MESSAGES:
             return self._render(dialogue)[0]
         shape = _describe_shape(dialogue)
@@ -162,7 +173,7 @@ class Replayer:
     def _is_within_limits(self, replayed: RenderedDialogue) -> bool:
         """Return whether the renders of a replayed dialogue can't exceed a limit."""
         meter = self._template.meter  # closed macros have counted their iterations
-        is_short = len(replayed.merged.text) <= _MAX_CHARACTERS
+        is_short = len(replayed.merged.text) <= MAX_CHARACTERS
         return is_short and 2 * meter.iterations <= meter.limits.iterations
 
     def _render(self, dialogue: Dialogue) -> tuple[RenderedDialogue | Reject, float]:
@@ -185,7 +196,7 @@ class Replayer:
         self._compare(replayed, rendered)
         return rendered
 
-    def _compare(self, replayed: RenderedDialogue, rendered: RenderedDialogue | Reject) -> None:
+    def _compare(self, replayed: object, rendered: object) -> None:
         """Count an audit; raise FastPathFailedError if the replay differs from the render."""
         self.audited += 1
         if replayed != rendered:
@@ -226,8 +237,8 @@ class Replayer:
                     raise
                 replay.divided = SlottedDialogue.of(divided, renders.value_indices)
                 contents = renders.program.find_content_messages(renders.value_indices)
-                if contents is not None:
-                    replay.from_contents = SlottedDialogue.of(divided, contents)
+                if contents is not None and dialogue.has_only_texts:
+                    replay.text_plan = TextPlan.of(divided, contents)
         except (UnrecordedError, TemplateRaisedError, TurnNotFoundError):
             return None
         filled = self._fill(replay, renders.program.values, dialogue)
@@ -306,7 +317,7 @@ class Replayer:
 
 def _describe_shape(dialogue: Dialogue) -> Hashable:
     """Return the shape of a dialogue: its roles, its turns, and its fields with their kinds."""
-    if dialogue.texts is not None:
+    if dialogue.has_only_texts:
         return (dialogue.roles, dialogue.untrained)
     return (dialogue.tools is None, dialogue.untrained, *map(_describe_message, dialogue.messages))
 

@@ -50,10 +50,15 @@ class SlottedText:
         parts[1::2] = texts
         return "".join(parts), list(map(len, texts))
 
+    def divide(self, position: int) -> tuple[int, int]:
+        """Return the number of slots, and that of other characters, before a position of `text`."""
+        num_slots = bisect_left(self.slots, position)
+        return num_slots, position - num_slots
+
     def place(self, position: int, lengths: Sequence[int]) -> int:
         """Return where a position of `text` is in a filled text; lengths: from `fill`."""
-        num_slots = bisect_left(self.slots, position)
-        return position - num_slots + sum(lengths[:num_slots])
+        num_slots, others = self.divide(position)
+        return others + sum(lengths[:num_slots])
 
 
 @dataclass(frozen=True, slots=True)
