@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -64,7 +64,7 @@ class Pipeline:
             pad_id=self.tokenizer.pad_id,
             tokenizer_sha256=self.tokenizer.sha256,
             template_sha256=self.template.sha256,
-            extra_columns=("turn_bent",) if self.options.merge == "always" else (),
+            extra_columns=tuple(_list_extra_columns(self.options)),
         )
 
     def without(self, fast_paths: Collection[str]) -> Pipeline:
@@ -148,6 +148,14 @@ def load_pipeline(options: PackOptions) -> Pipeline:
 def _connect(options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
+
+
+def _list_extra_columns(options: PackOptions) -> Iterator[str]:
+    """Yield the columns that only some outputs have, in the order of the shard."""
+    if options.merge == "always":
+        yield "turn_bent"
+    if options.turn_weights:
+        yield "turn_weights"
 
 
 def choose_read_options(options: PackOptions) -> ReadOptions:

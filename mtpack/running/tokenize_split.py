@@ -13,6 +13,7 @@ import numpy as np
 from mtpack.counts import Counts, RunCounts, limit_names
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_dialogues
+from mtpack.documents.turn_units import TurnUnits
 from mtpack.fast_path import FASTOKENS, REPLAY
 from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
 from mtpack.input.reading import LINE_LIMIT
@@ -29,6 +30,7 @@ from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.turn_probes import TurnProbes
 from mtpack.template.unread_keys import find_unread_keys
 from mtpack.token_batch import Int32, TokenBatch, concatenate
+from mtpack.turn_weight import round_weight
 
 # Rendered texts per call of the encoder. Documents of single turns repeat their prefixes, so even a
 # small split can make a lot of text.
@@ -91,7 +93,7 @@ def tokenize(
     num_accepted = len(rows.row_turns) - len(rows.rejects)
     watch.lap("render")
     return TokenizedSplit(
-        batch=concatenate(batches),
+        batch=rows.weigh(concatenate(batches)),
         row_turns=np.array(rows.row_turns, dtype=np.int32),
         rejects=rows.rejects,
         counts=counts,
@@ -121,6 +123,9 @@ class _RowRenderer:
         """The counts of rows with arguments, by the template that probes ask for them."""
         self._variants_total = Counts()
         """The sum of those that were dropped."""
+        weight = find_source_weight(pipeline)
+        self._units = None if weight is None else TurnUnits(round_weight(1.0, weight))
+        """The weights of turns; None without `--turn-weights`."""
 
     def render(
         self, split: Split, watch: Stopwatch
@@ -153,7 +158,12 @@ class _RowRenderer:
     def count(self) -> Counts:
         """Return the counts of the accepted rows and their messages."""
         self._drop_variants()
-        return self._counts.count() + self._variants_total
+        counts = self._counts.count() + self._variants_total
+        return counts if self._units is None else counts + self._units.count()
+
+    def weigh(self, batch: TokenBatch) -> TokenBatch:
+        """Return the documents of these rows with the weights of their turns, if they have some."""
+        return batch if self._units is None else self._units.weigh(batch)
 
     def _drop_variants(self) -> None:
         for counts in self._variants.values():
@@ -187,6 +197,8 @@ class _RowRenderer:
         if isinstance(rendered, RenderedDialogue):
             self.row_turns.append(rendered.num_turns)
             counts.add(dialogue, kinds)
+            if self._units is not None:
+                self._units.add(dialogue)
             if dialogue.texts is None and _gets_text_arguments(renderer.template, dialogue):
                 self.warnings.add(TEXT_ARGUMENTS)
         return rendered
@@ -269,6 +281,11 @@ def _num_chars(rendered: RenderedDialogue) -> int:
     return len(rendered.merged.text) + sum([len(document.text) for document in rendered.own])
 
 
+def find_source_weight(pipeline: Pipeline) -> float | None:
+    """Return the factor of the weights of turns; None without `--turn-weights`."""
+    return 1.0 if pipeline.options.turn_weights else None
+
+
 def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     """Read the rows of a split, one at a time, in the forms that the template takes.
 
@@ -278,6 +295,7 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
     options = RowOptions(
         messages_key=pipeline.options.messages_key,
         keeps_argument_text=template.tool_arguments == "text",
+        source_weight=find_source_weight(pipeline),
     )
     takes_text = not find_forms(template, None).only_parts
     for row, raw in enumerate(split.rows()):
