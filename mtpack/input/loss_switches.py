@@ -50,12 +50,13 @@ def pop_loss_switch(
 
 def _check_value(where: str, key: str, value: Any, *, takes_weights: bool) -> None:
     """Raise RowError if a switch does not have one of its values."""
-    is_number = type(value) in (bool, int, float)
     is_weight = key in _WEIGHTS
-    if is_number and (value in (0, 1) or takes_weights and is_weight and 0 <= value <= MAX_WEIGHT):
+    may_be_any = is_weight and takes_weights
+    is_number = type(value) in (bool, int, float)
+    if is_number and (value in (0, 1) or (may_be_any and 0 <= value <= MAX_WEIGHT)):
         return
     needed = "true or false, 1 or 0"
-    if is_weight and takes_weights:
+    if may_be_any:
         needed = f"a number from 0 to {MAX_WEIGHT:,}"
     elif is_weight:
         needed = "0 or 1; other weights need --turn-weights"

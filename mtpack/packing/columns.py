@@ -8,8 +8,9 @@ divided once by the sum of `turn_num`:
     turn_num        how many turns the sequence has
 
 So each turn adds the mean over its own loss tokens, and all turns have the same weight, however
-long they are and however they were packed. (With `turn_weights`, each has its own.) The sum of `loss_mask / loss_token_num` over a sequence
-is exactly its `turn_num`. The other columns say where documents and turns are (docs/format.md).
+long they are and however they were packed, or their own (`turn_weights`). The sum of
+`loss_mask / loss_token_num` over a sequence is exactly its `turn_num`. The other columns say where
+documents and turns are (docs/format.md).
 """
 
 from __future__ import annotations

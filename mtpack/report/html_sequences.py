@@ -137,7 +137,12 @@ class _SequenceWriter:
                 for document in view.documents
             ],
             "turns": [
-                {"document": turn.document, "message": turn.message, "ranges": _find_ranges(turn)}
+                {
+                    "document": turn.document,
+                    "message": turn.message,
+                    "ranges": _find_ranges(turn),
+                    "weight": turn.turn_weight or 1,
+                }
                 for turn in view.turns
             ],
             "padding": view.padding,
