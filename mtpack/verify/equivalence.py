@@ -121,9 +121,10 @@ def _compute_reference(model: CausalModel, rows: list[Row], label_alignment: str
     def sum_turns() -> Iterator[tuple[Tensor, Tensor]]:
         for row in rows:
             turns = find_turns(row, label_alignment)
-            weights = row.get("turn_weights", np.ones(len(turns), np.int64)).tolist()
-            for turn, weight in zip(turns, weights, strict=True):
-                count = torch.tensor(weight, device=model.device)
+            weights = np.ones(len(turns), np.int64)
+            if "turn_weights" in row:
+                weights = row["turn_weights"].astype(np.float64)
+            for turn, count in zip(turns, torch.from_numpy(weights).to(model.device), strict=True):
                 yield compute_turn_loss(model, row, turn) * count, count
 
     return take_step(model, sum_turns())
