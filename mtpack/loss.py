@@ -154,9 +154,7 @@ def linear_turn_mean_loss(
     """
     labels = batch["labels"]
     _check_arguments(hidden, weight, labels, label_alignment, normalization, kernel, chunk_rows)
-    weigh, columns = _NORMALIZATIONS[normalization]
-    weigh = partial(weigh, *(batch[column] for column in columns))
-    token_weights, count = _weigh_tokens(weigh, _sum_dtype(hidden), batch.get("turn_weight"))
+    token_weights, count = _weigh_batch(batch, normalization, _sum_dtype(hidden))
     if label_alignment == "aligned":
         labels = pad(labels[..., 1:], (0, 1), value=IGNORED)
         token_weights = pad(token_weights[..., 1:], (0, 1))
@@ -204,6 +202,15 @@ def _check_arguments(
         raise ValueError(
             f"hidden is {hidden.dtype}, weight {weight.dtype}; cast one, or use torch.autocast"
         )
+
+
+def _weigh_batch(
+    batch: Mapping[str, Tensor], normalization: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the weight of every token of a batch, and the count."""
+    weigh, columns = _NORMALIZATIONS[normalization]
+    weigh = partial(weigh, *(batch[column] for column in columns))
+    return _weigh_tokens(weigh, dtype, batch.get("turn_weight"))
 
 
 def _sum_dtype(values: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mtpack.counts import Counts
 from mtpack.packing.columns import Columns, Layout, assemble
 from mtpack.shards.arrow import (
     ENTRY_COLUMNS,
+    EXTRA_TYPES,
     TOKEN_COLUMNS,
     TURN_COLUMNS,
     ShardMetadata,
@@ -62,6 +64,18 @@ def hand_made_sequences() -> list[list[Document]]:
     ]
 
 
+def weigh_turns(sequences: list[list[Document]], *units: int) -> list[list[Document]]:
+    """Return sequences whose turns have these weights in units of 1/1024, over and over."""
+    next_units = cycle(units)
+    return [
+        [
+            replace(each, turns=[replace(turn, units=next(next_units)) for turn in each.turns])
+            for each in sequence
+        ]
+        for sequence in sequences
+    ]
+
+
 def metadata_of(
     label_alignment: str = "aligned",
     pad_documents_to: int = 1,
@@ -107,8 +121,9 @@ def cut_into_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
             edges = getattr(columns, offsets)[first : first + batch_rows + 1]
             cut[offsets] = edges - edges[0]
             cut |= {name: getattr(columns, name)[edges[0] : edges[-1]] for name in names}
-            if offsets == "turn_offsets" and columns.turn_bent is not None:
-                cut["turn_bent"] = columns.turn_bent[edges[0] : edges[-1]]
+            for name in EXTRA_TYPES if offsets == "turn_offsets" else ():
+                values = getattr(columns, name)
+                cut[name] = None if values is None else values[edges[0] : edges[-1]]
         yield Columns(**cut)
 
 
@@ -127,6 +142,11 @@ def tally_of(parts: list[Columns], **changes: Any) -> Counts:
         tokens=tokens,
         tokens_if_merged=tokens,
         loss_tokens=sum(int(columns.loss_mask.sum()) for columns in parts),
+        weight_units=sum(
+            int(columns.turn_weights.sum() * 1024)
+            for columns in parts
+            if columns.turn_weights is not None
+        ),
         sequences=sum(len(columns.turn_num) for columns in parts),
         sequences_lower_bound=1,
     )
