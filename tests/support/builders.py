@@ -224,7 +224,12 @@ def open_sequences(
     pad_documents_to: int = 1,
     seq_len: int = SEQ_LEN,
 ) -> Shards:
-    """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence."""
-    metadata = metadata_of(label_alignment, pad_documents_to, seq_len)
+    """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence.
+
+    It has weights if the turns have some.
+    """
+    turns = [turn for sequence in sequences for document in sequence for turn in document.turns]
+    extra = ("turn_weights",) if any(turn.units is not None for turn in turns) else ()
+    metadata = metadata_of(label_alignment, pad_documents_to, seq_len, extra)
     columns = columns_of_sequences(sequences, metadata)
     return open_shards(write_output(tmp_path / "out", [columns], metadata))
