@@ -26,7 +26,7 @@
 
   // Returns the weight of each token of a turn as text: 1/145, 0.5/145.
   function weightOf(turn) {
-    const own = turn.weight.toLocaleString("en", { maximumFractionDigits: 4 });
+    const own = (turn.weight ?? 1).toLocaleString("en", { maximumFractionDigits: 4 });
     return `${own}/${sizeOf(turn).toLocaleString("en")}`;
   }
 
@@ -134,7 +134,7 @@
     else {
       const own = shown[index].turns[turn];
       parts.push(`turn ${Number(turn) + 1} (message ${own.message})`);
-      parts.push(`weight ${weightOf(own)} = ${(own.weight / sizeOf(own)).toPrecision(3)}`);
+      parts.push(`weight ${weightOf(own)} = ${((own.weight ?? 1) / sizeOf(own)).toPrecision(3)}`);
     }
     find("token").textContent = parts.join(" · ");
   }
