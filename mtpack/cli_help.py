@@ -52,7 +52,7 @@ OPTION_GROUPS = {
         *("tokenizer", "chat_template", "template_arg", "date"),
         *("tool_arguments", "control_tokens", "tokenizer_engine"),
     ),
-    "What is trained": ("merge", "train_turns", "overlong"),
+    "What is trained": ("merge", "train_turns", "turn_weights", "overlong"),
     "Sequences": ("seq_len", "packing", "label_alignment", "pad_documents_to", "seed", "window"),
     "Output": ("output", "shard_size", "compression", "ipc_format", "overwrite"),
     "Processes and their limits": (

@@ -165,6 +165,11 @@ class Counts(_Summable):
         "differ",
         label="nulls dropped",
     )
+    weight_too_small: int = _explained(
+        "turns: they carry no loss, because their weight is rounded to 0; the smallest weight is "
+        "1/1024",
+        label="weight too small",
+    )
     given_trained: int = _explained(
         "tokens: part of the prompt, but trained, because the template's generation tags mark them"
     )
@@ -192,6 +197,8 @@ class Counts(_Summable):
     tokens_if_merged: int = 0
     """The tokens of all accepted rows if every turn were merged, before the overlong policy."""
     loss_tokens: int = 0
+    weight_units: int = 0
+    """The sum of the weights of the packed turns in units of 1/1024; 0 without `--turn-weights`."""
     sequences: int = 0
     sequences_lower_bound: int = 0
     """A lower bound of the number of sequences that any plan needs."""
@@ -222,6 +229,7 @@ class Counts(_Summable):
             turns_packed=batch.num_turns,
             tokens=len(batch.ids),
             loss_tokens=int(batch.loss_token_num.sum()),
+            weight_units=0 if batch.turn_units is None else int(batch.turn_units.sum()),
             **flagged,
         )
 

@@ -10,11 +10,17 @@ divided earlier, a weight would depend on the micro-batch and the rank that a to
 | `token_mean` | every loss token | 1 | loss tokens |
 | `dialogue_mean` | every document | 1 / loss tokens of its document | documents |
 | `square_root` | neither: between turns and tokens | 1 / sqrt(n) | sum of sqrt(n) over turns |
+
+Turns may have weights of their own (`turn_weight` of a batch). Each loss token then counts as many
+times as its turn's weight says, whatever the mean: the weight above is multiplied by it, and the
+count is the sum of these products over all loss tokens. So the turn mean is sum(w * mean loss of
+the turn) / sum(w), and weights that are all equal change nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -34,38 +40,51 @@ __all__ = [
 
 Normalization = Literal["turn_mean", "token_mean", "dialogue_mean", "square_root"]
 Kernel = Literal["auto", "torch", "liger"]
+_Weigh = Callable[..., tuple[Tensor, Tensor]]
+"""Returns the weight of every token (0 if it carries no loss) and the count, for a dtype."""
 
 
 def turn_mean_loss(
-    losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor, turn_num: Tensor
+    losses: Tensor,
+    loss_mask: Tensor,
+    loss_token_num: Tensor,
+    turn_num: Tensor,
+    turn_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the turns' mean losses, and the number of turns (int64).
 
     losses: token losses, float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the
     same shape, aligned with the losses. turn_num: as in the shard, (...); if a rank holds a slice
-    of the sequences, the number of turn heads in the slice.
+    of the sequences, the number of turn heads in the slice. It is not used with turn_weight.
 
     As for all losses here: the sum is float32, or float64 for float64 losses. Losses where
-    `loss_mask` is 0 are ignored, even NaN.
+    `loss_mask` is 0 are ignored, even NaN. turn_weight: float (..., seq_len), the weight of its
+    turn at each loss token, as from `mtpack.torch_data.collate`; None: 1 for all. With it, the
+    count is float64: the sum of the weights that the losses have in the sum.
     """
-    weights, count = _weigh_by_turn(loss_mask, loss_token_num, turn_num, dtype=_sum_dtype(losses))
-    return _sum_weighted(losses, weights), count
+    weigh = partial(_weigh_by_turn, loss_mask, loss_token_num, turn_num)
+    return _sum_by(weigh, losses, turn_weight)
 
 
-def token_mean_loss(losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+def token_mean_loss(
+    losses: Tensor, loss_mask: Tensor, turn_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sum of the token losses, and the number of loss tokens (int64).
 
     This is the usual mean of cross-entropy: the frameworks' default and
     `torch.nn.functional.cross_entropy(reduction="mean")`; xtuner calls it `token`.
 
-    losses: float (..., seq_len). loss_mask: as in the shard, of the same shape.
+    losses: float (..., seq_len). loss_mask: as in the shard, of the same shape. turn_weight: as in
+    `turn_mean_loss`.
     """
-    weights, count = _weigh_by_token(loss_mask, dtype=_sum_dtype(losses))
-    return _sum_weighted(losses, weights), count
+    return _sum_by(partial(_weigh_by_token, loss_mask), losses, turn_weight)
 
 
 def dialogue_mean_loss(
-    losses: Tensor, loss_mask: Tensor, position_ids: Tensor
+    losses: Tensor,
+    loss_mask: Tensor,
+    position_ids: Tensor,
+    turn_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the documents' mean losses, and the number of documents (int64).
 
@@ -76,13 +95,16 @@ def dialogue_mean_loss(
     losses: float (..., seq_len). loss_mask: as in the shard, of the same shape. position_ids: of
     the same shape, 0 at the first token of a document; every sequence starts a document. The
     sequences must be whole: a slice of a sequence does not show the lengths of its documents.
+    turn_weight: as in `turn_mean_loss`.
     """
-    weights, count = _weigh_by_document(loss_mask, position_ids, dtype=_sum_dtype(losses))
-    return _sum_weighted(losses, weights), count
+    return _sum_by(partial(_weigh_by_document, loss_mask, position_ids), losses, turn_weight)
 
 
 def square_root_loss(
-    losses: Tensor, loss_mask: Tensor, loss_token_num: Tensor
+    losses: Tensor,
+    loss_mask: Tensor,
+    loss_token_num: Tensor,
+    turn_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of sqrt(n) times the mean loss of each turn, and the sum of sqrt(n).
 
@@ -91,9 +113,9 @@ def square_root_loss(
     The count has the dtype of the sum.
 
     losses: float (..., seq_len). loss_mask, loss_token_num: as in the shard, of the same shape.
+    turn_weight: as in `turn_mean_loss`.
     """
-    weights, count = _weigh_by_square_root(loss_mask, loss_token_num, dtype=_sum_dtype(losses))
-    return _sum_weighted(losses, weights), count
+    return _sum_by(partial(_weigh_by_square_root, loss_mask, loss_token_num), losses, turn_weight)
 
 
 def linear_turn_mean_loss(
@@ -119,20 +141,20 @@ def linear_turn_mean_loss(
     the whole matrix, of the same dtype except under autocast: bfloat16 (sums in float32), float32,
     float64; float16 too, but a loss scaler's factor is applied after the gradients are rounded.
     batch: columns as from `mtpack.torch_data.collate`, (..., seq_len): `labels`, `loss_mask`, and
-    those of the normalization: `loss_token_num` and `turn_num`, or `position_ids`. A label of -100
-    has no loss. label_alignment: of these columns; `aligned`: the state before a label predicts it
-    (the first label of a row is not predicted); `shifted`: the state at the same position does.
-    softcap: logits become softcap * tanh(logits / softcap), as in Gemma 2. For a bias, add a column
-    to weight and ones to hidden. kernel: computes losses from logits: `torch`; `liger`, in one
-    pass, with logits and losses rounded to hidden's dtype; `auto`: the last of
-    `available_kernels()`, logged once (`mtpack`). chunk_rows: rows of logits at a time; None: auto.
+    those of the normalization: `loss_token_num` and `turn_num`, or `position_ids`; `turn_weight`,
+    if the turns have weights. A label of -100 has no loss. label_alignment: of these columns;
+    `aligned`: the state before a label predicts it (the first label of a row is not predicted);
+    `shifted`: the state at the same position does. softcap: logits become softcap * tanh(logits
+    / softcap), as in Gemma 2. For a bias, add a column to weight and ones to hidden. kernel:
+    computes losses from logits: `torch`; `liger`, in one pass, with logits and losses rounded
+    to hidden's dtype; `auto`: the last of `available_kernels()`, logged once (`mtpack`).
+    chunk_rows: rows of logits at a time; None: auto.
 
     Raises ValueError for wrong shapes, dtypes or names.
     """
     labels = batch["labels"]
     _check_arguments(hidden, weight, labels, label_alignment, normalization, kernel, chunk_rows)
-    weigh, columns = _NORMALIZATIONS[normalization]
-    token_weights, count = weigh(*(batch[column] for column in columns), dtype=_sum_dtype(hidden))
+    token_weights, count = _weigh_batch(batch, normalization, _sum_dtype(hidden))
     if label_alignment == "aligned":
         labels = pad(labels[..., 1:], (0, 1), value=IGNORED)
         token_weights = pad(token_weights[..., 1:], (0, 1))
@@ -182,15 +204,35 @@ def _check_arguments(
         )
 
 
+def _weigh_batch(
+    batch: Mapping[str, Tensor], normalization: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the weight of every token of a batch, and the count."""
+    weigh, columns = _NORMALIZATIONS[normalization]
+    weigh = partial(weigh, *(batch[column] for column in columns))
+    return _weigh_tokens(weigh, dtype, batch.get("turn_weight"))
+
+
 def _sum_dtype(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
-def _sum_weighted(losses: Tensor, weights: Tensor) -> Tensor:
-    return torch.where(weights != 0, losses.to(weights.dtype) * weights, 0).sum()
+def _sum_by(weigh: _Weigh, losses: Tensor, turn_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the sum of weighted losses, and the count."""
+    weights, count = _weigh_tokens(weigh, _sum_dtype(losses), turn_weight)
+    return torch.where(weights != 0, losses.to(weights.dtype) * weights, 0).sum(), count
 
 
-# Each returns the weight of every token (0 if it carries no loss) and the count for the division.
+def _weigh_tokens(
+    weigh: _Weigh, dtype: torch.dtype, turn_weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the weight of every token, of this dtype, and the count."""
+    if turn_weight is None:
+        return weigh(dtype=dtype)
+    # The count is exact to float64, so that it does not depend on how a step is divided.
+    wide = dtype if turn_weight.device.type == "mps" else torch.float64
+    weights = weigh(dtype=wide)[0] * turn_weight.to(wide)
+    return weights.to(dtype), weights.sum()
 
 
 def _weigh_by_turn(
@@ -225,7 +267,7 @@ def _weigh_by_square_root(
     return weights, weights.sum()
 
 
-_NORMALIZATIONS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[str, ...]]] = {
+_NORMALIZATIONS: dict[str, tuple[_Weigh, tuple[str, ...]]] = {
     "turn_mean": (_weigh_by_turn, ("loss_mask", "loss_token_num", "turn_num")),
     "token_mean": (_weigh_by_token, ("loss_mask",)),
     "dialogue_mean": (_weigh_by_document, ("loss_mask", "position_ids")),

@@ -105,6 +105,11 @@ class PackOptions:
         "Which turns of a dialogue carry loss. all: every assistant message, unless its row says "
         "otherwise. last: the last of them alone.",
     )
+    turn_weights: bool = _option(
+        False,
+        "Take weights of messages other than 0 and 1: each turn's part in the mean. The shards "
+        "get the column turn_weights.",
+    )
     overlong: Literal["turns", "split", "truncate", "drop", "error"] = _option(
         "turns",
         "What to do with a document longer than a sequence. turns: keep the leading turns that "

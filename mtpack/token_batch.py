@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpack.turn_weight import WEIGHT_UNITS
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -69,6 +71,8 @@ class TokenBatch:
     """(spans,): the first position of each span."""
     span_ends: Int32
     """(spans,): the position after the last one of each span."""
+    turn_units: Int32 | None = None
+    """(turns,): the weight of each turn in units of 1/1024. None if all have the weight 1."""
 
     @property
     def num_documents(self) -> int:
@@ -109,6 +113,12 @@ class TokenBatch:
         """
         return self.span_ends[self.span_offsets[1:] - 1]
 
+    def list_units(self) -> Int32:
+        """Return the weight of each turn in units of 1/1024, (turns,)."""
+        if self.turn_units is not None:
+            return self.turn_units
+        return np.full(self.num_turns, WEIGHT_UNITS, np.int32)
+
     def take(self, documents: Int64) -> TokenBatch:
         """Return a batch of the documents with these indices, in that order."""
         turns = gather_ranges(self.turn_offsets, documents)
@@ -123,6 +133,7 @@ class TokenBatch:
             span_offsets=offsets_from_lengths(np.diff(self.span_offsets)[turns]),
             span_starts=self.span_starts[spans],
             span_ends=self.span_ends[spans],
+            turn_units=None if self.turn_units is None else self.turn_units[turns],
         )
 
 
@@ -167,13 +178,21 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
     joined: dict[str, Any] = {}
     for field in fields(TokenBatch):
         arrays = [getattr(batch, field.name) for batch in (_EMPTY, *batches)]
-        if field.name.endswith("_offsets"):
+        if field.name == "turn_units":
+            joined[field.name] = _join_units(batches)
+        elif field.name.endswith("_offsets"):
             joined[field.name] = offsets_from_lengths(
                 np.concatenate([np.diff(array) for array in arrays])
             )
         else:
             joined[field.name] = np.concatenate(arrays)
     return TokenBatch(**joined)
+
+
+def _join_units(batches: Sequence[TokenBatch]) -> Int32 | None:
+    if all(batch.turn_units is None for batch in batches):
+        return None
+    return np.concatenate([batch.list_units() for batch in batches])
 
 
 def keep_turns(batch: TokenBatch, kept: Bools) -> TokenBatch:
@@ -200,6 +219,7 @@ def keep_turns(batch: TokenBatch, kept: Bools) -> TokenBatch:
         span_offsets=offsets_from_lengths(np.diff(batch.span_offsets)[turns]),
         span_starts=batch.span_starts[spans],
         span_ends=batch.span_ends[spans],
+        turn_units=None if batch.turn_units is None else batch.turn_units[turns],
     )
 
 

@@ -23,6 +23,7 @@ from mtpack.packing.label_alignment import ALIGNMENTS, convert
 from mtpack.shards.dataset import Row, open_shards
 from mtpack.storage.urls import is_url, resolve_name
 from mtpack.token_batch import Int64, offsets_from_lengths
+from mtpack.turn_weight import MAX_WEIGHT
 
 _DTYPES: dict[str, Any] = {
     "input_ids": np.int64,
@@ -117,13 +118,15 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
     Returns `input_ids`, `labels`, `position_ids`: int64 (sequences, seq_len); positions start at 0
     in every document, and padding is a document of its own. `loss_mask`: uint8, `loss_token_num`:
     int32, `turn_heads`: uint8, 1 on the first loss token of each turn, all (sequences, seq_len).
-    `turn_num`: int64 (sequences,). For variable length flash attention: `cu_seqlens`: int32
-    (documents + 1,), the start of each document in the flattened batch, and the end of the batch;
-    `max_seqlen`: int32 (), the length of the longest document. Flash attention takes it as a
-    Python int, so leave it on the CPU.
+    `turn_num`: int64 (sequences,). If the sequences have `turn_weights`: `turn_weight`: float32
+    (sequences, seq_len), at each loss token the weight of its turn, 0 elsewhere; `weight_sum`:
+    float64 (sequences,), the sum of the weights of its turns. For variable length flash
+    attention: `cu_seqlens`: int32 (documents + 1,), the start of each document in the flattened
+    batch, and the end of the batch; `max_seqlen`: int32 (), the length of the longest document.
+    Flash attention takes it as a Python int, so leave it on the CPU.
 
-    Raises InputError for no sequences, for different lengths, and for sequences whose documents or
-    turns do not match their other columns.
+    Raises InputError for no sequences, for different lengths, for sequences of which only some have
+    weights, and for sequences whose documents or turns do not match their other columns.
     """
     if not rows:
         raise InputError("no sequences to build a batch from")
@@ -141,6 +144,8 @@ def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
         for number, row in enumerate(rows):
             values[number] = row[name]
     batch |= _build_document_columns(rows, seq_len) | _build_turn_columns(rows, seq_len)
+    if any("turn_weights" in row for row in rows):
+        batch |= _build_weight_columns(rows, batch["loss_mask"], batch["turn_heads"])
     return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
@@ -174,3 +179,25 @@ def _build_turn_columns(rows: Sequence[Row], seq_len: int) -> dict[str, NDArray[
     turn_heads = np.zeros(len(rows) * seq_len, dtype=np.uint8)
     turn_heads[positions] = 1
     return {"turn_num": turn_num, "turn_heads": turn_heads.reshape(len(rows), seq_len)}
+
+
+def _build_weight_columns(
+    rows: Sequence[Row], loss_mask: NDArray[Any], turn_heads: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    if not all("turn_weights" in row for row in rows):
+        raise InputError(
+            "some sequences of a batch have turn_weights and others have not; "
+            "pack all data with --turn-weights"
+        )
+    weights = np.concatenate([row["turn_weights"] for row in rows], dtype=np.float32)
+    if [len(row["turn_weights"]) for row in rows] != [row["turn_num"] for row in rows]:
+        raise InputError("damaged: turn_weights that do not match turn_num; run mtpack verify")
+    if not ((weights > 0) & (weights <= MAX_WEIGHT)).all():
+        raise InputError("damaged: turn_weights that are no weights; run mtpack verify")
+    turn_weight = np.zeros(loss_mask.shape, dtype=np.float32)
+    turns = np.cumsum(turn_heads.ravel(), dtype=np.int64)[np.flatnonzero(loss_mask)] - 1
+    if len(turns) and turns[0] < 0:
+        raise InputError("damaged: a loss token before the first turn; run mtpack verify")
+    turn_weight.ravel()[np.flatnonzero(loss_mask)] = weights[turns]
+    weight_sum = [np.sum(row["turn_weights"], dtype=np.float64) for row in rows]
+    return {"turn_weight": turn_weight, "weight_sum": np.array(weight_sum, dtype=np.float64)}

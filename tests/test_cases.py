@@ -47,6 +47,8 @@ COUNTS = (
     "rows_in_mode",
     "reasoning_missing",
     "reasoning_empty",
+    "weight_too_small",
+    "weight_units",
     "given_trained",
     "straddles",
     "content_dropped",
@@ -129,10 +131,12 @@ def document_of(row, start: int, end: int, turns: list[tuple[int, int]]) -> Iter
     yield f"{end - start} tokens"
     yield re.sub(r" (?=\n|$)", "␣", text)
     for head, message in turns:
-        number = row["loss_token_num"][head]
+        number, weight = row["loss_token_num"][head], 1
+        if "turn_weights" in row:
+            weight = float(row["turn_weights"][row["turn_starts"].tolist().index(head)])
         assert (row["labels"][head], row["loss_mask"][head]) == (row["input_ids"][head], 1)
         tokens = "1 loss token" if number == 1 else f"{number} loss tokens, each"
-        yield f"turn: message {message}, {tokens} with weight 1/{number}"
+        yield f"turn: message {message}, {tokens} with weight {weight:g}/{number}"
 
 
 @pytest.mark.parametrize("path", CASES, ids=[path.stem for path in CASES])

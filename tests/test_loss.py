@@ -1,5 +1,6 @@
 """Each loss equals its definition, from token losses and from hidden states."""
 
+import itertools
 import logging
 import os
 import subprocess
@@ -89,6 +90,39 @@ def build_batch(sequences, label_alignment="aligned", seed=0):
     return batch
 
 
+def add_weights(batch, sequences, label_alignment="aligned"):
+    """Return the batch with other weights of its turns, and these in the order of the turns."""
+    shift = 1 if label_alignment == "shifted" else 0
+    weights, next_weights = [], itertools.cycle([0.25, 3, 1, 1 / 1024, 100])
+    turn_weight = torch.zeros(batch["labels"].shape)
+    for row, sequence in enumerate(sequences):
+        for positions in (turn for turns in find_positions(sequence)[0] for turn in turns):
+            weights.append(next(next_weights))
+            for position in positions:
+                turn_weight[row, position - shift] = weights[-1]
+    return {**batch, "turn_weight": turn_weight}, weights
+
+
+def compute_weighted_by_definition(losses, sequences, normalization, weights, alignment="aligned"):
+    """Return the sum and the count of weighted turns: each part of a turn times its weight."""
+    shift = 1 if alignment == "shifted" else 0
+    total, count, weights = losses.new_zeros(()), 0.0, iter(weights)
+    for row, sequence in enumerate(sequences):
+        for turns in find_positions(sequence)[0]:
+            in_document = sum(map(len, turns))
+            for turn in turns:
+                mean = torch.stack([losses[row, at - shift] for at in turn]).mean()
+                part = {
+                    "turn_mean": 1.0,
+                    "token_mean": float(len(turn)),
+                    "dialogue_mean": len(turn) / in_document,
+                    "square_root": len(turn) ** 0.5,
+                }[normalization]
+                weight = part * next(weights)
+                total, count = total + weight * mean, count + weight
+    return total, count
+
+
 def compute_by_definition(losses, sequences, normalization, label_alignment="aligned"):
     """Return the sum and the count, turn by turn; losses are aligned with the labels."""
     shift = 1 if label_alignment == "shifted" else 0
@@ -111,12 +145,14 @@ def compute_by_definition(losses, sequences, normalization, label_alignment="ali
 
 def call_loss(normalization, losses, batch):
     """Call the loss function of a normalization."""
-    mask, numbers = batch["loss_mask"], batch["loss_token_num"]
+    mask, numbers, weights = (
+        batch.get(name) for name in ("loss_mask", "loss_token_num", "turn_weight")
+    )
     return {
-        "turn_mean": lambda: turn_mean_loss(losses, mask, numbers, batch["turn_num"]),
-        "token_mean": lambda: token_mean_loss(losses, mask),
-        "dialogue_mean": lambda: dialogue_mean_loss(losses, mask, batch["position_ids"]),
-        "square_root": lambda: square_root_loss(losses, mask, numbers),
+        "turn_mean": lambda: turn_mean_loss(losses, mask, numbers, batch["turn_num"], weights),
+        "token_mean": lambda: token_mean_loss(losses, mask, weights),
+        "dialogue_mean": lambda: dialogue_mean_loss(losses, mask, batch["position_ids"], weights),
+        "square_root": lambda: square_root_loss(losses, mask, numbers, weights),
     }[normalization]()
 
 
@@ -135,6 +171,61 @@ def test_each_normalization_equals_its_definition(normalization, label_alignment
     assert count.item() == pytest.approx(expected_count, rel=1e-12)
     if normalization != "square_root":
         assert count.dtype == torch.int64
+
+
+@pytest.mark.parametrize("label_alignment", ALIGNMENTS)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@given(sequences=sequences)
+@settings(max_examples=12)
+def test_a_weight_multiplies_the_part_of_its_turn(normalization, label_alignment, sequences):
+    batch, weights = add_weights(
+        build_batch(sequences, label_alignment), sequences, label_alignment
+    )
+    losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
+    found, count = call_loss(normalization, losses, batch)
+    expected, expected_count = compute_weighted_by_definition(
+        losses, sequences, normalization, weights, label_alignment
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert count.item() == pytest.approx(expected_count, rel=1e-12)
+    assert count.dtype == torch.float64
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_a_weight_that_all_turns_have_changes_nothing(normalization):
+    batch = build_batch(SOME)
+    losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
+    loss_sum, count = call_loss(normalization, losses, batch)
+    weighted = {**batch, "turn_weight": batch["loss_mask"] * 0.75}
+    weighted_sum, weighted_count = call_loss(normalization, losses, weighted)
+    assert (weighted_sum / weighted_count).item() == pytest.approx((loss_sum / count).item())
+    assert weighted_count.item() == pytest.approx(0.75 * count.item())
+
+
+def test_slices_of_weighted_sequences_add_up_to_the_whole():
+    batch, _ = add_weights(build_batch(SOME), SOME)
+    losses = torch.rand(batch["labels"].shape, dtype=torch.float64)
+    columns = [losses, batch["loss_mask"], batch["loss_token_num"]]
+    turns, weights = batch["turn_num"], batch["turn_weight"]
+    whole = turn_mean_loss(*columns, turns, weights)
+    slices = [slice(0, 5), slice(5, None)]
+    parts = [
+        turn_mean_loss(*(column[:, own] for column in columns), turns, weights[:, own])
+        for own in slices
+    ]
+    for expected, found in zip(whole, zip(*parts, strict=True), strict=True):
+        assert sum(found).item() == pytest.approx(expected.item(), rel=1e-14)
+
+
+def test_the_count_of_weights_is_exact_even_for_losses_in_float32():
+    lengths = [3, 7, 49, 333]
+    batch, weights = add_weights(
+        build_batch([[[(0, n) for n in lengths]]]), [[[(0, n) for n in lengths]]]
+    )
+    losses = torch.rand(batch["labels"].shape)
+    loss_sum, count = call_loss("turn_mean", losses, batch)
+    assert loss_sum.dtype == torch.float32
+    assert count.item() == pytest.approx(sum(weights), rel=1e-15)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -249,6 +340,25 @@ def test_loss_and_gradients_from_hidden_states_equal_those_of_full_logits(
     losses = compute_token_losses(*inputs, batch, label_alignment)
     loss, count = compute_by_definition(losses, sequences, normalization, label_alignment)
     expected = append_gradients((loss + 0 * losses.sum(), count), *inputs)
+    assert compute_relative_difference(found, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("label_alignment", ALIGNMENTS)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_weighted_loss_and_gradients_from_hidden_states_equal_those_of_full_logits(
+    normalization, label_alignment
+):
+    batch, weights = add_weights(build_batch(SOME, label_alignment), SOME, label_alignment)
+    inputs = draw_states(batch)
+    options = {"label_alignment": label_alignment, "normalization": normalization}
+    found = append_gradients(
+        linear_turn_mean_loss(*inputs, batch, chunk_rows=3, **options), *inputs
+    )
+    losses = compute_token_losses(*inputs, batch, label_alignment)
+    loss, count = compute_weighted_by_definition(
+        losses, SOME, normalization, weights, label_alignment
+    )
+    expected = append_gradients((loss, count), *inputs)
     assert compute_relative_difference(found, expected) <= 1e-10
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns
 from mtpack.packing.label_alignment import ALIGNMENTS, convert
-from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
+from mtpack.shards.arrow import ENTRY_COLUMNS, EXTRA_TYPES, TOKEN_COLUMNS, TURN_COLUMNS, write_shard
 from mtpack.shards.dataset import Row, open_shards, row_of
 from mtpack.token_batch import offsets_from_lengths
 from mtpack.verify.batch import ColumnBatch
@@ -27,7 +27,9 @@ from tests.support.builders import (
     columns_of_sequences,
     hand_made_sequences,
     metadata_of,
+    open_sequences,
     random_sequences,
+    weigh_turns,
     write_columns,
     write_output,
 )
@@ -50,6 +52,8 @@ DTYPES = {
     "turn_num": torch.int64,
     "cu_seqlens": torch.int32,
     "max_seqlen": torch.int32,
+    "turn_weight": torch.float32,
+    "weight_sum": torch.float64,
 }
 
 
@@ -77,7 +81,7 @@ def build_columns(rows: list[Row]) -> Columns:
         entry_offsets=offsets_from_lengths(np.array([len(row["seq_lengths"]) for row in rows])),
         **{
             name: np.concatenate([row[name] for row in rows])
-            for name in (*TURN_COLUMNS, "turn_bent", *ENTRY_COLUMNS)
+            for name in (*TURN_COLUMNS, *EXTRA_TYPES, *ENTRY_COLUMNS)
         },
     )
 
@@ -239,6 +243,12 @@ def collate_by_definition(rows: list[Row]) -> dict[str, Any]:
         batch["position_ids"].append(positions)
         starts = set(row["turn_starts"].tolist())
         batch["turn_heads"].append([int(at in starts) for at in range(len(positions))])
+        batch["weight_sum"].append(sum(row["turn_weights"].tolist()))
+        weights, next_weights, own = [], iter(row["turn_weights"].tolist()), 0.0
+        for at, is_trained in enumerate(row["loss_mask"]):
+            own = next(next_weights) if at in starts else own
+            weights.append(own if is_trained else 0.0)
+        batch["turn_weight"].append(weights)
     batch["max_seqlen"] = max(end - start for start, end in pairwise(batch["cu_seqlens"]))
     return batch
 
@@ -415,3 +425,43 @@ def test_compressed_shards_and_random_access_files_have_the_same_rows(tmp_path):
         for number in range(3):
             assert_same_row(dataset[number], plain[number])
             assert not dataset[number]["labels"].flags.writeable
+
+
+# Weights of turns
+
+
+@given(cases())
+def test_the_weights_at_the_heads_of_turns_add_up_to_those_of_the_sequence(case):
+    rows = assemble_rows(case, case.layout.label_alignment)
+    assume(rows)
+    batch = collate(rows)
+    heads = (batch["turn_heads"] * batch["turn_weight"].double()).sum(1)
+    assert torch.equal(heads, batch["weight_sum"])
+
+
+def open_weighted(tmp_path) -> PackedDataset:
+    open_sequences(tmp_path, weigh_turns(hand_made_sequences(), 512, 3072))
+    return PackedDataset(tmp_path / "out")
+
+
+def test_a_batch_has_weights_only_if_its_sequences_have(tmp_path):
+    rows = list(PackedDataset(write_hand_made_shard(tmp_path)))
+    assert not {"turn_weight", "weight_sum"} & collate(rows).keys()
+    with pytest.raises(InputError, match="pack all data with --turn-weights"):
+        collate([rows[0], open_weighted(tmp_path)[1]])
+
+
+def test_the_other_alignment_keeps_the_weights(tmp_path):
+    aligned = open_weighted(tmp_path)
+    shifted = PackedDataset(tmp_path / "out", label_alignment="shifted")
+    batch, other = collate(list(aligned)), collate(list(shifted))
+    assert torch.equal(batch["turn_weight"][:, 1:], other["turn_weight"][:, :-1])
+    assert torch.equal(batch["weight_sum"], other["weight_sum"])
+
+
+@pytest.mark.parametrize("weights", [[0.5], [0.5, 0.0, 1.0], [0.5, float("nan"), 1.0]])
+def test_damaged_weights_are_refused(tmp_path, weights):
+    row = open_weighted(tmp_path)[0]
+    assert row["turn_num"] == 3
+    with pytest.raises(InputError, match="damaged: turn_weights"):
+        collate([{**row, "turn_weights": np.array(weights, np.float32)}])

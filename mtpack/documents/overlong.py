@@ -70,8 +70,14 @@ def _split_documents(
 ) -> TokenBatch:
     turns = np.flatnonzero(too_long)
     rows = batch.document_rows[batch.turn_documents[turns]]
-    suffixes = map(render_suffix, rows.tolist(), batch.turn_messages[turns].tolist())
-    return concatenate([keep_turns(batch, ~too_long), *(s for s in suffixes if s is not None)])
+    suffixes = list(map(render_suffix, rows.tolist(), batch.turn_messages[turns].tolist()))
+    units = batch.turn_units
+    kept = [
+        suffix if units is None else replace(suffix, turn_units=units[turn : turn + 1])
+        for turn, suffix in zip(turns, suffixes, strict=True)
+        if suffix is not None
+    ]
+    return concatenate([keep_turns(batch, ~too_long), *kept])
 
 
 _POLICIES = {

@@ -53,6 +53,9 @@ class Dialogue(NamedTuple):
     """The keys that mtpack does not read, each once: `source` of the row, `messages.mood` of its
     messages, `messages.content.x` of content parts, `messages.tool_calls.x` and
     `messages.tool_calls.function.x` of calls. The template may read those of messages."""
+    turn_units: dict[int, int] | None = None
+    """By the index of a message: its weight times that of its source, in units of 1/1024, where it
+    has one other than 0 and 1. One that is rounded to 0 units is in `untrained` too."""
 
     def trained_messages(self) -> list[int]:
         """Return the indices of the messages that carry loss, ascending."""
@@ -60,9 +63,12 @@ class Dialogue(NamedTuple):
         return [index for index in assistants if index not in self.untrained]
 
     def with_messages(self, messages: Messages, untrained: Collection[int]) -> Dialogue:
-        """Return the dialogue with other messages; untrained: indices of those without loss."""
+        """Return the dialogue with other messages; untrained: indices of those without loss.
+
+        `turn_units` stays as it is, so that it has the indices of the messages before.
+        """
         row = self.row, self.origin, messages, self.tools, untrained
-        return make_dialogue(*row, self.template_args, self.unread)
+        return make_dialogue(*row, self.template_args, self.unread, self.turn_units)
 
     def train_last_turn(self) -> Dialogue:
         """Return the dialogue with loss on its last turn alone (`--train-turns last`).
@@ -85,11 +91,12 @@ def make_dialogue(
     untrained: Collection[int] = (),
     template_args: dict[str, Any] | None = None,
     unread: tuple[str, ...] = (),
+    turn_units: dict[int, int] | None = None,
 ) -> Dialogue:
     """Make a dialogue of messages as the template sees them; each has a role.
 
     untrained: indices of messages without loss; only those of assistants matter. template_args,
-    unread: those of `Dialogue`.
+    unread, turn_units: those of `Dialogue`.
     """
     roles = tuple([message["role"] for message in messages])
     without_loss = frozenset([index for index in untrained if roles[index] == "assistant"])
@@ -99,7 +106,7 @@ def make_dialogue(
         and {type(message.get("content")) for message in messages} == {str}
     )
     columns = roles, messages, tools, without_loss, has_only_texts
-    return Dialogue(row, origin, *columns, template_args, unread)
+    return Dialogue(row, origin, *columns, template_args, unread, turn_units)
 
 
 class Reason(StrEnum):

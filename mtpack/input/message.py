@@ -28,6 +28,7 @@ from mtpack.input.tools import (
     pop_named_tools,
     read_tool_calls,
 )
+from mtpack.turn_weight import MAX_WEIGHT, round_weight
 
 _CALLS = ("function_call", "tool_call")
 """Role names of messages whose content is a tool call or a list of them."""
@@ -49,10 +50,14 @@ class MessageReader:
 
     keeps_argument_text: bool
     """Whether tool-call arguments that are text stay text."""
+    source_weight: float | None = None
+    """The factor of the weights of messages; None if they may be 0 or 1 alone."""
     messages: Messages = field(default_factory=list)
     """What was read, as the template gets it."""
     untrained: set[int] = field(default_factory=set)
     """Indices of those that carry no loss."""
+    turn_units: dict[int, int] = field(default_factory=dict)
+    """The weights that are not that of the source (`Dialogue.turn_units`)."""
     tools: list[list[Any]] = field(default_factory=list)
     """The tools of each system message that has some."""
     unread: dict[str, None] = field(default_factory=dict)
@@ -81,8 +86,13 @@ class MessageReader:
         name, fields = _read_names(index, fields)
         role = fields["role"]
         where = f"message {index} ({name})"
-        switch = pop_loss_switch(where, role, fields)
-        is_trained = not is_context if switch is None else switch
+        takes_weights = self.source_weight is not None
+        weight = pop_loss_switch(where, role, fields, takes_weights=takes_weights)
+        units = None
+        if weight is None:
+            weight = 0.0 if is_context else 1.0
+        elif weight not in (0, 1):
+            weight = units = self._round_weight(where, weight)
         if role in SYSTEM_ROLES:
             self.tools += pop_named_tools(fields)
         self._read_calls(where, name, fields)
@@ -92,12 +102,22 @@ class MessageReader:
         fields["content"] = read_content(where, role, fields["content"])
         self._note_unread(fields, unread)
         if self._may_join and name in _CALLS:
-            self._join(where, fields, is_trained=is_trained)
+            self._join(where, fields, is_trained=weight != 0, units=units)
             return
-        if not is_trained:
+        if weight == 0:
             self.untrained.add(len(self.messages))
+        if units is not None:
+            self.turn_units[len(self.messages)] = units
         self.messages.append(fields)
         self._may_join = role == "assistant"
+
+    def _round_weight(self, where: str, weight: float) -> int:
+        """Return a weight times that of the source, in units; raise RowError."""
+        try:
+            return round_weight(weight, self.source_weight or 1.0)
+        except ValueError:
+            detail = f"{where}: its weight, times that of its source, is above {MAX_WEIGHT:,}"
+            raise RowError(Reason.INVALID_LOSS_SWITCH, detail) from None
 
     def _read_calls(self, where: str, name: str, fields: dict[str, Any]) -> None:
         """Read the tool calls of a message: those of its content, if its role is a call."""
@@ -130,11 +150,16 @@ class MessageReader:
             names += [f"tool_calls.{key}" for key in keys]
         self.unread.update(dict.fromkeys([f"messages.{name}" for name in names]))
 
-    def _join(self, where: str, fields: dict[str, Any], *, is_trained: bool) -> None:
+    def _join(
+        self, where: str, fields: dict[str, Any], *, is_trained: bool, units: int | None
+    ) -> None:
         """Add the tool calls of a message to the assistant message before it; raise RowError."""
         one_message = f"{where}: it is one message with the assistant message before it"
         if is_trained != (len(self.messages) - 1 not in self.untrained):
             detail = f"{one_message}, but one of them is trained and the other is not"
+            raise RowError(Reason.INVALID_LOSS_SWITCH, detail)
+        if units != self.turn_units.get(len(self.messages) - 1):
+            detail = f"{one_message}, but they have different weights"
             raise RowError(Reason.INVALID_LOSS_SWITCH, detail)
         before = self.messages[-1]
         if has_reasoning(before) and has_reasoning(fields):

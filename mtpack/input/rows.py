@@ -49,6 +49,8 @@ class RowOptions:
     keeps_argument_text: bool = False
     """Whether tool-call arguments that are text stay as they are; otherwise they are parsed as
     JSON, into objects."""
+    source_weight: float | None = None
+    """The factor of the weights of messages; None if they may be 0 or 1 alone."""
 
 
 _DEFAULT = RowOptions()
@@ -88,7 +90,7 @@ def _read_row(
         found = _FINDERS[row_format](fields)
     else:
         found = _find_messages_at(value, fields, options.messages_key)
-    reader = MessageReader(options.keeps_argument_text)
+    reader = MessageReader(options.keeps_argument_text, options.source_weight)
     reader.read(found.messages, found.num_context)
     if row_format != "messages" and fields.get("tools") == []:
         del fields["tools"]  # tables have the column, with a value or without
@@ -104,6 +106,7 @@ def _read_row(
         [index + len(system) for index in reader.untrained],
         template_args,
         (*fields, *reader.unread),
+        {index + len(system): units for index, units in reader.turn_units.items()} or None,
     )
 
 

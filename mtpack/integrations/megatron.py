@@ -3,8 +3,9 @@
 Under `--calculate-per-token-loss` Megatron sums losses and gradients over micro-batches and over
 data- and context-parallel ranks. It divides the gradients once, by the sum of an integer that the
 loss function returns (megatron/core/distributed/finalize_model_grads.py). Here that integer is the
-number of turns. This module needs megatron-core only, not the scripts of Megatron-LM;
-docs/training.md shows the three lines to change in its pretrain_gpt.py.
+number of turns or, if turns have weights, the sum of these in 1/1024. This module needs
+megatron-core only, not the scripts of Megatron-LM; docs/training.md shows the three lines to change
+in its pretrain_gpt.py.
 """
 
 from __future__ import annotations
@@ -23,10 +24,21 @@ from torch import Tensor, distributed
 
 from mtpack.context_parallel import find_positions_on_rank
 from mtpack.errors import SetupError
+from mtpack.integrations.megatron_weights import (
+    find_global_batch_size,
+    has_weights,
+    require_countable,
+    require_one_kind,
+)
 from mtpack.loss import turn_mean_loss
+from mtpack.shards.dataset import open_shards
 from mtpack.torch_data import PackedDataset, collate
+from mtpack.turn_weight import WEIGHT_UNITS
 
-_COLUMNS = ("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "turn_heads")
+_COLUMNS = (
+    *("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "turn_heads"),
+    "turn_units",  # if turns have weights
+)
 
 
 class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has no types
@@ -36,7 +48,8 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
     `position_ids`: int64 (seq_len,); `loss_mask`: float32 (seq_len,); `cu_seqlens`: int32
     (seq_len + 1,), filled up with seq_len so that items can be stacked; `max_seqlen`: int32 ().
     It also has the columns of the loss: `loss_token_num`: int32 (seq_len,); `turn_heads`: uint8
-    (seq_len,), 1 on the first loss token of each turn.
+    (seq_len,), 1 on the first loss token of each turn. If turns have weights: `turn_units`: int32
+    (seq_len,), at each loss token the weight of its turn in 1/1024, 0 elsewhere.
     """
 
     @staticmethod
@@ -48,8 +61,9 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
     def build_low_level_dataset(dataset_path: str, config: Any) -> PackedDataset:
         """Open an output folder or a shard, of either alignment.
 
-        Raises SetupError if it was packed for another sequence length, or with documents that
-        can't be divided over the context-parallel ranks of `config` (a GPTDatasetConfig).
+        Raises SetupError if it was packed for another sequence length, with documents that can't
+        be divided over the context-parallel ranks of `config` (a GPTDatasetConfig), or with weights
+        of turns that are too large to be counted.
         """
         shards = PackedDataset(dataset_path, label_alignment="shifted")
         packed = shards.metadata
@@ -64,6 +78,8 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
                 f"{dataset_path}: documents are padded to multiples of {packed.pad_documents_to}; "
                 f"for these context-parallel ranks, pack with --pad-documents-to {multiple}"
             )
+        if has_weights(shards):
+            require_countable(dataset_path, open_shards(dataset_path), find_global_batch_size())
         return shards
 
     def __len__(self) -> int:
@@ -75,7 +91,7 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
         seq_len = len(row["input_ids"])
         cu_seqlens = torch.full((seq_len + 1,), seq_len, dtype=torch.int32)
         cu_seqlens[: len(batch["cu_seqlens"])] = batch["cu_seqlens"]
-        return {
+        item = {
             "tokens": batch["input_ids"][0],
             "labels": batch["labels"][0],
             "position_ids": batch["position_ids"][0],
@@ -85,6 +101,9 @@ class TurnDataset(MegatronDataset):  # type: ignore[misc]  # megatron-core has n
             "cu_seqlens": cu_seqlens,
             "max_seqlen": batch["max_seqlen"],
         }
+        if "turn_weight" in batch:
+            item["turn_units"] = (batch["turn_weight"][0] * WEIGHT_UNITS).to(torch.int32)
+        return item
 
 
 def _find_document_multiple(config: Any) -> int:
@@ -102,7 +121,7 @@ def build_datasets(
 
     They are built on the first tensor-parallel rank of every pipeline stage, and are None on the
     others. config: a GPTDatasetConfig with output folders of `mtpack pack` in its blend. Raises
-    SetupError if the folders do not match it.
+    SetupError if the folders do not match it, or each other.
     """
     datasets: list[TurnDataset | None] = BlendedMegatronDatasetBuilder(
         TurnDataset,
@@ -110,6 +129,7 @@ def build_datasets(
         lambda: parallel_state.get_tensor_model_parallel_rank() == 0,
         config,
     ).build()
+    require_one_kind(datasets)
     return datasets
 
 
@@ -156,9 +176,12 @@ class MegatronBatch:
     """int32 (1, length), and so is `loss_token_num`."""
     loss_token_num: Tensor
     turn_num: Tensor
-    """int32 (): the turns whose first loss token is in this slice; so each turn counts once."""
+    """int32 (): the turns whose first loss token is in this slice, or the sum of their units; so
+    each turn counts once."""
     packed_seq_params: PackedSeqParams
     context: ContextParallel
+    turn_units: Tensor | None = None
+    """int32 (1, length): the weight of its turn in 1/1024 at each loss token; None: no weights."""
 
 
 def loss_func(
@@ -167,6 +190,7 @@ def loss_func(
     loss_token_num: Tensor,
     turn_num: Tensor | int,
     *,
+    turn_units: Tensor | None = None,
     context: ContextParallel | None = None,
     tokens_per_turn: int = 1,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -180,23 +204,26 @@ def loss_func(
 
     output_tensor: token losses, float. loss_mask, loss_token_num: the same number of elements, in
     any shape. turn_num: integer, the turns whose first loss token is in this rank's slice (the sum
-    of `turn_heads`). context: the ranks that share the micro-batch; None: those of
+    of `turn_heads`). turn_units: integer, as in `MegatronBatch`; then each mean loss is multiplied
+    by the units of its turn, and turn_num is the sum of these (of `turn_heads * turn_units`).
+    context: the ranks that share the micro-batch; None: those of
     --context-parallel-size. tokens_per_turn: a factor of loss and count; it changes no gradient of
     the loss, but sets the scale of losses that the model itself adds (docs/training.md).
 
     Raises ValueError for a turn_num or tokens_per_turn that is not an integer: Megatron counts in
-    integers, and a fraction of a turn would be lost when each rank rounds it.
+    integers, and a fraction of a turn would be lost when each rank rounds it. And for a
+    tokens_per_turn other than 1 with turn_units, which are a factor already (docs/training.md).
     """
-    for name, number in (("turn_num", turn_num), ("tokens_per_turn", tokens_per_turn)):
-        if torch.as_tensor(number).is_floating_point():
-            raise ValueError(f"{name}: {number}; Megatron needs an integer")
+    _check_counts(turn_num, tokens_per_turn, has_weights=turn_units is not None)
     context = context or ContextParallel.static()
     losses = output_tensor.flatten().float()
-    loss_sum, turns = turn_mean_loss(
+    turns = torch.as_tensor(turn_num, device=losses.device).sum()
+    loss_sum, _ = turn_mean_loss(
         losses,
         loss_mask.flatten(),
         loss_token_num.flatten(),
-        torch.as_tensor(turn_num, device=losses.device),
+        turns,
+        None if turn_units is None else turn_units.flatten(),
     )
     pair = torch.stack([loss_sum.detach(), turns.to(loss_sum.dtype)])
     if context.group is not None:
@@ -204,6 +231,17 @@ def loss_func(
     report = {"lm loss": pair * context.report_weight}
     # Megatron adds the count in place to a tensor of type int.
     return loss_sum * tokens_per_turn, (turns * tokens_per_turn).to(torch.int), report
+
+
+def _check_counts(turn_num: Tensor | int, tokens_per_turn: int, *, has_weights: bool) -> None:
+    for name, number in (("turn_num", turn_num), ("tokens_per_turn", tokens_per_turn)):
+        if torch.as_tensor(number).is_floating_point():
+            raise ValueError(f"{name}: {number}; Megatron needs an integer")
+    if has_weights and tokens_per_turn != 1:
+        raise ValueError(
+            "tokens_per_turn: loss and count have the factor 1024 already, since turns have "
+            "weights; scale the coefficients of other losses instead"
+        )
 
 
 def forward_step(
@@ -224,13 +262,14 @@ def forward_step(
     """
     batch = next_batch(data_iterator, next(model.parameters()).device)
     run = model.build_schedule_plan if return_schedule_plan else model
+    units = 1 if batch.turn_units is None else batch.turn_units
     output = run(
         batch.tokens,
         batch.position_ids,
         None,
         labels=batch.labels,
         # The model uses it for multi-token prediction, whose loss has the same divisor.
-        loss_mask=batch.loss_mask / batch.loss_token_num * tokens_per_turn,
+        loss_mask=batch.loss_mask / batch.loss_token_num * units * tokens_per_turn,
         packed_seq_params=batch.packed_seq_params,
     )
     return output, partial(
@@ -238,6 +277,7 @@ def forward_step(
         loss_mask=batch.loss_mask,
         loss_token_num=batch.loss_token_num,
         turn_num=batch.turn_num,
+        turn_units=batch.turn_units,
         context=batch.context,
         tokens_per_turn=tokens_per_turn,
     )
@@ -260,6 +300,8 @@ def next_batch(
     if context.size > 1:
         positions = find_positions_on_rank(cu_seqlens, context.size, context.rank)
         columns = {name: column[:, positions] for name, column in columns.items()}
+    units = columns.get("turn_units")
+    heads = columns["turn_heads"] if units is None else columns["turn_heads"] * units
     longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
     return MegatronBatch(
         tokens=columns["tokens"].long(),
@@ -267,7 +309,7 @@ def next_batch(
         position_ids=columns["position_ids"].long(),
         loss_mask=columns["loss_mask"],
         loss_token_num=columns["loss_token_num"],
-        turn_num=columns["turn_heads"].sum(dtype=torch.int),
+        turn_num=heads.sum(dtype=torch.int),
         packed_seq_params=PackedSeqParams(
             # A hybrid micro-batch is one document. Megatron applies rotary embeddings by the ranks
             # of that micro-batch in this layout only (megatron/core/utils.py,
@@ -281,6 +323,7 @@ def next_batch(
             cp_group=context.group if local_cp_size else None,
         ),
         context=context,
+        turn_units=units,
     )
 
 
@@ -305,20 +348,21 @@ def _broadcast_columns(
         if stages > 1 and item["tokens"].dim() == 2 and len(item["tokens"]) > 1:
             # Sequences are concatenated here, but stages exchange (seq_len, sequences, hidden).
             raise SetupError("several pipeline stages need --micro-batch-size 1")
+        names = [name for name in _COLUMNS if name in item]
         columns = torch.stack(
-            [item[name].to(device, torch.int32, non_blocking=True).flatten() for name in _COLUMNS]
+            [item[name].to(device, torch.int32, non_blocking=True).flatten() for name in names]
         )
-        sizes = [columns.shape[1], int(item.get("local_cp_size", 0))]
+        sizes = [columns.shape[1], int(item.get("local_cp_size", 0)), len(names)]
     else:
-        sizes = [0, 0]
+        sizes = [0, 0, 0]
     if group.size() > 1:
         shape = torch.tensor(sizes, device=device)
         distributed.broadcast(shape, source, group=group)
         sizes = shape.tolist()
         if group.rank() != 0:
-            columns = torch.empty((len(_COLUMNS), sizes[0]), dtype=torch.int32, device=device)
+            columns = torch.empty((sizes[2], sizes[0]), dtype=torch.int32, device=device)
         distributed.broadcast(columns, source, group=group)
-    return dict(zip(_COLUMNS, columns[:, None], strict=True)), sizes[1]
+    return dict(zip(_COLUMNS, columns[:, None], strict=False)), sizes[1]
 
 
 def find_document_bounds(position_ids: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ MODEL_INPUTS = (
     "seq_idx",
 )
 
+_TOKEN_COLUMNS = ("input_ids", "position_ids", "labels", "loss_mask", "loss_token_num")
 _LEAK = 0.1  # of the effect of a visible document; rounding in bfloat16 stays below 0.03
 
 
@@ -43,7 +44,8 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
     (documents + 1,); `max_length_q`, `max_length_k`: int; `seq_idx`: int32 (1, tokens), the number
     of a token's document. Also the inputs of the loss: `labels`: int64, `loss_mask`: uint8,
     `loss_token_num`: int32, all (1, tokens); `loss_positions`: int64 (loss tokens,), the positions
-    where `loss_mask` is 1; `turn_num`: int64 (sequences,). If they have a `row_number`, also
+    where `loss_mask` is 1; `turn_num`: int64 (sequences,); `turn_weight`: float32 (1, tokens) and
+    `weight_sum`: float64 (sequences,), if the turns have weights. If they have a `row_number`, also
     `row_numbers`: int64 (sequences,).
 
     Raises InputError for labels that are not aligned, and for sequences that `collate` refuses.
@@ -51,7 +53,8 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
     batch = collate(rows)
     flat = {
         name: batch[name].reshape(1, -1)
-        for name in ("input_ids", "position_ids", "labels", "loss_mask", "loss_token_num")
+        for name in (*_TOKEN_COLUMNS, "turn_weight")
+        if name in batch
     }
     _require_aligned(flat)
     edges, longest = batch["cu_seqlens"], int(batch["max_seqlen"])
@@ -67,7 +70,7 @@ def padding_free_batch(rows: Sequence[Row]) -> dict[str, Any]:
         "max_length_k": longest,
         "seq_idx": documents.repeat_interleave(edges.diff())[None],
         "loss_positions": flat["loss_mask"][0].nonzero()[:, 0],
-        "turn_num": batch["turn_num"],
+        **{name: batch[name] for name in ("turn_num", "weight_sum") if name in batch},
         **numbers,
     }
 

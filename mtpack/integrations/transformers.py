@@ -1,8 +1,9 @@
 """A Trainer of transformers whose loss is the mean over turns.
 
 The stock Trainer divides by tokens. Here the loss of a micro-batch is the sum of its turns' mean
-losses, divided by the number of turns in the whole step: in all its micro-batches on all ranks. The
-rest follows from how the Trainer uses a loss (transformers 5.24, trainer.py):
+losses, divided by the number of turns in the whole step: in all its micro-batches on all ranks. If
+turns have weights, they multiply the mean losses, and their sum is the divisor. The rest follows
+from how the Trainer uses a loss (transformers 5.24, trainer.py):
 
 - `_run_epoch` reads the micro-batches of a step from `get_batch_samples` before it computes the
   first. So turns are counted there, once, over all ranks.
@@ -98,7 +99,7 @@ class TurnMeanTrainer(Trainer):
         self._input_names = [name for name in MODEL_INPUTS if takes_any_name or name in parameters]
         self.add_callback(_LogLastSteps())
         self._documents_are_separate = False
-        self._evaluated: list[tuple[int, float, int]] = []  # row number, sum of turn means, turns
+        self._evaluated: list[tuple[int, float, float]] = []  # row number, sum of means, count
 
     def _choose_init_dataset(self, train_dataset: Dataset[Row] | None) -> Any:
         """Return the training data that the parent's constructor gets."""
@@ -130,9 +131,11 @@ class TurnMeanTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """Return the micro-batches of a step; each knows the step's number of turns."""
+        """Return the micro-batches of a step; each knows the step's number of turns, or the sum of
+        their weights.
+        """
         batches = list(islice(epoch_iterator, num_batches))
-        turns = sum((batch["turn_num"].sum() for batch in batches), torch.tensor(0))
+        turns = sum((_get_counts(batch).sum() for batch in batches), torch.tensor(0))
         step_turn_num = self.accelerator.reduce(turns.to(device), reduction="sum")
         for batch in batches:
             batch["step_turn_num"] = step_turn_num
@@ -152,9 +155,15 @@ class TurnMeanTrainer(Trainer):
         """
         losses, outputs = self._check_and_compute_losses(model, inputs)
         loss_sum, _ = turn_mean_loss(
-            losses, inputs["loss_mask"], inputs["loss_token_num"], inputs["turn_num"]
+            losses,
+            inputs["loss_mask"],
+            inputs["loss_token_num"],
+            inputs["turn_num"],
+            inputs.get("turn_weight"),
         )
-        loss = loss_sum * self.accelerator.num_processes / inputs["step_turn_num"].clamp(min=1)
+        count = inputs["step_turn_num"]
+        count = torch.where(count > 0, count, 1).to(loss_sum.dtype)
+        loss = loss_sum * self.accelerator.num_processes / count
         return (loss, outputs) if return_outputs else loss
 
     def _check_and_compute_losses(
@@ -234,10 +243,10 @@ class TurnMeanTrainer(Trainer):
             dataloader, description, True, ignore_keys, metric_key_prefix
         )
         rows = {number: row for number, *row in gather_object(self._evaluated)}
-        turns = sum(turn_num for _, turn_num in rows.values())
+        count = math.fsum(count for _, count in rows.values())
         loss_sum = math.fsum(loss for loss, _ in rows.values())
         assert output.metrics is not None
-        output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / max(turns, 1)
+        output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / (count or 1)
         return output
 
     def prediction_step(
@@ -252,15 +261,20 @@ class TurnMeanTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             losses, _ = self._check_and_compute_losses(model, batch)
         rows = len(batch["turn_num"])
-        columns = [
-            one.view(rows, -1) for one in (losses, batch["loss_mask"], batch["loss_token_num"])
-        ]
-        for number, *row in zip(
-            batch["row_numbers"].tolist(), *columns, batch["turn_num"], strict=True
-        ):
-            loss_sum, turn_num = turn_mean_loss(*row)
-            self._evaluated.append((number, float(loss_sum), int(turn_num)))
+        columns = [losses, batch["loss_mask"], batch["loss_token_num"]]
+        columns = [*(one.view(rows, -1) for one in columns), batch["turn_num"]]
+        if "turn_weight" in batch:
+            columns.append(batch["turn_weight"].view(rows, -1))
+        for number, *row in zip(batch["row_numbers"].tolist(), *columns, strict=True):
+            loss_sum, count = turn_mean_loss(*row)
+            self._evaluated.append((number, float(loss_sum), count.item()))
         return None, None, None
+
+
+def _get_counts(batch: dict[str, Any]) -> Tensor:
+    """Return the number of turns of each sequence, or the sum of their weights."""
+    counts: Tensor = batch.get("weight_sum", batch["turn_num"])
+    return counts
 
 
 class _LogLastSteps(TrainerCallback):

@@ -8,12 +8,14 @@ divided once by the sum of `turn_num`:
     turn_num        how many turns the sequence has
 
 So each turn adds the mean over its own loss tokens, and all turns have the same weight, however
-long they are and however they were packed. The sum of `loss_mask / loss_token_num` over a sequence
-is exactly its `turn_num`. The other columns say where documents and turns are (docs/format.md).
+long they are and however they were packed, or their own (`turn_weights`). The sum of
+`loss_mask / loss_token_num` over a sequence is exactly its `turn_num`. The other columns say where
+documents and turns are (docs/format.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,8 +31,10 @@ from mtpack.token_batch import (
     offsets_from_lengths,
     segment_ids,
 )
+from mtpack.turn_weight import WEIGHT_UNITS
 
 _Value = TypeVar("_Value", bound=np.generic)
+Float32 = NDArray[np.float32]
 
 IGNORED = -100
 """The label that the cross-entropy of every framework leaves out."""
@@ -51,7 +55,8 @@ class Layout:
     pad_id: int
     """The id of padding tokens."""
     extra_columns: tuple[str, ...] = field(default=(), kw_only=True)
-    """The columns that only some outputs have: `turn_bent`, under `--merge always`."""
+    """The columns that only some outputs have, in this order: `turn_bent`, under `--merge always`;
+    `turn_weights`, with `--turn-weights`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,9 @@ class Columns:
     """(entries,)"""
     turn_bent: UInt8 | None = None
     """(turns,): 1 for a turn that is merged although that is not exact. None without the column."""
+    turn_weights: Float32 | None = None
+    """(turns,): the weight of each turn in the mean, a multiple of 1/1024. None without the column,
+    where every turn has the weight 1."""
 
 
 def pad_lengths(lengths: NDArray[np.signedinteger], multiple: int) -> NDArray[np.signedinteger]:
@@ -138,7 +146,7 @@ def assemble(batch: TokenBatch, sequence_offsets: Int64, layout: Layout) -> Colu
         turn_offsets=offsets_from_lengths(turn_num),
         turn_starts=turn_starts.astype(np.int32),
         turn_messages=batch.turn_messages,
-        turn_bent=_find_bent(batch) if "turn_bent" in layout.extra_columns else None,
+        **{name: _EXTRA_COLUMNS[name](batch) for name in layout.extra_columns},
         **_make_entries(batch, padded, sequence_offsets, layout.seq_len),
     )
 
@@ -146,6 +154,16 @@ def assemble(batch: TokenBatch, sequence_offsets: Int64, layout: Layout) -> Colu
 def _find_bent(batch: TokenBatch) -> UInt8:
     is_bent: UInt8 = np.not_equal(batch.turn_flags & TurnFlag.BENT, 0).astype(np.uint8)
     return is_bent
+
+
+def _compute_weights(batch: TokenBatch) -> Float32:
+    return (batch.list_units() / WEIGHT_UNITS).astype(np.float32)
+
+
+_EXTRA_COLUMNS: dict[str, Callable[[TokenBatch], Any]] = {
+    "turn_bent": _find_bent,
+    "turn_weights": _compute_weights,
+}
 
 
 def _fill_runs(

@@ -11,6 +11,7 @@ from mtpack.errors import InputError
 from mtpack.packing.columns import Columns
 from mtpack.shards.dataset import Shards
 from mtpack.token_batch import offsets_from_lengths
+from mtpack.turn_weight import MAX_WEIGHT
 from mtpack.verify.weights import TurnWeights, read_turn_weights
 
 _Result = TypeVar("_Result")
@@ -61,4 +62,6 @@ def read_turns(batch: Columns, seq_len: int) -> TurnWeights:
         raise InputError("a turn has an impossible length")
     if lengths.sum() != np.count_nonzero(batch.loss_mask):
         raise InputError("loss_mask and loss_token_num do not agree")
+    if turns.own is not None and not ((turns.own > 0) & (turns.own <= MAX_WEIGHT)).all():
+        raise InputError("turn_weights has no weight of a turn")
     return turns

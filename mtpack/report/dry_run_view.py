@@ -26,6 +26,7 @@ from mtpack.report.units import format_bytes, format_bytes_of, format_seconds
 from mtpack.running.dry_run import DryRunReport
 from mtpack.running.sample_task import SampleDocuments, Trouble
 from mtpack.token_batch import TurnFlag
+from mtpack.turn_weight import WEIGHT_UNITS
 
 _MOST_CONTEXT = 300  # characters of a text between two turns
 _MOST_TRAINED = 600  # characters of a turn
@@ -77,8 +78,8 @@ def _describe_sample(report: DryRunReport) -> Iterator[str]:
 def _show_dialogues(shown: SampleDocuments, decoder: Decoder, console: Console) -> None:
     """Print documents with what is trained in brackets."""
     print_heading("What is trained in the first dialogues", console)
-    print_legend(console, with_tokens=False)
     view = _make_view(shown)
+    print_legend(view, console, with_tokens=False)
     notes = make_notes(view, {n: [TurnMark.BENT] for n, turn in enumerate(view.turns) if turn.bent})
     for document, origin in zip(view.documents, shown.origins, strict=True):
         tokens = format_count(document.length, "token")
@@ -98,6 +99,8 @@ def _make_view(shown: SampleDocuments) -> RowView:
             batch.document_rows.tolist(), starts[:-1], lengths, strict=True
         )
     )
+    units = batch.turn_units
+    weights = [None] * batch.num_turns if units is None else (units / WEIGHT_UNITS).tolist()
     turns = []
     for number, document in enumerate(batch.turn_documents.tolist()):
         spans = np.arange(*batch.span_offsets[number : number + 2])
@@ -107,7 +110,7 @@ def _make_view(shown: SampleDocuments) -> RowView:
         message = int(batch.turn_messages[number])
         bent = TurnFlag.BENT in TurnFlag(int(batch.turn_flags[number]))
         positions += starts[document]
-        turns.append(TurnView(document, message, positions, len(positions), bent))
+        turns.append(TurnView(document, message, positions, len(positions), bent, weights[number]))
     return RowView(0, 1, documents, tuple(turns), batch.ids)
 
 

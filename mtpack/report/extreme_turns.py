@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mtpack.packing.columns import Columns
+from mtpack.packing.columns import Columns, Float32
 from mtpack.report.batches import read_turns, visit_batches
 from mtpack.shards.dataset import Shards
 from mtpack.token_batch import Int64, offsets_from_lengths, segment_ids
-from mtpack.verify.weights import TurnWeights
+from mtpack.verify.weights import MEANS, TurnWeights
+
+_MEANS = MEANS[:3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +28,36 @@ class TurnEntry:
     loss_tokens: int
     in_document: int
     """The number of loss tokens of its document."""
+    turn_weight: float | None = None
+    """Its own weight; None if its shard has no weights."""
+
+    @property
+    def token_weight(self) -> float:
+        """The weight of each of its loss tokens under the turn mean."""
+        return (self.turn_weight or 1) / self.loss_tokens
+
+    def under(self, mean: str) -> float:
+        """Return the weight of the turn under a mean, up to a factor."""
+        own: Float32 | None = None
+        if self.turn_weight is not None:
+            own = np.array([self.turn_weight], np.float32)
+        lengths = np.array([self.loss_tokens]), np.array([self.in_document])
+        return float(TurnWeights(*lengths, own).under(mean)[0])
 
 
 @dataclass(frozen=True, slots=True)
 class ExtremeTurns:
-    """The shortest and the longest turns of an output.
+    """The turns of an output whose tokens have the most and the least weight.
 
     Under the turn mean, all turns have the same weight, so each token of a turn of n loss tokens
-    has 1/n of it.
+    has 1/n of it: these are the shortest and the longest turns. A turn with a weight w of its own
+    counts as one of n/w tokens.
     """
 
     turns: int
     """The number of all turns."""
-    loss_tokens: int
-    """Those of all turns."""
-    documents: int
-    """The number of all documents with a turn."""
+    weights: dict[str, float]
+    """The sum of the weights of all turns under each mean."""
     shortest: tuple[TurnEntry, ...]
     """From short to long; equally long ones in the order of the sequences."""
     longest: tuple[TurnEntry, ...]
@@ -49,11 +65,7 @@ class ExtremeTurns:
 
     def weigh(self, turn: TurnEntry) -> dict[str, float]:
         """Return the weight of a turn under each mean, where that of all turns has the mean 1."""
-        return {
-            "turn_mean": 1.0,
-            "token_mean": turn.loss_tokens * self.turns / self.loss_tokens,
-            "dialogue_mean": turn.loss_tokens / turn.in_document * self.turns / self.documents,
-        }
+        return {mean: turn.under(mean) * self.turns / total for mean, total in self.weights.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the object that `inspect --turns --json` prints."""
@@ -67,7 +79,7 @@ class ExtremeTurns:
                         "dialogue": turn.dialogue,
                         "message": turn.message,
                         "loss_tokens": turn.loss_tokens,
-                        "token_weight": 1 / turn.loss_tokens,
+                        "token_weight": turn.token_weight,
                         **{mean: round(weight, 6) for mean, weight in self.weigh(turn).items()},
                     }
                     for turn in entries
@@ -78,32 +90,32 @@ class ExtremeTurns:
 
 
 def find_extreme_turns(shards: Shards, limit: int) -> ExtremeTurns:
-    """Return the shortest and the longest turns, `limit` of each, in one pass.
+    """Return the turns whose tokens have the most and the least weight, `limit` of each.
 
     Raises InputError for damaged shards.
     """
     shortest: list[TurnEntry] = []
     longest: list[TurnEntry] = []
-    sums = np.zeros(2, np.int64)
-    documents = 0.0
+    number = 0
+    weights = dict.fromkeys(_MEANS, 0.0)
 
     def visit(first: int, batch: Columns) -> None:
-        nonlocal shortest, longest, documents
+        nonlocal shortest, longest, number
         turns = read_turns(batch, shards.metadata.seq_len)
-        sums[:] += len(turns.loss_tokens), turns.loss_tokens.sum()
-        documents += turns.under("dialogue_mean").sum()
-        found = turns.loss_tokens
+        number += len(turns.loss_tokens)
+        for mean in _MEANS:
+            weights[mean] += float(turns.under(mean).sum())
+        found = turns.loss_tokens if turns.own is None else turns.loss_tokens / turns.own
         by_length = np.argsort(found, kind="stable")[:limit]
         shortest += _read_entries(batch, first, turns, by_length)
-        shortest = sorted(shortest, key=lambda turn: turn.loss_tokens)[:limit]
+        shortest = sorted(shortest, key=lambda turn: -turn.token_weight)[:limit]
         by_length = np.argsort(-found, kind="stable")[:limit]
         longest += _read_entries(batch, first, turns, by_length)
-        longest = sorted(longest, key=lambda turn: -turn.loss_tokens)[:limit]
+        longest = sorted(longest, key=lambda turn: turn.token_weight)[:limit]
 
     for _ in visit_batches(shards, visit):
         pass
-    turns, loss_tokens = sums.tolist()
-    return ExtremeTurns(turns, loss_tokens, round(documents), tuple(shortest), tuple(longest))
+    return ExtremeTurns(number, weights, tuple(shortest), tuple(longest))
 
 
 def _read_entries(
@@ -123,4 +135,8 @@ def _read_entries(
         weights.loss_tokens[chosen],
         weights.in_document[chosen],
     )
-    return [TurnEntry(*entry) for entry in zip(*(each.tolist() for each in columns), strict=True)]
+    entries = [TurnEntry(*entry) for entry in zip(*(c.tolist() for c in columns), strict=True)]
+    if weights.own is None:
+        return entries
+    own = weights.own[chosen].tolist()
+    return [replace(entry, turn_weight=weight) for entry, weight in zip(entries, own, strict=True)]

@@ -111,6 +111,7 @@ def render_page(
         sample=sample,
         rows=figures.rows,
         has_text=has_text,
+        has_weights="turn_weights" in shards.metadata.extra_columns,
         data=_format_data(sample),
         run=_describe_run(manifest) if manifest else None,
     )

@@ -136,10 +136,7 @@ class _SequenceWriter:
                 }
                 for document in view.documents
             ],
-            "turns": [
-                {"document": turn.document, "message": turn.message, "ranges": _find_ranges(turn)}
-                for turn in view.turns
-            ],
+            "turns": [_describe_turn(turn) for turn in view.turns],
             "padding": view.padding,
             "problems": [
                 {"mark": each.mark, "document": each.document, "turn": each.turn}
@@ -170,6 +167,13 @@ class _SequenceWriter:
             return
         for piece in read_pieces(view, document, self.decoder, with_tokens=True):
             yield from ((text, piece.is_header) for text in piece.tokens or ())
+
+
+def _describe_turn(turn: TurnView) -> dict[str, Any]:
+    """Return a turn; `weight` is there only if its shard has weights."""
+    weight = {} if turn.turn_weight is None else {"weight": turn.turn_weight}
+    ranges = _find_ranges(turn)
+    return {"document": turn.document, "message": turn.message, "ranges": ranges, **weight}
 
 
 def _find_ranges(turn: TurnView) -> list[list[int]]:

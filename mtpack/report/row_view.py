@@ -12,6 +12,7 @@ import numpy as np
 from mtpack.errors import InputError, SetupError
 from mtpack.shards.dataset import Row, Shards
 from mtpack.token_batch import Int32, Int64, offsets_from_lengths
+from mtpack.turn_weight import MAX_WEIGHT, format_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,34 @@ class TurnView:
     loss_token_num: int
     bent: bool | None
     """Whether it is merged although that is not exact; None if its shard does not say."""
+    turn_weight: float | None = None
+    """Its own weight; None if its shard has no weights: then all turns have the weight 1."""
 
     @property
     def weight(self) -> float:
-        """The weight of the loss of each token; the weights of a turn add up to 1."""
-        return 1 / self.loss_token_num
+        """The weight of the loss of each token; the weights of a turn add up to its own, or 1."""
+        return (self.turn_weight or 1) / self.loss_token_num
+
+    @property
+    def weight_text(self) -> str:
+        """The weight of each token as people read it: `1/145`, `0.5/145`."""
+        return describe_weight(self.turn_weight, self.loss_token_num)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the turn as JSON values."""
-        return asdict(self) | {"positions": self.positions.tolist(), "weight": self.weight}
+        values = asdict(self) | {"positions": self.positions.tolist(), "weight": self.weight}
+        if self.turn_weight is None:
+            del values["turn_weight"]
+        return values
+
+
+def describe_weight(turn_weight: float | None, loss_tokens: int) -> str:
+    """Return the weight of each token of a turn as people read it.
+
+    >>> describe_weight(None, 145), describe_weight(0.5, 2000)
+    ('1/145', '0.5/2,000')
+    """
+    return f"{format_weight(turn_weight or 1)}/{loss_tokens:,}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,11 @@ class RowView:
     def padding(self) -> int:
         """The number of positions that hold no token of a document."""
         return len(self.token_ids) - sum(document.length for document in self.documents)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its turns have weights of their own."""
+        return any(turn.turn_weight is not None for turn in self.turns)
 
     @cached_property
     def token_turns(self) -> Int64:
@@ -148,10 +173,14 @@ def _read_turns(row: Row, documents: tuple[DocumentView, ...], shift: int) -> tu
         raise InputError("its loss_token_num does not agree with its loss_mask")
     by_turn = np.split(positions + shift, offsets_from_lengths(sizes)[1:-1])
     messages = row["turn_messages"].tolist()
-    bent = row["turn_bent"].astype(bool).tolist() if "turn_bent" in row else [None] * len(messages)
+    unknown = [None] * len(messages)
+    bent = row["turn_bent"].astype(bool).tolist() if "turn_bent" in row else unknown
+    weights = row["turn_weights"].tolist() if "turn_weights" in row else unknown
+    if not all(weight is None or 0 < weight <= MAX_WEIGHT for weight in weights):
+        raise InputError("its turn_weights has no weight of a turn")
     return tuple(
-        TurnView(_find_document(own, documents), message, own, len(own), is_bent)
-        for message, is_bent, own in zip(messages, bent, by_turn, strict=True)
+        TurnView(_find_document(own, documents), message, own, len(own), is_bent, weight)
+        for message, is_bent, own, weight in zip(messages, bent, by_turn, weights, strict=True)
     )
 
 

@@ -13,7 +13,7 @@ from mtpack.report.decoding import Decoder, decode_part
 from mtpack.report.escaping import FOUND, FOUND_END, LINE_BREAK, TAB, escape
 from mtpack.report.extreme_turns import ExtremeTurns, TurnEntry
 from mtpack.report.folding import find_continuing
-from mtpack.report.row_view import view_row
+from mtpack.report.row_view import describe_weight, view_row
 from mtpack.report.search import Occurrence
 from mtpack.report.terminal import (
     INDENT,
@@ -90,16 +90,18 @@ def show_extreme_turns(
     """Print the turns whose tokens have the most and the least weight."""
     title = f"Of {format_count(found.turns, 'turn')}, those with the most and the least weight"
     console.print(Text(title, style="bold"))
-    for heading, turns in (
-        ("Most weight for each token: the shortest", found.shortest),
-        ("Least weight for each token: the longest", found.longest),
-    ):
+    has_weights = any(turn.turn_weight is not None for turn in found.shortest)
+    headings = "Most weight for each token", "Least weight for each token"
+    if not has_weights:
+        headings = f"{headings[0]}: the shortest", f"{headings[1]}: the longest"
+    for heading, turns in zip(headings, (found.shortest, found.longest), strict=True):
         print_heading(heading, console)
         console.print(indent(_build_turn_table(found, turns, shards, decoder)))
     console.print()
+    each = "a turn of weight w has w" if has_weights else "every turn has 1"
     console.print(
         Text(
-            "token weight: of each loss token, under turn mean, where every turn has 1.\n"
+            f"token weight: of each loss token, under turn mean, where {each}.\n"
             "token mean, dialogue mean: the weight of the whole turn, if 1 is the average."
         )
     )
@@ -119,7 +121,7 @@ def _build_turn_table(
             f"{turn.sequence:,}",
             f"{turn.dialogue:,}",
             f"{turn.message:,}",
-            f"1/{turn.loss_tokens:,}",
+            describe_weight(turn.turn_weight, turn.loss_tokens),
             f"{weights['token_mean']:.3g}",
             f"{weights['dialogue_mean']:.3g}",
             text,

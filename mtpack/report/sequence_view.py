@@ -38,7 +38,7 @@ def show_row(
     )
     title = f"Sequence {view.number:,} (of {view.rows:,}, counted from 0): {', '.join(counts)}"
     console.print(Text(title, style="bold"))
-    print_legend(console, with_tokens=with_tokens and decoder is not None)
+    print_legend(view, console, with_tokens=with_tokens and decoder is not None)
     for number, document in enumerate(view.documents):
         heading = f"document {number + 1:,} of {len(view.documents):,}: dialogue "
         heading += f"{document.dialogue:,}, {_describe_size(view, number)}"
@@ -70,16 +70,17 @@ def show_dialogue(
     view, number, _ = found[0]
     title = f"Dialogue {view.documents[number].dialogue:,}: {', '.join(counts)}"
     console.print(Text(title, style="bold"))
-    print_legend(console, with_tokens=with_tokens and decoder is not None)
+    print_legend(view, console, with_tokens=with_tokens and decoder is not None)
     for view, number, marks in found:
         heading = f"sequence {view.number:,}, document {number + 1:,} of "
         heading += f"{len(view.documents):,}: {_describe_size(view, number)}"
         show_document(view, number, heading, decoder, console, marks=marks, with_tokens=with_tokens)
 
 
-def print_legend(console: Console, *, with_tokens: bool) -> None:
-    """Print what the brackets and symbols mean."""
-    console.print(Text(f"{LEGEND}, ×1/n is the weight of each token"))
+def print_legend(view: RowView, console: Console, *, with_tokens: bool) -> None:
+    """Print what the brackets and symbols of a sequence mean."""
+    weight = "w" if view.has_weights else "1"
+    console.print(Text(f"{LEGEND}, ×{weight}/n is the weight of each token"))
     if with_tokens:
         line = f"{BOUNDARY} ends a token; as many follow a character as tokens make it up"
         console.print(Text(line))
@@ -105,9 +106,7 @@ def show_document(
 def make_notes(view: RowView, marks: Marks) -> dict[int, str]:
     """Return what is said after each turn, by its number."""
     return {
-        number: "; ".join(
-            [f"message {turn.message}: ×1/{turn.loss_token_num:,}", *marks.get(number, ())]
-        )
+        number: "; ".join([f"message {turn.message}: ×{turn.weight_text}", *marks.get(number, ())])
         for number, turn in enumerate(view.turns)
     }
 

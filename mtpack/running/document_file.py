@@ -9,7 +9,7 @@ document from it (0.5 µs). A file holds, for n documents:
     int64   offsets of the documents in `ids`, n + 1
     int32   words: for each document, its row in the split, its numbers of turns and of spans; the
             message of each turn, the flags of each, the number of spans of each; then all span
-            starts, all span ends
+            starts, all span ends; and, if the run takes weights, the units of each turn
     int32   ids
 """
 
@@ -37,7 +37,8 @@ def save_batch(path: Path, batch: TokenBatch) -> str:
     """
     num_turns = np.diff(batch.turn_offsets)
     num_spans = np.diff(batch.span_offsets[batch.turn_offsets])
-    word_offsets = offsets_from_lengths(_HEAD + 3 * num_turns + 2 * num_spans)
+    per_turn = 3 if batch.turn_units is None else 4
+    word_offsets = offsets_from_lengths(_HEAD + per_turn * num_turns + 2 * num_spans)
     words = np.empty(word_offsets[-1], dtype=np.int32)
     head = word_offsets[:-1]
     words[head] = batch.document_rows
@@ -49,6 +50,8 @@ def save_batch(path: Path, batch: TokenBatch) -> str:
     words[positions.spans_per_turn] = np.diff(batch.span_offsets)
     words[positions.span_starts] = batch.span_starts
     words[positions.span_ends] = batch.span_ends
+    if batch.turn_units is not None:
+        words[_find_units(head, num_turns, num_spans)] = batch.turn_units
     digest = hashlib.sha256()
     number = np.array([batch.num_documents], dtype=np.int64)
     with nameless_file(path) as file:
@@ -127,6 +130,8 @@ def _build_batch(all_words: bytes, num_words: Int64, all_ids: bytes, num_ids: In
     head = offsets_from_lengths(num_words)[:-1]
     num_turns, num_spans = words[head + 1], words[head + 2]
     positions = _WordPositions.of(head, num_turns, num_spans)
+    # All documents of a run have units, or none has. Each has a turn.
+    has_units = len(head) and num_words[0] > _HEAD + 3 * num_turns[0] + 2 * num_spans[0]
     return TokenBatch(
         ids=np.frombuffer(all_ids, dtype=np.int32),
         document_offsets=offsets_from_lengths(num_ids),
@@ -137,7 +142,13 @@ def _build_batch(all_words: bytes, num_words: Int64, all_ids: bytes, num_ids: In
         span_offsets=offsets_from_lengths(words[positions.spans_per_turn]),
         span_starts=words[positions.span_starts],
         span_ends=words[positions.span_ends],
+        turn_units=words[_find_units(head, num_turns, num_spans)] if has_units else None,
     )
+
+
+def _find_units(head: Int64, num_turns: Int32 | Int64, num_spans: Int32 | Int64) -> Int64:
+    """Return the positions in `words` of the units of all turns, (turns,)."""
+    return expand_ranges(head + _HEAD + 3 * num_turns + 2 * num_spans, num_turns)
 
 
 class _WordPositions(NamedTuple):

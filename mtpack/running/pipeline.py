@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
@@ -65,7 +65,7 @@ class Pipeline:
             pad_id=self.tokenizer.pad_id,
             tokenizer_sha256=self.tokenizer.sha256,
             template_sha256=self.template.sha256,
-            extra_columns=("turn_bent",) if self.options.merge == "always" else (),
+            extra_columns=tuple(_list_extra_columns(self.options)),
         )
 
     def without(self, fast_paths: Collection[str]) -> Pipeline:
@@ -160,6 +160,14 @@ def _connect(
 ) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
     return Pipeline(options, tokenizer, template, renderer, encoders)
+
+
+def _list_extra_columns(options: PackOptions) -> Iterator[str]:
+    """Yield the columns that only some outputs have, in the order of the shard."""
+    if options.merge == "always":
+        yield "turn_bent"
+    if options.turn_weights:
+        yield "turn_weights"
 
 
 def choose_read_options(options: PackOptions) -> ReadOptions:

@@ -32,6 +32,7 @@ class RowReader:
         self._options = RowOptions(
             messages_key=pipeline.options.messages_key,
             keeps_argument_text=pipeline.template.tool_arguments == "text",
+            source_weight=find_source_weight(pipeline),
         )
 
     def __len__(self) -> int:
@@ -87,6 +88,11 @@ class RowReader:
             template = template.with_arguments(read.template_args)
         read = find_forms(template, read.tools).apply(read)
         return read.train_last_turn() if self._pipeline.options.train_turns == "last" else read
+
+
+def find_source_weight(pipeline: Pipeline) -> float | None:
+    """Return the factor of the weights of turns; None without `--turn-weights`."""
+    return 1.0 if pipeline.options.turn_weights else None
 
 
 def _find_origin(raw: RawRow) -> Origin:

@@ -13,12 +13,13 @@ import numpy as np
 
 from mtpack.counts import Counts
 from mtpack.documents.control_tokens import Renderer
+from mtpack.documents.turn_units import TurnUnits
 from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.input.splits import Split
 from mtpack.input.text_rows import TextRows
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.row_counts import RowCounts
-from mtpack.running.row_reader import RowReader, set_activity
+from mtpack.running.row_reader import RowReader, find_source_weight, set_activity
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import Kind
@@ -28,7 +29,8 @@ from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.tracing.planned_rows import PlannedRows
-from mtpack.token_batch import Bools, Int32
+from mtpack.token_batch import Bools, Int32, TokenBatch
+from mtpack.turn_weight import round_weight
 
 # Texts per call of the encoder. Documents of single turns repeat their prefixes, so even a small
 # split can make a lot of text.
@@ -58,6 +60,9 @@ class RowRenderer:
         """The counts of rows with arguments, by the template that probes ask for them."""
         self._variants_total: Counts | None = None
         """The sum of those that were dropped."""
+        weight = find_source_weight(pipeline)
+        self._units = None if weight is None else TurnUnits(round_weight(1.0, weight))
+        """The weights of turns; None without `--turn-weights`."""
         self._rendered: list[RenderedDialogue] = []
         self._num_bytes = 0
         """About those of the texts of `_rendered`."""
@@ -102,7 +107,13 @@ class RowRenderer:
         """Return the counts of the accepted rows and their messages."""
         self._drop_variants()
         counts = self._counts.count()
-        return counts + self._variants_total if self._variants_total else counts
+        if self._variants_total:
+            counts += self._variants_total
+        return counts if self._units is None else counts + self._units.count()
+
+    def weigh(self, batch: TokenBatch) -> TokenBatch:
+        """Return the documents of these rows with the weights of their turns, if they have some."""
+        return batch if self._units is None else self._units.weigh(batch)
 
     def _render_other(self, dialogue: Dialogue) -> Iterator[RenderedDocuments]:
         """Render a dialogue that is not in columns and, unless it is rejected, count it."""
@@ -139,6 +150,8 @@ class RowRenderer:
             self.rejects.append(rendered)
             return False
         self.row_turns[dialogue.row] = rendered.num_turns
+        if self._units is not None:
+            self._units.add(dialogue)
         self._rendered.append(rendered)
         self._num_bytes += _num_chars(rendered)
         return True
@@ -212,7 +225,8 @@ class RowRenderer:
 
 def _has_text_columns(dialogue: Dialogue) -> bool:
     """Return whether a dialogue can become a row of `TextRows`."""
-    return dialogue.has_only_texts and not dialogue.untrained and dialogue.template_args is None
+    is_plain = dialogue.template_args is None and dialogue.turn_units is None
+    return dialogue.has_only_texts and not dialogue.untrained and is_plain
 
 
 def _gets_text_arguments(template: ChatTemplate, dialogue: Dialogue) -> bool:

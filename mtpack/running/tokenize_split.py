@@ -67,7 +67,7 @@ def tokenize(
     num_accepted = len(rows.row_turns) - len(rows.rejects)
     watch.lap("render")
     return TokenizedSplit(
-        batch=_join_batches(batches),
+        batch=rows.weigh(_join_batches(batches)),
         row_turns=rows.row_turns,
         rejects=sorted(rows.rejects, key=lambda reject: reject.row),
         counts=counts,

@@ -29,7 +29,7 @@ TOKEN_COLUMNS = ("input_ids", "labels", "loss_mask", "loss_token_num")
 TURN_COLUMNS = ("turn_starts", "turn_messages")
 ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
 _TOKEN_TYPES = {name: pa.uint8() if name == "loss_mask" else pa.int32() for name in TOKEN_COLUMNS}
-EXTRA_TYPES = {"turn_bent": pa.uint8()}
+EXTRA_TYPES = {"turn_bent": pa.uint8(), "turn_weights": pa.float32()}
 """Columns with an entry for each turn."""
 BYTES_PER_TOKEN: int = sum(kind.bit_width // 8 for kind in _TOKEN_TYPES.values())
 # Of a record batch without compression: few batches, each small enough to decode.

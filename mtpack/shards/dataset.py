@@ -14,7 +14,13 @@ from typing import Any, overload
 
 from mtpack.errors import InputError, SetupError
 from mtpack.packing.columns import Columns
-from mtpack.shards.arrow import ENTRY_COLUMNS, TOKEN_COLUMNS, TURN_COLUMNS, ShardMetadata
+from mtpack.shards.arrow import (
+    ENTRY_COLUMNS,
+    EXTRA_TYPES,
+    TOKEN_COLUMNS,
+    TURN_COLUMNS,
+    ShardMetadata,
+)
 from mtpack.shards.contradictions import find_contradiction
 from mtpack.shards.manifest import MANIFEST, Manifest, ShardRecord, read_manifest
 from mtpack.shards.reading import open_shard
@@ -169,7 +175,9 @@ def row_of(batch: Columns, row: int) -> Row:
 
 
 def _list_turn_columns(batch: Columns) -> tuple[str, ...]:
-    return TURN_COLUMNS if batch.turn_bent is None else (*TURN_COLUMNS, "turn_bent")
+    if batch.turn_bent is None and batch.turn_weights is None:
+        return TURN_COLUMNS
+    return (*TURN_COLUMNS, *[name for name in EXTRA_TYPES if getattr(batch, name) is not None])
 
 
 def open_shards(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:

@@ -50,4 +50,5 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
         length = kind.list_size if pa.types.is_fixed_size_list(kind) else -1
         return {"feature": _feature(kind.value_type), "length": length, "_type": "Sequence"}
-    return {"dtype": str(kind), "_type": "Value"}
+    name = "float32" if pa.types.is_float32(kind) else str(kind)  # Arrow says "float"
+    return {"dtype": name, "_type": "Value"}

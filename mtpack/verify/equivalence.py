@@ -4,7 +4,7 @@ Loss and gradients are computed twice with the same model:
 
     packed      whole sequences, attention within documents, the turn-mean loss from the columns
     reference   one sample per turn: only its document, up to the turn's last token, and the plain
-                mean of the turn's token losses; then the mean over turns
+                mean of the turn's token losses; then the mean over turns, by their weights
 
 Both agree, except for rounding, if packing, masks, labels, counts and the division are right. With
 the built-in model the packed step is also computed with the loss from hidden states.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -101,19 +102,32 @@ def sum_from_hidden_states(
 
 _MEANS: dict[str, Callable[[Tensor, ModelBatch], tuple[Tensor, Tensor]]] = {
     "turn_mean": lambda losses, batch: turn_mean_loss(
-        losses, batch["loss_mask"], batch["loss_token_num"], batch["turn_num"]
+        losses,
+        batch["loss_mask"],
+        batch["loss_token_num"],
+        batch["turn_num"],
+        batch.get("turn_weight"),
     ),
-    "token_mean": lambda losses, batch: token_mean_loss(losses, batch["loss_mask"]),
+    "token_mean": lambda losses, batch: token_mean_loss(
+        losses, batch["loss_mask"], batch.get("turn_weight")
+    ),
     "dialogue_mean": lambda losses, batch: dialogue_mean_loss(
-        losses, batch["loss_mask"], batch["position_ids"]
+        losses, batch["loss_mask"], batch["position_ids"], batch.get("turn_weight")
     ),
 }
 
 
 def _compute_reference(model: CausalModel, rows: list[Row], label_alignment: str) -> StepResult:
-    turns = [(row, turn) for row in rows for turn in find_turns(row, label_alignment)]
-    one = torch.ones((), dtype=torch.int64, device=model.device)
-    return take_step(model, ((compute_turn_loss(model, row, turn), one) for row, turn in turns))
+    def sum_turns() -> Iterator[tuple[Tensor, Tensor]]:
+        for row in rows:
+            turns = find_turns(row, label_alignment)
+            weights = np.ones(len(turns), np.int64)
+            if "turn_weights" in row:
+                weights = row["turn_weights"].astype(np.float64)
+            for turn, count in zip(turns, torch.from_numpy(weights).to(model.device), strict=True):
+                yield compute_turn_loss(model, row, turn) * count, count
+
+    return take_step(model, sum_turns())
 
 
 def compute_turn_loss(model: CausalModel, row: Row, turn: TurnTokens) -> Tensor:

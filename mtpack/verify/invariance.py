@@ -86,12 +86,12 @@ def _sum_over_ranks(
         row = pad_documents(to_shifted(row, label_alignment), 2 * ranks)
         batch = collate_rows([row], model)
         losses = compute_token_losses(model, batch, "shifted").flatten()
-        names = ("loss_mask", "loss_token_num", "turn_heads")
-        columns = [batch[name].flatten().long() for name in names]
+        names = ("loss_mask", "loss_token_num", "turn_heads", "turn_weight")
+        columns = [batch[name].flatten() for name in names if name in batch]
         loss_sum, turn_sum = torch.zeros_like(losses[0]), torch.zeros_like(batch["turn_num"][0])
         for rank in range(ranks):
             own = find_positions_on_rank(batch["cu_seqlens"], ranks, rank)
             loss, turns = turn_mean_loss(losses[own], *(column[own] for column in columns))
             loss_sum = loss_sum + loss
-            turn_sum += turns
+            turn_sum = turn_sum + turns  # of floats, if turns have weights
         yield loss_sum, turn_sum

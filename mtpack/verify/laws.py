@@ -10,6 +10,7 @@ import numpy as np
 
 from mtpack.packing.columns import IGNORED
 from mtpack.token_batch import Int64, expand_ranges, offsets_from_lengths, segment_ids
+from mtpack.turn_weight import MAX_WEIGHT, WEIGHT_UNITS
 from mtpack.verify.batch import BatchViolation, ColumnBatch, Law
 
 
@@ -241,6 +242,17 @@ def _turn_bent(batch: ColumnBatch) -> BatchViolation | None:
     return batch.find(batch.locate_turn, bent > 1, detail, bent)
 
 
+def _turn_weights(batch: ColumnBatch) -> BatchViolation | None:
+    weights = batch.columns.turn_weights
+    if weights is None:
+        return None
+    is_weight = (weights > 0) & (weights <= MAX_WEIGHT)  # false for NaN
+    units = np.where(is_weight, weights, 1) * np.float32(WEIGHT_UNITS)
+    detail = f"an entry of turn_weights is {{}}; expected above 0, at most {MAX_WEIGHT:,}, and a "
+    detail += f"multiple of 1/{WEIGHT_UNITS}"
+    return batch.find(batch.locate_turn, ~is_weight | (units % 1 != 0), detail, weights)
+
+
 LAWS: dict[str, Law] = {
     # Documents fill the sequence, and turns start at possible positions.
     "turn_num": _turn_num,
@@ -272,5 +284,6 @@ LAWS: dict[str, Law] = {
     "document_end": _document_end,
     "turn_messages_ascend": _turn_messages_ascend,
     "turn_bent": _turn_bent,
+    "turn_weights": _turn_weights,
 }
 """All laws by name, in the order of checking."""

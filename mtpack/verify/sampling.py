@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtpack.shards.arrow import TOKEN_COLUMNS
+from mtpack.shards.arrow import EXTRA_TYPES, TOKEN_COLUMNS
 from mtpack.shards.dataset import Row, Shards
 from mtpack.token_batch import Int64, expand_ranges, offsets_from_lengths
 from mtpack.torch_data import PackedDataset
@@ -118,6 +118,7 @@ def shorten_row(row: Row, size: SampleSize, label_alignment: str) -> Row:
     ]
     for index in kept_turns:
         is_trained[turns[index].positions - shift] = True
+    per_turn = ("turn_messages", *EXTRA_TYPES)
     columns = {name: row[name][positions] for name in TOKEN_COLUMNS}
     for name in ("labels", "loss_mask", "loss_token_num"):
         columns[name][~is_trained[positions]] = PADDING[name]
@@ -126,7 +127,7 @@ def shorten_row(row: Row, size: SampleSize, label_alignment: str) -> Row:
         **columns,
         "turn_num": len(kept_turns),
         "turn_starts": np.searchsorted(positions, row["turn_starts"][kept_turns]),
-        **{name: row[name][kept_turns] for name in ("turn_messages", "turn_bent") if name in row},
+        **{name: row[name][kept_turns] for name in per_turn if name in row},
         "seq_lengths": lengths[kept],
         "document_lengths": np.minimum(row["document_lengths"], lengths)[kept],
         "dialogue_ids": row["dialogue_ids"][kept],

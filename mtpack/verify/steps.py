@@ -34,6 +34,7 @@ class StepSums:
 
     loss: Tensor
     turns: Tensor
+    """The number of turns, int64; the sum of their weights, float64, if they have some."""
     gradients: list[Tensor]
 
 
@@ -68,12 +69,13 @@ def compute_token_losses(model: CausalModel, batch: ModelBatch, label_alignment:
 def sum_micro_batch(
     model: CausalModel, batch: ModelBatch, label_alignment: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of a micro-batch as a sum, and its number of turns."""
+    """Return the loss of a micro-batch as a sum, and its number of turns, or of their weights."""
     return turn_mean_loss(
         compute_token_losses(model, batch, label_alignment),
         batch["loss_mask"],
         batch["loss_token_num"],
         batch["turn_num"],
+        batch.get("turn_weight"),
     )
 
 
@@ -92,7 +94,7 @@ def accumulate(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> St
             if more is not None:
                 gradient += more
         loss_sum += loss.detach()
-        turn_sum += turns
+        turn_sum = turn_sum + turns  # of floats, if turns have weights
     return StepSums(loss_sum, turn_sum, gradients)
 
 
@@ -109,9 +111,8 @@ def take_step(model: CausalModel, parts: Iterable[tuple[Tensor, Tensor]]) -> Ste
 
 def normalize(sums: StepSums) -> StepResult:
     """Divide the sums once, by the number of all turns."""
-    return StepResult(
-        sums.loss / sums.turns, [gradient / sums.turns for gradient in sums.gradients]
-    )
+    turns = sums.turns.to(sums.loss.dtype)
+    return StepResult(sums.loss / turns, [gradient / turns for gradient in sums.gradients])
 
 
 def compare_results(

@@ -13,6 +13,7 @@ import numpy as np
 from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import MANIFEST, Manifest
 from mtpack.token_batch import Int32, Int64
+from mtpack.turn_weight import WEIGHT_UNITS
 from mtpack.verify.batch import BatchViolation, ColumnBatch
 from mtpack.verify.files import Violation
 from mtpack.verify.laws import LAWS
@@ -33,7 +34,7 @@ class _Totals:
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(
-            ("sequences", "documents", "turns_packed", "tokens", "loss_tokens"), 0
+            ("sequences", "documents", "turns_packed", "tokens", "loss_tokens", "weight_units"), 0
         )
         self.turn_dialogues: list[Int64] = []
         self.turn_messages: list[Int32] = []
@@ -48,6 +49,9 @@ class _Totals:
         self.counts["loss_tokens"] += len(batch.loss_positions)
         if columns.turn_bent is not None:
             self.counts["bent"] = self.counts.get("bent", 0) + int(columns.turn_bent.sum())
+        if columns.turn_weights is not None:
+            weight = columns.turn_weights.sum(dtype=np.float64)
+            self.counts["weight_units"] += int(weight * WEIGHT_UNITS)
         self.turn_dialogues.append(columns.dialogue_ids[batch.turn_entries])
         self.turn_messages.append(columns.turn_messages)
         self.turn_num.append(columns.turn_num)

@@ -1,5 +1,7 @@
 """Compute the weight of turns of each length under several means, over all shards.
 
+A weight of the turn itself (`turn_weights`) multiplies that of the mean, as in `mtpack.loss`.
+
 Under the turn mean, every turn has the same weight. Under the token mean, the weight of a turn is
 its number of loss tokens. Under the dialogue mean, every document has the same weight, and a turn
 has its share of its document's loss tokens. Under the square root, the weight of a turn is the
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpack.packing.columns import Columns
+from mtpack.packing.columns import Columns, Float32
 from mtpack.shards.dataset import Shards
 from mtpack.token_batch import Int64, offsets_from_lengths, segment_ids
 
@@ -41,9 +43,15 @@ class TurnWeights:
     """(turns,): the number of loss tokens of each turn."""
     in_document: Int64
     """(turns,): the number of loss tokens of its whole document."""
+    own: Float32 | None = None
+    """(turns,): the weight of each turn; None if all have the weight 1."""
 
     def under(self, mean: str) -> NDArray[np.float64]:
         """Return the weight of each turn under one of `MEANS`, up to a factor: float64 (turns,)."""
+        by_mean = self._weigh_by(mean)
+        return by_mean if self.own is None else by_mean * self.own
+
+    def _weigh_by(self, mean: str) -> NDArray[np.float64]:
         if mean == "turn_mean":
             return np.ones(len(self.loss_tokens))
         if mean == "token_mean":
@@ -60,7 +68,7 @@ def read_turn_weights(batch: Columns, seq_len: int) -> TurnWeights:
     starts = offsets_from_lengths(batch.seq_lengths)
     documents = np.searchsorted(starts, rows * seq_len + batch.turn_starts, side="right") - 1
     in_document = np.bincount(documents, weights=lengths)[documents]
-    return TurnWeights(lengths, in_document.astype(np.int64))
+    return TurnWeights(lengths, in_document.astype(np.int64), batch.turn_weights)
 
 
 class WeightSums:
@@ -69,17 +77,22 @@ class WeightSums:
     def __init__(self) -> None:
         """Start with no turn."""
         self._sums = np.zeros((len(MEANS), 32))
+        self._counts = np.zeros((2, 32), np.int64)
+        """Of turns, and of their loss tokens."""
 
     def add(self, turns: TurnWeights) -> None:
         """Add turns."""
         exponents = np.frexp(turns.loss_tokens)[1] - 1
+        self._counts[0] += np.bincount(exponents, minlength=32)
+        tokens = np.bincount(exponents, weights=turns.loss_tokens, minlength=32)
+        self._counts[1] += tokens.astype(np.int64)
         for sums, mean in zip(self._sums, MEANS, strict=True):
             sums += np.bincount(exponents, weights=turns.under(mean), minlength=32)
 
     def make_buckets(self) -> list[WeightBucket]:
         """Return the buckets, from short to long turns; there is at least one turn."""
         weights = self._sums / self._sums.sum(axis=1, keepdims=True)
-        turns, tokens, *_ = self._sums.astype(np.int64)
+        turns, tokens = self._counts
         present = np.flatnonzero(turns)
         return [
             WeightBucket(

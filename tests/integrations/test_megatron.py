@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from contextlib import contextmanager
 from functools import cache, partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 pytest.importorskip("megatron.core", reason="needs megatron-core, which has wheels for Linux")
 
 import torch
+from megatron.core import num_microbatches_calculator
 from torch.utils.data import default_collate
 
 from mtpack.context_parallel import find_positions_on_rank
@@ -36,6 +38,7 @@ from tests.support.builders import (
     columns_of_sequences,
     hand_made_sequences,
     metadata_of,
+    weigh_turns,
     write_output,
 )
 from tests.support.strategies import Document, Turn
@@ -45,13 +48,15 @@ SEQUENCES = [
     [Document(9, [*range(50, 82)], [Turn(1, 0, [(5, 17)]), Turn(3, 0, [(20, 21)])])],
 ]
 DOCUMENTS = [document for sequence in SEQUENCES for document in sequence]
+WEIGHTED = weigh_turns(SEQUENCES, 512, 3072, 100)
 TURNS = sum(len(document.turns) for document in DOCUMENTS)
 HAS_CUDA = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-def pack(folder, alignment: str = "shifted", multiple: int = 8) -> str:
-    metadata = metadata_of(alignment, multiple)
-    columns = columns_of_sequences(SEQUENCES, metadata)
+def pack(folder, alignment: str = "shifted", multiple: int = 8, sequences=SEQUENCES) -> str:
+    extra = () if sequences is SEQUENCES else ("turn_weights",)
+    metadata = metadata_of(alignment, multiple, extra_columns=extra)
+    columns = columns_of_sequences(sequences, metadata)
     return str(write_output(folder / alignment, [columns], metadata))
 
 
@@ -174,6 +179,116 @@ def test_a_step_on_a_gpu_has_the_gradients_of_one_sample_per_turn(packed):
     )
     assert compute_distance(found, expected) < 2e-2
     assert sum(count for _, count in reports) == TURNS
+
+
+# Weights of turns
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    return pack(tmp_path_factory.mktemp("weighted"), sequences=WEIGHTED)
+
+
+@pytest.fixture(scope="module")
+def weighted_reference():
+    """Return the weighted loss and its gradients of one sample per turn."""
+    documents = [document for sequence in WEIGHTED for document in sequence]
+    (rank,) = megatron.run_on_ranks(1, megatron.run_one_sample_per_turn, documents)
+    return rank
+
+
+@pytest.mark.parametrize(("ranks", "context_parallel_size"), [(1, 1), (2, 2), (4, 2)])
+def test_a_step_of_weighted_turns_has_the_gradients_of_their_weighted_mean(
+    weighted, weighted_reference, reference, ranks, context_parallel_size
+):
+    loss, expected = weighted_reference
+    steps = megatron.run_on_ranks(
+        ranks, megatron.run_training_step, weighted, context_parallel_size
+    )
+    for _, gradients in steps:
+        assert compute_distance(gradients, expected) < 1e-6
+        assert compute_distance(gradients, reference[1]) > 0.05
+    assert compute_log([reports for reports, _ in steps]) == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_hybrid_step_takes_weights(weighted, weighted_reference):
+    steps = megatron.run_on_ranks(4, megatron.run_hybrid_training_step, weighted)
+    for _, gradients in steps:
+        assert compute_distance(gradients, weighted_reference[1]) < 1e-6
+
+
+def test_an_item_has_the_units_of_its_turn_at_each_loss_token(weighted):
+    item, row = megatron.build_dataset(weighted)[0], open_shards(weighted)[0]
+    assert item["turn_units"].dtype == torch.int32
+    heads = item["turn_units"][item["turn_heads"] == 1]
+    assert heads.tolist() == (row["turn_weights"] * 1024).tolist()
+    assert torch.equal(item["turn_units"] > 0, item["loss_mask"] > 0)
+
+
+def test_all_tensor_parallel_ranks_get_the_weights(weighted):
+    first, second = megatron.run_on_ranks(2, megatron.read_batch_on_tensor_rank, weighted)
+    assert np.array_equal(first["turn_units"], second["turn_units"])
+    rows = open_shards(weighted)[:2]
+    units = sum(row["turn_weights"].sum() * 1024 for row in rows)
+    assert first["turn_num"] == second["turn_num"] == units
+
+
+def test_weights_are_counted_as_integers_in_units():
+    loss, count, report = loss_func(
+        torch.tensor([1.0, 3.0, 5.0]),
+        torch.tensor([1, 1, 1]),
+        torch.tensor([2, 2, 1]),
+        torch.tensor(512 + 2048),
+        turn_units=torch.tensor([512, 512, 2048]),
+    )
+    assert (loss, count, count.dtype) == (512 * 2 + 2048 * 5, 2560, torch.int)
+    assert report["lm loss"].tolist() == [512 * 2 + 2048 * 5, 2560]
+
+
+def test_tokens_per_turn_has_no_meaning_with_weights():
+    ones = torch.ones(2)
+    with pytest.raises(ValueError, match="tokens_per_turn: loss and count have the factor 1024"):
+        loss_func(ones, ones, ones, 1, turn_units=ones, tokens_per_turn=2)
+
+
+@contextmanager
+def global_batch_size(size: int, rampup: list[int] | None = None):
+    num_microbatches_calculator.init_num_microbatches_calculator(0, rampup, size, 1, 1)
+    try:
+        yield
+    finally:
+        num_microbatches_calculator.destroy_num_microbatches_calculator()
+
+
+HEAVY = weigh_turns(SEQUENCES, 2**24)  # 16384 each; three, four, two, and two turns in a sequence
+
+
+@pytest.mark.parametrize(
+    ("size", "rampup", "fits"),
+    [
+        (8, None, True),
+        # The heaviest 40 sequences are all of them, ten times: 110 turns.
+        (40, None, True),
+        (48, None, False),
+        (48, [8, 8, 100], False),
+    ],
+)
+def test_a_global_batch_whose_weights_overflow_megatrons_count_is_refused(
+    tmp_path, size, rampup, fits
+):
+    folder = pack(tmp_path, sequences=HEAVY)
+    with global_batch_size(size, rampup):
+        if fits:
+            assert len(megatron.build_dataset(folder)) == len(SEQUENCES)
+            return
+        with pytest.raises(SetupError, match="counts up to 2,097,151"):
+            megatron.build_dataset(folder)
+
+
+def test_a_blend_of_sets_with_and_without_weights_is_refused(packed, weighted):
+    blend = ([packed, weighted], [0.5, 0.5])
+    with pytest.raises(SetupError, match="pack all data of a blend with --turn-weights"):
+        build_datasets([4, 0, 0], megatron.build_config(packed, blend=blend))
 
 
 # The dataset
@@ -372,6 +487,6 @@ def test_a_single_rank_needs_no_group():
 
 def test_every_name_in_the_recipe_exists():
     recipe = (ROOT / "docs" / "training.md").read_text()
-    named = set(re.findall(r"turns\.(\w+)", recipe))
+    named = set(re.findall(r"\bturns\.(?!md)(\w+)", recipe))
     assert {"build_datasets", "forward_step", "loss_func"} <= named
     assert all(hasattr(integration, name) for name in named)

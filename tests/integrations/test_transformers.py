@@ -48,16 +48,15 @@ from mtpack.errors import InputError, SetupError
 from mtpack.integrations.padding_free import MODEL_INPUTS, padding_free_batch
 from mtpack.integrations.transformers import TurnMeanTrainer
 from mtpack.integrations.trl import TurnMeanSFTTrainer
-from mtpack.packing.columns import Layout
 from mtpack.shards.dataset import Row
 from mtpack.torch_data import PackedDataset
 from tests.conftest import ROOT
 from tests.support.builders import (
-    PAD_ID,
     SEQ_LEN,
     columns_of_sequences,
     hand_made_sequences,
     metadata_of,
+    weigh_turns,
     write_output,
 )
 from tests.support.strategies import Document, Turn
@@ -71,6 +70,7 @@ SEQUENCES = [
     [Document(9, [*range(50, 56)], [Turn(1, 0, [(2, 6)])])],
 ]
 """Five sequences of 3, 4, 2, 2 and 1 turns; turns of 1 to 21 tokens."""
+WEIGHTED = weigh_turns(SEQUENCES, 512, 3072, 100)
 
 Rows = list[list[int]]
 TOKENS = ("input_ids", "labels")
@@ -87,9 +87,10 @@ def packed(tmp_path) -> Path:
     return pack(tmp_path / "packed")
 
 
-def pack(folder: Path, label_alignment: str = "aligned") -> Path:
-    columns = columns_of_sequences(SEQUENCES, Layout(SEQ_LEN, label_alignment, 1, PAD_ID))
-    return write_output(folder, [columns], metadata_of(label_alignment))
+def pack(folder: Path, label_alignment: str = "aligned", sequences: Any = SEQUENCES) -> Path:
+    extra = ("turn_weights",) if sequences is WEIGHTED else ()
+    metadata = metadata_of(label_alignment, extra_columns=extra)
+    return write_output(folder, [columns_of_sequences(sequences, metadata)], metadata)
 
 
 def build_tiny_model(**options: Any) -> GPT2LMHeadModel:
@@ -111,30 +112,35 @@ def build_tiny_model(**options: Any) -> GPT2LMHeadModel:
     return GPT2LMHeadModel._from_config(config, dtype=torch.float64, **options)
 
 
-def compute_mean_over_turns(model: GPT2LMHeadModel, rows: list[int]) -> torch.Tensor:
+def compute_mean_over_turns(
+    model: GPT2LMHeadModel, rows: list[int], sequences: Any = SEQUENCES
+) -> torch.Tensor:
     """Compute the definition: every turn is a separate sample, and the mean of its token losses."""
     turns = [
-        (document.ids[: turn.end], turn.positions)
+        (document.ids[: turn.end], turn.positions, turn.units or 1)
         for row in rows
-        for document in SEQUENCES[row]
+        for document in sequences[row]
         for turn in document.turns
     ]
     losses = []
-    for ids, positions in turns:
+    for ids, positions, _ in turns:
         logits = model(input_ids=torch.tensor([ids])).logits[0]
         before = torch.tensor(positions) - 1
         losses.append(cross_entropy(logits[before], torch.tensor(ids)[positions]))
-    return torch.stack(losses).mean()
+    weights = torch.tensor([units for *_, units in turns], dtype=torch.float64)
+    return (torch.stack(losses) * weights).sum() / weights.sum()
 
 
 def flatten_gradients(model: GPT2LMHeadModel) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def compute_expected(rows: list[int], model: Any = None) -> tuple[float, torch.Tensor]:
+def compute_expected(
+    rows: list[int], model: Any = None, sequences: Any = SEQUENCES
+) -> tuple[float, torch.Tensor]:
     """Return the expected loss and gradients of a step of these sequences."""
     model = model or build_tiny_model()
-    loss = compute_mean_over_turns(model, rows)
+    loss = compute_mean_over_turns(model, rows, sequences)
     loss.backward()
     return loss.item(), flatten_gradients(model)
 
@@ -196,8 +202,11 @@ def compute_difference(found: torch.Tensor, reference: torch.Tensor) -> float:
     return float((found - reference).norm() / reference.norm())
 
 
-def assert_steps(steps: Steps, rows_of_steps: Rows, tolerance: float = TOLERANCE) -> None:
-    losses, gradients = zip(*map(compute_expected, rows_of_steps), strict=True)
+def assert_steps(
+    steps: Steps, rows_of_steps: Rows, tolerance: float = TOLERANCE, sequences: Any = SEQUENCES
+) -> None:
+    expected = [compute_expected(rows, sequences=sequences) for rows in rows_of_steps]
+    losses, gradients = zip(*expected, strict=True)
     for found, reference in zip(steps.gradients, gradients, strict=True):
         assert compute_difference(found, reference) < tolerance
     assert steps.losses == pytest.approx(losses, rel=1e-6)  # the log is in float32
@@ -255,6 +264,32 @@ def test_a_step_is_the_mean_over_its_turns(
         train_dataset=PackedDataset(packed),
     )
     assert_steps(train(trainer), rows_of_steps)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "rows_of_steps"), ACCUMULATED[1::2])
+def test_a_step_of_weighted_turns_is_their_weighted_mean(
+    tmp_path, batch_size, accumulation, rows_of_steps
+):
+    dataset = PackedDataset(pack(tmp_path / "packed", sequences=WEIGHTED))
+    trainer = TurnMeanTrainer(
+        build_tiny_model(),
+        TrainingArguments(**build_arguments(tmp_path, batch_size, accumulation)),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+    )
+    assert_steps(train(trainer), rows_of_steps, sequences=WEIGHTED)
+    expected, _ = compute_expected([0, 1, 2, 3, 4], sequences=WEIGHTED)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=TOLERANCE)
+    plain, _ = compute_expected([0, 1, 2, 3, 4])
+    assert expected != pytest.approx(plain, rel=1e-3)
+
+
+@SFT_WARNING
+def test_a_step_of_the_sft_trainer_takes_weights(tmp_path):
+    dataset = PackedDataset(pack(tmp_path / "packed", sequences=WEIGHTED))
+    settings = build_arguments(tmp_path, 2, 2)
+    trainer = build_sft_trainer(build_tiny_model(), settings, train_dataset=dataset)
+    assert_steps(train(trainer), [[0, 1, 2, 3], [4]], SFT_TOLERANCE, WEIGHTED)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation", "rows_of_steps"), ACCUMULATED[1:3])
@@ -331,13 +366,23 @@ def run_on_rank(rank: int, port: int, folder: Path) -> None:
     sft_run, sft_eval_loss = train(sft), sft.evaluate()["eval_loss"]
     settings["logging_steps"] = 100  # more than the run has
     rarely_logged = TurnMeanTrainer(build_tiny_model(), TrainingArguments(**settings), **datasets)
-    results = (runs, eval_losses, sft_run, sft_eval_loss, train(rarely_logged))
+    weighted = PackedDataset(folder / "weighted")
+    settings = build_arguments(folder, *ON_TWO_RANKS[1][:2], **ranks)
+    trainer = TurnMeanTrainer(
+        build_tiny_model(),
+        TrainingArguments(**settings),
+        train_dataset=weighted,
+        eval_dataset=weighted,
+    )
+    weighted_results = train(trainer), trainer.evaluate()["eval_loss"]
+    results = (runs, eval_losses, sft_run, sft_eval_loss, train(rarely_logged), weighted_results)
     torch.save(results, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_have_the_same_steps_and_the_same_eval_loss(tmp_path):
     pack(tmp_path / "packed")
+    pack(tmp_path / "weighted", sequences=WEIGHTED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -349,6 +394,10 @@ def test_two_ranks_have_the_same_steps_and_the_same_eval_loss(tmp_path):
     eval_loss, _ = compute_expected([0, 1, 2, 3, 4])
     for rank in (0, 1):
         results = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=False)
+        *results, (weighted_run, weighted_eval_loss) = results
+        assert_steps(weighted_run, ON_TWO_RANKS[1][2], sequences=WEIGHTED)
+        expected, _ = compute_expected([0, 1, 2, 3, 4], sequences=WEIGHTED)
+        assert weighted_eval_loss == pytest.approx(expected, rel=TOLERANCE)
         runs, eval_losses, sft_run, sft_eval_loss, rarely_logged_run = results
         for steps, rows in zip(runs, rows_of_runs, strict=True):
             assert_steps(steps, rows)

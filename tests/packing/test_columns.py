@@ -14,7 +14,8 @@ from mtpack.token_batch import TokenBatch, TurnFlag
 from tests.support.strategies import Document, as_batch, as_documents, token_batches
 
 SEQUENCE_COLUMNS = ("input_ids", "labels", "loss_mask", "loss_token_num", "turn_num")
-TURN_COLUMNS = ("turn_starts", "turn_messages", "turn_bent")
+EXTRA_COLUMNS = ("turn_bent", "turn_weights")
+TURN_COLUMNS = ("turn_starts", "turn_messages", *EXTRA_COLUMNS)
 ENTRY_COLUMNS = ("seq_lengths", "document_lengths", "dialogue_ids")
 
 
@@ -50,7 +51,7 @@ def cases(draw) -> Case:
     # The padding token may also be in documents, for example if it is the end-of-turn token.
     pad_id = draw(st.sampled_from([0, 1000, 1001, 2002]))
     alignment = draw(st.sampled_from(["aligned", "shifted"]))
-    layout = Layout(seq_len, alignment, multiple, pad_id, extra_columns=("turn_bent",))
+    layout = Layout(seq_len, alignment, multiple, pad_id, extra_columns=EXTRA_COLUMNS)
     return Case(batch, plan, layout)
 
 
@@ -125,6 +126,7 @@ def _add_document(row: dict[str, list], document: Document, layout: Layout) -> N
         row["turn_starts"].append(indices[0])
         row["turn_messages"].append(turn.message)
         row["turn_bent"].append(int(turn.flags & TurnFlag.BENT > 0))
+        row["turn_weights"].append(1.0 if turn.units is None else turn.units / 1024)
     row["seq_lengths"].append(length)
     row["document_lengths"].append(len(document.ids))
     row["dialogue_ids"].append(document.row)
@@ -160,6 +162,7 @@ def test_the_columns_have_the_dtypes_and_shapes_of_the_format(case):
     others = {
         "loss_mask": "uint8",
         "turn_bent": "uint8",
+        "turn_weights": "float32",
         "dialogue_ids": "int64",
         "turn_offsets": "int64",
         "entry_offsets": "int64",
@@ -210,7 +213,7 @@ def test_each_turn_has_exactly_loss_token_num_loss_tokens(case):
 
 
 @given(cases())
-def test_the_weights_of_a_sequence_sum_to_its_number_of_turns(case):
+def test_the_weights_of_loss_tokens_in_a_sequence_sum_to_its_number_of_turns(case):
     for row in as_rows(case):
         weights = map(Fraction, row["loss_mask"], row["loss_token_num"])
         assert sum(weights) == row["turn_num"]
@@ -292,7 +295,7 @@ def test_a_sequence_does_not_depend_on_the_sequences_around_it(data, case):
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 def test_without_sequences_all_columns_are_empty(alignment):
-    layout = Layout(8, alignment, 1, 0, extra_columns=("turn_bent",))
+    layout = Layout(8, alignment, 1, 0, extra_columns=EXTRA_COLUMNS)
     empty = assemble(as_batch([]), np.zeros(1, dtype=np.int64), layout)
     assert empty.input_ids.shape == empty.loss_mask.shape == (0, 8)
     assert all(not values for values in as_lists(empty).values())

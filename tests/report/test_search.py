@@ -253,7 +253,7 @@ def test_extreme_turns_are_those_of_a_naive_count(
     assert values(found.shortest) == sorted(turns, key=lambda turn: turn[4])[:6]
     assert values(found.longest) == sorted(turns, key=lambda turn: -turn[4])[:6]
     total = sum(turn[4] for turn in turns)
-    assert (found.turns, found.loss_tokens) == (len(turns), total)
+    assert (found.turns, found.weights["token_mean"]) == (len(turns), total)
     for entry in (*found.shortest, *found.longest):
         assert found.weigh(entry) == {
             "turn_mean": 1,

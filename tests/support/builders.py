@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mtpack.counts import Counts
 from mtpack.packing.columns import Columns, Layout, assemble
 from mtpack.shards.arrow import (
     ENTRY_COLUMNS,
+    EXTRA_TYPES,
     TOKEN_COLUMNS,
     TURN_COLUMNS,
     ShardMetadata,
@@ -62,6 +64,18 @@ def hand_made_sequences() -> list[list[Document]]:
     ]
 
 
+def weigh_turns(sequences: list[list[Document]], *units: int) -> list[list[Document]]:
+    """Return sequences whose turns have these weights in units of 1/1024, over and over."""
+    next_units = cycle(units)
+    return [
+        [
+            replace(each, turns=[replace(turn, units=next(next_units)) for turn in each.turns])
+            for each in sequence
+        ]
+        for sequence in sequences
+    ]
+
+
 def metadata_of(
     label_alignment: str = "aligned",
     pad_documents_to: int = 1,
@@ -107,8 +121,9 @@ def cut_into_batches(columns: Columns, batch_rows: int) -> Iterator[Columns]:
             edges = getattr(columns, offsets)[first : first + batch_rows + 1]
             cut[offsets] = edges - edges[0]
             cut |= {name: getattr(columns, name)[edges[0] : edges[-1]] for name in names}
-            if offsets == "turn_offsets" and columns.turn_bent is not None:
-                cut["turn_bent"] = columns.turn_bent[edges[0] : edges[-1]]
+            for name in EXTRA_TYPES if offsets == "turn_offsets" else ():
+                values = getattr(columns, name)
+                cut[name] = None if values is None else values[edges[0] : edges[-1]]
         yield Columns(**cut)
 
 
@@ -127,6 +142,11 @@ def tally_of(parts: list[Columns], **changes: Any) -> Counts:
         tokens=tokens,
         tokens_if_merged=tokens,
         loss_tokens=sum(int(columns.loss_mask.sum()) for columns in parts),
+        weight_units=sum(
+            int(columns.turn_weights.sum() * 1024)
+            for columns in parts
+            if columns.turn_weights is not None
+        ),
         sequences=sum(len(columns.turn_num) for columns in parts),
         sequences_lower_bound=1,
     )
@@ -204,7 +224,12 @@ def open_sequences(
     pad_documents_to: int = 1,
     seq_len: int = SEQ_LEN,
 ) -> Shards:
-    """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence."""
-    metadata = metadata_of(label_alignment, pad_documents_to, seq_len)
+    """Write an output folder, `tmp_path / "out"`, and open it; each inner list is a sequence.
+
+    It has weights if the turns have some.
+    """
+    turns = [turn for sequence in sequences for document in sequence for turn in document.turns]
+    extra = ("turn_weights",) if any(turn.units is not None for turn in turns) else ()
+    metadata = metadata_of(label_alignment, pad_documents_to, seq_len, extra)
     columns = columns_of_sequences(sequences, metadata)
     return open_shards(write_output(tmp_path / "out", [columns], metadata))

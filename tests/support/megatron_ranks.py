@@ -273,10 +273,13 @@ def compute_turn_means(model: torch.nn.Module, documents: list[Document]) -> Ite
 
 
 def run_one_sample_per_turn(documents: list[Document]) -> tuple[float, NDArray[np.float32]]:
-    """Return the mean over turns of their mean losses, and its gradients."""
+    """Return the mean over turns of their mean losses, by their weights, and its gradients."""
     with model_parallel():
         model = build_model()
-        loss = torch.stack(list(compute_turn_means(model, documents))).mean()
+        turns = [turn for document in documents for turn in document.turns]
+        weights = torch.tensor([float(turn.units or 1) for turn in turns])
+        means = torch.stack(list(compute_turn_means(model, documents)))
+        loss = (means * weights).sum() / weights.sum()
         loss.backward()
         return loss.item(), read_gradients(model)
 
@@ -368,6 +371,8 @@ def read_batch_on_tensor_rank(folder: str) -> dict[str, NDArray[np.int64]]:
         batch = next_batch(data, torch.device("cpu"))
     names = ("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "turn_num")
     columns = {name: getattr(batch, name).numpy() for name in names}
+    if batch.turn_units is not None:
+        columns["turn_units"] = batch.turn_units.numpy()
     return columns | {"cu_seqlens": batch.packed_seq_params.cu_seqlens_q.numpy()}
 
 

@@ -20,6 +20,8 @@ class Turn:
     message: int
     flags: int
     spans: list[tuple[int, int]]
+    units: int | None = None
+    """Its weight in units of 1/1024; None in a batch without weights."""
 
     @property
     def end(self) -> int:
@@ -47,6 +49,8 @@ def as_batch(documents: list[Document]) -> TokenBatch:
     def offsets(lists):
         return np.array(list(accumulate(map(len, lists), initial=0)), np.int64)
 
+    units = [1024 if turn.units is None else turn.units for turn in turns]
+    has_units = any(turn.units is not None for turn in turns)
     return TokenBatch(
         ids=np.array([number for document in documents for number in document.ids], np.int32),
         document_offsets=offsets([document.ids for document in documents]),
@@ -57,6 +61,7 @@ def as_batch(documents: list[Document]) -> TokenBatch:
         span_offsets=offsets([turn.spans for turn in turns]),
         span_starts=np.array([start for start, _ in spans], np.int32),
         span_ends=np.array([end for _, end in spans], np.int32),
+        turn_units=np.array(units, np.int32) if has_units else None,
     )
 
 
@@ -67,12 +72,14 @@ def as_documents(batch: TokenBatch) -> list[Document]:
         return [values[start:end] for start, end in pairwise(offsets)]
 
     spans = list(zip(batch.span_starts.tolist(), batch.span_ends.tolist(), strict=True))
+    units = [None] * batch.num_turns if batch.turn_units is None else batch.turn_units.tolist()
     turns = [
-        Turn(message, flags, list(of_turn))
-        for message, flags, of_turn in zip(
+        Turn(message, flags, list(of_turn), own_units)
+        for message, flags, of_turn, own_units in zip(
             batch.turn_messages.tolist(),
             batch.turn_flags.tolist(),
             cut(spans, batch.span_offsets.tolist()),
+            units,
             strict=True,
         )
     ]
@@ -88,9 +95,13 @@ def as_documents(batch: TokenBatch) -> list[Document]:
 
 
 def assert_same_batch(found: TokenBatch, expected: list[Document]) -> None:
-    """Compare the values, lengths and dtypes of every array."""
+    """Compare the values, lengths and dtypes of every array. Without turns, no weights are none."""
+    batch = as_batch(expected)
+    assert not batch.num_turns or (found.turn_units is None) == (batch.turn_units is None)
+    found = replace(found, turn_units=found.list_units())
+    batch = replace(batch, turn_units=batch.list_units())
     for field in fields(TokenBatch):
-        array, other = getattr(found, field.name), getattr(as_batch(expected), field.name)
+        array, other = getattr(found, field.name), getattr(batch, field.name)
         assert (field.name, array.tolist()) == (field.name, other.tolist())
         assert (field.name, array.dtype) == (field.name, other.dtype)
 
@@ -130,17 +141,21 @@ _turns = st.tuples(
 _documents = st.lists(
     st.tuples(st.integers(0, 2), st.lists(_turns, min_size=1, max_size=3)), max_size=5
 )
+_units = st.integers(1, 3) | st.just(1024) | st.integers(1, 2**24)
 _first_rows = st.sampled_from([0, 7, 2**31, 2**40])
 
 
 @st.composite
-def token_batches(draw, min_documents: int = 0):
+def token_batches(draw, min_documents: int = 0, has_weights: bool | None = None):
     """Draw documents of 2 to 70 tokens with up to 3 turns of up to 3 spans; some share a row.
+
+    has_weights: whether the turns have weights; None: in some batches.
 
     Token p of document d has the id 1000 * (d + 1) + p. No two turns have the same (row, message).
     The first token of a document carries no loss; the last one does.
     """
     documents = []
+    units = _units if has_weights or (has_weights is None and draw(st.booleans())) else st.none()
     row = draw(_first_rows)
     message = 0
     for step, turns in draw(_documents.filter(lambda documents: len(documents) >= min_documents)):
@@ -153,7 +168,7 @@ def token_batches(draw, min_documents: int = 0):
                 start = position + gap
                 position = start + num_loss_tokens
                 spans.append((start, position))
-            drawn.append(Turn(message, flags, spans))
+            drawn.append(Turn(message, flags, spans, draw(units)))
         first_id = 1000 * (len(documents) + 1)
         documents.append(Document(row, list(range(first_id, first_id + position)), drawn))
     return as_batch(documents)

@@ -12,6 +12,7 @@ from tests.support.builders import (
     hand_made_sequences,
     open_sequences,
     random_sequences,
+    weigh_turns,
 )
 from tests.support.strategies import Document, Turn
 
@@ -77,6 +78,30 @@ def test_both_alignments_and_any_padding_have_the_same_loss(tmp_path):
             rows = rows_of(folder, hand_made_sequences(), alignment, multiple)
             losses.append(compare(rows, alignment)[1]["turn_mean"])
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-13)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_weighted_turns_equal_one_weighted_sample_for_each(tmp_path, alignment):
+    weighted = weigh_turns(hand_made_sequences(), 512, 3072, 1)
+    rows = rows_of(tmp_path, weighted, alignment)
+    check, losses = compare(rows, alignment)
+    assert check.ok
+    assert check.value <= 1e-10
+    plain = [{name: row[name] for name in row.keys() - {"turn_weights"}} for row in rows]
+    assert losses["turn_mean"] != pytest.approx(compare(plain, alignment)[1]["turn_mean"], rel=1e-3)
+
+
+def test_weights_of_the_wrong_turns_fail(tmp_path, monkeypatch):
+    collate_rows = steps.collate_rows
+
+    def misplaced(rows, model):
+        batch = collate_rows(rows, model)
+        return {**batch, "turn_weight": batch["turn_weight"].roll(3)}
+
+    rows = rows_of(tmp_path, weigh_turns(hand_made_sequences(), 512, 3072))
+    assert compare(rows, "aligned")[0].ok
+    monkeypatch.setattr(equivalence, "collate_rows", misplaced)
+    assert_fails(compare(rows, "aligned")[0])
 
 
 def assert_fails(check: Check) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtpack.shards.dataset import Row
-from tests.support.builders import hand_made_sequences, open_sequences
+from tests.support.builders import hand_made_sequences, open_sequences, weigh_turns
 from tests.support.strategies import Document, Turn
 
 torch = pytest.importorskip("torch")
@@ -58,6 +58,25 @@ def check_of(compare, rows: list[Row], alignment: str = "aligned") -> Check:
 def test_every_division_within_a_process_gives_the_same_step(tmp_path, alignment, compare):
     check = check_of(compare, rows_of(tmp_path, alignment), alignment)
     assert check.value <= check.tolerance <= 1e-10
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("compare", [compare_micro_batches, compare_context_parallel])
+def test_every_division_of_weighted_turns_gives_the_same_step(tmp_path, alignment, compare):
+    weighted = weigh_turns(hand_made_sequences(), 512, 3072, 100)
+    rows = fold_ids(list(open_sequences(tmp_path, weighted, alignment)))
+    check = check_of(compare, rows, alignment)
+    assert check.value <= check.tolerance <= 1e-10
+
+
+def test_slices_that_lose_the_weights_fail(tmp_path, monkeypatch):
+    def without_weights(losses, mask, token_num, heads, weights):
+        return turn_mean_loss(losses, mask, token_num, heads)
+
+    weighted = weigh_turns(hand_made_sequences(), 512, 3072)
+    rows = fold_ids(list(open_sequences(tmp_path, weighted)))
+    monkeypatch.setattr(invariance, "turn_mean_loss", without_weights)
+    assert check_of(compare_context_parallel, rows).value > 1e-2
 
 
 def test_dividing_each_micro_batch_by_its_own_turns_fails(tmp_path, monkeypatch):

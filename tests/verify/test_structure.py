@@ -69,6 +69,7 @@ class Draft:
             turn_starts=np.delete(self.columns.turn_starts, turn),
             turn_messages=np.delete(self.columns.turn_messages, turn),
             turn_bent=np.delete(self.columns.turn_bent, turn),
+            turn_weights=np.delete(self.columns.turn_weights, turn),
         )
 
     def drop_entry(self, row: int, number: int) -> None:
@@ -84,7 +85,7 @@ class Draft:
 
 
 def draft_of(alignment: str, multiple: int) -> Draft:
-    metadata = metadata_of(alignment, multiple, extra_columns=("turn_bent",))
+    metadata = metadata_of(alignment, multiple, extra_columns=("turn_bent", "turn_weights"))
     columns = columns_of_sequences(hand_made_sequences(), metadata)
     copied = copy.deepcopy(columns)
     return Draft(copied, metadata)
@@ -324,6 +325,7 @@ def one_turn_in_two(draft):
         turn_starts=np.insert(draft.columns.turn_starts, turn, second_start),
         turn_messages=np.insert(draft.columns.turn_messages, turn, 5),
         turn_bent=np.insert(draft.columns.turn_bent, turn, 0),
+        turn_weights=np.insert(draft.columns.turn_weights, turn, 1),
     )
     return 2, draft.start(2, 1)
 
@@ -353,6 +355,30 @@ def messages_out_of_order(draft):
 def a_flag_that_is_neither_0_nor_1(draft):
     draft.columns.turn_bent[draft.turn(1, 1)] = 2
     return 1, draft.start(1, 1)
+
+
+@breaks("turn_weights")
+def a_weight_that_is_not_above_0(draft):
+    draft.columns.turn_weights[draft.turn(1, 1)] = 0
+    return 1, draft.start(1, 1)
+
+
+@breaks("turn_weights")
+def a_weight_that_is_no_multiple_of_a_unit(draft):
+    draft.columns.turn_weights[draft.turn(2, 0)] = 1 / 3
+    return 2, draft.start(2, 0)
+
+
+@breaks("turn_weights")
+def a_weight_that_is_too_large(draft):
+    draft.columns.turn_weights[draft.turn(1, 0)] = 16385
+    return 1, draft.start(1, 0)
+
+
+@breaks("turn_weights")
+def a_weight_that_is_not_a_number(draft):
+    draft.columns.turn_weights[draft.turn(1, 0)] = np.nan
+    return 1, draft.start(1, 0)
 
 
 @breaks("turn_unique")
@@ -446,7 +472,16 @@ def test_a_sound_output_with_a_manifest_passes(tmp_path, alignment, multiple):
 
 @pytest.mark.parametrize(
     "name",
-    ["rows_packed", "documents", "turns_packed", "tokens", "loss_tokens", "sequences", "bent"],
+    [
+        "rows_packed",
+        "documents",
+        "turns_packed",
+        "tokens",
+        "loss_tokens",
+        "sequences",
+        "bent",
+        "weight_units",
+    ],
 )
 def test_a_count_that_differs_from_the_manifest_is_found(tmp_path, name):
     draft = draft_of("aligned", 8)
@@ -456,7 +491,7 @@ def test_a_count_that_differs_from_the_manifest_is_found(tmp_path, name):
     violation = check_structure(map_shards(folder)).violation
     assert violation is not None
     assert (violation.law, violation.shard) == ("tally", str(folder / MANIFEST))
-    assert f"{true + 1} {name}; the shards hold {true}" in violation.detail
+    assert f"{true + 1:,} {name}; the shards hold {true:,}" in violation.detail
 
 
 def test_shards_without_a_sequence_fail(tmp_path):

@@ -22,6 +22,7 @@ from tests.support.builders import (
     open_sequences,
     random_sequences,
     tally_of,
+    weigh_turns,
     write_columns,
     write_output,
 )
@@ -87,6 +88,18 @@ def test_every_check_is_reported_with_its_value_and_tolerance(report):
     assert all(math.isfinite(loss) for loss in printed["loss"].values())
     assert printed["covered"]["invariance"]["data_parallel_ranks"] == 2
     assert sum(one["turns"] for one in printed["weights"]) == 9
+
+
+def test_an_output_with_weights_passes_every_check(tmp_path):
+    open_sequences(tmp_path, weigh_turns(hand_made_sequences(), 512, 3072, 100))
+    report = verify.verify(tmp_path / "out", "cpu")
+    assert report.ok
+    (tmp_path / "plain").mkdir()
+    open_sequences(tmp_path / "plain", hand_made_sequences())
+    plain = verify.verify(tmp_path / "plain" / "out", "cpu")
+    for mean in ("turn_mean", "token_mean", "dialogue_mean"):
+        weighted_loss, loss = (each.as_dict()["loss"][mean] for each in (report, plain))
+        assert weighted_loss != pytest.approx(loss, rel=1e-4)
 
 
 def test_the_output_shows_the_coverage_and_what_is_not_proven(report):

@@ -11,7 +11,12 @@ from rich.console import Console
 from mtpack.report.verify_view import show
 from mtpack.verify.verify import VerifyReport
 from mtpack.verify.weights import MEANS, compute_weight_buckets
-from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
+from tests.support.builders import (
+    hand_made_sequences,
+    open_sequences,
+    random_sequences,
+    weigh_turns,
+)
 from tests.support.strategies import Document, Turn
 
 
@@ -20,25 +25,26 @@ def compute_by_definition(sequences: list[list[Document]]) -> list[tuple[int, di
     found = []
     for document in (document for sequence in sequences for document in sequence):
         lengths = [sum(stop - start for start, stop in turn.spans) for turn in document.turns]
-        found += [
-            (
-                length,
-                {
-                    "turn_mean": 1.0,
-                    "token_mean": float(length),
-                    "dialogue_mean": length / sum(lengths),
-                    "square_root": length**0.5,
-                },
-            )
-            for length in lengths
-        ]
+        for turn, length in zip(document.turns, lengths, strict=True):
+            own = 1 if turn.units is None else turn.units / 1024
+            weights = {
+                "turn_mean": own,
+                "token_mean": own * length,
+                "dialogue_mean": own * length / sum(lengths),
+                "square_root": own * length**0.5,
+            }
+            found.append((length, weights))
     return found
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 @pytest.mark.parametrize(
     "sequences",
-    [hand_made_sequences(), random_sequences(3, 200, [[90, 60, 50], [200], [30, 40]])],
+    [
+        hand_made_sequences(),
+        random_sequences(3, 200, [[90, 60, 50], [200], [30, 40]]),
+        weigh_turns(hand_made_sequences(), 512, 3072, 1),
+    ],
 )
 def test_weights_equal_those_of_the_definition(tmp_path, alignment, sequences):
     buckets = compute_weight_buckets(open_sequences(tmp_path, sequences, alignment, seq_len=224))

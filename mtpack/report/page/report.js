@@ -24,6 +24,12 @@
     return turn.ranges.reduce((sum, [start, stop]) => sum + stop - start, 0);
   }
 
+  // Returns the weight of each token of a turn as text: 1/145, 0.5/145.
+  function weightOf(turn) {
+    const own = (turn.weight ?? 1).toLocaleString("en", { maximumFractionDigits: 4 });
+    return `${own}/${sizeOf(turn).toLocaleString("en")}`;
+  }
+
   // Returns the index of the turn that trains each position of a sequence.
   function turnsByPosition(sequence) {
     const turns = new Map();
@@ -53,7 +59,7 @@
     const turn = sequence.turns[number];
     const size = sizeOf(turn);
     text.append(make("span", "note",
-      `message ${turn.message}: ${count(size, "token")} × 1/${size.toLocaleString("en")}`));
+      `message ${turn.message}: ${count(size, "token")} × ${weightOf(turn)}`));
     for (const mark of marksOf(sequence, number))
       if (mark !== data.straddle) text.append(make("span", "note problem", mark));
   }
@@ -126,9 +132,9 @@
     const parts = [`position ${Number(position).toLocaleString("en")}`, `id ${ids.replaceAll(" ", " + ")}`];
     if (turn === undefined) parts.push("not trained");
     else {
-      const size = sizeOf(shown[index].turns[turn]);
-      parts.push(`turn ${Number(turn) + 1} (message ${shown[index].turns[turn].message})`);
-      parts.push(`weight 1/${size.toLocaleString("en")} = ${(1 / size).toPrecision(3)}`);
+      const own = shown[index].turns[turn];
+      parts.push(`turn ${Number(turn) + 1} (message ${own.message})`);
+      parts.push(`weight ${weightOf(own)} = ${((own.weight ?? 1) / sizeOf(own)).toPrecision(3)}`);
     }
     find("token").textContent = parts.join(" · ");
   }
