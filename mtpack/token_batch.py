@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpack.turn_weight import WEIGHT_UNITS
-
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 UInt8 = NDArray[np.uint8]
+
+WEIGHT_UNITS = 1024
+"""The units of the weight 1 of a turn."""
 
 
 class TurnFlag(IntFlag):

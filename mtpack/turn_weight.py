@@ -9,8 +9,8 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 
-WEIGHT_UNITS = 1024
-"""The units of the weight 1."""
+from mtpack.token_batch import WEIGHT_UNITS
+
 MAX_WEIGHT = 16384
 """So many units fit into a float32 without rounding: 2 ** 24."""
 

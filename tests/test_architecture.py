@@ -16,8 +16,8 @@ PACKAGE = ROOT / "mtpack"
 # Folders, and the modules next to them, in the order in which data flows: each imports only from
 # those before it.
 ROOMS = [
-    *("version", "errors", "option_values", "options", "turn_weight"),
-    *("token_batch", "counts", "fast_path", "user_cache"),
+    *("version", "errors", "option_values", "options", "option_arguments"),
+    *("token_batch", "turn_weight", "counts", "fast_path", "user_cache"),
     *("storage", "input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),

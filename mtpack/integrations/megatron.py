@@ -32,8 +32,8 @@ from mtpack.integrations.megatron_weights import (
 )
 from mtpack.loss import turn_mean_loss
 from mtpack.shards.dataset import open_shards
+from mtpack.token_batch import WEIGHT_UNITS
 from mtpack.torch_data import PackedDataset, collate
-from mtpack.turn_weight import WEIGHT_UNITS
 
 _COLUMNS = (
     *("tokens", "labels", "position_ids", "loss_mask", "loss_token_num", "turn_heads"),

@@ -15,8 +15,7 @@ from megatron.core import num_microbatches_calculator
 
 from mtpack.errors import SetupError
 from mtpack.shards.dataset import Shards
-from mtpack.token_batch import Int64
-from mtpack.turn_weight import WEIGHT_UNITS
+from mtpack.token_batch import WEIGHT_UNITS, Int64
 
 MOST_UNITS = 2**31 - 1
 """The largest count that Megatron adds up without overflow."""

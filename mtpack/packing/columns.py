@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpack.token_batch import (
+    WEIGHT_UNITS,
     Int32,
     Int64,
     TokenBatch,
@@ -31,7 +32,6 @@ from mtpack.token_batch import (
     offsets_from_lengths,
     segment_ids,
 )
-from mtpack.turn_weight import WEIGHT_UNITS
 
 _Value = TypeVar("_Value", bound=np.generic)
 Float32 = NDArray[np.float32]

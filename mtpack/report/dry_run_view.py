@@ -25,8 +25,7 @@ from mtpack.report.turn_marks import TurnMark
 from mtpack.report.units import format_bytes, format_bytes_of, format_seconds
 from mtpack.running.dry_run import DryRunReport
 from mtpack.running.sample_task import SampleDocuments, Trouble
-from mtpack.token_batch import TurnFlag
-from mtpack.turn_weight import WEIGHT_UNITS
+from mtpack.token_batch import WEIGHT_UNITS, TurnFlag
 
 _MOST_CONTEXT = 300  # characters of a text between two turns
 _MOST_TRAINED = 600  # characters of a turn

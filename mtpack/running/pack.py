@@ -25,7 +25,8 @@ from mtpack.input.files import (
 )
 from mtpack.input.reading import read_splits
 from mtpack.input.splits import InputHashes
-from mtpack.options import PackOptions, options_from
+from mtpack.option_arguments import options_from
+from mtpack.options import PackOptions
 from mtpack.running.argument_warnings import list_argument_warnings
 from mtpack.running.attempt import Attempt, RunState
 from mtpack.running.callbacks import Callbacks

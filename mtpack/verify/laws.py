@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from mtpack.packing.columns import IGNORED
-from mtpack.token_batch import Int64, expand_ranges, offsets_from_lengths, segment_ids
-from mtpack.turn_weight import MAX_WEIGHT, WEIGHT_UNITS
+from mtpack.token_batch import WEIGHT_UNITS, Int64, expand_ranges, offsets_from_lengths, segment_ids
+from mtpack.turn_weight import MAX_WEIGHT
 from mtpack.verify.batch import BatchViolation, ColumnBatch, Law
 
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from mtpack.shards.dataset import Shards
 from mtpack.shards.manifest import MANIFEST, Manifest
-from mtpack.token_batch import Int32, Int64
-from mtpack.turn_weight import WEIGHT_UNITS
+from mtpack.token_batch import WEIGHT_UNITS, Int32, Int64
 from mtpack.verify.batch import BatchViolation, ColumnBatch
 from mtpack.verify.files import Violation
 from mtpack.verify.laws import LAWS

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from mtpack.errors import MtpackError
-from mtpack.options import PackOptions, options_from
+from mtpack.option_arguments import options_from
+from mtpack.options import PackOptions
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.processes import WorkerContext, WorkerProcess
 from mtpack.running.runner import LocalRunner, local_runner

@@ -13,7 +13,7 @@ import mtpack
 from mtpack.counts import RunCounts
 from mtpack.input import reading
 from mtpack.input.files import describe_input
-from mtpack.options import options_from
+from mtpack.option_arguments import options_from
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.pipeline import Pipeline, choose_read_options, load_pipeline
 from mtpack.running.runner import LocalRunner

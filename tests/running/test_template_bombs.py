@@ -13,7 +13,7 @@ import mtpack
 from mtpack.cli import main
 from mtpack.errors import MtpackError
 from mtpack.input.splits import RowsInMemory, Split
-from mtpack.options import options_from
+from mtpack.option_arguments import options_from
 from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.split_task import SplitContext, SplitTask, run_split_task

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mtpack.errors import MtpackError
-from mtpack.options import PackOptions, options_from
+from mtpack.option_arguments import options_from
+from mtpack.options import PackOptions
 from mtpack.running.heartbeat import NO_TASK, Heartbeat
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import local_runner

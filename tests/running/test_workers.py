@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from mtpack.errors import InputError, MtpackError
-from mtpack.options import options_from
+from mtpack.option_arguments import options_from
 from mtpack.running import runner as runner_module
 from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import LocalRunner, local_runner
@@ -320,7 +320,7 @@ def tasks_until_they_hang(folder: Path) -> Iterator[Visit]:
 
 IN_A_PROGRAM = """
 import threading
-from mtpack.options import options_from
+from mtpack.option_arguments import options_from
 from mtpack.running.pipeline import load_pipeline
 from mtpack.running.runner import local_runner
 from mtpack.running.processes import may_fork
