@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mtpack"
 # those before it.
 ROOMS = [
     *("version", "errors", "option_values", "options", "token_batch", "counts", "fast_path"),
-    *("storage", "input", "tokenizer", "template", "template.tracing", "documents"),
+    *("storage", "recipe", "input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
     *("verify", "report"),

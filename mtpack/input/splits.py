@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -176,6 +176,23 @@ class LinesInFile(NamedTuple):
             ),
         ]
 
+    def take_rows(self, most: int) -> tuple[LinesInFile, int]:
+        """Return the range of the first `most` rows in this one, and their number.
+
+        Raises InputError.
+        """
+        with wrap_read_errors(self.file), open_input(self.path) as file:
+            text, start, _ = self._read_lines(file)
+        lines = LinesInMemory(self.file, None, 1, text, self.line_limit)
+        num_rows = len(lines.list_texts())
+        if num_rows <= most:
+            return self, num_rows
+        *_, last = islice(lines.rows(), most)
+        end = 0
+        for _ in range(last.line):
+            end = text.find(b"\n", end) + 1
+        return self._replace(num_bytes=start + end - self.offset), most
+
     def _read_lines(self, file: BinaryIO) -> tuple[bytes, int, int]:
         """Return the text of the lines, its position in the file, and the number of lines.
 
@@ -228,7 +245,7 @@ class SplitDigest(NamedTuple):
     """What the rows of a split are known by. Positions and compressions of files change nothing."""
 
     sha256: str
-    """Covers the texts of the rows in order, their formats, and dropped nulls."""
+    """Covers the texts of the rows in order, their formats, dropped nulls, and `Split.variant`."""
     num_rows: int
     num_bytes: int
     """The number of bytes of these texts."""
@@ -247,6 +264,10 @@ class Split:
     input_bytes: int = field(default=0, compare=False)
     """How many bytes of the files, as they are stored, were read for it: for the progress alone.
     Files are read in blocks, so this is about the bytes of its rows, but it adds up."""
+    source: int = 0
+    """The index of the source of its rows."""
+    variant: str = ""
+    """What else decides which dialogues its rows are (`ReadOptions.variant`)."""
 
     def __str__(self) -> str:
         first = self.pieces[0]
@@ -311,6 +332,8 @@ class Split:
             for name, of_file in groupby(parts, key=lambda part: part[0].file)
         ]
         sha256 = files[0][1] if len(files) == 1 else _hash_rows(parts)
+        if self.variant:
+            sha256 = hashlib.sha256(f"{sha256}\n{self.variant}".encode()).hexdigest()
         num_rows = sum(len(texts) for _, texts in parts)
         num_bytes = sum(sum(map(len, texts)) for _, texts in parts)
         return SplitDigest(sha256, num_rows, num_bytes, files)

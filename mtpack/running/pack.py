@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,15 +17,15 @@ from mtpack.errors import InputError, SetupError
 from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input.files import (
     STANDARD_INPUT,
-    FileKind,
     InputFile,
     describe_input,
-    find_inputs,
-    find_kind,
 )
-from mtpack.input.reading import read_splits
+from mtpack.input.reading import read_sources
 from mtpack.input.splits import InputHashes
-from mtpack.options import PackOptions, options_from
+from mtpack.options import PackOptions
+from mtpack.recipe.load import Config
+from mtpack.recipe.sources import Recipe
+from mtpack.recipe.write import format_own_recipe
 from mtpack.running.argument_warnings import list_argument_warnings
 from mtpack.running.attempt import Attempt, RunState
 from mtpack.running.callbacks import Callbacks
@@ -38,8 +38,14 @@ from mtpack.running.outputs import Output, open_output
 from mtpack.running.pipeline import (
     Pipeline,
     choose_engine,
-    choose_read_options,
     load_pipeline,
+)
+from mtpack.running.run_inputs import (
+    InputName,
+    Inputs,
+    record_sources,
+    refuse_empty_files,
+    resolve_run,
 )
 from mtpack.running.run_record import continue_run, identify_run, write_run_record
 from mtpack.running.run_setup import RunSetup, read_first_rows
@@ -48,51 +54,38 @@ from mtpack.running.table_process import table_process
 from mtpack.running.token_store import holds_splits, measure_store
 from mtpack.running.windows import StaleWindowError
 from mtpack.shards.manifest import (
-    MANIFEST,
+    RECIPE,
     PackReport,
     RunIdentity,
     RunInfo,
-    is_manifest,
 )
 from mtpack.shards.output_folder import find_complete_output, refuse_foreign_files
 from mtpack.shards.side_files import write_datasets_files
 from mtpack.shards.work_area import WorkArea, empty_area
-from mtpack.storage.places import join_place, to_place
-from mtpack.storage.urls import resolve_name
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.version import __version__
 
 
 def pack(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    inputs: Inputs = (),
     *,
+    config: Config | None = None,
     callbacks: Callbacks | None = None,
     **options: Any,
 ) -> PackReport:
     """Pack dialogues into shards and return the report.
 
-    inputs: files (docs/files.md has their kinds), folders, patterns, or `-`. options: those of
-    `PackOptions`, by name. Raises SetupError if the run can't start, InputError for a bad row
-    (unless `on_error="skip"`) and if nothing is left to pack.
+    inputs: files (docs/files.md has their kinds), folders, patterns, or `-`. config: a recipe
+    (docs/recipes.md), as a file or as a dict of its keys; then there may be no inputs. options:
+    those of `PackOptions`, by name; they win over the recipe. Raises SetupError if the run can't
+    start, InputError for a bad row (unless `on_error="skip"`) and if nothing is left to pack.
 
     The work is done in worker processes. They are forked where that is safe; otherwise (on macOS,
     in programs that have threads) they are spawned and load everything themselves. They do not
     import the caller's script.
     """
-    chosen, names = resolve_run(inputs, options)
-    return _PackRun(chosen, callbacks or Callbacks()).pack(names)
-
-
-def resolve_run(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: Mapping[str, Any]
-) -> tuple[PackOptions, list[str]]:
-    """Return the options of a run and the names of its input files; raise SetupError."""
-    names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    chosen = options_from(options)
-    chosen = replace(chosen, output=resolve_name(chosen.output))
-    found = find_inputs([os.fspath(name) for name in names], chosen.output, chosen.split)
-    _refuse_packed_folders(found)
-    return chosen, found
+    recipe, found = resolve_run(inputs, config, options)
+    return _PackRun(recipe, callbacks or Callbacks()).pack(found)
 
 
 def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Output, list[str]]:
@@ -106,6 +99,9 @@ def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Out
             "using the small tokenizer that comes with mtpack; choose your model's with --tokenizer"
         )
     warnings = list_argument_warnings(pipeline.template, options.template_arg)
+    for source in pipeline.sources:
+        where = f'source "{source.name}": template-args'
+        warnings += list_argument_warnings(pipeline.template, source.template_args or (), where)
     for warning in warnings:
         warn(f"warning: {warning}")
     output = open_output(options)
@@ -115,40 +111,37 @@ def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Out
     return output, warnings
 
 
-def _refuse_packed_folders(names: list[str]) -> None:
-    """Raise SetupError if an input is a shard in an output of mtpack."""
-    tables = {os.path.dirname(name) for name in names if find_kind(name) == FileKind("arrow")}
-    for folder in sorted(tables):
-        if is_manifest(join_place(to_place(folder), MANIFEST)):
-            raise SetupError(
-                f"{folder}: holds sequences that mtpack has packed; give the dialogues that they "
-                "were packed from"
-            )
-
-
 @dataclass(slots=True)
 class _PackRun:
-    """One run of `pack`: its options, callbacks and stopwatch, and a method for each step."""
+    """One run of `pack`: its recipe, callbacks and stopwatch, and a method for each step."""
 
-    options: PackOptions
+    recipe: Recipe
     callbacks: Callbacks
     watch: Stopwatch = field(default_factory=Stopwatch)
     disabled: set[str] = field(default_factory=set)
     """The fast paths that failed, in this run or in the one that it continues."""
     argument_warnings: list[str] = field(default_factory=list)
 
-    def pack(self, names: list[str]) -> PackReport:
-        pipeline = load_pipeline(self.options)
+    @property
+    def options(self) -> PackOptions:
+        return self.recipe.options
+
+    def pack(self, found: list[InputName]) -> PackReport:
+        pipeline = load_pipeline(self.options, self.recipe.sources)
         self.watch.lap("start")
         output, self.argument_warnings = prepare_output(pipeline, self.callbacks.warn)
         with ExitStack() as stack:
             area = None
-            if STANDARD_INPUT in names or output.has_work_area():
+            is_spooled = STANDARD_INPUT in (name for name, _ in found)
+            if is_spooled or output.has_work_area():
                 area = stack.enter_context(self._work_area(output, pipeline))
-            files = [describe_input(name, self._spool(name, area)) for name in names]
+            files = [
+                describe_input(name, self._spool(name, area), source) for name, source in found
+            ]
+            refuse_empty_files(self.recipe, files)
             run = identify_run(pipeline, files)
             complete = find_complete_output(
-                output.place, run, files, lambda: _hash_inputs(files, self.options), self.options
+                output.place, run, files, lambda: _hash_inputs(files, pipeline), self.options
             )
             if complete is not None:
                 output.finish_complete(complete)
@@ -222,13 +215,15 @@ class _PackRun:
                 f"resumed: {counts.splits_reused:,} of {counts.splits:,} splits, "
                 f"{counts.shards_resumed:,} of {len(state.shards):,} shards"
             )
-        report = self._report(setup, state)
+        recipe = format_own_recipe(self.recipe).encode(errors="backslashreplace")
+        (setup.area.path / RECIPE).write_bytes(recipe)
+        report = self._report(setup, state, hashlib.sha256(recipe).hexdigest())
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area.path, report.shards, setup.pipeline.shard_metadata)
         setup.area.is_kept = True  # once complete, it may hold the only copy of some files
         inputs = [
-            {"bytes": file.num_bytes, "sha256": state.hashes.sha256(file.name)}
-            for file in setup.files
+            {**described, "sha256": state.hashes.sha256(file.name)}
+            for described, file in zip(run.inputs, setup.files, strict=True)
         ]
         setup.output.publish(setup.area, replace(run, inputs=inputs), report)
         setup.area.is_kept = False
@@ -241,7 +236,7 @@ class _PackRun:
         splits are made again without that fast path. If an earlier run wrote shards from splits
         that have changed since, their window is made again.
         """
-        formats = FormatNotices(self.options.row_format, self.callbacks.warn)
+        formats = FormatNotices(self.callbacks.warn)
         inputs = [file.path for file in setup.files]
         while True:
             attempt = Attempt(setup, self.disabled, self.callbacks, self.watch, formats)
@@ -267,7 +262,7 @@ class _PackRun:
                 write_run_record(setup.area, setup.pipeline, self.disabled)
             attempt.undo_progress()
 
-    def _report(self, setup: RunSetup, state: RunState) -> PackReport:
+    def _report(self, setup: RunSetup, state: RunState, recipe_sha256: str) -> PackReport:
         state.counts.check()
         failed = len(self.disabled)
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
@@ -285,6 +280,7 @@ class _PackRun:
             warnings=[*self.argument_warnings, *warnings],
             tokenizer_engine=setup.pipeline.without(self.disabled).options.tokenizer_engine,
             token_store_bytes=measure_store(self.options.token_store),
+            recipe_sha256=recipe_sha256,
             **asdict(run_counts),
         )
         return PackReport(
@@ -293,13 +289,14 @@ class _PackRun:
             tally=state.counts,
             shards=[state.shards[number] for number in sorted(state.shards)],
             about=about,
+            sources=record_sources(self.recipe, state.by_source),
         )
 
 
-def _hash_inputs(files: list[InputFile], options: PackOptions) -> list[str]:
+def _hash_inputs(files: list[InputFile], pipeline: Pipeline) -> list[str]:
     """Read all files and return their sha256, as they are in the manifest; raise InputError."""
     hashes = InputHashes()
     with table_process(files) as call_table:
-        for split in read_splits(files, choose_read_options(options), call_table):
+        for split in read_sources(files, pipeline.read_options, call_table):
             hashes.add(split.digest().files)
     return [hashes.sha256(file.name) for file in files]

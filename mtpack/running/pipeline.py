@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mtpack.documents.control_tokens import Renderer, load_renderer
+from mtpack.documents.plain_text import TextRenderer, load_text_renderer
 from mtpack.errors import SetupError
 from mtpack.fast_path import FASTOKENS, REPLAY, FastPathFailedError
 from mtpack.input.reading import ReadOptions
+from mtpack.input.row_defaults import RowDefaults
 from mtpack.options import PackOptions
+from mtpack.recipe.sources import Source
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate
@@ -41,13 +44,19 @@ class Pipeline:
     template: ChatTemplate
     renderer: Renderer
     encoders: Encoders
+    sources: tuple[Source, ...]
+    """Those of the run."""
+    texts: TextRenderer | None = None
+    """Renders plain text, if a source has such rows."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """Where the process reports the row that it is working on."""
 
     @property
     def contents(self) -> PipelineContents:
         """What another process makes the same pipeline of."""
-        return PipelineContents(self.options, self.tokenizer.files, self.template.sources)
+        return PipelineContents(
+            self.options, self.tokenizer.files, self.template.sources, self.sources
+        )
 
     @property
     def template_source(self) -> str:
@@ -66,6 +75,33 @@ class Pipeline:
             template_sha256=self.template.sha256,
             extra_columns=("turn_bent",) if self.options.merge == "always" else (),
         )
+
+    @property
+    def read_options(self) -> list[ReadOptions]:
+        """How the rows of each source are read."""
+        return [
+            ReadOptions(
+                row_format=source.row_format,
+                more_columns=source.columns,
+                max_rows=source.max_rows,
+                variant=source.describe_variant(self.options),
+            )
+            for source in self.sources
+        ]
+
+    def find_defaults(self, source: Source) -> RowDefaults | None:
+        """Return what the rows of a source get; None if they stay as they are.
+
+        Variables that the template does not read are left out.
+        """
+        args = {
+            name: value
+            for name, value in (source.template_args or {}).items()
+            if self.template.reads_variable(name)
+        }
+        if source.system is None and not args:
+            return None
+        return RowDefaults(system=source.system, template_args=args or None)
 
     def without(self, fast_paths: Collection[str]) -> Pipeline:
         """Return a copy that uses none of these fast paths (`REPLAY`, `FASTOKENS`)."""
@@ -114,6 +150,8 @@ class PipelineContents:
     tokenizer: TokenizerFiles
     templates: dict[str, str]
     """The source of each chat template by name, as in `ChatTemplate`."""
+    sources: tuple[Source, ...]
+    """As in `Pipeline`."""
 
     def load(self) -> Pipeline:
         """Make the pipeline; raise SetupError if it can't be used."""
@@ -126,13 +164,14 @@ class PipelineContents:
             self.options.date,
             self.options.tool_arguments,
         )
-        return _connect(self.options, tokenizer, template)
+        return _connect(self.options, tokenizer, template, self.sources)
 
 
-def load_pipeline(options: PackOptions) -> Pipeline:
+def load_pipeline(options: PackOptions, sources: Sequence[Source] = ()) -> Pipeline:
     """Load tokenizer and template; raise SetupError if they can't be used.
 
-    The template is compiled here; `check_template` tries it.
+    sources: those of the run; by default one, which is read as the options say. The template is
+    compiled here; `check_template` tries it.
     """
     tokenizer = load_tokenizer(options.tokenizer)
     template = load_chat_template(
@@ -142,17 +181,21 @@ def load_pipeline(options: PackOptions) -> Pipeline:
         options.date,
         options.tool_arguments,
     )
-    return _connect(options, tokenizer, template)
+    chosen = tuple(sources) or (Source().resolve(options, ""),)
+    return _connect(options, tokenizer, template, chosen)
 
 
-def _connect(options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate) -> Pipeline:
+def _connect(
+    options: PackOptions,
+    tokenizer: LoadedTokenizer,
+    template: ChatTemplate,
+    sources: tuple[Source, ...],
+) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
-    return Pipeline(options, tokenizer, template, renderer, Encoders(tokenizer, options.seed))
-
-
-def choose_read_options(options: PackOptions) -> ReadOptions:
-    """Return how the rows of the input are read."""
-    return ReadOptions(options.row_format, tuple(options.message_columns))
+    encoders = Encoders(tokenizer, options.seed)
+    has_text = any(source.is_text for source in sources)
+    texts = load_text_renderer(renderer, tokenizer) if has_text else None
+    return Pipeline(options, tokenizer, template, renderer, encoders, sources, texts)
 
 
 def check_template(pipeline: Pipeline) -> None:

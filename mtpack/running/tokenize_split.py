@@ -12,14 +12,17 @@ import numpy as np
 
 from mtpack.counts import Counts, RunCounts, limit_names
 from mtpack.documents.control_tokens import Renderer
+from mtpack.documents.overlong import refuse_overlong
 from mtpack.documents.token_spans import encode_dialogues
 from mtpack.fast_path import FASTOKENS, REPLAY
-from mtpack.input.dialogue import Dialogue, Origin, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Origin, Reject
+from mtpack.input.plain_text import read_plain_text
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.stopwatch import Stopwatch
+from mtpack.running.text_rows import TextRows
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import Kind, MessageKinds
 from mtpack.template.hidden_tools import list_tool_kinds, refuse_hidden_tools
@@ -69,9 +72,16 @@ def tokenize(
     encoder = pipeline.encoders.reference
     before = pipeline.count_fast_paths()
     batches: list[TokenBatch] = []
-    rows = _RowRenderer(pipeline, overlong)
+    rows: TextRows | _RowRenderer
+    is_text = pipeline.sources[split.source].is_text
+    if is_text and pipeline.texts is not None:
+        rows = TextRows(pipeline.texts, pipeline.options.seq_len, overlong)
+        chunks = rows.render(read_rows(split, pipeline), _CHARS_PER_BATCH)
+    else:
+        rows = _RowRenderer(pipeline, overlong)
+        chunks = rows.render(split, watch)
     counts = Counts()
-    for where, rendered in rows.render(split, watch):
+    for where, rendered in chunks:
         pipeline.heartbeat.begin(
             f"{where}: tokenizing with {pipeline.tokenizer.source}",
             effort=1 + sum(map(_num_chars, rendered)) / _CHARS_PER_BATCH,
@@ -88,14 +98,14 @@ def tokenize(
     counts += Counts(nulls_dropped=split.count_dropped_nulls())
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
-    num_accepted = len(rows.row_turns) - len(rows.rejects)
+    num_rendered = 0 if is_text else len(rows.row_turns) - len(rows.rejects) - made["replayed"]
     watch.lap("render")
     return TokenizedSplit(
         batch=concatenate(batches),
         row_turns=np.array(rows.row_turns, dtype=np.int32),
         rejects=rows.rejects,
         counts=counts,
-        run_counts=RunCounts(rendered=num_accepted - made["replayed"], splits=1, **made),
+        run_counts=RunCounts(rendered=num_rendered, splits=1, **made),
         warnings=frozenset(rows.warnings),
         fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )
@@ -163,11 +173,7 @@ class _RowRenderer:
     def _render(self, dialogue: Dialogue) -> RenderedDialogue | Reject:
         """Render a dialogue and, unless it is rejected, count it."""
         if dialogue.row in self._overlong:
-            return dialogue.reject(
-                Reason.OVERLONG,
-                f"longer than {self._pipeline.options.seq_len:,} tokens; "
-                "choose a larger --seq-len or another --overlong",
-            )
+            return refuse_overlong(dialogue, self._pipeline.options.seq_len)
         renderer, counts = self._pipeline.renderer, self._counts
         if dialogue.template_args is not None:
             set_activity(self._pipeline, dialogue)
@@ -274,9 +280,15 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
 
     They are numbered within the split. Raises InputError if a file can't be read.
     """
-    template = pipeline.template
+    template, source = pipeline.template, pipeline.sources[split.source]
+    if source.is_text:
+        for row, raw in enumerate(split.rows()):
+            origin = Origin(raw.file, raw.line, raw.after_byte)
+            yield read_plain_text(row, origin, raw.text, LINE_LIMIT)
+        return
+    defaults = pipeline.find_defaults(source)
     options = RowOptions(
-        messages_key=pipeline.options.messages_key,
+        messages_key=source.messages_key,
         keeps_argument_text=template.tool_arguments == "text",
     )
     takes_text = not find_forms(template, None).only_parts
@@ -284,6 +296,8 @@ def read_rows(split: Split, pipeline: Pipeline) -> Iterator[Dialogue | Reject]:
         origin = Origin(raw.file, raw.line, raw.after_byte)
         read = read_dialogue(row, origin, raw.text, LINE_LIMIT, raw.format, options)
         if isinstance(read, Dialogue):
+            if defaults is not None:
+                read = defaults.apply(read)
             if read.template_args is not None:
                 set_activity(pipeline, read)  # probes of the template with these arguments
                 forms = find_forms(template.with_arguments(read.template_args), read.tools)
