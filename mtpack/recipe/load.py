@@ -145,28 +145,42 @@ def join_folder(folder: str, name: str) -> str:
 
 def _read_option(where: str, option: Field[Any], value: Any, folder: str) -> Any:
     """Return the value of an option, as `options_from` takes it; raise SetupError."""
-    details = option.metadata
-    value = resolve_alias(option.name, value)
-    if choices(option):
-        if not isinstance(value, str):
-            raise refuse_value(where, f"one of {', '.join(choices(option))}", value)
-    elif isinstance(option.default, bool):
-        if type(value) is not bool:
-            raise refuse_value(where, "true or false", value)
-    elif isinstance(option.default, int):
-        if type(value) is not int:
-            raise refuse_value(where, "an integer", value)
-    elif isinstance(option.default, tuple):
-        value = value if isinstance(value, Mapping) else read_texts(where, value)
-    elif "size" in details and type(value) is int:
-        value = str(value)
-    elif "date" in details and type(value) is datetime.date:
-        value = value.isoformat()
-    else:
-        value = read_text(where, value)
-    check_value(where, value, choices(option), details)
-    resolve: Callable[[str, str], str] | None = RESOLVERS.get(details.get("metavar", ""))
+    value = _read_type(where, option, resolve_alias(option.name, value))
+    check_value(where, value, choices(option), option.metadata)
+    resolve = RESOLVERS.get(option.metadata.get("metavar", ""))
     return value if resolve is None else resolve(folder, value)
+
+
+def _read_type(where: str, option: Field[Any], value: Any) -> Any:
+    """Return a value of the type of an option; raise SetupError."""
+    details = option.metadata
+    if choices(option):
+        kind, expected = str, f"one of {', '.join(choices(option))}"
+    elif isinstance(option.default, bool):
+        kind, expected = bool, "true or false"
+    elif isinstance(option.default, int):
+        kind, expected = int, "an integer"
+    elif isinstance(option.default, tuple):
+        return _read_pairs(where, value, details["metavar"])
+    elif "size" in details and type(value) is int:
+        return str(value)
+    elif "date" in details and type(value) is datetime.date:
+        return value.isoformat()
+    else:
+        return read_text(where, value)
+    if type(value) is not kind:
+        raise refuse_value(where, expected, value)
+    return value
+
+
+def _read_pairs(where: str, value: Any, form: str) -> Any:
+    """Return pairs as a table, or as texts of this form; raise SetupError."""
+    if isinstance(value, Mapping):
+        return value
+    pairs = read_texts(where, value)
+    if not all("=" in pair for pair in pairs):
+        raise SetupError(f"{where}: write each as {form}, or write a table")
+    return pairs
 
 
 def _join_if_there(folder: str, name: str) -> str:

@@ -58,6 +58,7 @@ from mtpack.shards.manifest import (
     PackReport,
     RunIdentity,
     RunInfo,
+    SourceRecord,
 )
 from mtpack.shards.output_folder import find_complete_output, refuse_foreign_files
 from mtpack.shards.side_files import write_datasets_files
@@ -209,6 +210,11 @@ class _PackRun:
                     setup.files, self.options, state.counts, state.empty, state.first_reject
                 )
             )
+        try:
+            sources = record_sources(self.recipe, state.by_source)
+        except InputError:
+            setup.area.is_kept = False
+            raise
         counts = state.run_counts
         if setup.is_resumed or counts.shards_resumed:
             self.callbacks.warn(
@@ -217,7 +223,7 @@ class _PackRun:
             )
         recipe = format_own_recipe(self.recipe).encode(errors="backslashreplace")
         (setup.area.path / RECIPE).write_bytes(recipe)
-        report = self._report(setup, state, hashlib.sha256(recipe).hexdigest())
+        report = self._report(setup, state, sources, hashlib.sha256(recipe).hexdigest())
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area.path, report.shards, setup.pipeline.shard_metadata)
         setup.area.is_kept = True  # once complete, it may hold the only copy of some files
@@ -262,7 +268,13 @@ class _PackRun:
                 write_run_record(setup.area, setup.pipeline, self.disabled)
             attempt.undo_progress()
 
-    def _report(self, setup: RunSetup, state: RunState, recipe_sha256: str) -> PackReport:
+    def _report(
+        self,
+        setup: RunSetup,
+        state: RunState,
+        sources: list[SourceRecord],
+        recipe_sha256: str,
+    ) -> PackReport:
         state.counts.check()
         failed = len(self.disabled)
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
@@ -289,7 +301,7 @@ class _PackRun:
             tally=state.counts,
             shards=[state.shards[number] for number in sorted(state.shards)],
             about=about,
-            sources=record_sources(self.recipe, state.by_source),
+            sources=sources,
         )
 
 
