@@ -154,6 +154,7 @@ def _read_option(where: str, option: Field[Any], value: Any, folder: str) -> Any
 def _read_type(where: str, option: Field[Any], value: Any) -> Any:
     """Return a value of the type of an option; raise SetupError."""
     details = option.metadata
+    kind: type
     if choices(option):
         kind, expected = str, f"one of {', '.join(choices(option))}"
     elif isinstance(option.default, bool):
