@@ -122,7 +122,8 @@ def cut_texts(batch: TokenBatch, seq_len: int) -> TokenBatch:
     """Cut each text that is longer than `seq_len` tokens into documents of at most so many.
 
     A document begins with the last token of the one before it. So each token but the first of the
-    text carries loss once. Returns `batch` itself if no text is longer.
+    text carries loss once. Its message is the number of the part, from 0. Returns `batch` itself if
+    no text is longer.
     """
     lengths = batch.document_lengths
     if not (lengths > seq_len).any():
@@ -130,7 +131,8 @@ def cut_texts(batch: TokenBatch, seq_len: int) -> TokenBatch:
     stride = seq_len - 1
     num_parts = np.maximum(1, -(-(lengths - 1) // stride))
     documents = np.repeat(np.arange(len(lengths)), num_parts)
-    starts = expand_ranges(np.zeros(len(lengths), np.int64), num_parts) * stride
+    numbers = expand_ranges(np.zeros(len(lengths), np.int64), num_parts)
+    starts = numbers * stride
     part_lengths = np.minimum(seq_len, lengths[documents] - starts)
     first_tokens = batch.document_offsets[:-1][documents] + starts
     one_each = np.arange(len(documents) + 1, dtype=np.int64)
@@ -140,7 +142,7 @@ def cut_texts(batch: TokenBatch, seq_len: int) -> TokenBatch:
         document_offsets=offsets_from_lengths(part_lengths),
         document_rows=batch.document_rows[documents],
         turn_offsets=one_each,
-        turn_messages=batch.turn_messages[documents],
+        turn_messages=numbers.astype(np.int32),
         turn_flags=batch.turn_flags[documents],
         span_offsets=one_each,
         span_starts=np.ones(len(documents), np.int32),
