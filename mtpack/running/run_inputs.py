@@ -61,11 +61,19 @@ def _find_files(recipe: Recipe) -> list[InputName]:
                 raise
             raise SetupError(f"{recipe.name_source(index)}: path: {error}") from error
         found += [InputName(name, index) for name in names]
-    names = [file.name for file in found]
-    require_one_standard_input(names)
-    if options.split is not None and has_several:
-        require_split(options.split, names)
+    if has_several:
+        try:
+            _check_together(options.split, [file.name for file in found])
+        except SetupError as error:
+            raise SetupError(f"{recipe.file}: {error}") from error
     return found
+
+
+def _check_together(split: str | None, names: list[str]) -> None:
+    """Raise SetupError for what can't be among the files of several sources."""
+    require_one_standard_input(names)
+    if split is not None:
+        require_split(split, names)
 
 
 def _refuse_packed_folders(names: list[str]) -> None:

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
 import pytest
 from click.testing import CliRunner, Result
 
@@ -273,7 +274,23 @@ def test_python_takes_a_recipe_as_a_file_or_as_a_dict(folder):
 
 def test_standard_input_is_read_once_over_all_sources(folder):
     result = run("--config", write("[[source]]\npath='-'\n[[source]]\npath='-'"))
-    assert result.stderr.endswith("-: standard input can be read only once; give it once\n")
+    said = "runs/run.toml: -: standard input can be read only once; give it once\n"
+    assert result.stderr.endswith(said)
+
+
+def test_the_split_of_the_run_is_for_the_sources_that_have_splits(folder):
+    data = datasets.Dataset.from_list([ROW, ROW])
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk("saved")
+    sources = "[[source]]\npath = '../saved'\n[[source]]\npath = '../a.jsonl'\n"
+    config = write(f"split = 'train'\n{sources}")
+    report = mtpack.pack(config=config, output="packed", workers=1)
+    assert [source.counts.rows_read for source in report.sources] == [2, 3]
+    config = write("split = 'train'\n" + sources.replace("saved", "b.jsonl"))
+    with pytest.raises(SetupError, match=r"^runs/run\.toml: --split train: no input has splits"):
+        mtpack.pack(config=config, output="other")
+    config = write(f"{sources}split = 'train'\n")
+    with pytest.raises(SetupError, match=r'source 1 "source-1": path: saved: has the splits'):
+        mtpack.pack(config=config, output="other")
 
 
 def test_the_recipe_is_read_from_the_folder_it_lies_in_whatever_the_working_folder(folder):
