@@ -116,8 +116,15 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, required=True, type=PATH_NAME, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, type=PATH_NAME, metavar="INPUT...")
 @_pack_options
+@click.option(
+    "--config",
+    type=PATH_NAME,
+    cls=GroupedOption,
+    metavar="FILE",
+    help="A recipe: a TOML file with options and sources. Options of the command win over it.",
+)
 @_json_option
 @click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
 @click.option(
@@ -126,32 +133,52 @@ def main() -> None:
     help="Write nothing. Show what would be trained and what the run would take, from a sample of "
     "the rows.",
 )
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Write nothing. Print the recipe that stands for this command.",
+)
+@click.pass_context
 def pack(
-    inputs: tuple[str, ...], as_json: bool, quiet: bool, dry_run: bool, **options: Any
+    context: click.Context,
+    /,
+    inputs: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    dry_run: bool,
+    print_config: bool,
+    config: str | None,
+    **options: Any,
 ) -> None:
     """Pack dialogues into Arrow shards.
 
     INPUT is a file (.jsonl, .ndjson or .json, also with .gz or .zst; .parquet, .arrow, .feather), a
     folder, also one that datasets saved, a glob pattern, or - for JSON lines on standard input. Any
-    of these but - may be a URL: s3://, gs://, hf:// or file://.
+    of these but - may be a URL: s3://, gs://, hf:// or file://. With --config, the recipe may name
+    the inputs.
     """
+    given = _list_given(context, options)
+    if print_config:
+        return _print_config(config, inputs, given)
+    if not inputs and config is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
+    from mtpack.recipe.load import load_recipe
     from mtpack.report.progress import show_progress
     from mtpack.running.callbacks import Callbacks
     from mtpack.running.pack import PackRun
     from mtpack.shards.work_area import find_last_file
-    from mtpack.storage.urls import resolve_name
 
     if dry_run:
-        _try_pack(inputs, as_json=as_json, quiet=quiet, **options)
+        _try_pack(inputs, as_json=as_json, quiet=quiet, config=config, **given)
         return
-    output = resolve_name(options["output"])
-    EXIT_SIGNALS.expect(str(find_last_file(output, options["work_dir"])))
+    chosen = load_recipe(config, inputs, given).options
+    EXIT_SIGNALS.expect(str(find_last_file(chosen.output, chosen.work_dir)))
     shown = nullcontext(Callbacks()) if quiet else show_progress(shows_stages=not as_json)
     with shown as callbacks:
         if not as_json:
             callbacks = replace(callbacks, status=_load_report_meanwhile(callbacks.status))
-        run = PackRun(inputs, callbacks, options)
+        run = PackRun(inputs, callbacks, config, given)
         report = run.pack()
     _loaded.append(run)
     if as_json:
@@ -179,14 +206,34 @@ def _load_report_meanwhile(status: Callable[[Any], None]) -> Callable[[Any], Non
     return load_and_report
 
 
-def _try_pack(inputs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
+def _list_given(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the command or the environment sets."""
+    unset = click.core.ParameterSource.DEFAULT
+    return {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not unset
+    }
+
+
+def _print_config(config: str | None, inputs: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Print the recipe that stands for a command."""
+    from mtpack.recipe.load import load_recipe
+    from mtpack.recipe.write import format_recipe
+
+    click.echo(format_recipe(load_recipe(config, inputs, options)), nl=False)
+
+
+def _try_pack(
+    inputs: tuple[str, ...], *, as_json: bool, quiet: bool, config: str | None, **options: Any
+) -> None:
     """Show what `pack` would do."""
     from mtpack.report.dry_run_view import show_dry_run
     from mtpack.running.callbacks import Callbacks
     from mtpack.running.dry_run import dry_run
 
     callbacks = Callbacks() if quiet else Callbacks(warn=_tell)
-    report = dry_run(inputs, callbacks=callbacks, **options)
+    report = dry_run(inputs, config=config, callbacks=callbacks, **options)
     if as_json:
         _print_json(report.as_dict())
     else:

@@ -29,6 +29,10 @@ EXAMPLES = {
             "zcat data/*.gz | mtpack pack - -o from_a_program",
         ),
         (
+            "pack what a recipe says, with other options than it has",
+            "mtpack pack --config my_packed/recipe.toml --seed 1 -o from_a_recipe",
+        ),
+        (
             "for Megatron-LM with 4 context-parallel ranks",
             "mtpack pack data --label-alignment shifted --pad-documents-to 8 -o for_megatron",
         ),
@@ -45,9 +49,9 @@ EXAMPLES = {
 }
 
 
-# The headings under which fields of `PackOptions` are shown, and those fields.
+# The headings under which options of `pack` are shown: the fields of `PackOptions`, and the recipe.
 OPTION_GROUPS = {
-    "Input": ("format", "messages_key", "split", "on_error"),
+    "Input": ("config", "format", "messages_key", "split", "on_error"),
     "Tokenizer and chat template": (
         *("tokenizer", "chat_template", "template_arg", "date"),
         *("tool_arguments", "control_tokens", "tokenizer_engine"),

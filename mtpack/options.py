@@ -7,6 +7,8 @@ fields of `PackOptions`. The metadata of a field:
     changes_output  whether the option decides what the shards hold (it is then in the manifest)
     changes_splits  whether it decides what a tokenized split holds, so that `--token-store` can't
                     reuse splits of another value; by default as `changes_output`
+    recorded        whether the recipe of an output has it; False for what says only how a run is
+                    done
     aliases         other spellings of a value: {spelling: value}
     minimum, maximum, size (its unit), date (an example), short, metavar, show_default
 """
@@ -33,12 +35,14 @@ def _option(
     *,
     changes_output: bool = True,
     changes_splits: bool | None = None,
+    recorded: bool = True,
     **more: Any,
 ) -> Any:
     metadata = {
         "help": help_text,
         "changes_output": changes_output,
         "changes_splits": changes_output if changes_splits is None else changes_splits,
+        "recorded": recorded,
     }
     return field(default=default, metadata=metadata | more)
 
@@ -76,9 +80,10 @@ class PackOptions:
         "Set a variable of the chat template, for example enable_thinking=false. Repeatable.",
         metavar="KEY=VALUE",
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca"] = _option(
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "text"] = _option(
         "auto",
-        "Row format. auto: detect it per file, from its first row that fits a format.",
+        "Row format. auto: detect it per file, from its first row that fits a format. text: plain "
+        "text, for pre-training, which auto never detects.",
         changes_splits=False,  # the hash of the rows has it
     )
     messages_key: str | None = _option(
@@ -156,6 +161,7 @@ class PackOptions:
         0,
         "Number of worker processes. Default: the number of CPU cores.",
         changes_output=False,
+        recorded=False,
         minimum=0,
         show_default=False,
     )
@@ -164,12 +170,14 @@ class PackOptions:
         "What runs the worker processes. local: this machine. ray: a Ray cluster, whose nodes see "
         "the same files. The output does not depend on this option.",
         changes_output=False,
+        recorded=False,
     )
     ray_address: str | None = _option(
         None,
         "Address of the Ray cluster, such as auto or HOST:PORT. Default: RAY_ADDRESS in the "
         "environment, else a Ray on this machine that starts and ends with the run.",
         changes_output=False,
+        recorded=False,
         metavar="ADDRESS",
     )
     tokenizer_engine: Literal["auto", "tokenizers", "fastokens"] = _option(
@@ -177,6 +185,7 @@ class PackOptions:
         "Library that computes the token ids. auto: fastokens where a probe finds that it gives "
         "the same ids as tokenizers. The ids do not depend on this option.",
         changes_output=False,
+        recorded=False,
     )
     shard_size: str = _option(
         "256MiB",
@@ -212,6 +221,7 @@ class PackOptions:
         "Folder that keeps tokenized data. Later runs on the same input reuse it, also with "
         "another --seq-len, --seed or --overlong.",
         changes_output=False,
+        recorded=False,
         metavar="DIR",
     )
     work_dir: str | None = _option(
@@ -219,6 +229,7 @@ class PackOptions:
         "Folder for tokenized data and what else an unfinished run needs. Default: .mtpack in the "
         "output; a temporary folder for an output in a store.",
         changes_output=False,
+        recorded=False,
         metavar="DIR",
     )
     no_cache: bool = _option(
@@ -232,6 +243,7 @@ class PackOptions:
         "Seconds without progress after which a worker process is ended, and its split or shard is "
         "done once more. Default: ten times what the longest has taken, at least 60.",
         changes_output=False,
+        recorded=False,
         minimum=0,
         show_default=False,
         metavar="SECONDS",
@@ -251,7 +263,10 @@ class PackOptions:
         size="B",
     )
     overwrite: bool = _option(
-        False, "Replace the complete output of another run.", changes_output=False
+        False,
+        "Replace the complete output of another run.",
+        changes_output=False,
+        recorded=False,
     )
 
     def __post_init__(self) -> None:
@@ -302,17 +317,6 @@ class PackOptions:
         if hasattr(os, "sched_getaffinity"):  # not on macOS; respects the limits of a container
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-
-    @property
-    def row_format(self) -> str:
-        """The format of all rows, or `auto`."""
-        return self.format if self.messages_key is None else "messages"
-
-    @property
-    def message_columns(self) -> tuple[str, ...]:
-        """The columns of a table that may hold the messages which the user names."""
-        name = self.messages_key
-        return () if name is None else (name, name.partition(".")[0])
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that decide what a tokenized split holds, as plain JSON values."""

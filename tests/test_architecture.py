@@ -18,7 +18,7 @@ PACKAGE = ROOT / "mtpack"
 ROOMS = [
     *("version", "errors", "option_values", "options", "option_arguments"),
     *("token_batch", "turn_weight", "counts", "fast_path", "user_cache"),
-    *("storage", "input", "tokenizer", "template", "template.tracing", "documents"),
+    *("storage", "recipe", "input", "tokenizer", "template", "template.tracing", "documents"),
     *("packing", "shards", "running"),
     *("linear_loss", "loss", "context_parallel", "torch_data", "integrations"),
     *("verify", "report"),

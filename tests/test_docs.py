@@ -119,9 +119,33 @@ def test_the_first_command_packs_the_sample_data_and_shows_it(folder):
     assert "320" in run(commands, folder)
 
 
+def write_recipes(page: str, folder: Path) -> None:
+    """Write the recipes of a page; the first line of each names its file."""
+    for recipe in blocks("toml", page):
+        path = folder / recipe.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(recipe, encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_to_run(page)])
 def test_the_commands_of_a_page_run(page, folder):
+    write_recipes(page, folder)
     run(commands_to_run(page), folder)
+
+
+def test_the_recipes_give_outputs_that_are_made_again_from_their_own_recipes(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_recipes("docs/recipes.md", folder)
+    recipes = sorted((folder / "runs").iterdir())
+    assert len(recipes) == 3
+    for path in recipes:
+        report = mtpack.pack(config=path, workers=1)
+        counts = [source.counts for source in report.sources]
+        assert len(counts) > 1
+        assert all(each.turns_packed for each in counts)
+        assert sum(each.rows_read for each in counts) == report.tally.rows_read
+        again = mtpack.pack(config=f"{report.output}/recipe.toml", output=f"{path.stem}_again")
+        assert again.shards == report.shards
 
 
 def test_the_examples_in_help_texts_run(folder):
@@ -222,7 +246,7 @@ def test_the_example_of_the_means_is_computed_right():
 
 def test_every_option_of_pack_is_shown_under_one_heading():
     grouped = [name for names in OPTION_GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(option.name for option in fields(PackOptions))
+    assert sorted(grouped) == sorted(["config", *(option.name for option in fields(PackOptions))])
 
 
 def test_every_option_is_documented_and_has_a_help_text():

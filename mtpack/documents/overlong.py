@@ -9,7 +9,7 @@ import numpy as np
 
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.token_spans import encode_document
-from mtpack.input.dialogue import Dialogue, Reject
+from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.token_batch import (
     Bools,
     Int32,
@@ -87,6 +87,14 @@ _POLICIES = {
     "drop": _drop_documents,
     "error": _reject_rows,
 }
+
+
+def refuse_overlong(dialogue: Dialogue, seq_len: int) -> Reject:
+    """Return the rejection of a row that is too long (`--overlong error`)."""
+    return dialogue.reject(
+        Reason.OVERLONG,
+        f"longer than {seq_len:,} tokens; choose a larger --seq-len or another --overlong",
+    )
 
 
 def find_needed_seq_len(

@@ -6,7 +6,7 @@ import glob
 import gzip
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -60,6 +60,8 @@ class InputFile(NamedTuple):
     num_bytes: int
     modified_ns: int
     """Time of the last change, to detect a change during the run."""
+    source: int = 0
+    """The index of its source in the recipe of the run."""
 
     @property
     def kind(self) -> FileKind:
@@ -83,12 +85,15 @@ def find_inputs(
     inputs: Iterable[str],
     output: str | os.PathLike[str] | None = None,
     split: str | None = None,
+    *,
+    needs_split: bool = True,
 ) -> list[str]:
     """Expand folders, globs and URLs into file names, sorted within each; raise SetupError.
 
     A folder that `datasets.save_to_disk` made becomes the files of its data set, in their order.
     `-` (standard input) stays as it is. Files below `output` that a folder or a glob matches are
-    left out. split: the one to read of data sets that are saved in several splits.
+    left out. split: the one to read of data sets that are saved in several splits. needs_split:
+    whether there has to be such a data set then.
     """
     forget_inputs()
     below = None if output is None else os.fspath(output)
@@ -99,14 +104,25 @@ def find_inputs(
                 f"{name}: unknown kind of file; mtpack reads {KNOWN_FILES} "
                 "and - (JSONL from standard input)"
             )
+    require_one_standard_input(names)
+    if needs_split and split is not None:
+        require_split(split, names)
+    return names
+
+
+def require_one_standard_input(names: Sequence[str]) -> None:
+    """Raise SetupError if the names of all inputs have standard input twice."""
     if names.count(STANDARD_INPUT) > 1:
         raise SetupError("-: standard input can be read only once; give it once")
-    if split is not None and not any(map(lies_in_split, names)):
+
+
+def require_split(split: str, names: Iterable[str]) -> None:
+    """Raise SetupError if none of the names of all inputs is that of a file in a split."""
+    if not any(map(lies_in_split, names)):
         raise SetupError(
             f"--split {split}: no input has splits to choose from; leave it out (it is for folders "
             "that datasets saved with several splits)"
         )
-    return names
 
 
 def _expand(name: str, output: str | None, split: str | None) -> list[str]:
@@ -214,16 +230,17 @@ def choose_buffer_size(path: str) -> int:
     return _BUFFER_BYTES if is_url(path) else 0
 
 
-def describe_input(name: str, path: str | os.PathLike[str]) -> InputFile:
+def describe_input(name: str, path: str | os.PathLike[str], source: int = 0) -> InputFile:
     """Return the size of the file at `path`, without reading it; raise InputError.
 
-    Its path is absolute, so that it can be read by a process with another working folder.
+    Its path is absolute, so that it can be read by a process with another working folder. source:
+    as in `InputFile`.
     """
     location = os.fspath(path)
     if not is_url(location):
         location = os.path.abspath(location)
     with wrap_read_errors(name), open_input(location):
-        return InputFile(name, location, *stat_input(location))
+        return InputFile(name, location, *stat_input(location), source)
 
 
 def check_unchanged(name: str, path: str, modified_ns: int) -> None:

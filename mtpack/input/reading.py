@@ -1,9 +1,9 @@
 """Cuts an input into sections, without reading it, and sections into splits.
 
 A *section* is what can be read on its own: a range of bytes of a plain file with a row in each
-line, some row groups of a Parquet file, any other file as a whole, or several small files. No split
-has rows of two sections. So the cuts are the same whoever reads a section, and lines of plain files
-are first read by the worker that tokenizes them.
+line, some row groups of a Parquet file, any other file as a whole, or several small files of one
+source. No split has rows of two sections. So the cuts are the same whoever reads a section, and
+lines of plain files are first read by the worker that tokenizes them.
 
 Rows are parsed in `rows.py`; here, only the first rows of a file are parsed, to detect the format
 of the file.
@@ -11,9 +11,11 @@ of the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from itertools import count, groupby
+from operator import attrgetter
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from mtpack.input.files import InputFile, check_unchanged
 from mtpack.input.json_text import LINES, find_layout, read_text
@@ -61,7 +63,7 @@ def call_here(
 
 
 class ReadOptions(NamedTuple):
-    """How the rows of an input are read."""
+    """How the rows of an input, or of one source of it, are read."""
 
     row_format: str = AUTO
     """The format of all rows; `auto`: detect it per file, from its first rows."""
@@ -69,6 +71,11 @@ class ReadOptions(NamedTuple):
     """Columns of tables to read in addition to those with the names of a format."""
     line_limit: int = LINE_LIMIT
     """The longest row, in bytes."""
+    max_rows: int | None = None
+    """How many rows are read, from the first one on; None: all."""
+    variant: str = ""
+    """What else decides which dialogues the rows are, as text: rows with the same text and another
+    variant have other tokens."""
 
     @property
     def format(self) -> str | None:
@@ -94,11 +101,16 @@ class WholeFile(NamedTuple):
     """What a text file holds, if that is known."""
     part: TablePart | None = None
     """The part of a table; None: all of the file."""
+    max_rows: int | None = None
+    """How many of its rows are read, from the first one on; None: all. The size of the file is then
+    about that of these rows."""
 
     @property
     def num_bytes(self) -> int:
         """The number of bytes of the file, as it is stored, or the share of the part."""
-        return self.file.num_bytes if self.part is None else self.part.num_bytes
+        if self.part is None or self.max_rows is not None:
+            return self.file.num_bytes
+        return self.part.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,8 @@ class Section:
 
     number: int
     parts: tuple[LinesInFile | WholeFile, ...]
+    source: int = 0
+    """The index of the source of its files."""
 
     def __str__(self) -> str:
         first = self.parts[0]
@@ -128,8 +142,20 @@ def cut_sections(
     groups. Only the start of plain text files and the end of Parquet files is read, and what is
     before the first row that fits a format.
     """
-    for number, parts in enumerate(_group_small(files, options, call_table)):
-        yield Section(number, parts)
+    return cut_sources(files, [options], call_table)
+
+
+def cut_sources(
+    files: Iterable[InputFile], options: Sequence[ReadOptions], call_table: TableCall = call_here
+) -> Iterator[Section]:
+    """Cut the files of several sources as `cut_sections` does; no section has files of two.
+
+    files: those of each source after those of the one before. options: of each source.
+    """
+    numbers = count()
+    for source, files_of in groupby(files, key=attrgetter("source")):
+        for parts in _group_small(files_of, options[source], call_table):
+            yield Section(next(numbers), parts, source)
 
 
 def _group_small(
@@ -138,8 +164,13 @@ def _group_small(
     """Yield the parts of each section."""
     small: list[LinesInFile | WholeFile] = []
     num_bytes = 0
+    first_rows = None if options.max_rows is None else _FirstRows(options, call_table)
     for file in files:
         parts = _cut_file(file, options, call_table)
+        if first_rows is not None:
+            if not first_rows.left:
+                break
+            parts = first_rows.take(parts)
         if small and num_bytes + file.num_bytes > SPLIT_BYTES:
             yield tuple(small)
             small, num_bytes = [], 0
@@ -151,6 +182,43 @@ def _group_small(
             num_bytes += file.num_bytes
     if small:
         yield tuple(small)
+
+
+class _FirstRows:
+    """Takes the first rows of the files of a source.
+
+    To know where the last of them is, rows have to be counted: so these rows are read twice.
+    """
+
+    def __init__(self, options: ReadOptions, call_table: TableCall) -> None:
+        """Begin with the first file."""
+        self.left = options.max_rows or 0
+        """The number of rows that are still to be taken."""
+        self._options = options
+        self._call_table = call_table
+
+    def take(self, parts: Iterable[LinesInFile | WholeFile]) -> Iterator[LinesInFile | WholeFile]:
+        """Yield the next parts, up to the last row, as far as they have rows to take."""
+        for part in parts:
+            if not self.left:
+                return
+            if isinstance(part, LinesInFile):
+                taken, num_rows = part.take_rows(self.left)
+                yield taken
+            else:
+                limited, num_rows = self._count_rows(part)
+                yield limited if num_rows == self.left else part
+            self.left -= num_rows
+
+    def _count_rows(self, part: WholeFile) -> tuple[WholeFile, int]:
+        """Return the first rows of a file as a part, and the number of those that are there."""
+        limited = part._replace(max_rows=self.left)
+        num_rows = bytes_read = 0
+        for rows in _read_file(limited, self._options, self._call_table):
+            num_rows += len(rows)
+            bytes_read = rows.bytes_read
+        file = part.file._replace(num_bytes=min(bytes_read, part.num_bytes) or part.num_bytes)
+        return limited._replace(file=file), num_rows
 
 
 def _cut_file(
@@ -192,7 +260,7 @@ def _cut_file(
 def read_section(
     section: Section, options: ReadOptions = DEFAULTS, call_table: TableCall = call_here
 ) -> Iterator[Split]:
-    """Cut a section into splits of about `SPLIT_BYTES`.
+    """Cut a section into splits of about `SPLIT_BYTES`; options: those of its source.
 
     A split ends with the row that brings it to that size, so the cuts depend on the lengths of the
     rows alone. Of lines in a plain file, the size of the file counts. Raises InputError.
@@ -202,7 +270,8 @@ def read_section(
 
     def close_split() -> Split:
         nonlocal part, num_bytes, input_bytes
-        split = Split(f"{section.number:07d}.{part:04d}", tuple(pieces), input_bytes)
+        key = f"{section.number:07d}.{part:04d}"
+        split = Split(key, tuple(pieces), input_bytes, section.source, options.variant)
         part, num_bytes, input_bytes = part + 1, 0, 0
         pieces.clear()
         return split
@@ -268,13 +337,38 @@ def _read_parts(
 def _read_file(part: WholeFile, options: ReadOptions, call_table: TableCall) -> Iterator[RowBatch]:
     if is_table(part.file):
         arguments = part.file, options.line_limit, options.columns, part.part
+        if part.max_rows is not None:
+            return call_table(read_table_rows, *arguments, most=part.max_rows)
         return call_table(read_table, *arguments)
-    return read_text(part.file, options.line_limit, part.layout)
+    batches: Iterator[RowBatch] = read_text(part.file, options.line_limit, part.layout)
+    return batches if part.max_rows is None else take_rows(batches, part.max_rows)
+
+
+def read_table_rows(*arguments: Any, most: int) -> Iterator[RowBatch]:
+    """Yield the first rows that `read_table` yields; it may run in another process."""
+    return take_rows(read_table(*arguments), most)
+
+
+def take_rows(batches: Iterator[RowBatch], most: int) -> Iterator[RowBatch]:
+    """Yield the first rows of all batches, and read no further."""
+    for rows in batches:
+        if len(rows):
+            yield rows if len(rows) <= most else rows.cut(0, most)
+            most -= len(rows)
+        if most <= 0:
+            return
 
 
 def read_splits(
     files: Iterable[InputFile], options: ReadOptions = DEFAULTS, call_table: TableCall = call_here
 ) -> Iterator[Split]:
     """Cut all files, in order, into splits; raise InputError."""
-    for section in cut_sections(files, options, call_table):
-        yield from read_section(section, options, call_table)
+    return read_sources(files, [options], call_table)
+
+
+def read_sources(
+    files: Iterable[InputFile], options: Sequence[ReadOptions], call_table: TableCall = call_here
+) -> Iterator[Split]:
+    """Cut the files of several sources, as for `cut_sources`, into splits; raise InputError."""
+    for section in cut_sources(files, options, call_table):
+        yield from read_section(section, options[section.source], call_table)

@@ -17,6 +17,13 @@ class RowError(Exception):
         self.reason = reason
 
 
+def refuse_long_line(line_limit: int) -> RowError:
+    """Return the error of a row that is longer than so many bytes."""
+    return RowError(
+        Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
+    )
+
+
 def describe_type(value: Any) -> str:
     """Return the JSON type of a value, in words."""
     types = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}

@@ -21,7 +21,13 @@ from mtpack.input.messages import (
     pop_messages,
     pop_messages_at,
 )
-from mtpack.input.row_errors import RowError, describe_type, list_keys, quote_name
+from mtpack.input.row_errors import (
+    RowError,
+    describe_type,
+    list_keys,
+    quote_name,
+    refuse_long_line,
+)
 from mtpack.input.row_formats import find_shapes
 from mtpack.input.row_keys import pop_system, pop_template_args, refuse_media, refuse_preferences
 from mtpack.input.sharegpt import pop_conversation
@@ -71,9 +77,7 @@ def read_dialogue(
     """
     try:
         if text is None:
-            raise RowError(
-                Reason.LINE_TOO_LONG, f"longer than {line_limit:,} bytes; is a newline missing?"
-            )
+            raise refuse_long_line(line_limit)
         return _read_row(row, origin, parse(text), row_format, options)
     except (StrictJsonError, RowError) as error:
         return Reject(row, origin, error.reason, str(error))

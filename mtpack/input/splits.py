@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
@@ -204,6 +204,19 @@ class LinesInFile(NamedTuple):
             ),
         ]
 
+    def take_rows(self, most: int) -> tuple[LinesInFile, int]:
+        """Return the range of the first `most` rows in this one, and their number.
+
+        Raises InputError.
+        """
+        with wrap_read_errors(self.file), open_input(self.path) as file:
+            text, start, _ = self._read_lines(file)
+        rows = LinesInMemory(self.file, None, 1, text, self.line_limit).find_rows()
+        if len(rows) <= most:
+            return self, len(rows)
+        end = text.find(b"\n", int(rows.ends[most - 1])) + 1
+        return self._replace(num_bytes=start + end - self.offset), most
+
     def _read_lines(self, file: BinaryIO) -> tuple[bytes, int, int]:
         """Return the text of the lines, its position in the file, and the number of lines.
 
@@ -256,7 +269,7 @@ class SplitDigest(NamedTuple):
     """What the rows of a split are known by. Positions and compressions of files change nothing."""
 
     sha256: str
-    """Covers the texts of the rows in order, their formats, and dropped nulls."""
+    """Covers the texts of the rows in order, their formats, dropped nulls, and `Split.variant`."""
     num_rows: int
     num_bytes: int
     """The number of bytes of these texts."""
@@ -275,6 +288,10 @@ class Split:
     input_bytes: int = field(default=0, compare=False)
     """How many bytes of the files, as they are stored, were read for it: for the progress alone.
     Files are read in blocks, so this is about the bytes of its rows, but it adds up."""
+    source: int = 0
+    """The index of the source of its rows."""
+    variant: str = ""
+    """What else decides which dialogues its rows are (`ReadOptions.variant`)."""
 
     def __str__(self) -> str:
         first = self.pieces[0]
@@ -340,6 +357,8 @@ class Split:
             for name, of_file in groupby(parts, key=lambda part: part.piece.file)
         ]
         sha256 = files[0][1] if len(files) == 1 else _hash_rows(parts)
+        if self.variant:
+            sha256 = hashlib.sha256(f"{sha256}\n{self.variant}".encode()).hexdigest()
         num_bytes = sum(int((part.ends - part.starts).sum()) for part in parts)
         return SplitDigest(sha256, sum(map(len, parts)), num_bytes, files)
 
@@ -362,26 +381,3 @@ def _hash_rows(parts: list[PieceRows]) -> str:
 def _count_dropped_nulls(pieces: Iterable[Piece]) -> int:
     tables = (piece for piece in pieces if isinstance(piece, RowsInMemory))
     return sum(table.count_dropped_nulls() for table in tables)
-
-
-class InputHashes:
-    """Hashes each file of an input: the digests of its rows, split by split, in order.
-
-    The digests are those of `Split.digest`, so their number depends on the cuts.
-    """
-
-    def __init__(self) -> None:
-        """Begin before the first split."""
-        self._hashes: dict[str, Any] = {}
-
-    def add(self, file_sha256s: Iterable[tuple[str, str]]) -> None:
-        """Add the next split; file_sha256s: `SplitDigest.files`."""
-        for name, sha256 in file_sha256s:
-            self._get(name).update(bytes.fromhex(sha256))
-
-    def sha256(self, name: str) -> str:
-        """Return the sha256 of a file whose splits have all been added."""
-        return str(self._get(name).hexdigest())
-
-    def _get(self, name: str) -> Any:
-        return self._hashes.setdefault(name, hashlib.sha256())

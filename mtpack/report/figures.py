@@ -12,6 +12,7 @@ from mtpack.errors import InputError
 from mtpack.packing.columns import Columns
 from mtpack.report.batches import read_turns, visit_batches
 from mtpack.shards.dataset import Shards
+from mtpack.shards.manifest import SourceRecord
 from mtpack.token_batch import Int32, Int64
 from mtpack.verify.weights import WeightBucket, WeightSums
 
@@ -94,6 +95,8 @@ class Figures:
     `mtpack.loss`: the weights of their losses, divided by the sum of all weights."""
     tally: Counts | None
     """The counts of the run that packed the shards; None without a manifest."""
+    sources: tuple[SourceRecord, ...] = ()
+    """Those of the run, if it had several or one with a name."""
 
     @property
     def padding(self) -> int:
@@ -125,6 +128,7 @@ class Figures:
         ratios = ("fill", "loss_share", "compute_share", "turns_per_document")
         return {
             **asdict(self),
+            "sources": [source.as_dict() for source in self.sources],
             "padding": self.padding,
             **{name: round(getattr(self, name), 6) for name in ratios},
             "document_lengths": _sizes_as_dict(self.document_lengths, "count_share", "token_share"),
@@ -231,6 +235,7 @@ def count_figures(shards: Shards) -> Figures:
         ),
         weight_by_length=tuple(counted.weights.make_buckets()),
         tally=shards.manifest.report.tally if shards.manifest else None,
+        sources=tuple(shards.manifest.report.sources) if shards.manifest else (),
     )
 
 

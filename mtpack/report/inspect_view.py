@@ -10,6 +10,7 @@ from mtpack.counts import Counts
 from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import turn_summary
 from mtpack.report.overview import MEANS_EXPLAINED, build_weight_table, describe_spread
+from mtpack.report.source_view import show_sources
 from mtpack.report.terminal import (
     INDENT,
     build_notices_table,
@@ -47,6 +48,7 @@ def show_figures(figures: Figures, console: Console) -> None:
     if figures.tally is not None:
         print_heading("The run that packed these shards", console)
         console.print(indent(_build_tally_table(figures, figures.tally)))
+        show_sources(figures.sources, console)
         print_heading("What to know about the turns", console)
         console.print(indent(build_notices_table(turn_summary(figures.tally))))
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mtpack.report.figures import Figures, Histogram
 from mtpack.report.notices import notices_of
+from mtpack.report.source_view import show_sources_briefly
 from mtpack.report.terminal import (
     draw_bar,
     format_count,
@@ -42,7 +43,9 @@ def show_overview(figures: Figures, console: Console) -> None:
         line.truncate(_TEXT_WIDTH, overflow="ellipsis")
         table.add_row(Text(name, style="bold"), line)
     console.print(table)
-    rows = max(_FEWEST_LENGTHS, _LINES - len(lines) - 4)  # an empty line and three of text
+    show_sources_briefly(figures.sources, console)
+    num_more = len(figures.sources) + 3 if len(figures.sources) > 1 else 0  # with two headings
+    rows = max(_FEWEST_LENGTHS, _LINES - len(lines) - num_more - 4)  # and those of the lengths
     print_heading("Share of the gradient by turn length, under three means", console)
     console.print(indent(build_weight_table(_merge_buckets(figures.weight_by_length, rows))))
     console.print(indent(Text(MEANS_EXPLAINED, style="dim")))

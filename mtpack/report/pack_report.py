@@ -13,6 +13,7 @@ from mtpack.counts import Counts
 from mtpack.input.dialogue import Reason
 from mtpack.report.escaping import escape_line
 from mtpack.report.notices import turn_summary
+from mtpack.report.source_view import show_sources
 from mtpack.report.terminal import (
     build_notices_table,
     format_count,
@@ -34,6 +35,7 @@ def show_report(report: PackReport, console: Console) -> None:
         )
         rendered.append(("replayed", about.replayed, remark))
     console.print(build_tally_table(tally, report.seq_len, rendered))
+    show_sources(report.sources, console)
     print_heading("What to know about the turns", console)
     console.print(build_notices_table(turn_summary(tally)))
     console.print()

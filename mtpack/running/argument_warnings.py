@@ -10,15 +10,19 @@ from mtpack.template.chat_template import ChatTemplate
 _MOST_LISTED = 8
 
 
-def list_argument_warnings(template: ChatTemplate, arguments: Iterable[str]) -> list[str]:
-    """Return a warning for each argument (KEY=VALUE) whose variable the template never reads."""
+def list_argument_warnings(
+    template: ChatTemplate, arguments: Iterable[str], where: str = flag("template_arg")
+) -> list[str]:
+    """Return a warning for each argument (KEY=VALUE) whose variable the template never reads.
+
+    where: what the warnings call the place of the arguments.
+    """
     names = dict.fromkeys(argument.partition("=")[0] for argument in arguments)
     if not names:
         return []  # to list the variables of a long template takes 10 ms
     readable = template.list_settable_variables()
     return [
-        f'{flag("template_arg")}: the chat template never reads "{name}"; '
-        + _suggest_variable(name, readable)
+        f'{where}: the chat template never reads "{name}"; ' + _suggest_variable(name, readable)
         for name in names
         if not template.reads_variable(name)
     ]

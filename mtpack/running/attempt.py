@@ -12,13 +12,13 @@ from typing import TextIO
 from mtpack.counts import Counts, RunCounts
 from mtpack.input import reading
 from mtpack.input.dialogue import Reject
-from mtpack.input.splits import InputHashes
+from mtpack.input.input_hashes import InputHashes
 from mtpack.running.callbacks import Callbacks, RunProgress
 from mtpack.running.earlier_work import commit_window, find_earlier_work
 from mtpack.running.empty_run import EmptySplit
 from mtpack.running.executors import Runner
 from mtpack.running.format_notices import FormatNotices
-from mtpack.running.pipeline import Pipeline, choose_read_options
+from mtpack.running.pipeline import Pipeline
 from mtpack.running.plan_task import PlannedWindow, PlanTask, run_plan_task
 from mtpack.running.run_record import hash_run
 from mtpack.running.run_setup import RunSetup
@@ -43,6 +43,8 @@ class RunState:
     """What a run has produced so far. Its size depends on the number of shards and files only."""
 
     counts: Counts = field(default_factory=Counts)
+    by_source: list[Counts] = field(default_factory=list)
+    """The counts of each source, without sequences."""
     run_counts: RunCounts = field(default_factory=RunCounts)
     shards: dict[int, ShardRecord] = field(default_factory=dict)
     """By number."""
@@ -96,7 +98,7 @@ class Attempt:
         )
         run_sha256 = hash_run(setup.pipeline)
         self._windows = Windows(self._options, unsynced, self._earlier, run_sha256)
-        self._state = RunState()
+        self._state = RunState(by_source=[Counts() for _ in setup.pipeline.sources])
         self._num_lines = 0  # in the part of the current file that was read so far
         self._files_with_rows: set[str] = set()
         self._is_changed = False
@@ -150,14 +152,14 @@ class Attempt:
 
         sends_rows: whether this process reads the sections that are not one split.
         """
-        options = choose_read_options(self._options)
-        for section in reading.cut_sections(self._setup.files, options, call_table):
+        options = self._setup.pipeline.read_options
+        for section in reading.cut_sources(self._setup.files, options, call_table):
             if not (section.is_split or sends_rows):
                 yield from self._windows.take_tasks()
                 written = self._earlier.find_written_in(section.number)
                 yield SectionTask(section, self._context, written)
                 continue
-            for split in reading.read_section(section, options, call_table):
+            for split in reading.read_section(section, options[section.source], call_table):
                 yield from self._windows.take_tasks()
                 yield SplitTask(split, self._context, self._earlier.find_written(split.key))
 
@@ -167,7 +169,7 @@ class Attempt:
             self._num_lines = 0
         num_lines, self._num_lines = self._num_lines, self._num_lines + result.num_lines
         result = result.place(self._state.counts.rows_read, num_lines)
-        self._formats.add(result.formats)
+        self._formats.add(result.formats, self._setup.pipeline.sources[result.source].row_format)
         self._files_with_rows.update(name for name, _ in result.file_sha256s)
         if result.rejects and self._options.on_error == "fail":
             raise make_bad_row_error(str(result.rejects[0]))
@@ -175,6 +177,7 @@ class Attempt:
         state = self._state
         self._compare_with_earlier(result)
         state.counts += result.counts
+        state.by_source[result.source] += result.counts
         state.run_counts += result.run_counts
         state.warnings |= result.warnings
         state.empty += result.empty or EmptySplit()

@@ -6,9 +6,8 @@ are rendered and tokenized in worker processes, because a template may hang.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,16 +22,20 @@ from mtpack.input.reading import SPLIT_BYTES
 from mtpack.options import PackOptions
 from mtpack.packing.columns import pad_lengths
 from mtpack.packing.plan import plan_sequences
+from mtpack.recipe.load import Config
 from mtpack.running.callbacks import Callbacks
 from mtpack.running.format_notices import FormatNotices
-from mtpack.running.pack import prepare_output, resolve_run
-from mtpack.running.pipeline import Pipeline, choose_engine, choose_read_options, load_pipeline
+from mtpack.running.pack import prepare_output
+from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
+from mtpack.running.run_inputs import InputName, Inputs, resolve_run
 from mtpack.running.run_setup import estimate_text_bytes
 from mtpack.running.runner import local_runner
 from mtpack.running.sample import (
     WHOLE_BYTES,
     SampleSplit,
     draw_sample,
+    limit_files,
+    name_stratum,
     read_standard_input,
     read_whole,
 )
@@ -123,8 +126,9 @@ class DryRunReport:
 
 
 def dry_run(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    inputs: Inputs = (),
     *,
+    config: Config | None = None,
     callbacks: Callbacks | None = None,
     **options: Any,
 ) -> DryRunReport:
@@ -133,11 +137,11 @@ def dry_run(
     A small input is read as a whole. Nothing is written. Raises SetupError if the run could not
     start, and InputError if a file can't be read; bad rows are part of the report.
     """
-    chosen, names = resolve_run(inputs, options)
+    recipe, found = resolve_run(inputs, config, options)
     callbacks = callbacks or Callbacks()
-    pipeline = load_pipeline(chosen)
+    pipeline = load_pipeline(recipe.options, recipe.sources)
     _, warnings = prepare_output(pipeline, callbacks.warn)
-    return _DryRun(pipeline, names, callbacks, warnings).run()
+    return _DryRun(pipeline, found, callbacks, warnings).run()
 
 
 @dataclass(slots=True)
@@ -145,7 +149,7 @@ class _DryRun:
     """One dry run."""
 
     pipeline: Pipeline
-    names: list[str]
+    found: list[InputName]
     callbacks: Callbacks
     warnings: list[str]
     disabled: frozenset[str] = frozenset()
@@ -157,10 +161,9 @@ class _DryRun:
 
     def run(self) -> DryRunReport:
         options = self.pipeline.options
-        files = [describe_input(name, name) for name in self.names if name != STANDARD_INPUT]
+        files = self._read_sample()
         text_bytes = sum(map(estimate_text_bytes, files))
         self.process_bytes = text_bytes / options.num_workers
-        self._read_sample(files, text_bytes)
         texts = _list_texts(self.samples[0]) if self.samples else []
         self.pipeline, refused = choose_engine(self.pipeline, text_bytes, texts)
         if refused is not None:
@@ -174,28 +177,36 @@ class _DryRun:
                     raise
                 self.callbacks.warn(f"warning: {error}, {REMEDIES[error.fast_path]}")
                 self.disabled |= {error.fast_path}
-        formats = FormatNotices(options.row_format, self.callbacks.warn)
-        for record in records:
-            formats.add(record.formats)
+        formats = FormatNotices(self.callbacks.warn)
+        for sample, record in zip(self.samples, records, strict=False):
+            formats.add(record.formats, self.pipeline.sources[sample.split.source].row_format)
         return self._report(files, records, examples)
 
-    def _read_sample(self, files: list[InputFile], text_bytes: int) -> None:
-        """Read the whole input if it is small, otherwise a sample."""
-        read_options = choose_read_options(self.pipeline.options)
-        if len(files) < len(self.names):
-            sample, self.is_whole = read_standard_input(read_options)
-            self.samples.append(sample)
-        with table_process(files) as call_table:
-            if text_bytes <= WHOLE_BYTES:
-                self.samples += read_whole(files, read_options, call_table)
-                return
+    def _read_sample(self) -> list[InputFile]:
+        """Read the whole input if it is small, otherwise a sample.
+
+        Returns the files, with the sizes of what a run reads of them.
+        """
+        options = self.pipeline.read_options
+        found = [each for each in self.found if each.name != STANDARD_INPUT]
+        all_files = [describe_input(name, name, source) for name, source in found]
+        for name, source in self.found:
+            if name == STANDARD_INPUT:
+                sample, self.is_whole = read_standard_input(options[source], source)
+                self.samples.append(sample)
+        with table_process(all_files) as call_table:
+            files = limit_files(all_files, options, call_table)
+            if sum(map(estimate_text_bytes, files)) <= WHOLE_BYTES:
+                self.samples += read_whole(all_files, options, call_table)
+                return files
             self.is_whole = False
             end = time.monotonic() + _SECONDS
             seed = self.pipeline.options.seed
-            for sample in draw_sample(files, read_options, call_table, seed):
+            for sample in draw_sample(files, options, call_table, seed):
                 self.samples.append(sample)
                 if time.monotonic() > end:
                     break
+        return files
 
     def _tokenize(self) -> tuple[list[SampleRecord], dict[Trouble, Origin]]:
         """Tokenize the sample, as far as the time allows, and find examples of its troubles."""
@@ -244,7 +255,8 @@ class _DryRun:
             for reject in record.rejects:
                 rejects.setdefault(str(reject.reason), reject)
         lengths = np.concatenate([np.empty(0, np.int64), *(record.lengths for record in records)])
-        sizes = {} if STANDARD_INPUT in self.names and not self.is_whole else _sum_sizes(files)
+        names = [name for name, _ in self.found]
+        sizes = {} if STANDARD_INPUT in names and not self.is_whole else _sum_sizes(files)
         bytes_read = sum(sample.split.input_bytes for sample in samples)
         input_bytes = bytes_read if self.is_whole else sizes.get("")
         estimate = None
@@ -257,7 +269,7 @@ class _DryRun:
         return DryRunReport(
             seq_len=options.seq_len,
             tokenizer=self.pipeline.tokenizer,
-            inputs=self.names,
+            inputs=names,
             input_bytes=input_bytes,
             bytes_read=bytes_read,
             is_whole=self.is_whole,
@@ -290,7 +302,7 @@ def _sum_sizes(files: list[InputFile]) -> dict[str, int]:
     """Return the number of bytes of all files by `SampleSplit.stratum`."""
     sizes = {"": sum(file.num_bytes for file in files)}
     for file in files:
-        stratum = "".join(file.kind)
+        stratum = name_stratum(file)
         sizes[stratum] = sizes.get(stratum, 0) + file.num_bytes
     return sizes
 

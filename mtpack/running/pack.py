@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -17,16 +18,14 @@ from mtpack.errors import InputError, SetupError
 from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input.files import (
     STANDARD_INPUT,
-    FileKind,
     InputFile,
     describe_input,
-    find_inputs,
-    find_kind,
 )
-from mtpack.input.reading import read_splits
-from mtpack.input.splits import InputHashes
-from mtpack.option_arguments import options_from
+from mtpack.input.input_hashes import InputHashes
+from mtpack.input.reading import read_sources
 from mtpack.options import PackOptions
+from mtpack.recipe.load import Config
+from mtpack.recipe.write import format_own_recipe
 from mtpack.running.argument_warnings import list_argument_warnings
 from mtpack.running.attempt import Attempt, RunState
 from mtpack.running.callbacks import Callbacks
@@ -39,8 +38,13 @@ from mtpack.running.outputs import Output, open_output
 from mtpack.running.pipeline import (
     Pipeline,
     choose_engine,
-    choose_read_options,
     load_pipeline,
+)
+from mtpack.running.run_inputs import (
+    Inputs,
+    record_sources,
+    refuse_empty_files,
+    resolve_run,
 )
 from mtpack.running.run_record import continue_run, identify_run, write_run_record
 from mtpack.running.run_setup import RunSetup, estimate_text_bytes, read_first_rows
@@ -49,50 +53,38 @@ from mtpack.running.table_process import table_process
 from mtpack.running.token_store import holds_splits, measure_store
 from mtpack.running.windows import StaleWindowError
 from mtpack.shards.manifest import (
-    MANIFEST,
+    RECIPE,
     PackReport,
     RunIdentity,
     RunInfo,
-    is_manifest,
+    SourceRecord,
 )
 from mtpack.shards.output_folder import find_complete_output, refuse_foreign_files
 from mtpack.shards.side_files import write_datasets_files
 from mtpack.shards.work_area import WorkArea, empty_area, find_last_file
-from mtpack.storage.places import join_place, to_place
-from mtpack.storage.urls import resolve_name
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.version import __version__
 
 
 def pack(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    inputs: Inputs = (),
     *,
+    config: Config | None = None,
     callbacks: Callbacks | None = None,
     **options: Any,
 ) -> PackReport:
     """Pack dialogues into shards and return the report.
 
-    inputs: files (docs/files.md has their kinds), folders, patterns, or `-`. options: those of
-    `PackOptions`, by name. Raises SetupError if the run can't start, InputError for a bad row
-    (unless `on_error="skip"`) and if nothing is left to pack.
+    inputs: files (docs/files.md has their kinds), folders, patterns, or `-`. config: a recipe
+    (docs/recipes.md), as a file or as a dict of its keys; then there may be no inputs. options:
+    those of `PackOptions`, by name; they win over the recipe. Raises SetupError if the run can't
+    start, InputError for a bad row (unless `on_error="skip"`) and if nothing is left to pack.
 
     The work is done in worker processes. They are forked where that is safe; otherwise (on macOS,
     in programs that have threads) they are spawned and load everything themselves. They do not
     import the caller's script.
     """
-    return PackRun(inputs, callbacks or Callbacks(), options).pack()
-
-
-def resolve_run(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: Mapping[str, Any]
-) -> tuple[PackOptions, list[str]]:
-    """Return the options of a run and the names of its input files; raise SetupError."""
-    names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    chosen = options_from(options)
-    chosen = replace(chosen, output=resolve_name(chosen.output))
-    found = find_inputs([os.fspath(name) for name in names], chosen.output, chosen.split)
-    _refuse_packed_folders(found)
-    return chosen, found
+    return PackRun(inputs, callbacks or Callbacks(), config, options).pack()
 
 
 def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Output, list[str]]:
@@ -106,6 +98,9 @@ def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Out
             "using the small tokenizer that comes with mtpack; choose your model's with --tokenizer"
         )
     warnings = list_argument_warnings(pipeline.template, options.template_arg)
+    for source in pipeline.sources:
+        where = f'source "{source.name}": template-args'
+        warnings += list_argument_warnings(pipeline.template, source.template_args or (), where)
     for warning in warnings:
         warn(f"warning: {warning}")
     output = open_output(options)
@@ -115,28 +110,18 @@ def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Out
     return output, warnings
 
 
-def _refuse_packed_folders(names: list[str]) -> None:
-    """Raise SetupError if an input is a shard in an output of mtpack."""
-    tables = {os.path.dirname(name) for name in names if find_kind(name) == FileKind("arrow")}
-    for folder in sorted(tables):
-        if is_manifest(join_place(to_place(folder), MANIFEST)):
-            raise SetupError(
-                f"{folder}: holds sequences that mtpack has packed; give the dialogues that they "
-                "were packed from"
-            )
-
-
 class PackRun:
-    """One run of `pack`: its options, callbacks and stopwatch, and a method for each step."""
+    """One run of `pack`: its recipe, callbacks and stopwatch, and a method for each step."""
 
     def __init__(
         self,
-        inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        inputs: Inputs,
         callbacks: Callbacks,
+        config: Config | None,
         options: Mapping[str, Any],
     ) -> None:
         """Check the options and find the inputs; raise SetupError. The arguments: as of `pack`."""
-        self.options, self._names = resolve_run(inputs, options)
+        self.recipe, self._names = resolve_run(inputs, config, options)
         self.callbacks = callbacks
         self.watch = Stopwatch()
         self.disabled: set[str] = set()
@@ -145,11 +130,20 @@ class PackRun:
         self.pipeline: Pipeline | None = None
         """What was loaded; it stays until the end of this object."""
 
+    @property
+    def options(self) -> PackOptions:
+        """Those of the recipe."""
+        return self.recipe.options
+
     def pack(self) -> PackReport:
         """Do all of it and return the report; raise as `pack`."""
-        names = self._names
-        found = {name: describe_input(name, name) for name in names if name != STANDARD_INPUT}
-        pipeline = load_pipeline(self.options, self._estimate_new_bytes(names, found.values()))
+        names = [name for name, _ in self._names]
+        found = [
+            None if name == STANDARD_INPUT else describe_input(name, name, source)
+            for name, source in self._names
+        ]
+        new_bytes = self._estimate_new_bytes(names, filter(None, found))
+        pipeline = load_pipeline(self.options, self.recipe.sources, new_bytes)
         self.pipeline = pipeline
         self.watch.lap("start")
         output, self.argument_warnings = prepare_output(pipeline, self.callbacks.warn)
@@ -157,10 +151,14 @@ class PackRun:
             area = None
             if STANDARD_INPUT in names or output.has_work_area():
                 area = stack.enter_context(self._work_area(output, pipeline))
-            files = [found.get(name) or self._spool(name, area) for name in names]
+            files = [
+                file or self._spool(name, source, area)
+                for file, (name, source) in zip(found, self._names, strict=True)
+            ]
+            refuse_empty_files(self.recipe, files)
             run = identify_run(pipeline, files)
             complete = find_complete_output(
-                output.place, run, files, lambda: _hash_inputs(files, self.options), self.options
+                output.place, run, files, lambda: _hash_inputs(files, pipeline), self.options
             )
             if complete is not None:
                 output.finish_complete(complete)
@@ -218,13 +216,13 @@ class PackRun:
             return None
         return sum(map(estimate_text_bytes, found))
 
-    def _spool(self, name: str, area: WorkArea | None) -> InputFile:
+    def _spool(self, name: str, source: int, area: WorkArea | None) -> InputFile:
         """Copy standard input to the work area, since it can be read only once."""
         assert area is not None
         path = area.scratch / "standard-input.jsonl"
         with open(path, "wb") as spool:
             shutil.copyfileobj(sys.stdin.buffer, spool)
-        return describe_input(name, path)
+        return describe_input(name, path, source)
 
     def _write_output(self, setup: RunSetup, run: RunIdentity) -> PackReport:
         setup.output.begin()
@@ -236,19 +234,26 @@ class PackRun:
                     setup.files, self.options, state.counts, state.empty, state.first_reject
                 )
             )
+        try:
+            sources = record_sources(self.recipe, state.by_source)
+        except InputError:
+            setup.area.is_kept = False
+            raise
         counts = state.run_counts
         if setup.is_resumed or counts.shards_resumed:
             self.callbacks.warn(
                 f"resumed: {counts.splits_reused:,} of {counts.splits:,} splits, "
                 f"{counts.shards_resumed:,} of {len(state.shards):,} shards"
             )
-        report = self._report(setup, state)
+        recipe = format_own_recipe(self.recipe).encode(errors="backslashreplace")
+        (setup.area.path / RECIPE).write_bytes(recipe)
+        report = self._report(setup, state, sources, hashlib.sha256(recipe).hexdigest())
         if self.options.ipc_format == "stream":
             write_datasets_files(setup.area.path, report.shards, setup.pipeline.shard_metadata)
         setup.area.is_kept = True  # once complete, it may hold the only copy of some files
         inputs = [
-            {"bytes": file.num_bytes, "sha256": state.hashes.sha256(file.name)}
-            for file in setup.files
+            {**described, "sha256": state.hashes.sha256(file.name)}
+            for described, file in zip(run.inputs, setup.files, strict=True)
         ]
         setup.output.publish(setup.area, replace(run, inputs=inputs), report)
         setup.area.is_kept = False
@@ -261,7 +266,7 @@ class PackRun:
         splits are made again without that fast path. If an earlier run wrote shards from splits
         that have changed since, their window is made again.
         """
-        formats = FormatNotices(self.options.row_format, self.callbacks.warn)
+        formats = FormatNotices(self.callbacks.warn)
         inputs = [file.path for file in setup.files]
         while True:
             attempt = Attempt(setup, self.disabled, self.callbacks, self.watch, formats)
@@ -287,7 +292,13 @@ class PackRun:
                 write_run_record(setup.area, setup.pipeline, self.disabled)
             attempt.undo_progress()
 
-    def _report(self, setup: RunSetup, state: RunState) -> PackReport:
+    def _report(
+        self,
+        setup: RunSetup,
+        state: RunState,
+        sources: list[SourceRecord],
+        recipe_sha256: str,
+    ) -> PackReport:
         state.counts.check()
         failed = len(self.disabled)
         run_counts = state.run_counts + RunCounts(audited=failed, audit_mismatches=failed)
@@ -305,6 +316,7 @@ class PackRun:
             warnings=[*self.argument_warnings, *warnings],
             tokenizer_engine=setup.pipeline.without(self.disabled).options.tokenizer_engine,
             token_store_bytes=measure_store(self.options.token_store),
+            recipe_sha256=recipe_sha256,
             **asdict(run_counts),
         )
         return PackReport(
@@ -313,13 +325,14 @@ class PackRun:
             tally=state.counts,
             shards=[state.shards[number] for number in sorted(state.shards)],
             about=about,
+            sources=sources,
         )
 
 
-def _hash_inputs(files: list[InputFile], options: PackOptions) -> list[str]:
+def _hash_inputs(files: list[InputFile], pipeline: Pipeline) -> list[str]:
     """Read all files and return their sha256, as they are in the manifest; raise InputError."""
     hashes = InputHashes()
     with table_process(files) as call_table:
-        for split in read_splits(files, choose_read_options(options), call_table):
+        for split in read_sources(files, pipeline.read_options, call_table):
             hashes.add(split.digest().files)
     return [hashes.sha256(file.name) for file in files]

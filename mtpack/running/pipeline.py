@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
 from mtpack.documents.control_tokens import Renderer, load_renderer
+from mtpack.documents.plain_text import TextRenderer, load_text_renderer
 from mtpack.errors import SetupError
 from mtpack.fast_path import FASTOKENS, REPLAY, FastPathFailedError
 from mtpack.input.reading import ReadOptions
+from mtpack.input.row_defaults import RowDefaults
 from mtpack.options import PackOptions
+from mtpack.recipe.sources import Source
 from mtpack.running.heartbeat import Heartbeat
 from mtpack.shards.arrow import ShardMetadata
 from mtpack.template.chat_template import ChatTemplate
@@ -42,13 +45,19 @@ class Pipeline:
     template: ChatTemplate
     renderer: Renderer
     encoders: Encoders
+    sources: tuple[Source, ...]
+    """Those of the run."""
+    texts: TextRenderer | None = None
+    """Renders plain text, if a source has such rows."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     """Where the process reports the row that it is working on."""
 
     @property
     def contents(self) -> PipelineContents:
         """What another process makes the same pipeline of."""
-        return PipelineContents(self.options, self.tokenizer.files, self.template.sources)
+        return PipelineContents(
+            self.options, self.tokenizer.files, self.template.sources, self.sources
+        )
 
     @property
     def template_source(self) -> str:
@@ -67,6 +76,33 @@ class Pipeline:
             template_sha256=self.template.sha256,
             extra_columns=tuple(_list_extra_columns(self.options)),
         )
+
+    @property
+    def read_options(self) -> list[ReadOptions]:
+        """How the rows of each source are read."""
+        return [
+            ReadOptions(
+                row_format=source.row_format,
+                more_columns=source.columns,
+                max_rows=source.max_rows,
+                variant=source.describe_variant(self.options),
+            )
+            for source in self.sources
+        ]
+
+    def find_defaults(self, source: Source) -> RowDefaults | None:
+        """Return what the rows of a source get; None if they stay as they are.
+
+        Variables that the template does not read are left out.
+        """
+        args = {
+            name: value
+            for name, value in (source.template_args or {}).items()
+            if self.template.reads_variable(name)
+        }
+        if source.system is None and not args:
+            return None
+        return RowDefaults(system=source.system, template_args=args or None)
 
     def without(self, fast_paths: Collection[str]) -> Pipeline:
         """Return a copy that uses none of these fast paths (`REPLAY`, `FASTOKENS`)."""
@@ -115,6 +151,8 @@ class PipelineContents:
     tokenizer: TokenizerFiles
     templates: dict[str, str]
     """The source of each chat template by name, as in `ChatTemplate`."""
+    sources: tuple[Source, ...]
+    """As in `Pipeline`."""
 
     def load(self) -> Pipeline:
         """Make the pipeline; raise SetupError if it can't be used."""
@@ -129,14 +167,17 @@ class PipelineContents:
             self.options.tool_arguments,
         )
         encoders = Encoders(tokenizer, self.options.seed, kept)
-        return _connect(self.options, tokenizer, template, encoders)
+        return _connect(self.options, tokenizer, template, encoders, self.sources)
 
 
-def load_pipeline(options: PackOptions, input_bytes: int | None = None) -> Pipeline:
+def load_pipeline(
+    options: PackOptions, sources: Sequence[Source] = (), input_bytes: int | None = None
+) -> Pipeline:
     """Load tokenizer and template; raise SetupError if they can't be used.
 
-    The template is compiled here; `check_template` tries it. input_bytes: as for `choose_engine`,
-    if it is known and is going to be called: then fastokens begins to load, if it is worth it.
+    sources: those of the run; by default one, which is read as the options say. The template is
+    compiled here; `check_template` tries it. input_bytes: as for `choose_engine`, if it is known
+    and is going to be called: then fastokens begins to load, if it is worth it.
     """
     files = read_tokenizer_files(options.tokenizer)
     kept = KeptResults(files, is_kept=not options.no_cache)
@@ -152,14 +193,21 @@ def load_pipeline(options: PackOptions, input_bytes: int | None = None) -> Pipel
         options.tool_arguments,
     )
     encoders = Encoders(tokenizer, options.seed, kept, begun)
-    return _connect(options, tokenizer, template, encoders)
+    chosen = tuple(sources) or (Source().resolve(options, ""),)
+    return _connect(options, tokenizer, template, encoders, chosen)
 
 
 def _connect(
-    options: PackOptions, tokenizer: LoadedTokenizer, template: ChatTemplate, encoders: Encoders
+    options: PackOptions,
+    tokenizer: LoadedTokenizer,
+    template: ChatTemplate,
+    encoders: Encoders,
+    sources: tuple[Source, ...],
 ) -> Pipeline:
     renderer = load_renderer(template, tokenizer, options)
-    return Pipeline(options, tokenizer, template, renderer, encoders)
+    has_text = any(source.is_text for source in sources)
+    texts = load_text_renderer(renderer, tokenizer) if has_text else None
+    return Pipeline(options, tokenizer, template, renderer, encoders, sources, texts)
 
 
 def _list_extra_columns(options: PackOptions) -> Iterator[str]:
@@ -168,11 +216,6 @@ def _list_extra_columns(options: PackOptions) -> Iterator[str]:
         yield "turn_bent"
     if options.turn_weights:
         yield "turn_weights"
-
-
-def choose_read_options(options: PackOptions) -> ReadOptions:
-    """Return how the rows of the input are read."""
-    return ReadOptions(options.row_format, tuple(options.message_columns))
 
 
 def check_template(pipeline: Pipeline) -> None:

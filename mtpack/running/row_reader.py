@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from mtpack.input.dialogue import Dialogue, Origin, Reject, make_dialogue
+from mtpack.input.plain_text import read_plain_text
 from mtpack.input.reading import LINE_LIMIT
 from mtpack.input.rows import RowOptions, read_dialogue
 from mtpack.input.splits import RawRow, Split
@@ -17,6 +18,8 @@ from mtpack.input.text_blocks import read_text_rows
 from mtpack.input.text_rows import TextRows
 from mtpack.running.pipeline import Pipeline
 from mtpack.template.message_forms import find_forms
+from mtpack.token_batch import Int64
+from mtpack.turn_weight import round_weight
 
 _MESSAGES_IN_TYPICAL_ROW = 60
 
@@ -29,11 +32,16 @@ class RowReader:
         self._pipeline = pipeline
         self._pieces = split.found_rows
         self._firsts = [0, *accumulate(map(len, self._pieces))]
+        self._source = pipeline.sources[split.source]
+        self._defaults = pipeline.find_defaults(self._source)
+        has_weights = pipeline.options.turn_weights
         self._options = RowOptions(
-            messages_key=pipeline.options.messages_key,
+            messages_key=self._source.messages_key,
             keeps_argument_text=pipeline.template.tool_arguments == "text",
-            source_weight=find_source_weight(pipeline),
+            source_weight=self._source.weight if has_weights else None,
         )
+        self.source_units = round_weight(1.0, self._source.weight) if has_weights else None
+        """The weight of a turn whose message has none, in 1/1024; None without weights."""
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -41,10 +49,14 @@ class RowReader:
     def read(self, row: int) -> Dialogue | Reject:
         """Read a row."""
         raw = self._find(row)
+        if self._source.is_text:
+            return read_plain_text(row, _find_origin(raw), raw.text, LINE_LIMIT)
         read = read_dialogue(
             row, _find_origin(raw), raw.text, LINE_LIMIT, raw.format, self._options
         )
-        return self._form(read) if isinstance(read, Dialogue) else read
+        if isinstance(read, Reject):
+            return read
+        return self._form(read if self._defaults is None else self._defaults.apply(read))
 
     def read_all(self) -> Iterator[Dialogue | Reject]:
         """Read the rows, one at a time."""
@@ -54,10 +66,16 @@ class RowReader:
         """Return the position of a row."""
         return _find_origin(self._find(row))
 
+    def describe(self, rows: Int64) -> str:
+        """Return the lines of rows that follow each other, for a message."""
+        ends = rows[[0, -1]].tolist() if len(rows) else []
+        return " to ".join(dict.fromkeys(str(self.find_origin(row)) for row in ends))
+
     def read_texts(self) -> TextRows:
         """Return the rows that are read in blocks: most of those that say texts alone."""
         template = self._pipeline.template
-        if self._options.messages_key is not None or find_forms(template, None).only_parts:
+        is_changed = self._options.messages_key is not None or self._defaults is not None
+        if is_changed or find_forms(template, None).only_parts:
             return TextRows.of([])
         numbered = [
             (piece, np.arange(first, first + len(piece)))
@@ -88,11 +106,6 @@ class RowReader:
             template = template.with_arguments(read.template_args)
         read = find_forms(template, read.tools).apply(read)
         return read.train_last_turn() if self._pipeline.options.train_turns == "last" else read
-
-
-def find_source_weight(pipeline: Pipeline) -> float | None:
-    """Return the factor of the weights of turns; None without `--turn-weights`."""
-    return 1.0 if pipeline.options.turn_weights else None
 
 
 def _find_origin(raw: RawRow) -> Origin:

@@ -13,13 +13,14 @@ import numpy as np
 
 from mtpack.counts import Counts
 from mtpack.documents.control_tokens import Renderer
+from mtpack.documents.overlong import refuse_overlong
 from mtpack.documents.turn_units import TurnUnits
-from mtpack.input.dialogue import Dialogue, Reason, Reject
+from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.input.text_rows import TextRows
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.row_counts import RowCounts
-from mtpack.running.row_reader import RowReader, find_source_weight, set_activity
+from mtpack.running.row_reader import RowReader, set_activity
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.chat_template import ChatTemplate
 from mtpack.template.dropped_content import Kind
@@ -30,7 +31,6 @@ from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.tracing.planned_rows import PlannedRows
 from mtpack.token_batch import Bools, Int32, TokenBatch
-from mtpack.turn_weight import round_weight
 
 # Texts per call of the encoder. Documents of single turns repeat their prefixes, so even a small
 # split can make a lot of text.
@@ -60,8 +60,8 @@ class RowRenderer:
         """The counts of rows with arguments, by the template that probes ask for them."""
         self._variants_total: Counts | None = None
         """The sum of those that were dropped."""
-        weight = find_source_weight(pipeline)
-        self._units = None if weight is None else TurnUnits(round_weight(1.0, weight))
+        units = self._reader.source_units
+        self._units = None if units is None else TurnUnits(units)
         """The weights of turns; None without `--turn-weights`."""
         self._rendered: list[RenderedDialogue] = []
         self._num_bytes = 0
@@ -99,9 +99,7 @@ class RowRenderer:
 
     def describe(self, documents: RenderedDocuments) -> str:
         """Return the lines of the rows of documents, for a message."""
-        rows = documents.rows[[0, -1]].tolist() if len(documents.rows) else []
-        names = dict.fromkeys(str(self._reader.find_origin(row)) for row in rows)
-        return " to ".join(names)
+        return self._reader.describe(documents.rows)
 
     def count(self) -> Counts:
         """Return the counts of the accepted rows and their messages."""
@@ -134,11 +132,7 @@ class RowRenderer:
         """Render a dialogue and return whether it is accepted; kinds: see `list_tool_kinds`."""
         rendered: RenderedDialogue | Reject | None = None
         if dialogue.row in self._overlong:
-            rendered = dialogue.reject(
-                Reason.OVERLONG,
-                f"longer than {self._pipeline.options.seq_len:,} tokens; "
-                "choose a larger --seq-len or another --overlong",
-            )
+            rendered = refuse_overlong(dialogue, self._pipeline.options.seq_len)
         else:
             set_activity(self._pipeline, dialogue)
         if rendered is None and kinds:

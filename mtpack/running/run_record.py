@@ -10,6 +10,7 @@ from typing import Any
 
 from mtpack.fast_path import REMEDIES
 from mtpack.input.files import InputFile
+from mtpack.recipe.sources import describe_sources
 from mtpack.running.earlier_work import clean_area
 from mtpack.running.outputs import Output, has_manifest
 from mtpack.running.pipeline import Pipeline
@@ -21,9 +22,15 @@ from mtpack.version import __version__
 
 def identify_run(pipeline: Pipeline, files: Collection[InputFile] = ()) -> RunIdentity:
     """Return all that the contents of an output depend on, without the contents of the input."""
+    sources = describe_sources(pipeline.sources, pipeline.options)
+    inputs: list[dict[str, Any]] = [{"bytes": file.num_bytes} for file in files]
+    if len(sources) > 1:
+        for described, file in zip(inputs, files, strict=True):
+            described["source"] = file.source
     return RunIdentity(
         options=pipeline.options.output_options(),
-        inputs=[{"bytes": file.num_bytes} for file in files],
+        inputs=inputs,
+        sources=sources,
         tokenizer_sha256=pipeline.tokenizer.sha256,
         template_sha256=pipeline.template.sha256,
     )

@@ -58,7 +58,7 @@ def estimate_text_bytes(file: InputFile) -> int:
 
 def read_first_rows(files: list[InputFile]) -> Iterator[str]:
     """Yield the text of the first rows of the first file of JSON lines."""
-    line_files = (file for file in files if file.kind.content == "lines")
+    line_files = (file._replace(source=0) for file in files if file.kind.content == "lines")
     for split in islice(reading.read_splits(islice(line_files, 1)), 1):
         for row in split.rows():
             yield (row.text or b"").decode(errors="replace")

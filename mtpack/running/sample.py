@@ -10,9 +10,10 @@ import os
 import select
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,9 @@ from mtpack.input.reading import (
     ReadOptions,
     Section,
     TableCall,
-    cut_sections,
+    cut_sources,
     read_section,
-    read_splits,
+    read_sources,
 )
 from mtpack.input.row_formats import detect_format
 from mtpack.input.splits import (
@@ -64,22 +65,52 @@ class SampleSplit:
 
 
 def read_whole(
-    files: Sequence[InputFile], options: ReadOptions, call_table: TableCall
+    files: Sequence[InputFile], options: Sequence[ReadOptions], call_table: TableCall
 ) -> Iterator[SampleSplit]:
-    """Yield the whole input; raise InputError."""
-    for split in read_splits(files, options, call_table):
+    """Yield the whole input; options: of each source. Raises InputError."""
+    for split in read_sources(files, options, call_table):
         yield SampleSplit(split, "")
 
 
+def limit_files(
+    files: Sequence[InputFile], options: Sequence[ReadOptions], call_table: TableCall
+) -> list[InputFile]:
+    """Return the files with the sizes of what is read of them, where only first rows are.
+
+    Files of which no row is read are left out. Raises InputError.
+    """
+    limited: list[InputFile] = []
+    for source, group in groupby(files, key=attrgetter("source")):
+        of_source = list(group)
+        if options[source].max_rows is None:
+            limited += of_source
+            continue
+        sizes: dict[str, int] = {}
+        for section in cut_sources(of_source, options, call_table):
+            for part in section.parts:
+                name = part.file if isinstance(part, LinesInFile) else part.file.name
+                sizes[name] = sizes.get(name, 0) + part.num_bytes
+        files_by_name = {file.name: file for file in of_source}
+        limited += [files_by_name[name]._replace(num_bytes=size) for name, size in sizes.items()]
+    return limited
+
+
+def name_stratum(file: InputFile) -> str:
+    """Return the `SampleSplit.stratum` of the rows of a file."""
+    return f"{file.source} {''.join(file.kind)}"
+
+
 def draw_sample(
-    files: Sequence[InputFile], options: ReadOptions, call_table: TableCall, seed: int
+    files: Sequence[InputFile], options: Sequence[ReadOptions], call_table: TableCall, seed: int
 ) -> Iterator[SampleSplit]:
     """Yield the start of the input, then rows at random positions; raise InputError.
 
     Each byte of the input is as likely as any other to be near a position, but where a file can't
     be sought, its first rows are read instead. There is at least one position in each kind of file.
-    The same seed gives the same sample.
+    The same seed gives the same sample. files: with the sizes of what is read of them
+    (`limit_files`). options: of each source.
     """
+    options = [each._replace(max_rows=None) for each in options]
     known: dict[int, list[Section]] = {}
     drawn: set[object] = set()
     for number, offset in _draw_positions(files, seed):
@@ -95,11 +126,12 @@ def draw_sample(
         if (number, part) in drawn:
             continue
         drawn.add((number, part))
-        stratum = "".join(file.kind)
+        stratum, read_options = name_stratum(file), options[file.source]
         if isinstance(part, LinesInFile):
-            yield SampleSplit(Split(f"{number}", (part,), part.num_bytes), stratum)
+            split = Split(f"{number}", (part,), part.num_bytes, file.source, read_options.variant)
+            yield SampleSplit(split, stratum)
             continue
-        splits = read_section(section, options, _limit_table(call_table))
+        splits = read_section(section, read_options, _limit_table(call_table))
         first = next(splits, None)
         if is_table(part.file):
             first, *_ = [first, *splits]  # to the end, so that the next table can be asked for
@@ -118,18 +150,20 @@ def _draw_positions(files: Sequence[InputFile], seed: int) -> list[tuple[int, in
     positions = [(0, 0)]
     for number, position in zip(numbers.tolist(), drawn.tolist(), strict=True):
         positions.append((number, position - int(ends[number] - sizes[number])))
-    by_kind = {file.kind: number for number, file in reversed([*enumerate(files)])}
-    found = {files[number].kind for number, _ in positions}
+    by_kind = {name_stratum(file): number for number, file in reversed([*enumerate(files)])}
+    found = {name_stratum(files[number]) for number, _ in positions}
     positions += [(number, 0) for kind, number in by_kind.items() if kind not in found]
     return list(dict.fromkeys(positions))
 
 
-def _cut_start(file: InputFile, options: ReadOptions, call_table: TableCall) -> list[Section]:
+def _cut_start(
+    file: InputFile, options: Sequence[ReadOptions], call_table: TableCall
+) -> list[Section]:
     """Return the sections of a file; of one with a row in each line, which may be large, those up
     to the first that has a format.
     """
     sections = []
-    for section in cut_sections([file], options, call_table):
+    for section in cut_sources([file], options, call_table):
         sections.append(section)
         if all(isinstance(part, LinesInFile) and part.format for part in section.parts):
             break
@@ -148,7 +182,8 @@ def _find_section(sections: list[Section], file: InputFile, offset: int) -> Sect
         return sections[-1] if sections else None
     offset -= offset % SPLIT_BYTES
     num_bytes = min(SPLIT_BYTES, file.num_bytes - offset)
-    return Section(0, (last._replace(offset=offset, num_bytes=num_bytes, format_start=0),))
+    part = last._replace(offset=offset, num_bytes=num_bytes, format_start=0)
+    return Section(0, (part,), file.source)
 
 
 def _cut_around(part: LinesInFile, offset: int, file_bytes: int) -> LinesInFile:
@@ -194,7 +229,12 @@ def _divide(split: Split, most: int) -> Iterator[Split]:
         if start == end:
             return
         input_bytes = max(1, int((ends[end - 1] - taken) * share))
-        yield Split(f"{split.key}.{part}", tuple(rows[start:end]), input_bytes)
+        yield replace(
+            split,
+            key=f"{split.key}.{part}",
+            pieces=tuple(rows[start:end]),
+            input_bytes=input_bytes,
+        )
         start, taken = end, int(ends[end - 1])
 
 
@@ -212,11 +252,15 @@ def split_rows(split: Split) -> list[RowsInMemory]:
 
 
 def read_standard_input(
-    options: ReadOptions, descriptor: int = 0, seconds: float = _SECONDS_FOR_STANDARD_INPUT
+    options: ReadOptions,
+    source: int = 0,
+    descriptor: int = 0,
+    seconds: float = _SECONDS_FOR_STANDARD_INPUT,
 ) -> tuple[SampleSplit, bool]:
     """Read the first rows of standard input, and return them and whether they are all.
 
-    seconds: how long to wait for them. Raises InputError if there is no row then.
+    source: its index, with these options. seconds: how long to wait for them. Raises InputError
+    if there is no row then.
     """
     text, is_whole = _read_for_a_while(descriptor, seconds)
     text = text.removeprefix(BYTE_ORDER_MARK)
@@ -243,7 +287,8 @@ def read_standard_input(
             f"{STANDARD_INPUT}: no whole row came in {seconds:g} s; "
             "write rows to it, or give a file"
         )
-    return SampleSplit(Split(STANDARD_INPUT, (piece,), len(text)), STANDARD_INPUT), is_whole
+    split = Split(STANDARD_INPUT, (piece,), len(text), source, options.variant)
+    return SampleSplit(split, STANDARD_INPUT), is_whole
 
 
 def _detect_first(rows: Sequence[bytes]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mtpack.errors import InputError
 from mtpack.input.reading import Section, read_section
-from mtpack.running.pipeline import Pipeline, choose_read_options
+from mtpack.running.pipeline import Pipeline
 from mtpack.running.split_record import SplitRecord
 from mtpack.running.split_task import SplitContext, SplitTask, run_split_task
 
@@ -43,7 +43,7 @@ def run_section_task(pipeline: Pipeline, task: SectionTask) -> SectionRecord:
     records: list[SplitRecord] = []
     pipeline.heartbeat.begin(f"{task.section}: reading")
     try:
-        for split in read_section(task.section, choose_read_options(pipeline.options)):
+        for split in read_section(task.section, pipeline.read_options[task.section.source]):
             written = task.written.get(split.key)
             record = run_split_task(pipeline, SplitTask(split, task.context, written))
             records.append(record)

@@ -52,6 +52,8 @@ class SplitRecord:
     """That of the split."""
     input_bytes: int = 0
     """That of the split."""
+    source: int = 0
+    """That of the split."""
     first_row: int = 0
     """The index of its first row in the input."""
 
@@ -107,6 +109,7 @@ def parse_split_record(
         after_byte=split.after_byte,
         num_lines=split.num_lines,
         input_bytes=split.input_bytes,
+        source=split.source,
     )
 
 

@@ -20,6 +20,7 @@ from mtpack.documents.overlong import (
     apply_overlong_policy,
     find_needed_seq_len,
 )
+from mtpack.documents.plain_text import cut_texts
 from mtpack.input.dialogue import Dialogue, Reason
 from mtpack.input.splits import Split, SplitDigest
 from mtpack.running.document_file import save_batch
@@ -123,6 +124,7 @@ def run_split_task(pipeline: Pipeline, task: SplitTask) -> SplitRecord:
         after_byte=split.after_byte,
         num_lines=split.num_lines,
         input_bytes=split.input_bytes,
+        source=split.source,
     )
 
 
@@ -182,6 +184,8 @@ def _apply_overlong(
         set_activity(pipeline, dialogue)
         return dialogue
 
+    if pipeline.sources[split.source].is_text and options.overlong == "split":
+        return cut_texts(batch, options.seq_len), None
     suffixes = SuffixRenderer(pipeline.renderer, pipeline.encoders, dialogue_of, options.seq_len)
     fitting = apply_overlong_policy(batch, options.seq_len, options.overlong, suffixes.render)
     pipeline.heartbeat.end()
@@ -201,6 +205,7 @@ def _describe_empty(pipeline: Pipeline, split: Split, fitted: FittedSplit) -> Em
 def _count(tokenized: TokenizedSplit, batch: TokenBatch) -> Counts:
     """Count every row and turn of a split; batch: its documents after the overlong policy."""
     row_turns = tokenized.row_turns
+    added = max(0, batch.num_turns - tokenized.batch.num_turns)  # those of texts that were cut
     is_packed = np.zeros(len(row_turns), dtype=np.bool_)
     is_packed[batch.document_rows] = True
     rows = Counts(
@@ -211,7 +216,7 @@ def _count(tokenized: TokenizedSplit, batch: TokenBatch) -> Counts:
             "no_turn_left": int(((row_turns > 0) & ~is_packed).sum()),
         },
         rows_rejected=Counter(str(reject.reason) for reject in tokenized.rejects),
-        turns_read=int(row_turns[row_turns > 0].sum()),
-        turns_dropped={str(Reason.OVERLONG): tokenized.batch.num_turns - batch.num_turns},
+        turns_read=int(row_turns[row_turns > 0].sum()) + added,
+        turns_dropped={str(Reason.OVERLONG): tokenized.batch.num_turns - batch.num_turns + added},
     )
     return tokenized.counts + rows + Counts.of(batch)

@@ -13,6 +13,7 @@ from mtpack.fast_path import FASTOKENS, REPLAY
 from mtpack.input.dialogue import Reject
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
+from mtpack.running.plain_text_renderer import PlainTextRenderer
 from mtpack.running.row_renderer import BYTES_PER_BATCH, RowRenderer
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.token_batch import Int32, TokenBatch, concatenate
@@ -45,7 +46,8 @@ def tokenize(
     encoder = pipeline.encoders.reference
     before = pipeline.count_fast_paths()
     batches: list[TokenBatch] = []
-    rows = RowRenderer(pipeline, split, overlong)
+    is_text = pipeline.sources[split.source].is_text
+    rows = (PlainTextRenderer if is_text else RowRenderer)(pipeline, split, overlong)
     counts = Counts()
     for documents in rows.render(watch):
         pipeline.heartbeat.begin(
@@ -64,14 +66,14 @@ def tokenize(
     pipeline.heartbeat.end()
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
-    num_accepted = len(rows.row_turns) - len(rows.rejects)
+    num_rendered = 0 if is_text else len(rows.row_turns) - len(rows.rejects) - made["replayed"]
     watch.lap("render")
     return TokenizedSplit(
         batch=rows.weigh(_join_batches(batches)),
         row_turns=rows.row_turns,
         rejects=sorted(rows.rejects, key=lambda reject: reject.row),
         counts=counts,
-        run_counts=RunCounts(rendered=num_accepted - made["replayed"], splits=1, **made),
+        run_counts=RunCounts(rendered=num_rendered, splits=1, **made),
         warnings=frozenset(rows.warnings),
         fast_paths=frozenset(name for name, was_used in is_fast.items() if was_used),
     )

@@ -21,6 +21,8 @@ from mtpack.shards.atomic_file import atomic_file
 from mtpack.storage.places import Place, join_place, read_start
 
 MANIFEST = "manifest.json"
+RECIPE = "recipe.toml"
+"""The recipe of an output. It names files, so it is not in the hashed part of the manifest."""
 _MANIFEST_LIMIT = 64 * 2**20
 
 _Record = TypeVar("_Record", "RunIdentity", "Counts", "ShardRecord", "RunInfo")
@@ -36,6 +38,34 @@ class ShardRecord:
     """The number of its sequences."""
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecord:
+    """What became of the rows of a source."""
+
+    name: str
+    first_dialogue: int
+    """The first of its `dialogue_ids`; the others follow it."""
+    counts: Counts
+    """Those of its rows, without sequences, which hold rows of all sources."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the source as JSON values; its `dialogue_ids` are a range without its end."""
+        counts = asdict(self.counts)
+        del counts["sequences"], counts["sequences_lower_bound"]
+        end = self.first_dialogue + self.counts.rows_read
+        return {"name": self.name, "dialogue_ids": [self.first_dialogue, end], **counts}
+
+
+def _parse_source(values: dict[str, Any]) -> SourceRecord:
+    """Return the source from its JSON values; raise TypeError and others."""
+    counts = dict(values)
+    name, (first, end) = counts.pop("name"), counts.pop("dialogue_ids")
+    record = SourceRecord(name=name, first_dialogue=first, counts=_build_checked(Counts, counts))
+    if not isinstance(name, str) or record.as_dict()["dialogue_ids"] != [first, end]:
+        raise TypeError("dialogue_ids")
+    return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +88,8 @@ class RunInfo(RunCounts):
     """The times of the last changes of the input files, in nanoseconds since 1970."""
     token_store_bytes: int = 0
     """The size of `--token-store` after this run, for all runs."""
+    recipe_sha256: str = ""
+    """That of `recipe.toml`, which names files; older outputs have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +103,8 @@ class PackReport:
     """The counts of the whole run."""
     shards: list[ShardRecord]
     about: RunInfo
+    sources: list[SourceRecord] = field(default_factory=list)
+    """In order; empty if there is only one, and it has no name."""
 
     @property
     def fill(self) -> float:
@@ -84,6 +118,7 @@ class PackReport:
             **asdict(self.tally),
             "fill": round(self.fill, 6),
             "shards": [asdict(shard) for shard in self.shards],
+            "sources": [source.as_dict() for source in self.sources],
             **asdict(self.about),
         }
 
@@ -97,6 +132,9 @@ class RunIdentity:
     """`bytes` and `sha256` of every file, in order; before it was read, `bytes` alone."""
     tokenizer_sha256: str
     template_sha256: str
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """What is read of each source, and how; empty if there is one without anything to say. With
+    several, each of `inputs` has the index of its `source`."""
 
     def difference(self, other: RunIdentity) -> str | None:
         """Return how this run differs from `other`, as text for the user; None if it does not."""
@@ -108,7 +146,9 @@ class RunIdentity:
             return "the tokenizer is different"
         if self.template_sha256 != other.template_sha256:
             return "the chat template is different"
-        for name in ("bytes", "sha256"):
+        if self.sources != other.sources:
+            return "its sources are different"
+        for name in ("bytes", "sha256", "source"):
             ours, theirs = ([f.get(name) for f in run.inputs] for run in (self, other))
             if ours != theirs and None not in theirs:
                 return "the input is different"
@@ -124,15 +164,26 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     """The sha256 of each other file of the output, by name; older manifests list none."""
 
+    def list_files(self) -> dict[str, str]:
+        """Return the sha256 of every file of the output but the manifest, by name."""
+        shards = {shard.path: shard.sha256 for shard in self.report.shards}
+        recipe = self.report.about.recipe_sha256
+        return shards | self.files | ({RECIPE: recipe} if recipe else {})
+
     def write(self, path: Path) -> None:
         """Write the manifest as canonical JSON, with the sha256 of its hashed part."""
+        run = asdict(self.run)
         hashed = {
             "format_version": FORMAT_VERSION,
-            "run": asdict(self.run),
+            "run": run,
             "tally": asdict(self.report.tally),
             "shards": [asdict(shard) for shard in self.report.shards],
             "files": self.files,
         }
+        if self.report.sources:
+            hashed["sources"] = [source.as_dict() for source in self.report.sources]
+        if not self.run.sources:  # so a run without a recipe has the manifest that it always had
+            del run["sources"]
         whole = {**hashed, "sha256": _hash(hashed), "about": asdict(self.report.about)}
         with atomic_file(path, durable=True) as file:
             file.write(_format(whole))
@@ -165,6 +216,7 @@ def read_manifest(folder: Place, name: str = MANIFEST) -> Manifest:
                 tally=_build_checked(Counts, whole["tally"]),
                 shards=[_build_checked(ShardRecord, shard) for shard in whole["shards"]],
                 about=_build_checked(RunInfo, about),
+                sources=[_parse_source(source) for source in whole.get("sources", [])],
             ),
             dict(whole.get("files", {})),
         )

@@ -21,6 +21,7 @@ from mtpack.options import PackOptions
 from mtpack.shards.fsync import sync
 from mtpack.shards.manifest import (
     MANIFEST,
+    RECIPE,
     Manifest,
     PackReport,
     RunIdentity,
@@ -129,7 +130,7 @@ def is_shard_name(name: str) -> bool:
 def publish(folder: Path, area: Path, run: RunIdentity, report: PackReport) -> None:
     """Complete an output, whose shards are already synced, and move it to `folder`."""
     others = [name for name in SIDE_FILES if (area / name).exists()]
-    for name in others:
+    for name in (*others, RECIPE):
         sync(area / name)
     files = {name: hash_file(area / name) for name in others}
     Manifest(run, report, files).write(area / MANIFEST)
@@ -167,8 +168,7 @@ def finish_publishing(folder: Path, area: Path) -> bool:
 
 def _list_files(manifest: Manifest) -> list[str]:
     """Return the names of the files of an output, without its manifest."""
-    names = [*(shard.path for shard in manifest.report.shards), *manifest.files]
-    return [name for name in names if os.path.basename(name) == name]
+    return [name for name in manifest.list_files() if os.path.basename(name) == name]
 
 
 def _list_replaced(area: Path) -> list[str]:

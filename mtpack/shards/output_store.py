@@ -20,6 +20,7 @@ from typing import Any
 from mtpack.errors import MtpackError, SetupError
 from mtpack.shards.manifest import (
     MANIFEST,
+    RECIPE,
     Manifest,
     PackReport,
     RunIdentity,
@@ -122,10 +123,11 @@ def publish_to_store(
     write here, and OSError.
     """
     others = [name for name in SIDE_FILES if (area / name).exists()]
-    for name in others:
+    for name in (*others, RECIPE):
         upload_file(area / name, join_url(url, name), {})
     files = {name: hash_file(area / name) for name in others}
-    Manifest(run, report, files).write(area / MANIFEST)
+    manifest = Manifest(run, report, files)
+    manifest.write(area / MANIFEST)
     if not _is_own_run(url, run_id):
         raise MtpackError(
             f"{url}: another run has begun to write to it, so this one stops before its manifest; "
@@ -133,14 +135,13 @@ def publish_to_store(
         )
     write_object(join_url(url, MANIFEST), (area / MANIFEST).read_bytes())
     os.replace(area / MANIFEST, area / PUBLISHED)
-    _delete_others(url, {*files, *(shard.path for shard in report.shards)})
+    _delete_others(url, manifest.list_files())
 
 
 def finish_publishing_to_store(url: str, report: PackReport) -> None:
     """Delete what is there of older outputs, if a run was killed before it did; raise OSError."""
     if is_object(join_url(url, _RUN)):
-        files = read_manifest(url).files
-        _delete_others(url, {*files, *(shard.path for shard in report.shards)})
+        _delete_others(url, read_manifest(url).list_files())
 
 
 def withdraw(url: str, run_id: str) -> None:
@@ -161,7 +162,7 @@ def _is_own_run(url: str, run_id: str) -> bool:
 def _delete_others(url: str, kept: Iterable[str]) -> None:
     """Delete what has the name of a file of an output, but is none of this one."""
     wanted = {join_url(url, name) for name in kept}
-    ours = [*_list_shards(url), *(join_url(url, name) for name in (*SIDE_FILES, _RUN))]
+    ours = [*_list_shards(url), *(join_url(url, name) for name in (*SIDE_FILES, RECIPE, _RUN))]
     for name in ours:
         if name not in wanted:
             delete_object(name)

@@ -46,7 +46,7 @@ def find_changed_file(folder: Place, manifest: Manifest) -> Violation | None:
 def _find_changed_file(folder: Place, manifest: Manifest) -> Violation | None:
     there = list_sizes(folder)
     shards = {shard.path: shard for shard in manifest.report.shards}
-    recorded = {shard.path: shard.sha256 for shard in manifest.report.shards} | manifest.files
+    recorded = manifest.list_files()
     for name, sha256 in recorded.items():
         file = join_place(folder, name)
         if name not in there:

@@ -61,7 +61,9 @@ def pack(output: Path, inputs=SAMPLE_FILES, **options) -> mtpack.PackReport:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the files of an output that must be the same in every run."""
     return {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name not in ("manifest.json", "recipe.toml")  # it names the input
     }
 
 

@@ -71,7 +71,8 @@ def contents(folder: Path) -> dict[str, Any]:
     files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = json.loads(files.pop("manifest.json"))
     listed = {*manifest["files"], *(shard["path"] for shard in manifest["shards"])}
-    assert files.keys() == listed
+    assert files.keys() == listed | {"recipe.toml"}
+    del files["recipe.toml"]  # it names the input
     return files | {name: manifest[name] for name in PARTS_OF_THE_MANIFEST}
 
 

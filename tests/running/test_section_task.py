@@ -15,7 +15,7 @@ from mtpack.input import reading
 from mtpack.input.files import describe_input
 from mtpack.option_arguments import options_from
 from mtpack.running.callbacks import Callbacks
-from mtpack.running.pipeline import Pipeline, choose_read_options, load_pipeline
+from mtpack.running.pipeline import Pipeline, load_pipeline
 from mtpack.running.runner import LocalRunner
 from mtpack.running.section_task import SectionTask, run_section_task
 from mtpack.running.split_record import SplitRecord
@@ -84,7 +84,7 @@ def test_records_and_stored_files_are_those_of_splits_that_are_sent(
     store = tmp_path / "store"
     store.mkdir()
     context = SplitContext(tmp_path, store)
-    options = choose_read_options(pipeline.options)
+    options = pipeline.read_options[0]
     read = []
     for section in reading.cut_sections(files, options):
         result = run_section_task(pipeline, SectionTask(section, context))

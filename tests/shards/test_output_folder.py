@@ -114,10 +114,11 @@ def test_a_shard_that_cannot_be_synced_leaves_no_output(tmp_path, monkeypatch):
 
 def test_the_manifest_has_the_sha256_of_every_other_file(tmp_path):
     report = pack(tmp_path / "packed")
-    files = mtpack.open_shards(tmp_path / "packed").manifest.files
+    manifest = mtpack.open_shards(tmp_path / "packed").manifest
     found = contents(tmp_path / "packed")
+    assert manifest.files.keys() == {"rejects.jsonl", "state.json", "dataset_info.json"}
+    files = manifest.files | {"recipe.toml": report.about.recipe_sha256}
     assert files.keys() == found.keys() - {"manifest.json", *(each.path for each in report.shards)}
-    assert files.keys() == {"rejects.jsonl", "state.json", "dataset_info.json"}
     for name, sha256 in files.items():
         assert hashlib.sha256(found[name]).hexdigest() == sha256
 
@@ -221,7 +222,7 @@ def test_overwriting_removes_what_the_old_manifest_lists_and_nothing_else(tmp_pa
     (output / "shard-99999.arrow").write_text("mine")
     pack(output, ipc_format="file", overwrite=True)
     assert {path.name for path in output.iterdir()} == {
-        *("manifest.json", "rejects.jsonl", "shard-00000.arrow", "shard-99999.arrow")
+        *("manifest.json", "rejects.jsonl", "recipe.toml", "shard-00000.arrow", "shard-99999.arrow")
     }
 
 
