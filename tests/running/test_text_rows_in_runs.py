@@ -79,6 +79,9 @@ def check(pipeline: Pipeline, split: Split) -> TokenizedSplit:
             found = tokenize(pipeline, split, Stopwatch())
         for field in fields(found.batch):
             left, right = (getattr(each.batch, field.name) for each in (found, expected))
+            if left is None or right is None:  # the weights of turns, which these have not
+                assert left is right
+                continue
             assert left.dtype == right.dtype
             assert np.array_equal(left, right), field.name
         assert found.row_turns.tolist() == expected.row_turns.tolist()
