@@ -121,7 +121,12 @@ def build_literal_tokenizer(
                 "ordinary text; choose --control-tokens keep or error"
             )
     added_tokens = collect_added_tokens(backend, ())
-    renamed = replace(tokenizer, load_backend=lambda: backend, added_tokens=added_tokens)
+    renamed = replace(
+        tokenizer,
+        load_backend=lambda: backend,
+        is_as_stored=False,
+        added_tokens=added_tokens,
+    )
     contents = {known[content]: content for content in control}
     return LiteralTokenizer(
         tokenizer, contents, renamed, ids, np.array(control_ids, dtype=np.int32)

@@ -103,12 +103,18 @@ class FastLoading:
         self._content = files.content
         self._backend: Any = None
         self._error: FastPathFailedError | None = None
-        self._thread = threading.Thread(target=self._load, name="fastokens")
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="fastokens")
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system allows no more threads
+            self._load()
 
-    def _load(self) -> None:
+    def _run(self) -> None:
         # So the main thread gets them at once, as it would without this one.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        self._load()
+
+    def _load(self) -> None:
         try:
             self._backend = _load_fastokens(self._content)
         except FastPathFailedError as error:
@@ -116,14 +122,22 @@ class FastLoading:
 
     def finish(self) -> Any:
         """Return the loaded tokenizer, at the end of the thread; raise FastPathFailedError."""
-        self._thread.join()
-        # Python's `join` returns a moment before the thread ends, and then no fork would be safe.
-        task = Path(f"/proc/self/task/{self._thread.native_id}")
-        while task.exists():
-            time.sleep(0.0005)
+        if self._thread.ident is not None:
+            self._thread.join()
+            _wait_for_end(Path(f"/proc/self/task/{self._thread.native_id}"))
         if self._error is not None:
             raise self._error
         return self._backend
+
+
+def _wait_for_end(task: Path) -> None:
+    """Wait until a thread that was joined is gone, at most a second.
+
+    Python's `join` returns a moment before, and then no fork would be safe.
+    """
+    end = time.monotonic() + 1.0
+    while task.exists() and time.monotonic() < end:
+        time.sleep(0.0005)
 
 
 def load_fast_engine(tokenizer: LoadedTokenizer, begun: FastLoading | None = None) -> Engine:

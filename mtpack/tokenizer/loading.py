@@ -79,7 +79,7 @@ class LoadedTokenizer:
     """What it was made of."""
     load_backend: Callable[[], tokenizers.Tokenizer]
     is_as_stored: bool
-    """Whether tokenizer.json has all of its added tokens, with their ids."""
+    """Whether tokenizer.json has the same added tokens, with the same ids."""
     added_tokens: AddedTokens
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token` and so on, as templates see them."""

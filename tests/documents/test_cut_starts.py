@@ -69,7 +69,7 @@ def load_falcon_form() -> tuple[LoadedTokenizer, Encoders]:
             pre_tokenizers.Split("[0-9][0-9][0-9]", "isolated"),
         ]
     )
-    tokenizer = replace(gpt2, load_backend=lambda: backend)
+    tokenizer = replace(gpt2, load_backend=lambda: backend, is_as_stored=False)
     return tokenizer, Encoders(tokenizer, seed=0)
 
 

@@ -12,7 +12,7 @@ from mtpack.fast_path import FastPathFailedError
 from mtpack.tokenizer import encoders, kept_results
 from mtpack.tokenizer.byte_level import build_byte_level
 from mtpack.tokenizer.encoders import Encoders
-from mtpack.tokenizer.engines import FlatTokens, load_fast_engine
+from mtpack.tokenizer.engines import FastLoading, FlatTokens, load_fast_engine
 from mtpack.tokenizer.kept_results import KeptResults
 from mtpack.tokenizer.loading import (
     EMBEDDED_FOLDER,
@@ -153,3 +153,13 @@ def test_a_refused_engine_is_not_loaded_again(monkeypatch):
     assert find_refusal() is not None
     monkeypatch.setattr(encoders, "load_fast_engine", fail)
     assert find_refusal() is not None
+
+
+def test_fastokens_loads_also_where_no_thread_can_be_started(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    begun = FastLoading(EMBEDDED.files)
+    expected = load_fast_engine(EMBEDDED).encode(["Hello"]).ids.tolist()
+    assert load_fast_engine(EMBEDDED, begun).encode(["Hello"]).ids.tolist() == expected
