@@ -88,7 +88,7 @@ def test_a_run_takes_the_complete_output_that_an_old_mtpack_wrote(tmp_path):
 
 def test_stored_splits_depend_on_the_options_that_change_tokens():
     names = {"template_arg", "merge", "train_turns", "tool_arguments", "control_tokens", "date"}
-    names |= {"messages_key"}
+    names |= {"messages_key", "turn_weights"}
     assert PackOptions().split_options().keys() == names
     assert PackOptions().output_options().keys() > names
 

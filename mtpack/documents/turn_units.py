@@ -45,4 +45,5 @@ class TurnUnits:
 
 
 def _make_keys(rows: Int64, messages: Int64 | Int32) -> Int64:
+    # Rows are numbered within their split, so both fit into 32 bits.
     return rows * 2**32 + messages

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from mtpack.shards.dataset import Row
-from tests.support.builders import hand_made_sequences, open_sequences, random_sequences
+from tests.support.builders import (
+    hand_made_sequences,
+    open_sequences,
+    random_sequences,
+    weigh_turns,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -51,10 +56,13 @@ def test_a_shortened_sequence_has_whole_turns_and_consistent_columns(
     tmp_path, alignment, multiple, size
 ):
     sequences = random_sequences(0, 700, [[150, 300, 249], [600, 90], [12, 500], [8, 9, 10]])
+    sequences = weigh_turns(sequences, 512, 3072, 100, 1)
     for row in open_sequences(tmp_path, sequences, alignment, multiple, seq_len=720):
         short = shorten_row(row, size, alignment)
         turns, kept = read_turns(row, alignment), read_turns(short, alignment)
         assert kept.items() <= turns.items()
+        weights = dict(zip(turns, row["turn_weights"], strict=True))
+        assert short["turn_weights"].tolist() == [weights[turn] for turn in kept]
         assert short["loss_mask"].sum() == sum(len(tokens) - 1 for tokens in kept.values())
         assert short["seq_lengths"].sum() == len(short["input_ids"]) == len(short["labels"])
         documents = short["document_lengths"][short["dialogue_ids"] >= 0]
