@@ -70,6 +70,9 @@ def mixed() -> list[dict[str, Any]]:
     with_system = make_rows("system", 20)
     for row in with_system[::3]:
         row["messages"].insert(0, system)
+    for row in with_system[1::4]:  # a switch stays with its message
+        row["messages"][1]["train"] = False
+        row["messages"] += make_rows("later", 1)[0]["messages"]
     with_args = make_rows("args", 20)
     with_args[4]["chat_template_kwargs"] = {"mode": "own"}
     texts = [{"text": f"Page {number}. {'and ' * (number % 50)}"} for number in range(20)]
