@@ -89,7 +89,7 @@ def run_case(sections: dict[str, str], folder: Path) -> Iterator[str]:
         arguments += ["--chat-template", "template.jinja"]
     with click.Context(main), main.commands["pack"].make_context("pack", arguments) as context:
         options = {name: value for name, value in context.params.items() if name != "inputs"}
-    for name in ("as_json", "quiet", "dry_run"):
+    for name in ("as_json", "quiet", "dry_run", "print_config", "config"):
         del options[name]
     warnings: list[str] = []
     callbacks = mtpack.Callbacks(warn=warnings.append)

@@ -14,5 +14,7 @@ In: the names of files, folders and patterns. Out: a `Dialogue` or a `Reject` fo
         loss_switches.py, tools.py, reasoning.py, content.py
       row_keys.py           reads the keys next to them
       json_value.py, strict_json.py, row_errors.py
+      row_defaults.py       what the rows of a source get that do not say it themselves
+    plain_text.py   reads one row of plain text
     dialogue.py     the result: `Dialogue`, `Reject`
 """

@@ -21,6 +21,7 @@ from mtpack.report.terminal import (
 from mtpack.shards.manifest import SourceRecord
 
 _NAME_WIDTH = 14
+_BILLION = 10**9
 
 
 def show_sources(sources: Sequence[SourceRecord], console: Console) -> None:
@@ -44,7 +45,7 @@ def show_sources_briefly(sources: Sequence[SourceRecord], console: Console) -> N
             counts = source.counts
             numbers = counts.rows_packed, counts.turns_packed, counts.tokens
             shares = _divide(_list_weights(source)[1:], totals[1:])
-            table.add_row(_show_name(source), *(f"{number:,}" for number in numbers), *shares)
+            table.add_row(_show_name(source), *map(_shorten, numbers), *shares)
         console.print(indent(table))
 
 
@@ -60,7 +61,7 @@ def _build_counts_table(sources: Sequence[SourceRecord]) -> Table:
             counts.tokens,
             counts.loss_tokens,
         )
-        table.add_row(_show_name(source), *(f"{number:,}" for number in numbers))
+        table.add_row(_show_name(source), *map(_shorten, numbers))
     return table
 
 
@@ -89,6 +90,11 @@ def _divide(parts: Sequence[int], wholes: Sequence[int]) -> list[str]:
 def _numbers(columns: int) -> list[Literal["left", "right"]]:
     """Return the alignments of columns of numbers."""
     return ["right"] * columns
+
+
+def _shorten(number: int) -> str:
+    """Return a number that leaves room for others in 80 columns."""
+    return f"{number:,}" if number < _BILLION else f"{number / _BILLION:,.1f} G"
 
 
 def _count_left_out(counts: Counts) -> int:

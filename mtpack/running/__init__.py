@@ -20,6 +20,7 @@ In: the options and the input files. Out: a complete output folder and a `PackRe
     +------------------------------+
 
 A task is run by a function of (pipeline, task), in any process, and again after a crash.
+`run_inputs.py` finds what a run reads, and the source of each file.
 `pack.py` is one run from start to end, which may need more than one attempt; `earlier_work.py` is
 what a run takes from one that was interrupted; `executors.py` chooses what runs the tasks:
 `runner.py` in the processes of a `pool.py`, or `ray_runner.py` on a Ray cluster.

@@ -192,7 +192,7 @@ class _DryRun:
         all_files = [describe_input(name, name, source) for name, source in found]
         for name, source in self.found:
             if name == STANDARD_INPUT:
-                sample, self.is_whole = read_standard_input(options[source], source)
+                sample, self.is_whole = read_standard_input(options[source], source=source)
                 self.samples.append(sample)
         with table_process(all_files) as call_table:
             files = limit_files(all_files, options, call_table)

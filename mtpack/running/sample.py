@@ -253,14 +253,14 @@ def split_rows(split: Split) -> list[RowsInMemory]:
 
 def read_standard_input(
     options: ReadOptions,
-    source: int = 0,
     descriptor: int = 0,
     seconds: float = _SECONDS_FOR_STANDARD_INPUT,
+    source: int = 0,
 ) -> tuple[SampleSplit, bool]:
     """Read the first rows of standard input, and return them and whether they are all.
 
-    source: its index, with these options. seconds: how long to wait for them. Raises InputError
-    if there is no row then.
+    seconds: how long to wait for them. source: its index, with these options. Raises InputError if
+    there is no row then.
     """
     text, is_whole = _read_for_a_while(descriptor, seconds)
     text = text.removeprefix(BYTE_ORDER_MARK)

@@ -249,7 +249,7 @@ def test_a_complete_output_is_known_by_names_sizes_and_times_without_reading(
     path, output = tmp_path / "rows.jsonl", tmp_path / "packed"
     shutil.copy(rows, path)
     pack(output, path)
-    monkeypatch.setattr("mtpack.running.pack.read_splits", pytest.fail)
+    monkeypatch.setattr("mtpack.running.pack.read_sources", pytest.fail)
     assert pack(output, path)[1][-1] == f"{output}: already complete"
     monkeypatch.undo()
     monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 8_000)

@@ -11,9 +11,12 @@ import pytest
 import mtpack
 from mtpack.counts import Counts
 from mtpack.errors import InputError, SetupError
+from mtpack.running.dry_run import dry_run
+from mtpack.running.runner import LocalRunner
 from mtpack.shards.manifest import read_manifest
 from mtpack.verify.files import find_changed_file
 from mtpack.verify.structure import check_structure
+from tests.support.file_kinds import FILE_KINDS
 
 TEMPLATE = (
     "{% if mode %}[{{ mode }}]{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -67,6 +70,9 @@ def mixed() -> list[dict[str, Any]]:
     with_system = make_rows("system", 20)
     for row in with_system[::3]:
         row["messages"].insert(0, system)
+    for row in with_system[1::4]:  # a switch stays with its message
+        row["messages"][1]["train"] = False
+        row["messages"] += make_rows("later", 1)[0]["messages"]
     with_args = make_rows("args", 20)
     with_args[4]["chat_template_kwargs"] = {"mode": "own"}
     texts = [{"text": f"Page {number}. {'and ' * (number % 50)}"} for number in range(20)]
@@ -142,6 +148,39 @@ def test_the_bytes_do_not_depend_on_how_the_run_is_done(mixed, monkeypatch, opti
     one, other = (read_manifest(Path(folder)) for folder in ("one", "other"))
     assert one.report.sources == other.report.sources
     assert Path("one/recipe.toml").read_bytes() == Path("other/recipe.toml").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["lines.jsonl.gz", "list.json", "table.parquet", "stream.arrow"])
+def test_the_bytes_do_not_depend_on_who_reads_a_source(kind, mixed, monkeypatch):
+    monkeypatch.setattr("mtpack.input.reading.SPLIT_BYTES", 700)
+    FILE_KINDS[kind](Path(kind), make_rows("whole", 40))
+    sources = [{"name": "whole", "path": kind, "max-rows": 33, "system": "S."}, *mixed]
+    report = pack(sources, "sent")
+    assert report.sources[0].counts.rows_read == 33
+    monkeypatch.setattr(LocalRunner, "sends_rows", False)
+    read = pack(sources, "read")
+    assert contents("sent") == contents("read")
+    assert read.sources == report.sources
+
+
+def test_a_dry_run_shows_what_a_run_on_the_recipe_gives(mixed):
+    config = {"chat-template": "template.jinja", "source": mixed}
+    tried = dry_run(config=config, seq_len=SEQ_LEN, workers=1, output="packed")
+    report = pack(mixed, "packed")
+    assert tried.is_whole
+    for name in ("rows_read", "rows_packed", "turns_packed", "tokens", "loss_tokens"):
+        assert getattr(tried.counts, name) == getattr(report.tally, name), name
+
+
+def test_a_dry_run_on_a_sample_estimates_no_more_rows_than_are_read(monkeypatch):
+    monkeypatch.setattr("mtpack.running.dry_run.WHOLE_BYTES", 5_000)
+    FILE_KINDS["lines.jsonl.gz"](Path("a.jsonl.gz"), make_rows("a", 900))
+    paths = {"a": "a.jsonl.gz", "b": write("b.jsonl", make_rows("b", 900))}
+    sources = [{"name": name, "path": path, "max-rows": 300} for name, path in paths.items()]
+    config = {"chat-template": "template.jinja", "source": sources}
+    estimate = dry_run(config=config, workers=1, output="packed").estimate
+    assert estimate is not None
+    assert 450 <= estimate.rows <= 1_200  # of 1,800 rows, 600 are read
 
 
 def test_the_recipe_of_an_output_gives_the_same_output(mixed):
