@@ -184,8 +184,7 @@ class RowRenderer:
         undecided = texts.find_rows_with_role("tool")
         if self._overlong:
             undecided |= np.isin(texts.rows, list(self._overlong))
-        joined = texts.contents.joined
-        if not joined.isascii() and MARK_BYTES in joined:
+        if texts.contents.have_pair(MARK_BYTES):
             undecided |= texts.find_rows_where(MARK_BYTES[:1], has_mark_characters)
         if self._renderer.policy != "keep":
             undecided |= self._renderer.spelled.find_rows(texts)
