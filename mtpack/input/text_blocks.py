@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json
+
+# See `template/tracing/text_plans.py`.
+from pyarrow._compute import SetLookupOptions, call_function
 
 from mtpack.input.dialogue import ROLES
 from mtpack.input.row_keys import MEANINGFUL_KEYS
@@ -39,7 +41,7 @@ _SAMPLE = 8
 _LEAST_ROWS = 8
 _MOST_KEYS = 32
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_ROLES = pa.array(ROLES)
+_ROLES = Texts.of(ROLES).array
 _TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
     bool: pa.bool_(),
@@ -162,7 +164,7 @@ def _read_block(block: bytes, rows: Int64, keys: dict[str, pa.DataType]) -> Text
         return None
     columns = {name: table[name].chunk(0) for name in schema.names}  # one block, so one chunk
     lists = columns.pop("messages")
-    offsets = lists.offsets.to_numpy().astype(np.int64)
+    offsets = _get_values(lists.offsets, np.int32).astype(np.int64)
     lengths = np.diff(offsets)
     roles, are_known = _encode_roles(lists.values)
     is_read = (lengths > 0) & _is_valid(lists)
@@ -173,7 +175,7 @@ def _read_block(block: bytes, rows: Int64, keys: dict[str, pa.DataType]) -> Text
     for name, column in columns.items():
         num_strings += given[name] * (1 + int(keys[name] == pa.string()))
         if keys[name] == pa.float64():
-            is_read &= np.isfinite(column.fill_null(0).to_numpy(zero_copy_only=False))
+            is_read &= np.isfinite(_get_values(column, np.float64)) | ~given[name]
     is_read &= _count_strings(block) == num_strings
     unread, codes = _name_unread(given, len(rows))
     found = TextRows(
@@ -186,16 +188,22 @@ def _is_valid(column: pa.Array) -> Bools:
     """Return where a column has a value, (rows,)."""
     if not column.null_count:
         return np.ones(len(column), np.bool_)
-    valid: Bools = column.is_valid().to_numpy(zero_copy_only=False)
-    return valid
+    bits = np.unpackbits(np.frombuffer(column.buffers()[0], np.uint8), bitorder="little")
+    return bits[column.offset : column.offset + len(column)].astype(np.bool_)
+
+
+def _get_values(column: pa.Array, dtype: type) -> Any:
+    """Return the values of a column of numbers; anything where it has none."""
+    values: Any = np.frombuffer(column.buffers()[1], dtype)
+    return values[column.offset : column.offset + len(column)]
 
 
 def _encode_roles(messages: pa.StructArray) -> tuple[Any, Bools]:
     """Return the codes of the roles, and which messages have a known one and a text."""
     roles, contents = messages.field(0), messages.field(1)
-    codes = pc.index_in(roles, value_set=_ROLES)
+    codes = call_function("index_in", [roles], SetLookupOptions(value_set=_ROLES))
     known = _is_valid(codes) & _is_valid(contents) & _is_valid(messages)
-    return codes.fill_null(0).to_numpy().astype(np.uint8), known
+    return np.where(known, _get_values(codes, np.int32), 0).astype(np.uint8), known
 
 
 def _count_strings(block: bytes) -> Int64:

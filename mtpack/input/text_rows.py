@@ -29,6 +29,14 @@ class Texts:
 
     array: pa.StringArray
 
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Texts:
+        """Make them of strings. (`pyarrow.array` would import pandas.)"""
+        encoded = list(map(str.encode, texts))
+        ends = offsets_from_lengths(np.array(list(map(len, encoded)), np.int64)).astype(np.int32)
+        buffers = pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))
+        return cls(pa.StringArray.from_buffers(len(encoded), *buffers))
+
     def __len__(self) -> int:
         return len(self.array)
 
@@ -49,6 +57,18 @@ class Texts:
         """All texts, one after the other, in UTF-8."""
         buffer = self.array.buffers()[2]
         return b"" if buffer is None else buffer.to_pybytes()
+
+    def have_pair(self, pair: bytes) -> bool:
+        """Return whether `joined` has two bytes next to each other.
+
+        Python's search takes fifteen times as long where the first byte is frequent.
+        """
+        number, size = int.from_bytes(pair, "little"), len(self.joined)
+        return any(
+            (np.frombuffer(self.joined, "<u2", max(0, size - start) // 2, start) == number).any()
+            for start in (0, 1)
+            if size >= start + 2
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class TextRows:
             starts=offsets_from_lengths(lengths)[:-1],
             lengths=lengths,
             roles=np.frombuffer(roles, np.uint8),
-            contents=Texts(pa.array(texts, pa.string())),
+            contents=Texts.of(texts),
             unread=tuple(unread),
             unread_codes=np.array([codes[dialogue.unread] for dialogue in dialogues], np.int64),
         )

@@ -158,7 +158,10 @@ class RowRenderer:
             return
 
         def read(row: int) -> Dialogue:
-            dialogue = made[row] if row in made else self._reader.read_text(row)
+            return made[row] if row in made else self._reader.read_text(row)
+
+        def read_to_render(row: int) -> Dialogue:
+            dialogue = read(row)
             set_activity(self._pipeline, dialogue)
             return dialogue
 
@@ -177,7 +180,7 @@ class RowRenderer:
             if self._num_bytes >= BYTES_PER_BATCH:
                 yield from self._take_rendered()
         for part in plans.divide(np.flatnonzero(~needs_render), BYTES_PER_BATCH):
-            documents, self.row_turns[texts.rows[part]] = plans.fill(part, read)
+            documents, self.row_turns[texts.rows[part]] = plans.fill(part, read_to_render)
             self._pipeline.heartbeat.end()
             yield from self._take_rendered(documents)
         accepted = texts if is_accepted.all() else texts.take(is_accepted)
@@ -188,8 +191,7 @@ class RowRenderer:
         undecided = texts.find_rows_with_role("tool")
         if self._overlong:
             undecided |= np.isin(texts.rows, list(self._overlong))
-        joined = texts.contents.joined
-        if not joined.isascii() and MARK_BYTES in joined:
+        if texts.contents.have_pair(MARK_BYTES):
             undecided |= texts.find_rows_where(MARK_BYTES[:1], has_mark_characters)
         if self._renderer.policy != "keep":
             undecided |= self._renderer.spelled.find_rows(texts)

@@ -64,35 +64,35 @@ class RenderedDocuments:
                 documents.append(document)
             documents += dialogue.own
             rows += [dialogue.row] * (len(documents) - number)
-        columns = cls._of_documents(documents, rows)
-        numbers = _to_int64(merged)
         ends = _to_int64([dialogue.merged_end for dialogue in dialogues])
-        positions = Positions.of(columns.texts)
-        return replace(
-            columns,
-            merged=numbers,
-            merged_ends=positions.at(numbers, ends) - positions.texts[numbers],
-            compared=_to_int64(compared).reshape(-1, 3),
-        )
+        return cls._of_documents(documents, rows, merged, ends, compared)
 
     @classmethod
     def of_document(cls, row: int, document: DocumentText) -> RenderedDocuments:
         """Make the columns of one document without its dialogue."""
-        return cls._of_documents([document], [row])
+        return cls._of_documents([document], [row], [], _to_int64([]), [])
 
     @classmethod
-    def _of_documents(cls, documents: Sequence[DocumentText], rows: list[int]) -> RenderedDocuments:
+    def _of_documents(
+        cls,
+        documents: Sequence[DocumentText],
+        rows: list[int],
+        merged: list[int],
+        merged_ends: Int64,
+        compared: list[tuple[int, int, int]],
+    ) -> RenderedDocuments:
+        """Make the columns; merged_ends: in characters."""
         texts = [document.text for document in documents]
-        positions = Positions.of(texts)
+        positions, numbers = Positions.of(texts), _to_int64(merged)
         turns = place_turns([document.turns for document in documents])
         return cls(
             texts=texts,
             lengths=np.diff(positions.texts),
             rows=_to_int64(rows),
             turns=_count_bytes(turns, positions),
-            merged=_to_int64([]),
-            merged_ends=_to_int64([]),
-            compared=_to_int64([]).reshape(-1, 3),
+            merged=numbers,
+            merged_ends=positions.at(numbers, merged_ends) - positions.texts[numbers],
+            compared=_to_int64(compared).reshape(-1, 3),
             encoded={
                 number: document.encoded
                 for number, document in enumerate(documents)

@@ -14,9 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mtpack.input.text_rows import TextRows
+# `pyarrow.compute` takes 40 ms to import: it makes a function with documentation for each of these.
+from pyarrow._compute import TakeOptions, call_function
+
+from mtpack.input.text_rows import TextRows, Texts
 from mtpack.template.rendered_dialogue import RenderedDialogue, TurnLayout, place_layouts
 from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.tracing.slotted_dialogue import SlottedText
@@ -76,7 +78,7 @@ class TextPlan:
         ]
         end = np.array([texts[0].divide(rendered.merged_end)])
         return cls(
-            literals=pa.array(list(literals), pa.string()),
+            literals=Texts.of(list(literals)).array,
             pieces=np.concatenate(pieces),
             num_pieces=np.array(list(map(len, pieces)), np.int64),
             turns=np.concatenate(turns),
@@ -136,7 +138,8 @@ def fill_plans(plans: Sequence[TextPlan], chosen: Int64, rows: TextRows) -> Rend
     first_messages = np.repeat(rows.starts[document_rows], num_pieces[documents])
     codes = np.where(is_content, literals[-1] + first_messages - 1 - codes, codes)
     texts = pa.concat_arrays([*(plan.literals for plan in plans), rows.contents.array])
-    filled = pc.take(texts, pa.array(codes), boundscheck=False)
+    indices = pa.Array.from_buffers(pa.int64(), len(codes), [None, pa.py_buffer(codes)])
+    filled = call_function("take", [texts, indices], TakeOptions(boundscheck=False))
     offsets = np.frombuffer(filled.buffers()[1], np.int32)[: len(codes) + 1].astype(np.int64)
     before = offsets_from_lengths(np.diff(offsets)[is_content])
     first_slots = offsets_from_lengths(is_content.astype(np.int64))[first_pieces[:-1]]
