@@ -58,6 +58,7 @@ class RowRenderer:
         """The counts of rows with arguments, by the template that probes ask for them."""
         self._variants_total: Counts | None = None
         """The sum of those that were dropped."""
+        self._watch = Stopwatch()
         self._rendered: list[RenderedDialogue] = []
         self._num_bytes = 0
         """About those of the texts of `_rendered`."""
@@ -67,6 +68,7 @@ class RowRenderer:
 
         Each has rows in their order, but the next may have rows between them.
         """
+        self._watch = watch
         texts = self._reader.read_texts()
         is_other = np.ones(len(self._reader), np.bool_)
         is_other[texts.rows] = False
@@ -195,7 +197,9 @@ class RowRenderer:
         parts = [RenderedDocuments.of(self._rendered), *more] if self._rendered else more
         self._rendered, self._num_bytes = [], 0
         if parts:
-            yield RenderedDocuments.join(parts)
+            documents = RenderedDocuments.join(parts)
+            self._watch.lap("render")
+            yield documents
 
     def _get_counts(self, renderer: Renderer) -> RowCounts:
         """Return the counts of rows with these arguments."""
