@@ -63,6 +63,7 @@ class RowRenderer:
         units = self._reader.source_units
         self._units = None if units is None else TurnUnits(units)
         """The weights of turns; None without `--turn-weights`."""
+        self._watch = Stopwatch()
         self._rendered: list[RenderedDialogue] = []
         self._num_bytes = 0
         """About those of the texts of `_rendered`."""
@@ -72,6 +73,7 @@ class RowRenderer:
 
         Each has rows in their order, but the next may have rows between them.
         """
+        self._watch = watch
         texts = self._reader.read_texts()
         is_other = np.ones(len(self._reader), np.bool_)
         is_other[texts.rows] = False
@@ -202,7 +204,9 @@ class RowRenderer:
         parts = [RenderedDocuments.of(self._rendered), *more] if self._rendered else more
         self._rendered, self._num_bytes = [], 0
         if parts:
-            yield RenderedDocuments.join(parts)
+            documents = RenderedDocuments.join(parts)
+            self._watch.lap("render")
+            yield documents
 
     def _get_counts(self, renderer: Renderer) -> RowCounts:
         """Return the counts of rows with these arguments."""
