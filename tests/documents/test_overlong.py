@@ -69,14 +69,13 @@ def slow_error(documents: list[Document], seq_len: int) -> list[Document]:
 
 
 def slow_split(documents: list[Document], seq_len: int) -> list[Document]:
-    too_long = [
-        (document.row, turn.message)
-        for document in documents
-        for turn in document.turns
-        if turn.end > seq_len
-    ]
-    rendered = [render_some_suffixes(*turn) for turn in too_long]
-    suffixes = [as_documents(batch)[0] for batch in rendered if batch is not None]
+    suffixes = []
+    for row, turn in turns_of(documents):
+        rendered = render_some_suffixes(row, turn.message) if turn.end > seq_len else None
+        if rendered is not None:
+            (document,) = as_documents(rendered)
+            turns = [replace(each, units=turn.units) for each in document.turns]
+            suffixes.append(replace(document, turns=turns))
     return slow_turns(documents, seq_len) + suffixes
 
 
