@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mtpack.counts import Counts
 from mtpack.input.dialogue import Dialogue, Reason, Reject
 from mtpack.input.files import InputFile
+from mtpack.input.plain_text import KEY as TEXT_ROLE
 from mtpack.options import PackOptions, flag
 from mtpack.token_batch import Int32
 
@@ -23,6 +24,8 @@ class EmptySplit:
     """Accepted rows whose assistant messages all carry no loss."""
     needed_seq_len: int | None = None
     """The smallest sequence length with which a turn would be packed; None if none would be."""
+    blank_texts: int = 0
+    """Accepted rows of plain text that hold nothing but white space."""
 
     def __add__(self, other: EmptySplit) -> EmptySplit:
         needed = (self.needed_seq_len, other.needed_seq_len)
@@ -30,6 +33,7 @@ class EmptySplit:
             self.rows_without_answer + other.rows_without_answer,
             self.rows_switched_off + other.rows_switched_off,
             min((length for length in needed if length is not None), default=None),
+            self.blank_texts + other.blank_texts,
         )
 
 
@@ -42,14 +46,17 @@ def describe_empty_split(
     (rows,). needed_seq_len: as in `EmptySplit`.
     """
     num_without_turn = int((row_turns == 0).sum())
-    num_without_answer = 0
+    num_without_answer = num_blank = 0
     if num_without_turn:
-        num_without_answer = sum(
-            isinstance(row, Dialogue) and "assistant" not in row.roles
+        roles = [
+            row.roles
             for row, turns in zip(rows, row_turns.tolist(), strict=True)
-            if turns == 0
-        )
-    return EmptySplit(num_without_answer, num_without_turn - num_without_answer, needed_seq_len)
+            if turns == 0 and isinstance(row, Dialogue)
+        ]
+        num_blank = roles.count((TEXT_ROLE,))
+        num_without_answer = sum("assistant" not in each for each in roles) - num_blank
+    num_switched_off = num_without_turn - num_without_answer - num_blank
+    return EmptySplit(num_without_answer, num_switched_off, needed_seq_len, num_blank)
 
 
 class _Cause(NamedTuple):
@@ -59,6 +66,9 @@ class _Cause(NamedTuple):
     """The number of rows that it concerns."""
     text: str
     remedy: str
+
+
+_BLANK_TEXTS = "all texts are blank", "give files with text"
 
 
 def explain_empty_run(
@@ -80,6 +90,7 @@ def explain_empty_run(
         for cause in (
             _explain_rejects(options, counts, found, first_reject),
             _explain_missing_answers(counts, found),
+            _Cause(found.blank_texts, *_BLANK_TEXTS),
             _explain_switches(counts, found),
             _explain_dropped_turns(options, counts, found),
         )

@@ -79,6 +79,11 @@ def test_a_blank_text_is_dropped_and_counted(tmp_path):
     assert report.tally.rows_packed == 1
 
 
+def test_a_run_on_blank_texts_says_so(tmp_path):
+    with pytest.raises(InputError, match="nothing to pack: all texts are blank\ngive files"):
+        pack(tmp_path, [" "])
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
