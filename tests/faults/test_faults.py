@@ -3,7 +3,7 @@
 A shim counts the calls of a run and its workers that change files (open for writing, write, fsync,
 rename, unlink, mkdir) and makes one of them fail: machine.py has the modes, points.py what must
 hold after each. By default a few calls are tried. `--full` tries eight of every mode and scenario,
-`-m slow` each call: 6,100 of them, about half an hour with `-n 2` on two free cores.
+`-m slow` each call: 7,000 of them, about three quarters of an hour with `-n 2` on two free cores.
 """
 
 import sys
