@@ -22,10 +22,8 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
-
-# See `template/tracing/text_plans.py`.
-from pyarrow._compute import SetLookupOptions, call_function
 
 from mtpack.input.dialogue import ROLES
 from mtpack.input.row_keys import MEANINGFUL_KEYS
@@ -201,7 +199,7 @@ def _get_values(column: pa.Array, dtype: type) -> Any:
 def _encode_roles(messages: pa.StructArray) -> tuple[Any, Bools]:
     """Return the codes of the roles, and which messages have a known one and a text."""
     roles, contents = messages.field(0), messages.field(1)
-    codes = call_function("index_in", [roles], SetLookupOptions(value_set=_ROLES))
+    codes = pc.index_in(roles, value_set=_ROLES)
     known = _is_valid(codes) & _is_valid(contents) & _is_valid(messages)
     return np.where(known, _get_values(codes, np.int32), 0).astype(np.uint8), known
 

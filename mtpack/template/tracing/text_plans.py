@@ -14,9 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-
-# `pyarrow.compute` takes 40 ms to import: it makes a function with documentation for each of these.
-from pyarrow._compute import TakeOptions, call_function
+import pyarrow.compute as pc
 
 from mtpack.input.text_rows import TextRows, Texts
 from mtpack.template.rendered_dialogue import RenderedDialogue, TurnLayout, place_layouts
@@ -139,7 +137,7 @@ def fill_plans(plans: Sequence[TextPlan], chosen: Int64, rows: TextRows) -> Rend
     codes = np.where(is_content, literals[-1] + first_messages - 1 - codes, codes)
     texts = pa.concat_arrays([*(plan.literals for plan in plans), rows.contents.array])
     indices = pa.Array.from_buffers(pa.int64(), len(codes), [None, pa.py_buffer(codes)])
-    filled = call_function("take", [texts, indices], TakeOptions(boundscheck=False))
+    filled = pc.take(texts, indices, boundscheck=False)
     offsets = np.frombuffer(filled.buffers()[1], np.int32)[: len(codes) + 1].astype(np.int64)
     before = offsets_from_lengths(np.diff(offsets)[is_content])
     first_slots = offsets_from_lengths(is_content.astype(np.int64))[first_pieces[:-1]]
