@@ -22,7 +22,9 @@ class RowDefaults:
         if self.system is not None and SYSTEM_ROLES.isdisjoint(dialogue.roles):
             message = {"role": "system", "content": self.system}
             untrained = [index + 1 for index in dialogue.untrained]
+            units = {index + 1: units for index, units in (dialogue.turn_units or {}).items()}
             dialogue = dialogue.with_messages([message, *dialogue.messages], untrained)
+            dialogue = dialogue._replace(turn_units=units or None)
         if self.template_args is not None:
             args = {**self.template_args, **(dialogue.template_args or {})}
             dialogue = dialogue._replace(template_args=args)

@@ -19,6 +19,7 @@ from mtpack.recipe.values import (
     read_text,
     read_texts,
     read_variables,
+    read_weight,
     refuse_value,
 )
 
@@ -56,7 +57,7 @@ class Source:
     """The system message of rows that have none."""
     template_args: Mapping[str, Any] | None = _key(read_variables)
     """Variables of the chat template, for rows that do not set them."""
-    weight: float = _key(read_positive, 1.0)
+    weight: float = _key(read_weight, 1.0)
     """What the weight of each turn is multiplied with."""
     share: float | None = _key(read_share)
     """The share of the mix."""
@@ -93,6 +94,11 @@ class Source:
                 f'{where}: messages-key has no meaning with format = "{row_format}"; '
                 "leave one of them out"
             )
+        if self.weight != 1 and not options.turn_weights:
+            raise SetupError(
+                f"{where}: weight has no meaning without turn-weights = true (--turn-weights); "
+                "leave it out, or add that"
+            )
         if row_format == TEXT:
             for key, value in (("system", self.system), ("template-args", self.template_args)):
                 if value is not None:
@@ -123,6 +129,8 @@ class Source:
             found["system"] = self.system
         if self.template_args is not None:
             found["template_args"] = self.template_args
+        if self.weight != 1:
+            found["weight"] = self.weight
         return json.dumps(found, sort_keys=True) if found else ""
 
 

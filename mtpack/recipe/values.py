@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from mtpack.errors import SetupError
+from mtpack.token_batch import WEIGHT_UNITS
+from mtpack.turn_weight import MAX_WEIGHT
 
 _Table = TypeVar("_Table")
 _MOST_LISTED = 12
@@ -107,6 +109,13 @@ def read_positive(where: str, value: Any) -> float:
     """Return a number above 0; raise SetupError."""
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise refuse_value(where, "a number above 0", value)
+    return float(value)
+
+
+def read_weight(where: str, value: Any) -> float:
+    """Return a weight that is a multiple of 1/1024, once rounded; raise SetupError."""
+    if type(value) not in (int, float) or not 1 / WEIGHT_UNITS <= value <= MAX_WEIGHT:
+        raise refuse_value(where, f"a number from 1/{WEIGHT_UNITS} to {MAX_WEIGHT:,}", value)
     return float(value)
 
 

@@ -78,6 +78,7 @@ def test_every_option_is_a_key(folder, option):
 def test_every_key_of_a_source_is_read(folder):
     recipe = load("""
 split = "train"
+turn-weights = true
 [[source]]
 path = ["../a.jsonl", "../*.parquet", "s3://bucket/rows.jsonl", "-", "/data"]
 name = "first"
@@ -175,7 +176,10 @@ BAD = [
             ("share = 0", "share: must be a number above 0 and at most 1, found 0"),
             ("max-rows = 0", "max-rows: must be an integer of at least 1, found 0"),
             ("max-rows = 1.5", "max-rows: must be an integer of at least 1, found 1.5"),
-            ("weight = true", "weight: must be a number above 0, found true"),
+            ("weight = true", "weight: must be a number from 1/1024 to 16,384, found true"),
+            ("weight = 0.0005", "weight: must be a number from 1/1024 to 16,384, found 0.0005"),
+            ("weight = 16385", "weight: must be a number from 1/1024 to 16,384, found 16385"),
+            ("weight = 2", "weight has no meaning without turn-weights = true (--turn-weights)"),
             ("system = 1", "system: must be text, found 1"),
             ("template-args = 1", "template-args: must be a table, found 1"),
             ("template-args = { messages = 1 }", "template-args: 'messages' can't be set; remove"),

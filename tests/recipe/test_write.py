@@ -35,7 +35,7 @@ sources = st.builds(
     system=st.none() | texts,
     template_args=st.none()
     | st.dictionaries(st.sampled_from(["mode", "day", "x1"]), json_values, min_size=1),
-    weight=numbers,
+    weight=st.floats(1 / 1024, 16384),
     share=st.none() | st.floats(1e-6, 1),
 )
 options = st.builds(
@@ -44,6 +44,7 @@ options = st.builds(
     template_arg=st.lists(st.builds("x={}".format, texts), max_size=2).map(tuple),
     overlong=st.sampled_from(["turns", "split"]),
     overwrite=st.booleans(),
+    turn_weights=st.just(True),
     workers=st.integers(0, 3),
 )
 recipes = st.builds(

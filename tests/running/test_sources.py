@@ -101,6 +101,27 @@ def test_what_a_source_says_is_as_if_its_rows_said_it(mixed):
     assert contents("by_source") == contents("by_row")
 
 
+def test_the_weight_of_a_source_multiplies_those_of_its_messages():
+    rows = make_rows("a", 4)
+    rows[1]["messages"][1]["weight"] = 0.25
+    path = write("a.jsonl", rows)
+    plain = write("plain.jsonl", make_rows("b", 2))
+    texts = write("texts.jsonl", [{"text": "Some words."}])
+    sources = [
+        {"path": path, "weight": 0.5, "system": "Be brief."},
+        {"path": plain, "weight": 3},
+        {"path": texts, "weight": 2, "format": "text"},
+    ]
+    pack(sources, "packed", turn_weights=True)
+    shards = mtpack.open_shards("packed")
+    weights = {}
+    for row in shards:
+        dialogues = row["dialogue_ids"][row["dialogue_ids"] >= 0].tolist()  # each has one turn
+        weights |= dict(zip(dialogues, row["turn_weights"].tolist(), strict=True))
+    assert weights == {0: 0.5, 1: 0.125, 2: 0.5, 3: 0.5, 4: 3, 5: 3, 6: 2}
+    assert check_structure(shards).violation is None
+
+
 def test_one_source_without_a_name_is_the_input_of_the_command():
     path = write("a.jsonl", make_rows("a", 20))
     pack([{"path": path}], "recipe")
