@@ -32,9 +32,9 @@ CALLS = (
     *("Tokenizer.from_str", "Tokenizer.to_str", "Tokenizer.decode", "Tokenizer.decoder"),
     *("Tokenizer.encode", "Tokenizer.encode_batch", "Tokenizer.encode_batch_fast"),
     *("Tokenizer.add_tokens", "Tokenizer.get_added_tokens_decoder", "Tokenizer.get_vocab"),
-    *("Tokenizer.get_vocab_size", "Tokenizer.id_to_token", "Tokenizer.token_to_id"),
+    *("Tokenizer.id_to_token", "Tokenizer.token_to_id"),
     *("Tokenizer.model", "Tokenizer.normalizer", "Tokenizer.pre_tokenizer"),
-    "Tokenizer.post_processor",
+    *("Tokenizer.post_processor", "Tokenizer.truncation", "Tokenizer.padding"),
 )
 """What mtpack uses of `tokenizers`."""
 

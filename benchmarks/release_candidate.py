@@ -378,7 +378,7 @@ def main(
 def build_case(tokenizer: LoadedTokenizer, data: list[str], folder: Path) -> Case:
     """Return a tokenizer with the texts of the data and adversarial ones."""
     contents = [token.content for token in tokenizer.added_tokens.tokens]
-    probe = build_probe_texts(tokenizer.added_tokens, [])
+    probe = build_probe_texts(tokenizer.added_tokens)
     return Case(tokenizer, data, [*probe, *hostile_texts(_RANDOM_TEXTS, contents)], folder)
 
 

@@ -19,10 +19,16 @@ from mtpack.running.document_file import (
     save_batch,
 )
 from mtpack.shards.atomic_file import atomic_file, nameless_file
-from tests.support.strategies import as_batch, as_documents, assert_same_batch, token_batches
+from tests.support.strategies import (
+    as_batch,
+    as_documents,
+    assert_same_batch,
+    batches_of_a_run,
+    token_batches,
+)
 
 
-@given(st.data(), st.lists(token_batches(min_documents=1), max_size=3))
+@given(st.data(), batches_of_a_run())
 def test_any_documents_of_any_files_are_read_as_they_were_written(data, batches):
     first_rows = [int(batch.document_rows[0]) - data.draw(st.integers(0, 5)) for batch in batches]
     with TemporaryDirectory() as folder:

@@ -26,22 +26,33 @@ from mtpack.running.plan_task import PlanTask, run_plan_task
 from mtpack.running.shard_task import ShardTask, run_shard_task
 from mtpack.running.split_record import SplitRecord
 from mtpack.running.windows import StaleWindowError, Windows
-from mtpack.shards.arrow import sequences_per_batch, sequences_per_shard, write_shard
+from mtpack.shards.arrow import (
+    ShardMetadata,
+    sequences_per_batch,
+    sequences_per_shard,
+    write_shard,
+)
 from mtpack.shards.dataset import OpenShard, open_shards
 from mtpack.shards.manifest import ShardRecord
 from mtpack.token_batch import TokenBatch, concatenate
 from tests.conftest import examples
-from tests.packing.test_columns import lay_out
+from tests.packing.test_columns import EXTRA_COLUMNS, lay_out
 from tests.support.builders import metadata_of
-from tests.support.strategies import Document, Turn, as_batch, as_documents, token_batches
+from tests.support.strategies import Document, Turn, as_batch, as_documents, batches_of_a_run
 
 BATCH = as_batch([Document(0, [5, 6, 7], [Turn(1, 0, [(1, 3)])]), Document(0, [8, 9], [])])
 
 
 def pipeline_of(options: PackOptions) -> Any:
     """Return the part of a pipeline that writing needs."""
-    metadata = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len)
-    return SimpleNamespace(options=options, shard_metadata=metadata, heartbeat=Heartbeat())
+    return SimpleNamespace(
+        options=options, shard_metadata=layout_of(options), heartbeat=Heartbeat()
+    )
+
+
+def layout_of(options: PackOptions) -> ShardMetadata:
+    layout = options.label_alignment, options.pad_documents_to, options.seq_len
+    return metadata_of(*layout, extra_columns=EXTRA_COLUMNS)
 
 
 def split_of(file: Path, batch: TokenBatch, first_row: int = 0) -> SplitRecord:
@@ -309,7 +320,7 @@ def test_a_shard_is_a_64th_of_all_sequences_within_bounds():
 
 
 @settings(max_examples=examples(50))
-@given(st.data(), st.lists(token_batches(min_documents=1), min_size=1, max_size=3))
+@given(st.data(), batches_of_a_run(min_size=1))
 def test_shards_are_as_simple_loops_lay_them_out(data, batches):
     options = PackOptions(
         seq_len=128,
@@ -337,7 +348,7 @@ def test_shards_and_record_batches_continue_where_the_previous_ones_end(
 
 def assert_as_laid_out_by_loops(batches: list[TokenBatch], options: PackOptions) -> list[OpenShard]:
     """Plan and write splits, compare the shards with `lay_out` of the same plan, return them."""
-    layout = metadata_of(options.label_alignment, options.pad_documents_to, options.seq_len)
+    layout = layout_of(options)
     with TemporaryDirectory() as folder:
         splits = [
             split_of(Path(folder, str(number)), batch, int(batch.document_rows[0]))

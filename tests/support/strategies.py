@@ -188,3 +188,10 @@ def strings_in(value):
     for key, inner in value.items() if isinstance(value, dict) else []:
         yield key
         yield from strings_in(inner)
+
+
+@st.composite
+def batches_of_a_run(draw, min_size: int = 0) -> list[TokenBatch]:
+    """Draw the batches of up to three splits of a run: all have weights of turns, or none."""
+    batches = token_batches(min_documents=1, has_weights=draw(st.booleans()))
+    return draw(st.lists(batches, min_size=min_size, max_size=3))
