@@ -36,15 +36,14 @@ def show_sources(sources: Sequence[SourceRecord], console: Console) -> None:
 def show_sources_briefly(sources: Sequence[SourceRecord], console: Console) -> None:
     """Print what is packed of each source, and its shares of the gradient, if there are several."""
     if len(sources) > 1:
-        print_heading("Sources, and their share of the gradient under three means", console)
-        table = make_table("left", *_numbers(6))
-        means = ("turn mean", "token", "dialogue")
-        table.add_row(*make_heads("source", "dialogues", "turns", "tokens", *means))
-        totals = [sum(each) for each in zip(*map(_list_weights, sources), strict=True)]
-        for source in sources:
+        weights = _list_weights(sources)
+        print_heading("Sources, and their share of the gradient", console)
+        table = make_table("left", *_numbers(3 + len(weights)))
+        table.add_row(*make_heads("source", "dialogues", "turns", "tokens", *weights))
+        for number, source in enumerate(sources):
             counts = source.counts
             numbers = counts.rows_packed, counts.turns_packed, counts.tokens
-            shares = _divide(_list_weights(source)[1:], totals[1:])
+            shares = [_divide(each, number) for each in weights.values()]
             table.add_row(_show_name(source), *map(_shorten, numbers), *shares)
         console.print(indent(table))
 
@@ -66,25 +65,33 @@ def _build_counts_table(sources: Sequence[SourceRecord]) -> Table:
 
 
 def _build_shares_table(sources: Sequence[SourceRecord]) -> Table:
-    table = make_table("left", *_numbers(4))
-    table.add_row(*make_heads("source", "tokens", "turn mean", "token mean", "dialogue mean"))
-    totals = [sum(each) for each in zip(*map(_list_weights, sources), strict=True)]
-    for source in sources:
-        table.add_row(_show_name(source), *_divide(_list_weights(source), totals))
+    shown = {"tokens": [source.counts.tokens for source in sources], **_list_weights(sources)}
+    table = make_table("left", *_numbers(len(shown)))
+    table.add_row(*make_heads("source", *shown))
+    for number, source in enumerate(sources):
+        table.add_row(_show_name(source), *(_divide(each, number) for each in shown.values()))
     return table
 
 
-def _list_weights(source: SourceRecord) -> list[int]:
-    """Return the tokens of a source, and its weight under the turn, token and dialogue mean.
+def _list_weights(sources: Sequence[SourceRecord]) -> dict[str, list[int]]:
+    """Return the weight of each source in the loss, by the mean.
 
-    The dialogue mean gives each document the same weight.
+    The dialogue mean gives each document the same weight. Where turns have weights of their own,
+    the counts say only what the turn mean makes of them.
     """
-    counts = source.counts
-    return [counts.tokens, counts.turns_packed, counts.loss_tokens, counts.documents]
+    counts = [source.counts for source in sources]
+    if any(each.weight_units for each in counts):
+        return {"turn mean": [each.weight_units for each in counts]}
+    return {
+        "turn mean": [each.turns_packed for each in counts],
+        "token mean": [each.loss_tokens for each in counts],
+        "dialogue mean": [each.documents for each in counts],
+    }
 
 
-def _divide(parts: Sequence[int], wholes: Sequence[int]) -> list[str]:
-    return [format_percent(part / max(1, whole)) for part, whole in zip(parts, wholes, strict=True)]
+def _divide(parts: Sequence[int], number: int) -> str:
+    """Return the share of one of the parts in their sum."""
+    return format_percent(parts[number] / max(1, sum(parts)))
 
 
 def _numbers(columns: int) -> list[Literal["left", "right"]]:

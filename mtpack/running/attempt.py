@@ -135,9 +135,14 @@ class Attempt:
         self._report_status()
         self._state.counts += self._windows.counts
         for file in self._setup.files:
-            if file.name not in self._files_with_rows:
+            if file.name not in self._files_with_rows and not self._has_all_rows(file.source):
                 self._callbacks.warn(f"{file.name}: holds no rows")
         return self._state
+
+    def _has_all_rows(self, source: int) -> bool:
+        """Return whether a source has as many rows as are read of it, so that some files are not."""
+        most = self._setup.pipeline.sources[source].max_rows
+        return most is not None and self._state.by_source[source].rows_read >= most
 
     def _run_tasks(self, runner: Runner, call_table: reading.TableCall) -> Iterator[_Result]:
         """Yield the results of all tasks. Each has to be added before the next one is asked for."""

@@ -66,6 +66,14 @@ def test_pack_and_inspect_show_each_source_with_its_shares(recipe):
     assert max(map(len, overview.splitlines())) <= 80
 
 
+def test_the_shares_of_sources_follow_the_weights_of_their_turns(recipe):
+    recipe.write_text(f"turn-weights = true\n{recipe.read_text()}weight = 0.5\n")
+    packed = show("pack", "--config", str(recipe), "--quiet")
+    _, shares = cells(packed, "few")
+    assert shares[2:] == ["40.0%"]  # 3 turns of 3 + 9 / 2
+    assert cells(show("inspect", "packed"), "many")[0][-1] == "60.0%"
+
+
 def test_a_run_with_one_source_shows_none(recipe):
     assert "Sources" not in show("pack", "few.jsonl", "--seq-len", "64", "-o", "one", "--quiet")
     assert "Sources" not in show("inspect", "one")
