@@ -140,7 +140,7 @@ class Attempt:
         return self._state
 
     def _has_all_rows(self, source: int) -> bool:
-        """Return whether a source has as many rows as are read of it, so that some files are not."""
+        """Return whether a source has all the rows that are read of it (`max-rows`)."""
         most = self._setup.pipeline.sources[source].max_rows
         return most is not None and self._state.by_source[source].rows_read >= most
 
