@@ -147,4 +147,5 @@ def cut_texts(batch: TokenBatch, seq_len: int) -> TokenBatch:
         span_offsets=one_each,
         span_starts=np.ones(len(documents), np.int32),
         span_ends=ends,
+        turn_units=None if batch.turn_units is None else batch.turn_units[documents],
     )

@@ -122,6 +122,21 @@ def test_the_weight_of_a_source_multiplies_those_of_its_messages():
     assert check_structure(shards).violation is None
 
 
+def test_the_parts_of_a_long_text_have_the_weight_of_their_source():
+    long = write("long.jsonl", [{"text": "one two three " * 200}])
+    short = write("short.jsonl", [{"text": "Some words."}])
+    sources = [{"path": long, "weight": 0.5}, {"path": short, "weight": 2}]
+    pack(sources, "packed", turn_weights=True, format="text", overlong="split")
+    shards = mtpack.open_shards("packed")
+    found: dict[int, set[float]] = {}
+    for row in shards:
+        dialogues = row["dialogue_ids"][row["dialogue_ids"] >= 0].tolist()  # each has one turn
+        for dialogue, weight in zip(dialogues, row["turn_weights"].tolist(), strict=True):
+            found.setdefault(dialogue, set()).add(weight)
+    assert found == {0: {0.5}, 1: {2.0}}
+    assert check_structure(shards).violation is None
+
+
 def test_one_source_without_a_name_is_the_input_of_the_command():
     path = write("a.jsonl", make_rows("a", 20))
     pack([{"path": path}], "recipe")
