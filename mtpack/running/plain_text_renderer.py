@@ -10,17 +10,15 @@ import numpy as np
 
 from mtpack.counts import Counts, limit_names
 from mtpack.documents.overlong import refuse_overlong
-from mtpack.documents.turn_units import TurnUnits
 from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.running.pipeline import Pipeline
 from mtpack.running.row_reader import RowReader
+from mtpack.running.row_renderer import BYTES_PER_BATCH
 from mtpack.running.stopwatch import Stopwatch
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.rendered_documents import RenderedDocuments
-from mtpack.token_batch import Int32, TokenBatch
-
-_CHARS_PER_BATCH = 2**20
+from mtpack.token_batch import Int32
 
 
 class PlainTextRenderer:
@@ -33,8 +31,8 @@ class PlainTextRenderer:
         self._seq_len = pipeline.options.seq_len
         self._overlong = overlong
         self._reader = RowReader(split, pipeline)
-        units = self._reader.source_units
-        self._units = None if units is None else TurnUnits(units)
+        self.units = self._reader.units
+        """As in `RowReader`."""
         self.rejects: list[Reject] = []
         self.row_turns: Int32 = np.full(len(self._reader), -1, np.int32)
         """As in `TokenizedSplit`."""
@@ -55,7 +53,7 @@ class PlainTextRenderer:
             if result.num_turns:
                 rendered.append(result)
                 num_chars += len(result.merged.text)
-            if num_chars >= _CHARS_PER_BATCH:
+            if num_chars >= BYTES_PER_BATCH:
                 watch.lap("read")
                 yield RenderedDocuments.of(rendered)
                 rendered, num_chars = [], 0
@@ -83,7 +81,3 @@ class PlainTextRenderer:
         """Return what nobody reads, and what texts spell."""
         spelling: dict[str, Any] = dict(self._spelling)
         return Counts(never_read=limit_names(self._never_read), **spelling)
-
-    def weigh(self, batch: TokenBatch) -> TokenBatch:
-        """Return the documents of these rows with the weights of their turns, if they have some."""
-        return batch if self._units is None else self._units.weigh(batch)

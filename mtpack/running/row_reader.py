@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 import orjson
 
+from mtpack.documents.turn_units import TurnUnits
 from mtpack.input.dialogue import Dialogue, Origin, Reject, make_dialogue
 from mtpack.input.plain_text import read_plain_text
 from mtpack.input.reading import LINE_LIMIT
@@ -40,8 +41,9 @@ class RowReader:
             keeps_argument_text=pipeline.template.tool_arguments == "text",
             source_weight=self._source.weight if has_weights else None,
         )
-        self.source_units = round_weight(1.0, self._source.weight) if has_weights else None
-        """The weight of a turn whose message has none, in 1/1024; None without weights."""
+        units = TurnUnits(round_weight(1.0, self._source.weight))
+        self.units = units if has_weights else None
+        """The weights of turns, for who reads the rows to add to; None without `--turn-weights`."""
 
     def __len__(self) -> int:
         return self._firsts[-1]

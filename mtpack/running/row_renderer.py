@@ -14,7 +14,6 @@ import numpy as np
 from mtpack.counts import Counts
 from mtpack.documents.control_tokens import Renderer
 from mtpack.documents.overlong import refuse_overlong
-from mtpack.documents.turn_units import TurnUnits
 from mtpack.input.dialogue import Dialogue, Reject
 from mtpack.input.splits import Split
 from mtpack.input.text_rows import TextRows
@@ -30,7 +29,7 @@ from mtpack.template.message_forms import TEXT_ARGUMENTS, find_forms
 from mtpack.template.rendered_dialogue import RenderedDialogue
 from mtpack.template.rendered_documents import RenderedDocuments
 from mtpack.template.tracing.planned_rows import PlannedRows
-from mtpack.token_batch import Bools, Int32, TokenBatch
+from mtpack.token_batch import Bools, Int32
 
 # Texts per call of the encoder. Documents of single turns repeat their prefixes, so even a small
 # split can make a lot of text.
@@ -60,9 +59,8 @@ class RowRenderer:
         """The counts of rows with arguments, by the template that probes ask for them."""
         self._variants_total: Counts | None = None
         """The sum of those that were dropped."""
-        units = self._reader.source_units
-        self._units = None if units is None else TurnUnits(units)
-        """The weights of turns; None without `--turn-weights`."""
+        self.units = self._reader.units
+        """As in `RowReader`."""
         self._watch = Stopwatch()
         self._rendered: list[RenderedDialogue] = []
         self._num_bytes = 0
@@ -107,13 +105,7 @@ class RowRenderer:
         """Return the counts of the accepted rows and their messages."""
         self._drop_variants()
         counts = self._counts.count()
-        if self._variants_total:
-            counts += self._variants_total
-        return counts if self._units is None else counts + self._units.count()
-
-    def weigh(self, batch: TokenBatch) -> TokenBatch:
-        """Return the documents of these rows with the weights of their turns, if they have some."""
-        return batch if self._units is None else self._units.weigh(batch)
+        return counts + self._variants_total if self._variants_total else counts
 
     def _render_other(self, dialogue: Dialogue) -> Iterator[RenderedDocuments]:
         """Render a dialogue that is not in columns and, unless it is rejected, count it."""
@@ -146,8 +138,8 @@ class RowRenderer:
             self.rejects.append(rendered)
             return False
         self.row_turns[dialogue.row] = rendered.num_turns
-        if self._units is not None:
-            self._units.add(dialogue)
+        if self.units is not None:
+            self.units.add(dialogue)
         self._rendered.append(rendered)
         self._num_bytes += _num_chars(rendered)
         return True

@@ -63,13 +63,16 @@ def tokenize(
         watch.lap("tokenize")
     pipeline.heartbeat.begin(f"trying the chat template of {pipeline.template_source}")
     counts += replace(rows.count(), nulls_dropped=split.count_dropped_nulls())
+    joined = _join_batches(batches)
+    if rows.units is not None:
+        joined, counts = rows.units.weigh(joined), counts + rows.units.count()
     pipeline.heartbeat.end()
     made = pipeline.count_fast_paths() - before
     is_fast = {REPLAY: made["replayed"] > 0, FASTOKENS: encoder.engine.name == FASTOKENS}
     num_rendered = 0 if is_text else len(rows.row_turns) - len(rows.rejects) - made["replayed"]
     watch.lap("render")
     return TokenizedSplit(
-        batch=rows.weigh(_join_batches(batches)),
+        batch=joined,
         row_turns=rows.row_turns,
         rejects=sorted(rows.rejects, key=lambda reject: reject.row),
         counts=counts,
