@@ -163,22 +163,22 @@ def pack(
     if not inputs and config is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
     os.environ.update(SINGLE_THREAD_ENV | os.environ)  # before numpy is imported
-    from mtpack.recipe.load import load_recipe
     from mtpack.report.progress import show_progress
     from mtpack.running.callbacks import Callbacks
     from mtpack.running.pack import PackRun
+    from mtpack.running.run_inputs import load_run
     from mtpack.shards.work_area import find_last_file
 
     if dry_run:
         _try_pack(inputs, as_json=as_json, quiet=quiet, config=config, **given)
         return
-    chosen = load_recipe(config, inputs, given).options
-    EXIT_SIGNALS.expect(str(find_last_file(chosen.output, chosen.work_dir)))
+    recipe = load_run(inputs, config, given)
+    EXIT_SIGNALS.expect(str(find_last_file(recipe.options.output, recipe.options.work_dir)))
     shown = nullcontext(Callbacks()) if quiet else show_progress(shows_stages=not as_json)
     with shown as callbacks:
         if not as_json:
             callbacks = replace(callbacks, status=_load_report_meanwhile(callbacks.status))
-        run = PackRun(inputs, callbacks, config, given)
+        run = PackRun(recipe, callbacks)
         report = run.pack()
     _loaded.append(run)
     if as_json:

@@ -27,6 +27,7 @@ _UNCHANGED = (
     b"mtpack: interrupted; the output is incomplete, the earlier one is still there: " + _ENDS
 )
 _WRITES_NOTHING = b"mtpack: interrupted\n"
+_WITHOUT_OUTPUT = frozenset(("--dry-run", "--print-config"))  # options of `pack`
 _SHOW_CURSOR = b"\x1b[?25h\n"  # a status line hides it; the line does not follow a progress bar
 _SECONDS_TO_END = 1.0
 
@@ -49,7 +50,8 @@ class ExitSignals:
 
         The arguments say what the command is, since nothing that parses them is loaded yet.
         """
-        self._writes_output = sys.argv[1:2] == ["pack"] and "--dry-run" not in sys.argv
+        is_pack = sys.argv[1:2] == ["pack"]
+        self._writes_output = is_pack and _WITHOUT_OUTPUT.isdisjoint(sys.argv)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._end)

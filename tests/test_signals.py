@@ -248,6 +248,7 @@ def test_the_second_signal_ends_a_command_that_cannot_print_the_line(command):
         ("inspect", "packed"),
         ("verify", "packed"),
         ("pack", "rows.jsonl", "--dry-run"),
+        ("pack", "rows.jsonl", "--print-config"),
         ("--help",),
     ],
     ids=" ".join,

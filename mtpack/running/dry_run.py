@@ -27,7 +27,7 @@ from mtpack.running.callbacks import Callbacks
 from mtpack.running.format_notices import FormatNotices
 from mtpack.running.pack import prepare_output
 from mtpack.running.pipeline import Pipeline, choose_engine, load_pipeline
-from mtpack.running.run_inputs import InputName, Inputs, resolve_run
+from mtpack.running.run_inputs import InputName, Inputs, find_files, load_run
 from mtpack.running.run_setup import estimate_text_bytes
 from mtpack.running.runner import local_runner
 from mtpack.running.sample import (
@@ -137,7 +137,8 @@ def dry_run(
     A small input is read as a whole. Nothing is written. Raises SetupError if the run could not
     start, and InputError if a file can't be read; bad rows are part of the report.
     """
-    recipe, found = resolve_run(inputs, config, options)
+    recipe = load_run(inputs, config, options)
+    found = find_files(recipe)
     callbacks = callbacks or Callbacks()
     pipeline = load_pipeline(recipe.options, recipe.sources)
     _, warnings = prepare_output(pipeline, callbacks.warn)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -25,6 +25,7 @@ from mtpack.input.input_hashes import InputHashes
 from mtpack.input.reading import read_sources
 from mtpack.options import PackOptions
 from mtpack.recipe.load import Config
+from mtpack.recipe.sources import Recipe
 from mtpack.recipe.write import format_own_recipe
 from mtpack.running.argument_warnings import list_argument_warnings
 from mtpack.running.attempt import Attempt, RunState
@@ -42,9 +43,10 @@ from mtpack.running.pipeline import (
 )
 from mtpack.running.run_inputs import (
     Inputs,
+    find_files,
+    load_run,
     record_sources,
     refuse_empty_files,
-    resolve_run,
 )
 from mtpack.running.run_record import continue_run, identify_run, write_run_record
 from mtpack.running.run_setup import RunSetup, estimate_text_bytes, read_first_rows
@@ -84,7 +86,7 @@ def pack(
     in programs that have threads) they are spawned and load everything themselves. They do not
     import the caller's script.
     """
-    return PackRun(inputs, callbacks or Callbacks(), config, options).pack()
+    return PackRun(load_run(inputs, config, options), callbacks or Callbacks()).pack()
 
 
 def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Output, list[str]]:
@@ -113,15 +115,10 @@ def prepare_output(pipeline: Pipeline, warn: Callable[[str], None]) -> tuple[Out
 class PackRun:
     """One run of `pack`: its recipe, callbacks and stopwatch, and a method for each step."""
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        callbacks: Callbacks,
-        config: Config | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        """Check the options and find the inputs; raise SetupError. The arguments: as of `pack`."""
-        self.recipe, self._names = resolve_run(inputs, config, options)
+    def __init__(self, recipe: Recipe, callbacks: Callbacks) -> None:
+        """Find the inputs; raise SetupError."""
+        self.recipe = recipe
+        self._names = find_files(recipe)
         self.callbacks = callbacks
         self.watch = Stopwatch()
         self.disabled: set[str] = set()

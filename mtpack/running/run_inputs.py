@@ -32,10 +32,8 @@ class InputName(NamedTuple):
     source: int
 
 
-def resolve_run(
-    inputs: Inputs, config: Config | None, options: Mapping[str, Any]
-) -> tuple[Recipe, list[InputName]]:
-    """Return what goes into a run, and its input files in order; raise SetupError."""
+def load_run(inputs: Inputs, config: Config | None, options: Mapping[str, Any]) -> Recipe:
+    """Return what goes into a run; raise SetupError. The arguments: as of `pack`."""
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     recipe = load_recipe(config, [os.fspath(name) for name in names], options)
     refuse_unfinished(recipe)
@@ -44,12 +42,11 @@ def resolve_run(
             f"{recipe.file}: source: is missing; name the files to pack under [[source]], or in "
             "the command"
         )
-    found = _find_files(recipe)
-    _refuse_packed_folders([file.name for file in found])
-    return recipe, found
+    return recipe
 
 
-def _find_files(recipe: Recipe) -> list[InputName]:
+def find_files(recipe: Recipe) -> list[InputName]:
+    """Return the input files of a run in order; raise SetupError."""
     options, has_several = recipe.options, len(recipe.sources) > 1
     found: list[InputName] = []
     for index, source in enumerate(recipe.sources):
@@ -66,6 +63,7 @@ def _find_files(recipe: Recipe) -> list[InputName]:
             _check_together(options.split, [file.name for file in found])
         except SetupError as error:
             raise SetupError(f"{recipe.file}: {error}") from error
+    _refuse_packed_folders([file.name for file in found])
     return found
 
 

@@ -216,6 +216,15 @@ def test_what_is_wrong_in_a_recipe_is_named_by_file_and_key(folder, text, said):
     assert not Path("packed").exists()
 
 
+def test_a_recipe_may_be_a_pipe_that_can_be_read_once(folder):
+    reader, writer = os.pipe()
+    os.write(writer, f'[[source]]\npath = "{folder}/a.jsonl"\n'.encode())
+    os.close(writer)
+    result = run("--config", f"/dev/fd/{reader}", "--workers", "1", "-o", "packed", "--quiet")
+    assert result.exit_code == 0, result.output
+    os.close(reader)
+
+
 def test_a_recipe_that_is_not_there_is_named(folder):
     assert "runs/no.toml: can't be read (No such file" in run("--config", "runs/no.toml").stderr
 
