@@ -237,6 +237,7 @@ class PackOptions:
         "Keep nothing of the tokenizer in the user's cache folder, and take nothing from it. The "
         "output does not depend on this option.",
         changes_output=False,
+        recorded=False,
     )
     unit_timeout: int = _option(
         0,

@@ -34,7 +34,7 @@ def round_weight(weight: float, source_weight: float = 1.0) -> int:
 
 
 def format_weight(weight: float) -> str:
-    """Return a weight as people read it; a multiple of 1/1024 is told from all others.
+    """Return a weight as people read it. Different multiples of 1/1024 give different texts.
 
     >>> format_weight(1.0), format_weight(307 / 1024), format_weight(2500.5)
     ('1', '0.2998', '2,500.5')

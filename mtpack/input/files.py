@@ -24,9 +24,8 @@ from mtpack.input.dataset_folders import (
 )
 from mtpack.storage.objects import forget_inputs, list_inputs, open_object, stat_object
 from mtpack.storage.places import is_file, to_place
-from mtpack.storage.urls import is_url, resolve_name
+from mtpack.storage.urls import STANDARD_INPUT, is_url, resolve_name
 
-STANDARD_INPUT = "-"
 _BUFFER_BYTES = 4 * 2**20
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import posixpath
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields, replace
@@ -25,12 +24,11 @@ from mtpack.recipe.values import (
     refuse_value,
 )
 from mtpack.storage.places import read_start, to_place
-from mtpack.storage.urls import is_url, join_url, resolve_name
+from mtpack.storage.urls import STANDARD_INPUT, is_url, join_url, resolve_name
 
 Config = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe: its file, or its keys and values."""
 
-STANDARD_INPUT = "-"
 _SIZE_LIMIT = 16 * 2**20
 _TABLES = ("source", "mix", "validation")
 _OPTIONS = {name_key(option.name): option for option in fields(PackOptions)}
@@ -96,6 +94,8 @@ def _read_config(config: Config) -> tuple[str, str, Mapping[str, Any]]:
         text = read_start(to_place(file), _SIZE_LIMIT)
     except OSError as error:
         raise SetupError(f"{file}: can't be read ({error.strerror})") from error
+    import tomllib  # takes 2 ms, and few runs need it
+
     try:
         tables = tomllib.loads(text.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -129,6 +129,11 @@ def _read_sources(file: str, folder: str, tables: Any, options: PackOptions) -> 
     return tuple(sources)
 
 
+def is_relative(name: str, folder: str) -> bool:
+    """Return whether a name depends on a folder; the working folder is ""."""
+    return bool(folder) and not (name == STANDARD_INPUT or is_url(name) or os.path.isabs(name))
+
+
 def join_folder(folder: str, name: str) -> str:
     """Return a name that is relative to a folder: as a path, a pattern or a URL.
 
@@ -136,7 +141,7 @@ def join_folder(folder: str, name: str) -> str:
     ('data/*.jsonl', 's3://bucket/packed')
     """
     name = resolve_name(name)
-    if not folder or name == STANDARD_INPUT or is_url(name) or os.path.isabs(name):
+    if not is_relative(name, folder):
         return name
     if is_url(folder):
         scheme, _, path = join_url(folder, name).partition("://")

@@ -9,10 +9,10 @@ import datetime
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from mtpack.errors import SetupError
+from mtpack.options import flag
 from mtpack.token_batch import WEIGHT_UNITS
 from mtpack.turn_weight import MAX_WEIGHT
 
@@ -34,13 +34,15 @@ def name_key(field_name: str) -> str:
     >>> name_key("seq_len")
     'seq-len'
     """
-    return field_name.replace("_", "-")
+    return flag(field_name).removeprefix("--")
 
 
 def refuse_unknown_keys(where: str, table: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise SetupError for a key that does not exist, with the nearest one that does."""
     for key in table:
         if key not in known:
+            from difflib import get_close_matches  # takes 1 ms, and few runs need it
+
             nearest = get_close_matches(key, known, n=1)
             if nearest:
                 remedy = f"did you mean {nearest[0]}?"
@@ -168,7 +170,7 @@ def read_table(kind: type[_Table], where: str, table: Any) -> _Table:
         raise refuse_value(where, "a table", table)
     readers = {
         name_key(each.name): each.metadata["read"]
-        for each in fields(kind)  # type: ignore[arg-type]
+        for each in fields(kind)  # type: ignore[arg-type]  # `_Table` is any data class
         if "read" in each.metadata
     }
     refuse_unknown_keys(where, table, readers)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from mtpack.options import PackOptions
-from mtpack.recipe.load import RESOLVERS, STANDARD_INPUT
+from mtpack.recipe.load import RESOLVERS, is_relative
 from mtpack.recipe.sources import Mix, Recipe, Source, Validation
 from mtpack.recipe.values import name_key
 from mtpack.storage.urls import is_url
@@ -86,7 +86,7 @@ def _list_lines(
 
 def _make_relative(name: str, folder: str) -> str:
     """Return a path relative to a folder; of a folder in a store, as an absolute path."""
-    if not folder or name == STANDARD_INPUT or is_url(name) or os.path.isabs(name):
+    if not is_relative(name, folder):
         return name
     return os.path.abspath(name) if is_url(folder) else os.path.relpath(name, folder)
 

@@ -157,7 +157,7 @@ def _explain(trouble: Trouble, count: int) -> tuple[str, str, str]:
     """Return the name of a trouble, what is counted, and what helps."""
     name, reason = trouble
     values: Mapping[str, object] = {name: {reason: count} if reason else count}
-    notices = notices_of(Counts(**values))  # type: ignore[arg-type]
+    notices = notices_of(Counts(**values))  # type: ignore[arg-type]  # the value of a field
     if not notices:
         noun, text = name.partition("_")[0], _REASONS.get(reason, reason)
         return name.replace("_", " "), f"{noun}: {escape_line(text)}", ""

@@ -1,4 +1,4 @@
-"""The sources of a run in the terminal: what became of their rows, and their shares of the loss."""
+"""The sources of a run in the terminal: what happened to their rows, and their loss shares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BILLION = 10**9
 
 
 def show_sources(sources: Sequence[SourceRecord], console: Console) -> None:
-    """Print what became of the rows of each source, and its shares, if there are several."""
+    """Print what happened to the rows of each source, and its shares, if there are several."""
     if len(sources) > 1:
         print_heading("Sources", console)
         console.print(indent(_build_counts_table(sources)))

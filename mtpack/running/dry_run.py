@@ -17,7 +17,7 @@ import numpy as np
 from mtpack.counts import Counts
 from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input.dialogue import Origin, Reject
-from mtpack.input.files import STANDARD_INPUT, InputFile, describe_input
+from mtpack.input.files import InputFile, describe_input
 from mtpack.input.reading import SPLIT_BYTES
 from mtpack.options import PackOptions
 from mtpack.packing.columns import pad_lengths
@@ -48,6 +48,7 @@ from mtpack.running.sample_task import (
 )
 from mtpack.running.table_process import table_process
 from mtpack.shards.arrow import BYTES_PER_TOKEN
+from mtpack.storage.urls import STANDARD_INPUT
 from mtpack.token_batch import Int64
 from mtpack.tokenizer.loading import LoadedTokenizer
 

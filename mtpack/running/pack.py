@@ -17,7 +17,6 @@ from mtpack.counts import RunCounts
 from mtpack.errors import InputError, SetupError
 from mtpack.fast_path import REMEDIES, FastPathFailedError
 from mtpack.input.files import (
-    STANDARD_INPUT,
     InputFile,
     describe_input,
 )
@@ -64,6 +63,7 @@ from mtpack.shards.manifest import (
 from mtpack.shards.output_folder import find_complete_output, refuse_foreign_files
 from mtpack.shards.side_files import write_datasets_files
 from mtpack.shards.work_area import WorkArea, empty_area, find_last_file
+from mtpack.storage.urls import STANDARD_INPUT
 from mtpack.tokenizer.loading import EMBEDDED
 from mtpack.version import __version__
 

@@ -102,7 +102,7 @@ def _refuse_empty_source(recipe: Recipe, index: int) -> InputError:
 
 
 def record_sources(recipe: Recipe, counts: Sequence[Counts]) -> list[SourceRecord]:
-    """Return what became of the rows of each source; raise InputError for one without rows.
+    """Return what happened to the rows of each source; raise InputError for one without rows.
 
     counts: of each source. Returns an empty list if there is only one, and it has no name.
     """

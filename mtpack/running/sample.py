@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import PCG64
 
 from mtpack.errors import InputError
-from mtpack.input.files import STANDARD_INPUT, InputFile
+from mtpack.input.files import InputFile
 from mtpack.input.json_text import LINES, find_layout, read_elements
 from mtpack.input.reading import (
     LINE_LIMIT,
@@ -42,6 +42,7 @@ from mtpack.input.splits import (
     Split,
 )
 from mtpack.input.tables import is_table, read_table
+from mtpack.storage.urls import STANDARD_INPUT
 from mtpack.token_batch import Int64
 
 WHOLE_BYTES = 2 * 2**20

@@ -42,7 +42,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
-    """What became of the rows of a source."""
+    """What happened to the rows of a source."""
 
     name: str
     first_dialogue: int

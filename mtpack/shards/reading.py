@@ -148,6 +148,7 @@ def _read_metadata(path: Path, schema: pa.Schema) -> ShardMetadata:
 
 
 def _is_valid(fields: dict[str, Any]) -> bool:
+    extra = list(fields["extra_columns"])
     lowest = {"seq_len": 2, "pad_documents_to": 1, "pad_id": 0}
     return (
         all(
@@ -156,7 +157,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
         )
         and all(isinstance(fields[name], str) for name in ("tokenizer_sha256", "template_sha256"))
         and fields["label_alignment"] in ALIGNMENTS
-        and list(fields["extra_columns"]) == sorted(EXTRA_TYPES.keys() & fields["extra_columns"])
+        and extra == [name for name in EXTRA_TYPES if name in extra]
         and fields["seq_len"] % fields["pad_documents_to"] == 0
     )
 

@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 from mtpack.errors import SetupError
 
+STANDARD_INPUT = "-"
+"""The name of standard input."""
 EXTRAS = {"s3": "s3", "gs": "gcs", "hf": "hub"}
 """The extra of mtpack that each kind of store needs, by the scheme of its URLs."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)", re.DOTALL)
